@@ -1,0 +1,5 @@
+"""`python -m llamachat` is the `llamachat` command."""
+
+from llamachat.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""One answer in progress: prompt ids in, pieces of text out, and afterwards everything there is to know about it."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llamachat.cache import Cache
+from llamachat.config import SamplingParams
+from llamachat.detokenize import Detokenizer, StopMatcher
+from llamachat.engine import Engine
+from llamachat.events import FinishReason, Stats
+from llamachat.generate import Interrupted, Logits, generate, never, prefill, score
+from llamachat.sample import Sampler, TokenLogprobs
+from llamachat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How to generate: sampling, and when to end."""
+
+    sampling: SamplingParams
+    stop_ids: Collection[int]
+    stop_strings: Sequence[str] = ()
+    max_tokens: int | None = None  # None: to the end of the turn or of the context
+    top_logprobs: int | None = None  # None: no logprobs; K: with K alternatives each
+    score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
+
+
+@dataclass
+class Answer:
+    """Iterate once over the text; the fields fill as it goes and stay right wherever the iteration is left off."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    cache: Cache
+    prompt: list[int]
+    settings: AnswerSettings
+    continues_text: bool = False  # the prompt is text that the answer goes on with (no dialog header between them)
+    interrupted: Callable[[], bool] = never
+    ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
+    stop_id: int | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of ids
+    reason: FinishReason = "interrupt"  # until it ends in another way
+    reused: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        try:
+            logits = self._prefill()
+        except Interrupted:
+            return
+        finally:
+            self.prefill_s = time.perf_counter() - start
+        sampler = Sampler(self.settings.sampling, self.engine.config.vocab_size)
+        sampler.observe_prompt(self.prompt)
+        tokens = generate(
+            self.engine,
+            self.cache,
+            logits,
+            sampler,
+            stop_ids=self.settings.stop_ids,
+            max_tokens=self.settings.max_tokens,
+            top=self.settings.top_logprobs,
+            interrupted=self.interrupted,
+        )
+        detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text)
+        stops = StopMatcher(self.settings.stop_strings)
+        begin = time.perf_counter()
+        for token in tokens:
+            self.decode_s = time.perf_counter() - begin
+            if token.id in self.settings.stop_ids:
+                self.stop_id, self.reason = token.id, "stop"
+                break
+            self.ids.append(token.id)
+            if token.logprobs is not None:
+                self.logprobs.append(token.logprobs)
+            text, stopped = stops.add(detokenizer.add(token.id))
+            if text:
+                yield text
+            if stopped:
+                self.reason = "stop"
+                return
+        else:
+            self.reason = "interrupt" if self.interrupted() else "length"
+        text, stopped = stops.add(detokenizer.finish())
+        text += "" if stopped else stops.finish()
+        if text:
+            yield text
+
+    def _prefill(self) -> Logits:
+        self.reused = self.cache.keep_common_prefix(self.prompt)
+        if self.settings.score_prompt and self.settings.top_logprobs is not None:
+            self.cache.truncate(0)
+            self.reused = 0
+            self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, self.settings.top_logprobs)
+            return logits
+        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted)
+
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+        return Stats(
+            prompt_tokens=len(self.prompt),
+            reused_tokens=self.reused,
+            completion_tokens=len(self.ids) + (self.stop_id is not None),
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            context_used=len(self.cache),
+            context_size=self.cache.size,
+        )

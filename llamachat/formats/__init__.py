@@ -1,0 +1,35 @@
+"""What a checkpoint is, whatever file it comes from: one module a format, each lazy and mapped."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from llamachat.config import LlamaConfig
+from llamachat.tensors import Tensor, TensorInfo
+from llamachat.tokenizer import Tokenizer
+
+
+class Checkpoint(Protocol):
+    """Opened from headers alone; no weight is read before `tensors()` is iterated.
+
+    Tensor names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), matrices are [out, in], and query and key
+    rows are in half-split RoPE order, whatever the file's own conventions. `LlamaConfig.tensor_shapes()` lists them.
+    """
+
+    path: Path
+    config: LlamaConfig
+    sampling: Mapping[str, Any]  # SamplingParams fields that the checkpoint's own metadata sets; may be empty
+    chat_template: str | None  # Jinja source, if the checkpoint has one
+    ignored: tuple[str, ...]  # keys of its metadata that cannot change inference, for --verbose
+
+    def index(self) -> Mapping[str, TensorInfo]:
+        """Canonical name -> shape and stored bytes, from headers."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor once, packed or float, mapped where the file allows. Raises FormatError on damage."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises FormatError when the checkpoint has none."""
+        ...

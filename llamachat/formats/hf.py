@@ -1,0 +1,124 @@
+"""Hugging Face folders: config.json, generation_config.json, safetensors or pickled weights in one file or shards.
+
+Also reads the two kinds of quantized weights that such folders hold: bitsandbytes' (bnb.py) and our own (packed.py).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamachat import config_sources
+from llamachat.config import LlamaConfig
+from llamachat.errors import FormatError
+from llamachat.formats import bnb, packed
+from llamachat.formats.lazy import (
+    LazyCheckpoint,
+    LazyTensor,
+    float_entry,
+    listed,
+    matched,
+    shown,
+)
+from llamachat.formats.pickled import read_pickled
+from llamachat.formats.safetensors_file import read_safetensors
+from llamachat.metadata import read_json, read_text
+from llamachat.tensors import Array
+
+Reader = Callable[[Path], dict[str, Array]]
+WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
+TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
+
+
+def open_hf(folder: Path) -> LazyCheckpoint:
+    """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
+    translated = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    arrays = _weights(folder)
+    config, sampling = _with_generation(folder, translated.config, translated.sampling)
+    config = _with_head(config, arrays)
+    entries = matched(_entries(config, arrays, folder), config, folder)
+    return LazyCheckpoint(folder, config, entries, folder, sampling, translated.ignored, _chat_template(folder))
+
+
+def _with_generation(
+    folder: Path, config: LlamaConfig, sampling: Mapping[str, Any]
+) -> tuple[LlamaConfig, Mapping[str, Any]]:
+    """generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config, sampling
+    raw, where = read_json(path), str(path)
+    eos = dict.fromkeys((*config.eos_token_ids, *config_sources.eos_ids(raw, where)))
+    return replace(config, eos_token_ids=tuple(eos)), {**sampling, **config_sources.generation(raw, where)}
+
+
+def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
+    """A tied model's file may repeat the head: drop the copy, or untie if it differs, as transformers does."""
+    head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
+    if not config.tie_word_embeddings or head is None or embedding is None:
+        return config
+    if head.dtype == embedding.dtype and np.array_equal(head, embedding):
+        del arrays["lm_head.weight"]
+        return config
+    return replace(config, tie_word_embeddings=False)
+
+
+def _entries(config: LlamaConfig, arrays: Mapping[str, Array], folder: Path) -> dict[str, LazyTensor]:
+    if config.quantization is None:
+        return {name: float_entry(name, array) for name, array in arrays.items()}
+    read = bnb.entries if config.quantization.scheme.startswith("bnb-") else packed.entries
+    return read(arrays, str(folder))
+
+
+def _weights(folder: Path) -> dict[str, Array]:
+    """All tensors of the folder, in transformers' order of preference; old files' constant RoPE tables are left out."""
+    for name, read in WEIGHTS:
+        if (folder / name).is_file():
+            arrays = read(folder / name)
+        elif (folder / f"{name}.index.json").is_file():
+            arrays = _sharded(folder, folder / f"{name}.index.json", read)
+        else:
+            continue
+        return {name: array for name, array in arrays.items() if not name.endswith("rotary_emb.inv_freq")}
+    names = " nor ".join(f"{name}[.index.json]" for name, _ in WEIGHTS)
+    raise FormatError(f"{folder} has neither {names}", "there are no weights", "fetch its files again")
+
+
+def _sharded(folder: Path, index: Path, read: Reader) -> dict[str, Array]:
+    listing = read_json(index).get("weight_map")
+    if not isinstance(listing, dict) or not all(isinstance(file, str) for file in listing.values()):
+        raise FormatError(f"{index} has no usable weight_map")
+    arrays: dict[str, Array] = {}
+    for file in sorted(set(listing.values())):
+        shard = read(_shard(folder, file, index))
+        expected = {name for name, home in listing.items() if home == file}
+        if wrong := sorted(expected ^ shard.keys()):
+            raise FormatError(
+                f"{shown(file)} and {index} disagree about {listed(wrong)}", "they do not belong together"
+            )
+        arrays |= shard
+    return arrays
+
+
+def _shard(folder: Path, file: str, index: Path) -> Path:
+    if Path(file).name != file or "\\" in file or "\0" in file:
+        raise FormatError(f"{index} names {shown(file)}", "shards must lie beside their index")
+    if not (folder / file).is_file():
+        raise FormatError(f"{folder} lacks the shard {shown(file)}", "the model is incomplete", "fetch its files again")
+    return folder / file
+
+
+def _chat_template(folder: Path) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's chat_template: one template, or named ones with a "default"."""
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja", TEMPLATE_LIMIT)
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):
+        named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise FormatError(f"chat_template in {path} is a {type(template).__name__}", "a Jinja template is needed")
+    return template

@@ -1,0 +1,132 @@
+"""A checkpoint as a table of tensors that are read when asked for: what the readers of all formats share."""
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llamachat.config import LlamaConfig
+from llamachat.errors import FormatError
+from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
+from llamachat.tokenizer import Tokenizer
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor's shape and stored size, and how to get it."""
+
+    info: TensorInfo
+    read: Callable[[], Tensor]
+
+
+@dataclass
+class LazyCheckpoint:
+    """See formats.Checkpoint, which this is one of."""
+
+    path: Path
+    config: LlamaConfig
+    entries: Mapping[str, LazyTensor]
+    tokenizer_folder: Path
+    sampling: Mapping[str, Any]
+    ignored: tuple[str, ...]
+    chat_template: str | None = None
+
+    def index(self) -> Mapping[str, TensorInfo]:
+        return {name: entry.info for name, entry in self.entries.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, entry.read()) for name, entry in self.entries.items())
+
+    def tokenizer(self) -> Tokenizer:
+        from llamachat.tokenizer import open_folder
+
+        return open_folder(self.tokenizer_folder)
+
+
+def float_entry(name: str, array: Array) -> LazyTensor:
+    """A float array as it lies in its file."""
+    if array.dtype not in FLOATS:
+        raise FormatError(f"tensor {shown(name)} holds {array.dtype}", "it is not a float weight")
+    return LazyTensor(TensorInfo(array.shape, array.nbytes), lambda: FloatTensor(aligned(array)))
+
+
+def aligned(array: Array) -> Array:
+    """The array itself, or a copy if it lies crookedly in its file."""
+    return np.require(array, requirements=["C", "A"])
+
+
+def packing(
+    columns: int, group: int, bits: Literal[4, 8], table: Array | None = None, minimum: bool = False
+) -> QuantTensor:
+    """TensorInfo's packing of a matrix with float32 scales."""
+    codes = np.zeros((0, columns * bits // 8), np.uint8 if bits == 4 else np.int8)
+    scale = np.zeros((0, columns // group), np.float32)
+    return QuantTensor(codes, scale, group, bits, table, scale if minimum else None)
+
+
+def matched(entries: Mapping[str, LazyTensor], config: LlamaConfig, where: Path) -> dict[str, LazyTensor]:
+    """The entries in the model's order. Raises FormatError unless they are exactly the tensors that it has."""
+    if config.num_hidden_layers > len(entries):  # before a list of a billion layers' tensors is made
+        raise FormatError(
+            f"{where} has {len(entries)} tensors for {config.num_hidden_layers} layers", "it is incomplete"
+        )
+    shapes = config.tensor_shapes()
+    if missing := sorted(shapes.keys() - entries.keys()):
+        raise FormatError(f"{where} lacks {listed(missing)}", "the model is incomplete", "fetch its files again")
+    if unknown := sorted(entries.keys() - shapes.keys()):
+        raise FormatError(f"{where} holds {listed(unknown)}", "a Llama of this configuration has no such tensor")
+    for name, shape in shapes.items():
+        if entries[name].info.shape != shape:
+            found = entries[name].info.shape
+            raise FormatError(f"{shown(name)} in {where} is {found}", f"the configuration asks for {shape}")
+    return {name: entries[name] for name in shapes}
+
+
+def tokenizer_home(folder: Path) -> Path:
+    """Where the tokenizer lies: beside the weights, or one folder up, as in releases of several sizes."""
+    up = folder.resolve().parent
+    return up if not (folder / "tokenizer.model").is_file() and (up / "tokenizer.model").is_file() else folder
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, read-only, loaded by the system page by page as they are touched."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise FormatError(f"{path} cannot be read ({error})") from error
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object inside a weights file. Raises FormatError for anything else, and for a key that appears twice."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where} is not valid JSON ({error})", "it is damaged", "fetch it again") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{where} is not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice")
+    return result
+
+
+def shown(name: str) -> str:
+    """A name out of a file, safe and short enough for an error line."""
+    return repr(name if len(name) <= 100 else name[:97] + "...")
+
+
+def listed(names: list[str]) -> str:
+    """A few of the names, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(shown, names[:3])) + rest

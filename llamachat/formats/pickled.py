@@ -1,0 +1,90 @@
+"""Torch's zipped pickles (.pth, .bin), through torch's restricted unpickler and mapped.
+
+A pickle is a program. Before torch sees a file, its archive is checked to be whole and not compressed, and its pickle,
+disassembled but not run, to call nothing but what builds a dictionary of tensors.
+"""
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+from llamachat.errors import FormatError
+from llamachat.formats.lazy import shown
+from llamachat.tensors import Array
+
+PICKLE_LIMIT = 64_000_000  # bytes; a model of 100,000 tensors takes some 20 MB
+STORAGES = ("Float", "Half", "BFloat16", "Byte", "Char", "Int", "Long")
+ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
+    f"torch {kind}Storage" for kind in STORAGES
+}
+OPCODES_WITH_NAMES = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX")
+
+
+def read_pickled(path: Path) -> dict[str, Array]:
+    """Each tensor of a saved state dict by name, mapped, bfloat16 as uint16. Raises FormatError; runs no code."""
+    import torch
+
+    _check_archive(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file drives torch to
+        raise FormatError(f"{path} is not a usable torch checkpoint ({shown(str(error))})") from error
+    if not isinstance(state, dict):
+        raise FormatError(f"{path} holds a {type(state).__name__}", "a dictionary of tensors is needed")
+    return {name: _array(path, name, tensor) for name, tensor in state.items()}
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
+            # the first entry at 0 and no comment: every reader of zips finds the same directory in the file
+            whole = not archive.comment and len({entry.filename for entry in entries}) == len(entries)
+            whole = whole and min((entry.header_offset for entry in entries), default=1) == 0
+            if not whole or len(pickles) != 1 or pickles[0].file_size > PICKLE_LIMIT:
+                raise FormatError(f"{path} is not an archive as torch.save writes it")
+            _check_entries(path, entries)
+            _check_pickle(path, archive.read(pickles[0]))
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise FormatError(
+            f"{path} is not a zipped torch checkpoint ({shown(str(error))})",
+            "it is damaged, or was saved by a torch older than 1.6",
+            "fetch it again, or save it again with a newer torch",
+        ) from error
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    size = path.stat().st_size
+    for entry in entries:
+        stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
+        if not stored or entry.header_offset + entry.file_size > size:
+            raise FormatError(
+                f"{path}: entry {shown(entry.filename)} is compressed or larger than the file", "it is not read"
+            )
+
+
+def _check_pickle(path: Path, program: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(program):
+        calls = opcode.name in OPCODES_WITH_NAMES and argument not in ALLOWED
+        if calls or (opcode.name == "PROTO" and argument != 2):  # torch's own protocol; of others it warns
+            raise FormatError(
+                f"{path} is a pickle that asks for {shown(f'{opcode.name} {argument}')}",
+                "it may run code and was not loaded",
+                "use a safetensors version of this model",
+            )
+
+
+def _array(path: Path, name: object, tensor: object) -> Array:
+    import torch
+
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise FormatError(
+            f"{path} has {shown(str(name))}, a {type(tensor).__name__}", "a dictionary of tensors is needed"
+        )
+    if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():  # strides of 0: small in the file, huge when copied
+        raise FormatError(f"{shown(name)} in {path} is empty, or larger than its bytes", "it is no weight")
+    try:
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+    except RuntimeError as error:  # torch's lazily negated or conjugated tensors
+        raise FormatError(f"{shown(name)} in {path} is of a kind that is not read ({shown(str(error))})") from error

@@ -1,0 +1,89 @@
+"""Ids + engine + cache + sampler -> tokens, one at a time. Knows no text."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamachat.cache import Cache
+from llamachat.engine import Engine
+from llamachat.sample import Sampler, TokenLogprobs, token_logprobs
+
+PREFILL_CHUNK = 512  # tokens a forward: bounds the attention workspace and the wait for an interrupt
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token; `logprobs` when asked for."""
+
+    id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class Interrupted(Exception):
+    """The caller asked to stop between two forwards; the cache holds what was computed."""
+
+
+def never() -> bool:
+    """The default for `interrupted`."""
+    return False
+
+
+def advance(engine: Engine, cache: Cache, ids: list[int], logits: Literal["last", "all"] = "last") -> Logits:
+    """Run ids behind what the cache holds; logits as from Engine.forward. The cache changes only if the engine succeeds."""
+    result = engine.forward(ids, cache.plan(len(ids)), logits)
+    cache.commit(ids)
+    return result
+
+
+def prefill(engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> Logits:
+    """Append ids (at least one) to the cache, in chunks; logits [vocab_size] after the last. Raises Interrupted."""
+    assert ids, "a prefill needs at least one token"
+    cache.require(len(ids))
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        if interrupted():
+            raise Interrupted
+        logits = advance(engine, cache, list(ids[start : start + PREFILL_CHUNK]))
+    return logits
+
+
+def score(engine: Engine, cache: Cache, ids: Sequence[int], top: int) -> tuple[list[TokenLogprobs], Logits]:
+    """A prefill that also gives the logprobs of ids[1:], each given all before it (`top` alternatives)."""
+    assert ids, "a prefill needs at least one token"
+    cache.require(len(ids))
+    scored: list[TokenLogprobs] = []
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        logits = advance(engine, cache, list(ids[start : start + PREFILL_CHUNK]), "all")
+        following = ids[start + 1 : start + 1 + len(logits)]
+        scored += [token_logprobs(row, token, top) for row, token in zip(logits, following, strict=False)]
+    return scored, logits[-1]
+
+
+def generate(
+    engine: Engine,
+    cache: Cache,
+    logits: Logits,
+    sampler: Sampler,
+    *,
+    stop_ids: Collection[int],
+    max_tokens: int | None = None,
+    top: int | None = None,
+    interrupted: Callable[[], bool] = never,
+) -> Iterator[Token]:
+    """Draw tokens after a prefill that gave `logits`, each fed back into the cache before the next is drawn.
+
+    Ends after a stop id (which is yielded), after max_tokens, when the cache is full, or on interruption. The token
+    yielded last is not in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
+    """
+    produced = 0
+    while max_tokens is None or produced < max_tokens:
+        token = sampler.sample(logits)
+        produced += 1
+        yield Token(token, None if top is None else token_logprobs(logits, token, top))
+        if token in stop_ids or produced == max_tokens or not cache.free or interrupted():
+            return
+        logits = advance(engine, cache, [token])

@@ -1,0 +1,203 @@
+"""A path or catalog name -> checkpoint -> a model that is ready to answer."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from llamachat import catalog, fetch, fit
+from llamachat.answer import Answer, AnswerSettings
+from llamachat.cache import Cache
+from llamachat.catalog import ModelEntry
+from llamachat.config import Dtype, KvBits, SamplingParams
+from llamachat.dialog import DialogFormat, choose
+from llamachat.engine import Engine
+from llamachat.errors import FormatError, UsageError
+from llamachat.formats import Checkpoint
+from llamachat.formats.detect import open_checkpoint
+from llamachat.generate import never
+from llamachat.tensors import QuantTensor, Tensor, to_float32
+from llamachat.tokenizer import Tokenizer
+from llamachat.verified import Progress
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class LoadedModel:
+    """Weights, tokenizer, dialog format and defaults of one model, ready to answer."""
+
+    entry: ModelEntry
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    engine: Engine
+    load_s: float
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def system(self) -> str | None:
+        """The catalog's default system prompt."""
+        return self.entry.system
+
+    @cached_property
+    def dialog(self) -> DialogFormat:
+        """Raises UsageError for a model that has no dialog format."""
+        return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
+
+    @cached_property
+    def sampling(self) -> SamplingParams:
+        """The model's own defaults; the catalog's go before the checkpoint's."""
+        own = {key: value for key, value in self.checkpoint.sampling.items() if key != "max_tokens"}
+        return SamplingParams().replace(**{**own, **self.entry.sampling})
+
+    @cached_property
+    def stop_ids(self) -> Collection[int]:
+        """Every id that ends an answer."""
+        return frozenset(self.checkpoint.config.eos_token_ids) | self.tokenizer.eos_ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
+        bos = self.tokenizer.bos_id
+        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
+
+    def token_text(self, token: int) -> str:
+        """One token for people: a control token by its name, part of a character as U+FFFD."""
+        return self._special_names.get(token) or self.tokenizer.token_bytes(token).decode(errors="replace")
+
+    @cached_property
+    def _special_names(self) -> Mapping[int, str]:
+        return {token: name for name, token in self.tokenizer.specials.items()}
+
+    def answer(
+        self,
+        prompt: list[int],
+        settings: AnswerSettings,
+        cache: Cache,
+        interrupted: Callable[[], bool] = never,
+        continues_text: bool = False,
+    ) -> Answer:
+        """The answer to come; iterate it for its text."""
+        return Answer(self.engine, self.tokenizer, cache, prompt, settings, continues_text, interrupted)
+
+    def describe(self) -> dict[str, str]:
+        """Facts for people."""
+        return {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+
+
+def load(
+    name_or_path: str | ModelEntry | None = None,
+    *,
+    ctx_size: int | None = None,
+    kv_bits: int | None = None,
+    device: str = "auto",
+    engine: Literal["auto", "native", "torch"] = "auto",
+    dtype: Dtype | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> LoadedModel:
+    """Find (downloading if need be), check and load a model; None is the catalog's default.
+
+    ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. dtype: "float32" computes with
+    the exact values of the weights. Raises LlamachatError: unknown model, damaged files, or too little memory.
+    """
+    begin = time.perf_counter()
+    entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
+    path = obtain(entry, ctx_size, kv_bits, offline, force, progress)
+    checkpoint = _quantized(open_checkpoint(path), entry)
+    config = checkpoint.config
+    _check_shapes(checkpoint)
+    bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
+    slots = ctx_size or min(entry.context or config.max_position_embeddings, fit.DEFAULT_CONTEXT)
+    if report and checkpoint.ignored:
+        report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
+    tokenizer = checkpoint.tokenizer()
+    ready = _engine(checkpoint, slots, device, dtype, bits, threads, force)
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin)
+
+
+def obtain(
+    entry: ModelEntry,
+    ctx_size: int | None = None,
+    kv_bits: int | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """The model's files, downloaded if they are not here; but not if it is plain that they would not fit in memory."""
+    if fetch.locate(entry) is None and (plan := fit.entry_plan(entry, ctx_size, kv_bits)):
+        fit.check(plan, force)
+    return fetch.fetch(entry, progress or fetch.silent, offline)
+
+
+def _quantized(checkpoint: Checkpoint, entry: ModelEntry) -> Checkpoint:
+    """The checkpoint as the catalog's or its own quant_config wants it; weights that are packed already stay so."""
+    wanted = entry.quant_config or checkpoint.config.quantization
+    if wanted is None or any(info.packing for info in checkpoint.index().values()):
+        return checkpoint
+    from quantize.schemes import Quantized
+
+    return Quantized(checkpoint, wanted)
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    """The headers must name exactly the tensors that the configuration implies."""
+    expected, found = checkpoint.config.tensor_shapes(), checkpoint.index()
+    for name in [*expected, *found]:
+        wanted, got = expected.get(name), found[name].shape if name in found else None
+        if wanted != got:
+            shapes = [f"of shape {list(shape)}" if shape else "missing" for shape in (wanted, got)]
+            raise FormatError(
+                f"{checkpoint.path}: tensor {name} is {shapes[1]}, and by the configuration {shapes[0]}",
+                "the file is damaged or does not belong to its configuration",
+                "fetch it again",
+            )
+
+
+def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, refusing scales and vectors that are not finite: one such number would spoil every answer."""
+    for name, tensor in checkpoint.tensors():
+        parts = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)
+        if isinstance(tensor, QuantTensor) or len(tensor.shape) == 1:
+            for part in parts:
+                if part is not None and not np.isfinite(to_float32(part)).all():
+                    raise FormatError(f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged")
+        yield name, tensor
+
+
+def _engine(
+    checkpoint: Checkpoint,
+    slots: int,
+    device: str,
+    dtype: Dtype | None,
+    kv_bits: int | None,
+    threads: int | None,
+    force: bool,
+) -> Engine:
+    """Planned against the memory there is, then built."""
+    if kv_bits not in (None, *get_args(KvBits)):
+        raise UsageError(f"keys and values of {kv_bits} bits are not known", remedy="--kv-bits takes 8, 16 or 32")
+    from llamachat.engine.torch_engine import TorchEngine, cuda_available, planned_bytes
+
+    if device == "auto":
+        device = "cuda" if cuda_available() else "cpu"
+    if device == "cuda" and not cuda_available():
+        raise UsageError("torch finds no CUDA device", "the model was not loaded", "use --device cpu")
+    config = checkpoint.config
+    bits = cast(KvBits | None, kv_bits)
+    weights, kv = planned_bytes(config, checkpoint.index(), slots=slots, device=device, dtype=dtype, kv_bits=bits)
+    if device == "cpu":
+        fit.check(fit.Plan(weights, kv, fit.WORKSPACE, fit.available_memory(), slots, kv_bits or 16), force)
+    tensors = _checked(checkpoint)
+    return TorchEngine.build(
+        config, tensors, slots=slots, device=device, dtype=dtype, kv_bits=bits, threads=threads
+    )

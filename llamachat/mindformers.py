@@ -1,0 +1,237 @@
+"""MindFormers' LlamaConfig, or a whole MindFormers YAML file -> LlamaConfig and sampling.
+
+Every parameter of MindFormers 1.0 to 2.1 (mindformers/models/llama/llama_config.py and its base class) is either read
+in `translate` or stands in NO_EFFECT with the reason. Absent ones have MindFormers' defaults.
+"""
+
+from collections.abc import Mapping
+from math import log
+from typing import Any
+
+from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams
+from llamachat.config_sources import Translated, feed_forward, head_share
+from llamachat.errors import ConfigError
+from llamachat.metadata import Fields, names, naming
+from llamachat.quant_sources import quantization
+
+NO_EFFECT = {
+    # the cache and the batch: how memory is divided, not what is computed
+    "batch_size": "one dialog at a time",
+    "use_past": "keys and values are always cached",
+    "block_size": "the cache is one piece, sized by the context",
+    "num_blocks": "as block_size",
+    "chunk_prefill": "prompts are always prefilled in chunks",
+    "is_dynamic": "shapes are always dynamic",
+    "parallel_decoding_params": "finds the same tokens sooner",
+    # how weights lie in a MindSpore checkpoint, which other formats have their own way of
+    "qkv_concat": "whether its files hold q, k and v in one matrix",
+    "param_init_type": "the type of weights before any are loaded",
+    "embedding_init_type": "as param_init_type",
+    "init_method_std": "the spread of weights before any are loaded",
+    "checkpoint_name_or_path": "a place; the caller names the files",
+    "pretrained_model_dir": "as checkpoint_name_or_path",
+    "name_or_path": "as checkpoint_name_or_path",
+    # which kernel computes the same
+    "use_flash_attention": "an exact attention kernel",
+    "use_ring_attention": "as use_flash_attention",
+    "use_attn_mask_compression": "how the causal mask is passed to the kernel",
+    "use_eod_attn_mask_compression": "as use_attn_mask_compression",
+    "use_rope_slice": "how the halves of a head are swapped",
+    "fused_rms_norm": "one kernel or several",
+    "rmsnorm_compute_2d": "the shape in which the norm is computed",
+    "llm_backend": "the inference library",
+    "return_hidden_states": "one more output",
+    # many devices
+    "parallel_config": "devices",
+    "parallel_optimizer": "devices",
+    "fine_grain_interleave": "overlap of computing and communicating",
+    "pp_interleave_num": "pipeline stages",
+    "pipeline_stage": "pipeline stages",
+    "offset": "layers per pipeline stage",
+    # training
+    "ignore_token_id": "the label left out of the loss",
+    "calculate_per_token_loss": "the loss",
+    "input_sliced_sig": "the labels",
+    # names and versions
+    "type": "checked to be LlamaConfig",
+    "model_type": "checked to be llama",
+    "architectures": "a name",
+    "tokenizer_class": "the tokenizer comes from its own file",
+    "mindformers_version": "a version",
+    "_commit_hash": "a version",
+    "is_sample_acceleration": "sampling on the device",
+}
+# Of a YAML file, beside model: running, training and its devices.
+YAML_NO_EFFECT = names(
+    """
+    auto_trans_ckpt auto_tune autotune_per_step callbacks context data_size data_skip_steps do_eval eval_callbacks
+    eval_dataset eval_dataset_task eval_epoch_interval eval_step_interval filepath_prefix ignore_data_skip infer
+    init_start_profile layer_decay layer_scale load_checkpoint load_ckpt_format local_rank lr_scale lr_scale_factor
+    lr_schedule metric micro_batch_interleave_num moe_config monitor_config only_save_strategy optimizer output_dir
+    parallel parallel_config predict_batch_size pretrained_model_dir print_separate_loss processor profile
+    profile_communication profile_level profile_memory profile_rank_ids profile_start_step profile_stop_step
+    recompute_config remote_save_url resume_training run_mode runner_config runner_wrapper save_file
+    src_strategy_path_or_dir strategy_load_checkpoint train_dataset train_dataset_task train_precision_sync trainer
+    transform_process_num use_graceful_exit use_legacy use_parallel
+    """
+)
+DTYPES: dict[str, Dtype] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+
+
+def translate(source: Mapping[str, Any], where: str) -> Translated:
+    """From a model_config, or the mapping of a YAML file that has one under `model`. Raises ConfigError."""
+    if "model" not in source:
+        return _model_config(Fields(source, where))
+    file = Fields(source, where)
+    model = file.inside("model")
+    inner = model.inside("model_config") if model else None
+    if model is None or inner is None:
+        raise ConfigError(f"{where} has no model.model_config", "there is no model to build")
+    if arch := model.inside("arch"):
+        arch.choice("type", dict.fromkeys(("LlamaForCausalLM", "ParallelLlamaForCausalLM")))
+    translated = _model_config(inner)
+    if file.get("seed") is not None:
+        translated.sampling["seed"] = file.whole("seed", high=2**32 - 1)
+    model.finish(())
+    return Translated(
+        translated.config, translated.sampling, file.finish(YAML_NO_EFFECT) + translated.ignored, translated.max_length
+    )
+
+
+def _model_config(fields: Fields) -> Translated:
+    fields.choice("type", {"LlamaConfig": None}, "LlamaConfig")
+    fields.choice("model_type", {"llama": None}, "llama")
+    fields.neutral("is_encoder_decoder", False)
+    fields.neutral("pet_config")
+    if moe := fields.inside("moe_config"):
+        moe.neutral("expert_num", 1)
+    hidden, heads = fields.size("hidden_size", "hidden_size", 4096), fields.size("num_heads", "num_attention_heads", 32)
+    sequence = fields.size("seq_length", "max_position_embeddings", 2048)
+    theta, scaling, context = *_rope(fields), fields.size("max_position_embedding", "max_position_embeddings", sequence)
+    with naming(fields.where):
+        config = LlamaConfig(
+            vocab_size=fields.size("vocab_size", "vocab_size", 32000),
+            hidden_size=hidden,
+            intermediate_size=_intermediate_size(fields, hidden),
+            num_hidden_layers=fields.size("num_layers", "num_hidden_layers", 32),
+            num_attention_heads=heads,
+            num_key_value_heads=fields.size("n_kv_heads", "num_key_value_heads", heads),
+            head_dim=head_share(fields, hidden, heads),
+            max_position_embeddings=max(sequence, context),
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            qkv_bias=fields.flag("qkv_has_bias", False),
+            attention_out_bias=fields.flag("attn_proj_has_bias", False),
+            bos_token_id=fields.token("bos_token_id", 1),
+            eos_token_ids=fields.tokens("eos_token_id", 2),
+            pad_token_id=fields.token("pad_token_id", 0),
+            dtypes=_dtypes(fields),
+            quantization=_quantization(fields),
+        )
+    sampling, max_length = _sampling(fields), fields.whole("max_decode_length", 1024, 1)
+    ignored = fields.finish(NO_EFFECT.keys() | {"moe_config"})
+    return Translated(config, sampling, ignored, min(max_length, sequence))
+
+
+def _intermediate_size(fields: Fields, hidden: int) -> int:
+    """As LlamaFeedForward: the multiplier comes before the two thirds, and a hundredth is added to it."""
+    multiplier, width = fields.number("ffn_dim_multiplier", 0), 4 * hidden
+    computed = feed_forward(fields, int(2 * (int((multiplier + 0.01) * width) if multiplier else width) / 3), 256)
+    return fields.size("intermediate_size", "intermediate_size", computed)
+
+
+def _dtypes(fields: Fields) -> Dtypes:
+    return Dtypes(
+        compute=fields.choice("compute_dtype", DTYPES, "float16"),
+        norm=fields.choice("layernorm_compute_type", DTYPES, "float32"),
+        softmax=fields.choice("softmax_compute_type", DTYPES, "float32"),
+        rotary=fields.choice("rotary_dtype", DTYPES, "float32"),
+        residual=fields.choice("residual_dtype", DTYPES) if fields.raw.get("residual_dtype") is not None else None,
+    )
+
+
+def _quantization(fields: Fields) -> Any:
+    """quant_config, or quantization_config or quantization as versions and YAML files call it; at most one of them."""
+    given = [inner for key in ("quant_config", "quantization_config", "quantization") if (inner := fields.inside(key))]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{fields.where} has quant_config under {len(given)} names", "it is not clear which one holds"
+        )
+    return quantization(given[0].raw, given[0].where) if given else None
+
+
+def _sampling(fields: Fields) -> dict[str, Any]:
+    temperature = fields.number("temperature", 1.0)
+    sampling: dict[str, Any] = {
+        "repetition_penalty": fields.number("repetition_penalty", 1.0),
+        "temperature": temperature if fields.flag("do_sample", True) else 0.0,
+        "top_k": fields.whole("top_k", 5),
+        "top_p": fields.number("top_p", 1.0),
+    }
+    with naming(fields.where):
+        SamplingParams(**sampling)
+    return sampling
+
+
+def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from theta, extend_method and scaling_factor, as FreqsMgr computes them."""
+    theta = fields.number("theta", 10000.0)
+    methods = {method: method for method in ("None", "PI", "NTK", "YARN", "DYNAMIC_NTK", "LLAMA3")} | {"linear": "PI"}
+    method = fields.choice("extend_method", methods, "None")
+    fields.get("scaling_factor")
+    with naming(fields.where):
+        match method:
+            case "NTK":  # the base itself grows, with no exponent
+                return theta * _factor(fields), None
+            case "PI":
+                return theta, RopeScaling("linear", _factor(fields))
+            case "YARN":
+                return theta, _yarn(_mapping(fields))
+            case "LLAMA3":
+                return theta, _llama3(_mapping(fields))
+            case "DYNAMIC_NTK":
+                return theta, _dynamic_ntk(fields)
+    return theta, None
+
+
+def _factor(fields: Fields) -> float:
+    """scaling_factor as a number, or as a mapping with nothing but a factor."""
+    if not isinstance(fields.raw.get("scaling_factor"), Mapping):
+        return fields.number("scaling_factor", 1.0)
+    inner = _mapping(fields)
+    factor = inner.number("factor")
+    inner.finish(())
+    return factor
+
+
+def _mapping(fields: Fields) -> Fields:
+    return fields.inside("scaling_factor") or Fields({}, f"{fields.where}: scaling_factor")
+
+
+def _llama3(fields: Fields) -> RopeScaling:
+    factor, original = fields.number("factor"), fields.whole("original_max_position_embeddings", low=1)
+    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    fields.finish(())
+    return RopeScaling("llama3", factor, original, low, high)
+
+
+def _yarn(fields: Fields) -> RopeScaling:
+    """YaRN with MindFormers' scale of cosine and sine: a quotient also where transformers would use another formula."""
+    factor, low, high = fields.number("factor"), fields.number("beta_slow"), fields.number("beta_fast")
+    original = fields.whole("original_max_position_embeddings", low=1)
+    mscale, mscale_all = ((0.1 * fields.number(key) * log(max(factor, 1)) + 1) for key in ("mscale", "mscale_all_dim"))
+    fields.finish(())
+    return RopeScaling("yarn", factor, original, beta_fast=high, beta_slow=low, attention_factor=mscale / mscale_all)
+
+
+def _dynamic_ntk(fields: Fields) -> RopeScaling:
+    """Dynamic NTK with factor 2, unless scaling_factor names a larger one.
+
+    MindFormers raises the base in steps: by 2^ceil(log2(length / context) + 1) - 1 to the power d / (d - 2), which at
+    each power of two is the usual formula with factor 2, in between less smooth; and it leaves cached keys rotated by
+    older bases, so beyond the context its results depend on how the prompt was cut. Up to the context, all is one.
+    """
+    factor = _factor(fields)
+    return RopeScaling("dynamic", factor if factor > 1 else 2.0)

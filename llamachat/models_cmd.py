@@ -1,0 +1,176 @@
+"""`llamachat models list|show|pull|rm`: the catalog, seen and changed from the command line."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from llamachat import fetch, fit
+from llamachat.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
+from llamachat.ui.sanitise import sanitise_line as sanitise
+from llamachat.verified import Progress
+
+models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="A name from `llamachat models list`, hf:owner/repo, or a path.")]
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """All models by name: what they weigh, whether they are here, whether they would fit in memory."""
+    catalog = load_catalog()
+    facts = [_facts(entry) | {"default": name == catalog.default} for name, entry in catalog.entries.items()]
+    if as_json:
+        _print_json(facts)
+        return
+    headers = ("name", "download", "on disk", "fits", "context", "licence")
+    rows = [_row(fact) for fact in facts]
+    if not sys.stdout.isatty():
+        for row in (headers, *rows):
+            typer.echo("\t".join(map(sanitise, row)))
+        return
+    _print_table(headers, rows)
+    _print(f"* default   Your own models go to {user_file()}")
+
+
+@models_app.command("show")
+def show_model(name: Name, as_json: AsJson = False) -> None:
+    """Everything known of a model: source, licence, files, memory plan."""
+    entry = resolve(name)
+    facts = _facts(entry)
+    if as_json:
+        _print_json(facts)
+        return
+    plan = fit.entry_plan(entry)
+    told = {
+        **facts,
+        "download_bytes": fit.size(entry.download_bytes) if entry.download_bytes else None,
+        "disk_bytes": fit.size(facts["disk_bytes"]),
+        "memory": fit.describe(plan) + (": fits" if plan.fits else ": does not fit") if plan else None,
+    }
+    lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {})}
+    _print(*(f"{key.replace('_', ' '):12}  {value}" for key, value in lines.items()))
+
+
+@models_app.command("pull")
+def pull_model(name: Name) -> None:
+    """Fetch a model, or go on with an interrupted fetch; prints where it lies."""
+    entry = resolve(name)
+    plan = fit.entry_plan(entry)
+    if plan and not plan.fits:
+        _note(f"note: {entry.name} needs {fit.describe(plan)}")
+    with shown_progress() as progress:
+        path = fetch.fetch(entry, progress)
+    _print(str(path))
+
+
+@models_app.command("rm")
+def remove_model(name: Name) -> None:
+    """Delete the files that were fetched for a model."""
+    entry = resolve(name)
+    _print(f"{entry.name}: {fit.size(fetch.remove(entry))} freed")
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A bar on standard error, gone when done; where that is no terminal, one line for each step."""
+    if not sys.stderr.isatty():
+        seen: set[str] = set()
+
+        def line(what: str, done: int, total: int | None) -> None:
+            if what not in seen and done != total:
+                _note(what + (f" ({fit.size(total)})" if total else ""))
+            seen.add(what)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def bar(what: str, done: int, total: int | None) -> None:
+            if bars.tasks[0].description != sanitise(what):
+                bars.reset(task, description=sanitise(what))
+            bars.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    """What `show` tells and `--json` prints; sizes in bytes, paths as text."""
+    path, plan = fetch.locate(entry), fit.entry_plan(entry)
+    facts = {key: value for key, value in asdict(entry).items() if key not in ("source", "shape")}
+    return {
+        **facts,
+        "source": _place(entry.source),
+        "params": entry.shape.params if entry.shape else None,
+        "path": str(path) if path else None,
+        "disk_bytes": fetch.disk_usage(entry),
+        "memory": asdict(plan) | {"needed": plan.needed, "fits": plan.fits} if plan else None,
+    }
+
+
+def _place(source: WheelSource | HubSource | LocalPath) -> str:
+    match source:
+        case WheelSource():
+            return f"Python package {source.wheel} {source.version}"
+        case HubSource():
+            return f"hf:{source.hub}" + (f"/{source.file}" if source.file else "") + f"@{source.revision or 'main'}"
+        case LocalPath():
+            return str(source.path)
+
+
+def _row(fact: dict[str, Any]) -> tuple[str, ...]:
+    memory, size = fact["memory"], fact["download_bytes"]
+    return (
+        fact["name"] + (" *" if fact["default"] else ""),
+        fit.size(size) if size else "?",
+        "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
+        "?" if memory is None else "yes" if memory["fits"] else f"needs {fit.size(memory['needed'])}",
+        str(fact["context"] or "?"),
+        (fact["licence"] or "?") + (" (gated)" if fact["gated"] else ""),
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_told(v)}" for key, v in value.items() if v not in (None, ()))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        numeric = header in ("download", "context")
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=header == "name")
+    for row in rows:
+        table.add_row(*(Text(sanitise(cell)) for cell in row))
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        typer.echo(sanitise(line))
+
+
+def _note(line: str) -> None:
+    typer.echo(sanitise(line), err=True)

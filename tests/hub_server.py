@@ -1,0 +1,129 @@
+"""A stand-in for the Hugging Face hub: as much of its API as a download needs, and ways to misbehave."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@dataclass
+class Hub:
+    """One repository, and what the server is to do wrong."""
+
+    repo: str
+    files: dict[str, bytes]
+    url: str = ""
+    gated: bool = False  # files need the token
+    hidden: bool = False  # so does everything
+    token: str = "secret"
+    cut: list[int] = field(default_factory=list)  # the next answers with weights break off after so many bytes
+    flipped: set[str] = field(default_factory=set)  # files whose last byte arrives changed
+    whole_only: bool = False  # ranges are ignored
+    status: int = 0  # answered to everything
+    log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+
+    def sent(self, name: str) -> list[str | None]:
+        """The Range header of each download of this file."""
+        return [span for method, path, span in self.log if method == "GET" and path.endswith(name)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        hub, path = self.hub, self.path.split("?")[0]
+        hub.log.append((self.command, path, self.headers["Range"]))
+        trusted = self.headers["Authorization"] == f"Bearer {hub.token}"
+        api, place = f"/api/models/{hub.repo}", f"/{hub.repo}/resolve/"
+        if hub.status:
+            self.reply(hub.status, b"")
+        elif not path.startswith((api, place)) or (hub.hidden and not trusted):
+            self.reply(401, b"", {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith(api):
+            self.describe(path.removeprefix(api))
+        elif hub.gated and not trusted:
+            self.reply(403 if "Authorization" in self.headers else 401, b"", {"X-Error-Code": "GatedRepo"})
+        else:
+            revision, _, name = path.removeprefix(place).partition("/")
+            self.send_file(revision, name)
+
+    def describe(self, rest: str) -> None:
+        if rest not in ("", "/revision/main", f"/revision/{COMMIT}", f"/tree/{COMMIT}"):
+            self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return
+        facts = [self.facts(name, data) for name, data in self.hub.files.items()]
+        if rest.startswith("/tree"):
+            self.reply(200, json.dumps(facts).encode())
+            return
+        siblings = [
+            {"rfilename": fact["path"], "size": fact["size"], "blobId": fact["oid"]}
+            | ({"lfs": {**fact["lfs"], "sha256": fact["lfs"]["oid"]}} if "lfs" in fact else {})
+            for fact in facts
+        ]
+        self.reply(200, json.dumps({"id": self.hub.repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
+
+    def facts(self, name: str, data: bytes) -> dict[str, Any]:
+        fact: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
+        if is_big(name):
+            fact["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return fact
+
+    def send_file(self, revision: str, name: str) -> None:
+        hub, data = self.hub, self.hub.files.get(name)
+        if data is None or revision not in ("main", COMMIT):
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        etag = hashlib.sha256(data).hexdigest() if is_big(name) else git_sha1(data)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"'}
+        if name in hub.flipped:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        span = None if hub.whole_only else self.headers["Range"]
+        start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
+        if span:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        cut = hub.cut.pop(0) if hub.cut and is_big(name) and self.command == "GET" else None
+        self.reply(206 if span else 200, data[start:], headers, cut)
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+def is_big(name: str) -> bool:
+    return name.endswith((".safetensors", ".gguf"))
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Run the server in a thread; `hub.url` is its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub})) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        yield hub
+        server.shutdown()

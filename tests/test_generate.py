@@ -1,0 +1,106 @@
+"""generate.py: prefill in chunks, tokens one at a time, and a cache that always holds what was run."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamachat import generate as g
+from llamachat.cache import Cache
+from llamachat.config import SamplingParams
+from llamachat.errors import DoesNotFitError
+from llamachat.sample import Sampler
+from engines import HashEngine
+
+GREEDY = SamplingParams(temperature=0)
+prompts = st.lists(st.integers(0, 49), min_size=1, max_size=40)
+
+
+def greedy(engine: HashEngine, ids: list[int], count: int) -> list[int]:
+    """The slow definition: the whole sequence anew for each token."""
+    out: list[int] = []
+    for _ in range(count):
+        out.append(int(engine.row(ids + out).argmax()))
+    return out
+
+
+def run(engine: HashEngine, cache: Cache, ids: list[int], **options: object) -> list[int]:
+    logits = g.prefill(engine, cache, ids[cache.keep_common_prefix(ids) :])
+    sampler = Sampler(GREEDY, engine.config.vocab_size)
+    return [t.id for t in g.generate(engine, cache, logits, sampler, **{"stop_ids": (), "max_tokens": 8, **options})]
+
+
+@given(ids=prompts, chunk=st.integers(1, 50))
+def test_chunked_prefill_and_decode_equal_the_sequence_run_anew(ids: list[int], chunk: int) -> None:
+    engine, cache = HashEngine(), Cache(64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(g, "PREFILL_CHUNK", chunk)
+        out = run(engine, cache, ids)
+    assert out == greedy(engine, ids, 8)
+    assert cache.log == ids + out[:-1]
+    assert max(engine.forwarded) <= chunk
+
+
+@settings(max_examples=50)
+@given(st.lists(prompts, min_size=1, max_size=6))
+def test_a_reused_cache_answers_like_a_fresh_one(dialogs: list[list[int]]) -> None:
+    engine, cache = HashEngine(), Cache(64)
+    for ids in dialogs:
+        assert run(engine, cache, ids) == greedy(engine, ids, 8)
+
+
+def test_only_what_follows_the_common_prefix_is_run_again() -> None:
+    engine, cache = HashEngine(), Cache(64)
+    run(engine, cache, list(range(30)), max_tokens=1)
+    engine.forwarded.clear()
+    run(engine, cache, [*range(28), 40, 41, 42], max_tokens=1)
+    assert engine.forwarded == [3]
+
+
+def test_generation_ends_at_a_stop_id_which_is_yielded_but_not_run() -> None:
+    engine, cache, ids = HashEngine(), Cache(64), [1, 2, 3]
+    expected = greedy(engine, ids, 5)
+    assert expected[4] not in expected[:4]
+    assert run(engine, cache, ids, stop_ids={expected[4]}) == expected
+    assert cache.log == ids + expected[:4]
+
+
+def test_generation_ends_when_the_cache_is_full() -> None:
+    engine, cache = HashEngine(slots=10), Cache(10)
+    assert len(run(engine, cache, [1, 2, 3], max_tokens=None)) == 8
+    assert len(cache) == 10
+
+
+def test_an_interrupt_ends_prefill_and_decode_and_leaves_the_cache_true() -> None:
+    engine, cache, asked = HashEngine(), Cache(64), iter([False, True])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(g.Interrupted):
+        patch.setattr(g, "PREFILL_CHUNK", 4)
+        g.prefill(engine, cache, list(range(12)), lambda: next(asked))
+    assert cache.log == [0, 1, 2, 3]
+    assert len(run(engine, cache, [0, 1, 2, 3, 4], interrupted=lambda: True)) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_any_work() -> None:
+    engine, cache = HashEngine(slots=10), Cache(10)
+    with pytest.raises(DoesNotFitError, match="11 tokens, the context holds 10"):
+        g.prefill(engine, cache, list(range(11)))
+    assert engine.forwarded == []
+
+
+def test_a_failed_forward_leaves_the_cache_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, cache = HashEngine(), Cache(64)
+    g.prefill(engine, cache, [1, 2])
+    monkeypatch.setattr(engine, "forward", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        g.prefill(engine, cache, [3])
+    assert cache.log == [1, 2]
+
+
+@given(ids=prompts, chunk=st.integers(1, 50))
+def test_scores_of_a_prompt_are_those_of_each_prefix(ids: list[int], chunk: int) -> None:
+    engine = HashEngine()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(g, "PREFILL_CHUNK", chunk)
+        scored, logits = g.score(engine, Cache(64), ids, 2)
+    expected = [g.token_logprobs(engine.row(ids[:i]), ids[i], 2) for i in range(1, len(ids))]
+    assert scored == expected
+    assert (logits == engine.row(ids)).all()
