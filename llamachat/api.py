@@ -59,7 +59,7 @@ class Llama:
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Continue each prompt; returns the generated ids (the prompt's first with `echo`) and their logprobs, or None.
 
-        Generation ends before a stop id, after max_gen_len tokens (default: max_seq_len - 1) or at max_seq_len. Logprobs
+        Generation ends before a stop id, after max_gen_len tokens, or when prompt and answer make max_seq_len. Logprobs
         are natural logarithms of the model's own, untempered distribution; the first token of a prompt has 0.0.
         Raises UsageError for a batch over max_batch_size or an empty prompt, DoesNotFitError for a prompt over max_seq_len.
         """
@@ -131,7 +131,7 @@ class Llama:
         settings = AnswerSettings(
             sampling,
             self.model.stop_ids,
-            max_tokens=limit if limit and limit < self.max_seq_len else self.max_seq_len - 1,
+            max_tokens=min(limit or self.max_seq_len, self.max_seq_len - len(prompt)),
             top_logprobs=0 if logprobs else None,
             score_prompt=logprobs and echo,
         )

@@ -156,11 +156,15 @@ def _count_interrupts() -> list[int]:
 
 
 def _obtain(options: Options) -> "ModelEntry":
-    """Find the model, and download it with a progress bar if it is not here."""
+    """Find the model, and download it with a progress bar if it is not here; but bad settings are refused before."""
     from llamachat import catalog
+    from llamachat.config import SamplingParams
+    from llamachat.detokenize import StopMatcher
     from llamachat.load import obtain
     from llamachat.models_cmd import shown_progress
 
+    SamplingParams().replace(**options.sampling())
+    StopMatcher(options.stop)
     entry = catalog.resolve(options.model)
     with shown_progress() as progress:
         obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress)

@@ -46,9 +46,13 @@ class Completer:
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""
-        if self.raw:
-            return prompt
-        return [*([Message("system", self.system)] if self.system else []), Message("user", prompt)]
+        return prompt if self.raw else self._with_system([Message("user", prompt)])
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        """The system prompt goes before a dialog that has none of its own."""
+        if not self.system or (messages and messages[0].role == "system"):
+            return messages
+        return [Message("system", self.system), *messages]
 
     def stream(self, prompt: str, out: TextIO) -> Answer:
         """Write the text as it comes (sanitised if `out` is a terminal), and a newline."""
@@ -107,8 +111,8 @@ class Completer:
         keys = set(request) if isinstance(request, dict) else set()
         if keys == {"prompt"} and isinstance(request["prompt"], str):
             return self.dialog(request["prompt"])
-        if keys == {"messages"} and isinstance(request["messages"], list) and not self.raw:
-            return [Message.parse(message) for message in request["messages"]]
+        if keys == {"messages"} and isinstance(request["messages"], list) and request["messages"] and not self.raw:
+            return self._with_system([Message.parse(message) for message in request["messages"]])
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
         raise UsageError(f"line {number} is not a request", "it was skipped", f"write {expected}")
 

@@ -151,9 +151,8 @@ def _window(fields: Fields, family: _Family, layers: int) -> tuple[int | None, i
         full = (*kinds, "sliding_attention").index("sliding_attention")
     if window is None or full >= layers:
         window, full = None, 0
-    if kinds and kinds != ("full_attention",) * (full if window else layers) + ("sliding_attention",) * (
-        layers - full if window else 0
-    ):
+    expected = ["sliding_attention" if window and layer >= full else "full_attention" for layer in range(layers)]
+    if kinds and list(kinds) != expected:
         fields.refuse("layer_types", "full_attention for the first layers and sliding_attention for the rest")
     return window, full
 

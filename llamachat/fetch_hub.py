@@ -56,10 +56,14 @@ def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
         return found
     if not offline:
         with _translated(source):
-            found = _download(source, progress)
-    if not found:
+            _download(source, progress)
+        found = locate(source)
+    if not found and offline:
         cause = f"{source.hub} is not on this machine"
         raise CatalogError(cause, "--offline forbids fetching it", "run once without --offline")
+    if not found:
+        cause = f"{source.hub} is incomplete: it lacks config.json, a tokenizer, or weights that its index names"
+        raise CatalogError(cause, "it cannot be loaded", "choose another repository")
     for file, name in _blobs(found):
         if not is_intact(file, name, progress):
             (file.parent / file.readlink()).unlink()
@@ -79,9 +83,10 @@ def _snapshot(source: HubSource) -> Path | None:
 def _is_complete(snapshot: Path) -> bool:
     index = snapshot / "model.safetensors.index.json"
     weights = {"model.safetensors"}
-    if index.is_file() and index.stat().st_size <= MAX_INDEX:
+    if index.is_file():
         try:
-            weights = set(json.loads(index.read_bytes())["weight_map"].values())
+            with index.open("rb") as stream:
+                weights = set(json.loads(stream.read(MAX_INDEX))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError):
             return False
     parts = {"config.json", *weights}
@@ -100,7 +105,7 @@ def _blobs(place: Path) -> list[tuple[Path, str]]:
     return [(file, name) for file, name in named if DIGEST.fullmatch(name)]
 
 
-def _download(source: HubSource, progress: Progress) -> Path:
+def _download(source: HubSource, progress: Progress) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
@@ -121,11 +126,8 @@ def _download(source: HubSource, progress: Progress) -> Path:
         _fetch_blob(url, blob, _Shifted(progress, f"fetching {source.hub}", done, total))
         done += blob.size
     names = [re.sub(r"([*?[])", r"[\1]", file.rfilename) for file in files]
-    snapshot = snapshot_download(
-        source.hub, revision=source.revision, allow_patterns=names, cache_dir=paths.hub_cache_dir()
-    )
+    snapshot_download(source.hub, revision=source.revision, allow_patterns=names, cache_dir=paths.hub_cache_dir())
     progress(f"fetching {source.hub}", total, total)
-    return Path(snapshot, source.file or "")
 
 
 def _is_needed(name: str, source: HubSource) -> bool:

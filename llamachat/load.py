@@ -54,7 +54,7 @@ class LoadedModel:
     @cached_property
     def sampling(self) -> SamplingParams:
         """The model's own defaults; the catalog's go before the checkpoint's."""
-        own = {key: value for key, value in self.checkpoint.sampling.items() if key != "max_tokens"}
+        own = {key: value for key, value in self.checkpoint.sampling.items() if key != "max_length"}
         return SamplingParams().replace(**{**own, **self.entry.sampling})
 
     @cached_property
@@ -115,9 +115,9 @@ def load(
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress)
     checkpoint = _quantized(open_checkpoint(path), entry)
     config = checkpoint.config
-    _check_shapes(checkpoint)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
-    slots = ctx_size or min(entry.context or config.max_position_embeddings, fit.DEFAULT_CONTEXT)
+    limit = entry.context or checkpoint.sampling.get("max_length") or config.max_position_embeddings
+    slots = ctx_size or min(limit, fit.DEFAULT_CONTEXT)
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
     tokenizer = checkpoint.tokenizer()
@@ -147,20 +147,6 @@ def _quantized(checkpoint: Checkpoint, entry: ModelEntry) -> Checkpoint:
     from quantize.schemes import Quantized
 
     return Quantized(checkpoint, wanted)
-
-
-def _check_shapes(checkpoint: Checkpoint) -> None:
-    """The headers must name exactly the tensors that the configuration implies."""
-    expected, found = checkpoint.config.tensor_shapes(), checkpoint.index()
-    for name in [*expected, *found]:
-        wanted, got = expected.get(name), found[name].shape if name in found else None
-        if wanted != got:
-            shapes = [f"of shape {list(shape)}" if shape else "missing" for shape in (wanted, got)]
-            raise FormatError(
-                f"{checkpoint.path}: tensor {name} is {shapes[1]}, and by the configuration {shapes[0]}",
-                "the file is damaged or does not belong to its configuration",
-                "fetch it again",
-            )
 
 
 def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

@@ -158,7 +158,7 @@ class Sampler:
             logits[ids] = count_penalised(logits[ids], counts, params.frequency_penalty, params.presence_penalty)
         return logits
 
-    @np.errstate(over="ignore")  # to -inf, whose weight is 0, or to +inf, which peak refuses
+    @np.errstate(over="ignore", invalid="ignore")  # -inf has the weight 0; peak refuses +inf and NaN
     def candidates(self, logits: Floats) -> tuple[Positions, Floats]:
         """Ids that can be drawn from logits, after everything but the draw, and their weights; one id when greedy."""
         params, logits = self.params, self._adjusted(logits)

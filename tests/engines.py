@@ -1,13 +1,18 @@
-"""A scripted stand-in for the engine: exact, instant, and strict about how its cache is used."""
+"""Stand-ins for engine, tokenizer and loaded model: exact, instant, and strict about how the cache is used."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.cache import CacheStep
+from llamachat.catalog import LocalPath, ModelEntry
 from llamachat.config import LlamaConfig
+from llamachat.load import LoadedModel
+from llamachat.tokenizers.base import TextTokenizer
 
 
 def tiny_config(vocab_size: int = 50) -> LlamaConfig:
@@ -50,3 +55,26 @@ class HashEngine:
 
     def describe(self) -> str:
         return "hash engine"
+
+
+SPECIALS = {"<|im_start|>": 256, "<|im_end|>": 257, "<|endoftext|>": 258}
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """A token is a byte."""
+    return TextTokenizer(
+        ids=lambda text, start: list(text.encode()),
+        piece=lambda token: bytes([token]) if token < 256 else b"",
+        vocab_size=259,
+        specials=SPECIALS,
+        eos_ids=frozenset({257, 258}),
+    )
+
+
+def hash_model(slots: int = 512) -> LoadedModel:
+    """A ChatML model that says bytes as the hash of all before them has it."""
+    checkpoint = SimpleNamespace(
+        path=Path("hash"), config=tiny_config(259), sampling={"temperature": 0.0}, chat_template=None, ignored=()
+    )
+    entry = ModelEntry("hash", LocalPath(Path("hash")), dialog="chatml")
+    return LoadedModel(entry, checkpoint, byte_tokenizer(), HashEngine(slots, 259), load_s=0.0)  # type: ignore[arg-type]

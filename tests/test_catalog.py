@@ -151,7 +151,7 @@ def test_hub_names(text: str, source: HubSource) -> None:
     assert entry.source == source and entry.name == text and entry.format == ("gguf" if source.file else None)
 
 
-NO_REPOSITORY = ["", "x", "/x", "x/", "../x", "x/..", "-x/y", "x/y@../z", "x/y@", "x/y@-z", "x/y/../z.gguf", "x/y/z.bin"]
+NO_REPOSITORY = ["", "x", "/x", "x/", "../x", "x/..", "-x/y", "x/y@../z", "x/y@", "x/y@-", "x/y/../z.gguf", "x/y/z.bin"]
 
 
 @pytest.mark.parametrize("text", [f"hf:{rest}" for rest in (*NO_REPOSITORY, "x/ÿ", "x/y\n", "x/y\0")])
@@ -165,7 +165,8 @@ def test_the_users_file_adds_replaces_and_amends(write: Callable[[str], Path]) -
         'default = "mine"\n'
         '[models.mine]\nsource = { path = "m/model.gguf" }\ncontext = 77\nsampling = { temperature = 0, top_k = 3 }\n'
         '[models."llama-3.2-1b"]\nsource = { path = "/abs/llama" }\n'
-        '[models."llama-3.2-3b"]\ncontext = 4096\nquant_config = { scheme = "bnb-nf4", skip = ["lm_head"], kv_bits = 8 }\n'
+        '[models."llama-3.2-3b"]\ncontext = 4096\n'
+        'quant_config = { scheme = "bnb-nf4", skip = ["lm_head"], kv_bits = 8 }\n'
     )
     stock = load_catalog(Path("/none")).entries
     mine = resolve(None)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,7 @@ TINY = LlamaConfig(
         ("rope_scaling", RopeScaling("factors", factors=(1.0, 2.0, 3.0))),
     ],
 )
-def test_a_model_that_cannot_be_is_refused_by_name(field, bad):
+def test_a_model_that_cannot_be_is_refused_by_name(field: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match="RoPE" if field == "rope_scaling" else field.removesuffix("s")):
         replace(TINY, **{field: bad})
 
@@ -69,7 +70,7 @@ def test_a_model_that_cannot_be_is_refused_by_name(field, bad):
         ({"kind": "longrope", "original_max_position_embeddings": 8, "short_factor": (0.0,)}, "short_factor"),
     ],
 )
-def test_a_rope_scaling_that_cannot_be_is_refused_by_name(options, name):
+def test_a_rope_scaling_that_cannot_be_is_refused_by_name(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         RopeScaling(**options)
 
@@ -83,13 +84,13 @@ def test_a_rope_scaling_that_cannot_be_is_refused_by_name(options, name):
         ({"scheme": "int8", "kv_bits": 4}, "kv_bits"),
     ],
 )
-def test_a_quantization_that_cannot_be_is_refused_by_name(options, name):
+def test_a_quantization_that_cannot_be_is_refused_by_name(options: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         QuantConfig(**options)
 
 
 @pytest.mark.parametrize("options", [{"compute": "float64"}, {"norm": None}, {"softmax": "int8"}])
-def test_a_dtype_that_no_engine_has_is_refused(options):
+def test_a_dtype_that_no_engine_has_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(options))} dtype"):
         Dtypes(**options)
 
@@ -116,7 +117,7 @@ def test_a_dtype_that_no_engine_has_is_refused(options):
         ("logit_bias", {1: "a"}, "-1e"),
     ],
 )
-def test_a_sampling_value_out_of_range_names_field_value_and_range(field, bad, allowed):
+def test_a_sampling_value_out_of_range_names_field_value_and_range(field: str, bad: Any, allowed: str) -> None:
     with pytest.raises(UsageError) as caught:
         SamplingParams().replace(**{field: bad})
     assert field in str(caught.value)
@@ -124,22 +125,22 @@ def test_a_sampling_value_out_of_range_names_field_value_and_range(field, bad, a
     assert shown(next(iter(bad)) if bad == {-1: 0.0} else bad[1] if isinstance(bad, dict) else bad) in str(caught.value)
 
 
-def test_replace_changes_only_what_it_names():
+def test_replace_changes_only_what_it_names() -> None:
     changed = SamplingParams().replace(temperature=0, seed=3, logit_bias={5: -math.inf})
     assert changed == SamplingParams(logit_bias={5: -math.inf}, temperature=0, seed=3)
 
 
-def test_replace_of_an_unknown_parameter_is_a_usage_error():
+def test_replace_of_an_unknown_parameter_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="temprature"):
         SamplingParams().replace(temprature=1)
 
 
-def test_the_window_applies_from_the_first_layer_that_has_one():
+def test_the_window_applies_from_the_first_layer_that_has_one() -> None:
     config = replace(TINY, sliding_window=8, full_attention_layers=1)
     assert [config.window(layer) for layer in range(2)] == [None, 8]
 
 
-def test_tensor_shapes_follow_biases_tying_and_grouped_heads():
+def test_tensor_shapes_follow_biases_tying_and_grouped_heads() -> None:
     plain = TINY.tensor_shapes()
     assert plain["model.layers.1.self_attn.k_proj.weight"] == (8, 16)
     biased = replace(TINY, qkv_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=True)
@@ -150,10 +151,10 @@ def test_tensor_shapes_follow_biases_tying_and_grouped_heads():
 
 
 @given(st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner)))
-def test_shown_values_fit_on_a_line(value):
+def test_shown_values_fit_on_a_line(value: Any) -> None:
     assert len(shown(value)) < 2000
     assert shown(value).isprintable()
 
 
-def test_shown_copes_with_integers_that_python_will_not_print():
+def test_shown_copes_with_integers_that_python_will_not_print() -> None:
     assert shown([1 << 100_000]) == "[a number of 100001 bits]"

@@ -1,8 +1,10 @@
-"""Translations against transformers' own reading of the same config.json, Meta's code, and the sizes of known releases."""
+"""Translations against transformers' own reading of the same config.json, Meta's code, and the sizes of releases."""
 
 import ast
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from llamachat import config_sources
 from llamachat.config import LlamaConfig, QuantConfig, RopeScaling, SamplingParams
 from llamachat.engine.rope import frequencies
 from llamachat.errors import ConfigError
+from llamachat.metadata import names
 from llamachat.quant_sources import quantization
 
 WHERE = "config.json"
@@ -39,14 +42,14 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 
 
-def hf(**changes):
+def hf(**changes: Any) -> config_sources.Translated:
     return config_sources.hf({**TINY, **changes}, WHERE)
 
 
 # Hugging Face against transformers
 
 
-def in_transformers(raw):
+def in_transformers(raw: dict[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(**raw)
 
 
@@ -86,16 +89,15 @@ MODELS = [
 
 
 @pytest.mark.parametrize("changes", MODELS)
-def test_what_transformers_writes_is_read_with_its_meaning(changes, tmp_path):
+def test_what_transformers_writes_is_read_with_its_meaning(changes: dict[str, Any], tmp_path: Path) -> None:
     heads = {"num_key_value_heads": 4} if changes == {"model_type": "mistral"} else {}  # its default of 8 needs 8 heads
     original = in_transformers({**TINY, **heads, **changes})
     original.save_pretrained(tmp_path)
     config = config_sources.hf(json.loads((tmp_path / "config.json").read_text()), WHERE).config
     assert config == config_sources.hf({**TINY, **heads, **changes}, WHERE).config
-    same = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id pad_token_id"
-    ).split()
+    same = names(
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    ) | names("max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id pad_token_id")
     assert {name: getattr(config, name) for name in same} == {name: getattr(original, name) for name in same}
     ends = original.eos_token_id
     assert config.eos_token_ids == tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
@@ -103,7 +105,7 @@ def test_what_transformers_writes_is_read_with_its_meaning(changes, tmp_path):
 
 
 @pytest.mark.parametrize("changes", MODELS)
-def test_the_tensors_are_those_of_transformers_model(changes):
+def test_the_tensors_are_those_of_transformers_model(changes: dict[str, Any]) -> None:
     raw = {**TINY, "num_key_value_heads": 4, **changes}
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(in_transformers(raw))
@@ -112,7 +114,7 @@ def test_the_tensors_are_those_of_transformers_model(changes):
 
 
 @pytest.mark.parametrize("changes", [each for each in MODELS if "model_type" in each])
-def test_each_layer_has_the_window_of_transformers(changes):
+def test_each_layer_has_the_window_of_transformers(changes: dict[str, Any]) -> None:
     raw = {**TINY, "num_key_value_heads": 4, **changes}
     theirs = in_transformers(raw)
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * TINY["num_hidden_layers"]
@@ -137,7 +139,7 @@ def test_each_layer_has_the_window_of_transformers(changes):
         LONGROPE | {"original_max_position_embeddings": 64, "attention_factor": 1.5},
     ],
 )
-def test_rope_has_the_frequencies_of_transformers(rope, context):
+def test_rope_has_the_frequencies_of_transformers(rope: dict[str, Any], context: int) -> None:
     raw = {**TINY, "rope_theta": 5000.0, "rope_scaling": rope}
     mine = frequencies(config_sources.hf(raw, WHERE).config, context)
     kind = rope.get("rope_type") or rope["type"]
@@ -147,7 +149,7 @@ def test_rope_has_the_frequencies_of_transformers(rope, context):
     assert mine[1] == pytest.approx(factor)
 
 
-def test_original_context_beside_rope_scaling_has_the_last_word():
+def test_original_context_beside_rope_scaling_has_the_last_word() -> None:
     rope = hf(rope_scaling=LONGROPE, original_max_position_embeddings=32).config.rope_scaling
     assert rope is not None
     assert (rope.original_max_position_embeddings, rope.factor) == (32, 8)
@@ -224,7 +226,7 @@ PARAMETERS = {"Llama 3.1 8B": 8_030_261_248, "SmolLM2 135M": 134_515_008, "LLaMA
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_configurations_are_read_and_have_the_published_number_of_parameters(name):
+def test_real_configurations_are_read_and_have_the_published_number_of_parameters(name: str) -> None:
     translated = config_sources.hf(REAL[name], WHERE)
     assert sum(np.prod(shape) for shape in translated.config.tensor_shapes().values()) == PARAMETERS[name]
     assert translated.sampling == {}
@@ -261,18 +263,18 @@ def test_real_configurations_are_read_and_have_the_published_number_of_parameter
         ({"temperature": -1.0}, "temperature"),
     ],
 )
-def test_what_would_change_the_result_is_refused_by_file_and_key(changes, key):
+def test_what_would_change_the_result_is_refused_by_file_and_key(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key) as caught:
         hf(**changes)
     assert str(caught.value).startswith(WHERE)
 
 
-def test_other_model_types_are_answered_with_the_supported_ones():
+def test_other_model_types_are_answered_with_the_supported_ones() -> None:
     with pytest.raises(ConfigError, match="llama, mistral, qwen2"):
         hf(model_type="gpt2")
 
 
-def test_layer_types_override_max_window_layers():
+def test_layer_types_override_max_window_layers() -> None:
     kinds = ["full_attention"] * 3 + ["sliding_attention"]
     raw = {"num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     config = hf(model_type="qwen2", layer_types=kinds, **raw).config
@@ -281,7 +283,7 @@ def test_layer_types_override_max_window_layers():
         hf(model_type="qwen2", layer_types=kinds[::-1], **raw)
 
 
-def test_old_generation_settings_in_config_json_count_when_they_differ_from_the_defaults():
+def test_old_generation_settings_in_config_json_count_when_they_differ_from_the_defaults() -> None:
     translated = hf(temperature=0.3, top_k=50, top_p=1.0, do_sample=False, max_length=20, num_beams=1)
     assert translated.sampling == {"temperature": 0.3}
     assert {"top_k", "top_p", "do_sample", "max_length"} <= set(translated.ignored)
@@ -322,7 +324,7 @@ SOURCES = [
 
 @settings(max_examples=300)
 @given(st.data())
-def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data):
+def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data: st.DataObject) -> None:
     translate, raw = data.draw(st.sampled_from(SOURCES))
     assert isinstance(translate(raw, WHERE).config, LlamaConfig)
     target = dict(raw)
@@ -335,7 +337,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data):
     try:
         translated = translate(target, WHERE)
     except ConfigError as error:
-        assert str(error).startswith(WHERE)  # noqa: PT017
+        assert str(error).startswith(WHERE)
     else:
         assert isinstance(translated.config, LlamaConfig)
         SamplingParams(**translated.sampling)
@@ -361,7 +363,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data):
         ({"max_length": 4096, "use_cache": True, "transformers_version": "5", "num_beams": 1, "unheard_of": 1}, {}),
     ],
 )
-def test_generation_settings_become_sampling_parameters(raw, sampling):
+def test_generation_settings_become_sampling_parameters(raw: dict[str, Any], sampling: dict[str, Any]) -> None:
     assert config_sources.generation(raw, "generation_config.json") == sampling
 
 
@@ -378,12 +380,12 @@ def test_generation_settings_become_sampling_parameters(raw, sampling):
         {"suppress_tokens": [5]},
     ],
 )
-def test_generation_settings_that_cannot_be_followed_are_refused(raw):
+def test_generation_settings_that_cannot_be_followed_are_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"generation_config.json: {next(iter(raw))}"):
         config_sources.generation(raw, "generation_config.json")
 
 
-def test_eos_ids_come_from_a_number_or_a_list():
+def test_eos_ids_come_from_a_number_or_a_list() -> None:
     assert [config_sources.eos_ids(raw, "f") for raw in ({}, {"eos_token_id": 3}, {"eos_token_id": [3, 4]})] == [
         (),
         (3,),
@@ -394,11 +396,15 @@ def test_eos_ids_come_from_a_number_or_a_list():
 # Meta
 
 RELEASES = {  # params.json, and from the papers or Hugging Face's conversions: feed-forward width, context
-    "LLaMA 7B": ({"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06, "vocab_size": -1}, 11008, 2048),
-    "LLaMA 65B": ({"dim": 8192, "multiple_of": 256, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-05, "vocab_size": -1}, 22016, 2048),
-    "Llama 2 13B": ({"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-05, "vocab_size": -1}, 13824, 4096),
+    "LLaMA 7B": ({"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06}, 11008, 2048),
+    "LLaMA 65B": ({"dim": 8192, "multiple_of": 256, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-05}, 22016, 2048),
+    "Llama 2 13B": (
+        {"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "norm_eps": 1e-05, "vocab_size": -1},
+        13824,
+        4096,
+    ),
     "Llama 2 70B": (
-        {"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80, "norm_eps": 1e-05},
+        {"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80},
         28672,
         4096,
     ),
@@ -420,11 +426,11 @@ RELEASES = {  # params.json, and from the papers or Hugging Face's conversions: 
         8192,
         131072,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_metas_releases_have_their_known_sizes(name):
+def test_metas_releases_have_their_known_sizes(name: str) -> None:
     params, width, context = RELEASES[name]
     config = config_sources.meta(params, "params.json", 32000).config
     assert (config.intermediate_size, config.max_position_embeddings) == (width, context)
@@ -433,7 +439,7 @@ def test_metas_releases_have_their_known_sizes(name):
     assert config.rope_theta == params.get("rope_theta", 10000)
 
 
-def test_scaled_rope_has_the_frequencies_of_metas_code(llama_models_dir):
+def test_scaled_rope_has_the_frequencies_of_metas_code(llama_models_dir: Path) -> None:
     source = ast.parse((llama_models_dir / "llama_models/llama3/model.py").read_text())
     wanted = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "apply_scaling"]
     scope = {"torch": torch}
@@ -444,7 +450,7 @@ def test_scaled_rope_has_the_frequencies_of_metas_code(llama_models_dir):
     np.testing.assert_allclose(scaled, scope["apply_scaling"](torch.tensor(plain)).numpy(), rtol=1e-9)
 
 
-def test_metas_later_keys_for_the_scale_of_rope_are_honoured():
+def test_metas_later_keys_for_the_scale_of_rope_are_honoured() -> None:
     params = RELEASES["Llama 3.2 1B"][0] | {"rope_scaling_factor": 32, "rope_high_freq_factor": 3}
     rope = config_sources.meta(params, "params.json", 0).config.rope_scaling
     assert rope == RopeScaling("llama3", 32, 8192, high_freq_factor=3)
@@ -465,12 +471,12 @@ def test_metas_later_keys_for_the_scale_of_rope_are_honoured():
         {"ffn_dim_multiplier": 1e300},
     ],
 )
-def test_params_that_cannot_be_followed_are_refused(changes):
+def test_params_that_cannot_be_followed_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"params\.json: "):
         config_sources.meta(META | changes, "params.json", 100)
 
 
-def test_metas_serving_sizes_have_no_effect_but_max_seq_len_is_the_context():
+def test_metas_serving_sizes_have_no_effect_but_max_seq_len_is_the_context() -> None:
     translated = config_sources.meta(META | {"max_batch_size": 4, "max_seq_len": 512}, "params.json", 100)
     assert translated.config.max_position_embeddings == 512
     assert translated.ignored == ("max_batch_size",)
@@ -482,13 +488,13 @@ def test_metas_serving_sizes_have_no_effect_but_max_seq_len_is_the_context():
 @pytest.mark.parametrize(
     ("layers", "heads", "width", "inner"), [(32, 32, 4096, 11008), (40, 40, 5120, 13824), (80, 64, 8192, 22016)]
 )
-def test_lit_llama_sizes_are_those_of_its_code(layers, heads, width, inner):
+def test_lit_llama_sizes_are_those_of_its_code(layers: int, heads: int, width: int, inner: int) -> None:
     config = config_sources.lit({"n_layer": layers, "n_head": heads, "n_embd": width}, "lit").config
     assert (config.intermediate_size, config.head_dim, config.num_key_value_heads) == (inner, 128, heads)
     assert (config.vocab_size, config.max_position_embeddings, config.rms_norm_eps) == (32000, 2048, 1e-5)
 
 
-def test_lit_llama_pads_the_vocabulary_to_64_unless_told():
+def test_lit_llama_pads_the_vocabulary_to_64_unless_told() -> None:
     assert config_sources.lit(LIT, "lit").config.vocab_size == 128
     assert config_sources.lit(LIT | {"padded_vocab_size": 101, "block_size": 7}, "lit").config.vocab_size == 101
 
@@ -517,7 +523,10 @@ EIGHT = {"load_in_4bit": False, "load_in_8bit": True}
     ("raw", "expected"),
     [
         (BNB, QuantConfig("bnb-nf4", skip=("lm_head",))),
-        (BNB | {"bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["a", "b"]}, QuantConfig("bnb-fp4", skip=("a", "b"))),
+        (
+            BNB | {"bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["a", "b"]},
+            QuantConfig("bnb-fp4", skip=("a", "b")),
+        ),
         (BNB | EIGHT, QuantConfig("bnb-int8", skip=("lm_head",))),
         ({"load_in_8bit": True}, QuantConfig("bnb-int8", skip=("lm_head",))),
         (BNB | {"load_in_4bit": False}, None),
@@ -527,13 +536,22 @@ EIGHT = {"load_in_4bit": False, "load_in_8bit": True}
             QuantConfig("int8", 64, 8, ("lm_head",)),
         ),
         ({"quant_method": "rtn", "weight_dtype": "int8", "activation_dtype": "None"}, QuantConfig("int8")),
-        ({"quant_method": "rtn", "kvcache_dtype": "int8", "modules_to_not_convert": ["lm_head"]}, QuantConfig("int8", None, 8, ("lm_head",))),
-        ({"quant_method": "ptq", "weight_dtype": "int4", "group_size": 128, "weight_quant_granularity": "per_group"}, QuantConfig("int4", 128)),
-        ({"quant_method": "ptq", "weight_dtype": "int4", "precision_recovery": "gptq", "mode": "deploy"}, QuantConfig("int4-gptq")),
+        (
+            {"quant_method": "rtn", "kvcache_dtype": "int8", "modules_to_not_convert": ["lm_head"]},
+            QuantConfig("int8", None, 8, ("lm_head",)),
+        ),
+        (
+            {"quant_method": "ptq", "weight_dtype": "int4", "group_size": 128, "weight_quant_granularity": "per_group"},
+            QuantConfig("int4", 128),
+        ),
+        (
+            {"quant_method": "ptq", "weight_dtype": "int4", "precision_recovery": "gptq", "mode": "deploy"},
+            QuantConfig("int4-gptq"),
+        ),
         ({"quant_method": "ptq", "weight_dtype": None, "kvcache_dtype": None, "outliers_suppression": "None"}, None),
     ],
-)  # fmt: skip
-def test_quantization_settings_are_understood(raw, expected):
+)
+def test_quantization_settings_are_understood(raw: dict[str, Any], expected: QuantConfig | None) -> None:
     assert quantization(raw, WHERE) == expected
 
 
@@ -561,12 +579,12 @@ def test_quantization_settings_are_understood(raw, expected):
         ({"quant_method": "rtn", "weight_dtype": "int16"}, "weight_dtype"),
     ],
 )
-def test_quantization_settings_that_cannot_be_followed_are_refused(raw, key):
+def test_quantization_settings_that_cannot_be_followed_are_refused(raw: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         quantization(raw, WHERE)
 
 
-def test_what_transformers_writes_for_bitsandbytes_is_read():
+def test_what_transformers_writes_for_bitsandbytes_is_read() -> None:
     written = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").to_json_string(
         use_diff=False
     )

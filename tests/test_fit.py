@@ -120,9 +120,9 @@ def test_the_error_names_the_numbers_and_every_remedy() -> None:
     with pytest.raises(DoesNotFitError) as caught:
         check(found)
     assert str(caught.value) == (
-        "the model needs 14.1 GB of memory (weights 5.3 GB, cache of 65536 tokens 8.6 GB, work 268 MB), and 10.7 GB is "
-        "free; it was not loaded; try --ctx-size 39424, --kv-bits 8, a smaller model or fewer bits (llamachat quantize) "
-        "or --force to try all the same"
+        "the model needs 14.1 GB of memory (weights 5.3 GB, cache of 65536 tokens 8.6 GB, work 268 MB), and 10.7 GB "
+        "is free; it was not loaded; try --ctx-size 39424, --kv-bits 8, a smaller model or fewer bits (llamachat "
+        "quantize) or --force to try all the same"
     )
 
 

@@ -1,6 +1,9 @@
 """Hostile and careless metadata files end in one ConfigError that says where."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +29,7 @@ from llamachat.metadata import Fields, naming, read_json, read_yaml
         ("", "line 1"),
     ],
 )
-def test_json_that_cannot_be_trusted_is_refused(tmp_path, text, says):
+def test_json_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=says) as caught:
@@ -49,7 +52,7 @@ def test_json_that_cannot_be_trusted_is_refused(tmp_path, text, says):
         ("x: " + "a" * 200_000, "larger than"),
     ],
 )
-def test_yaml_that_cannot_be_trusted_is_refused(tmp_path, text, says):
+def test_yaml_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "model.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=says) as caught:
@@ -58,7 +61,7 @@ def test_yaml_that_cannot_be_trusted_is_refused(tmp_path, text, says):
     assert "\n" not in str(caught.value)
 
 
-def test_plain_files_are_read(tmp_path):
+def test_plain_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": [1, 2.5, "x", null, true]}')
     (tmp_path / "a.yaml").write_text("a: &list [1, 2.5, x, null, true]\nb: *list\n")
     expected = [1, 2.5, "x", None, True]
@@ -67,7 +70,7 @@ def test_plain_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml])
-def test_what_is_no_file_is_refused_without_waiting(tmp_path, read):
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, read: Callable[[Path], dict[str, Any]]) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "missing"):
         with pytest.raises(ConfigError, match="not a file"):
@@ -89,7 +92,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path, read):
         ("token", [3, 0, -1, None], [True, "1", 1.0, -2, [1]]),
     ],
 )
-def test_values_have_the_type_asked_for_or_are_refused_by_key(method, good, bad):
+def test_values_have_the_type_asked_for_or_are_refused_by_key(method: str, good: list[Any], bad: Any) -> None:
     for value in good:
         getattr(Fields({"key": value}, "file"), method)("key")
     for value in bad:
@@ -97,19 +100,19 @@ def test_values_have_the_type_asked_for_or_are_refused_by_key(method, good, bad)
             getattr(Fields({"key": value}, "file"), method)("key")
 
 
-def test_a_missing_key_without_default_is_an_error_and_null_is_like_absent():
+def test_a_missing_key_without_default_is_an_error_and_null_is_like_absent() -> None:
     for raw in ({}, {"key": None}):
         with pytest.raises(ConfigError, match="file: key is missing"):
             Fields(raw, "file").whole("key")
         assert Fields(raw, "file").whole("key", 7) == 7
 
 
-def test_token_ids_tell_null_from_absent():
+def test_token_ids_tell_null_from_absent() -> None:
     assert (Fields({}, "f").token("k", 1), Fields({"k": None}, "f").token("k", 1)) == (1, None)
     assert (Fields({}, "f").tokens("k", 2), Fields({"k": None}, "f").tokens("k", 2)) == ((2,), ())
 
 
-def test_finish_refuses_what_nobody_asked_for_and_lists_what_has_no_effect():
+def test_finish_refuses_what_nobody_asked_for_and_lists_what_has_no_effect() -> None:
     fields = Fields({"used": 1, "idle": 2}, "file")
     fields.whole("used")
     assert fields.finish({"idle"}) == ("idle",)
@@ -117,13 +120,13 @@ def test_finish_refuses_what_nobody_asked_for_and_lists_what_has_no_effect():
         fields.finish(())
 
 
-def test_neutral_values_are_told_apart_by_type():
+def test_neutral_values_are_told_apart_by_type() -> None:
     Fields({"key": False}, "file").neutral("key", False)
     with pytest.raises(ConfigError, match="not supported"):
         Fields({"key": 0}, "file").neutral("key", False)
 
 
-def test_a_nested_mapping_carries_its_place():
+def test_a_nested_mapping_carries_its_place() -> None:
     inner = Fields({"outer": {"key": "x"}}, "file").inside("outer")
     assert inner is not None
     with pytest.raises(ConfigError, match="file: outer: key is 'x'"):
@@ -133,14 +136,14 @@ def test_a_nested_mapping_carries_its_place():
         Fields({"outer": 3}, "file").inside("outer")
 
 
-def test_naming_adds_the_file_once():
+def test_naming_adds_the_file_once() -> None:
     for _ in range(2):
-        with pytest.raises(ConfigError, match="^file: top_p is 3;"), naming("file"), naming("file"):
+        with pytest.raises(ConfigError, match=r"^file: top_p is 3;"), naming("file"), naming("file"):
             SamplingParams(top_p=3)
 
 
 @given(st.dictionaries(st.text(), st.none() | st.booleans() | st.floats() | st.text()))
-def test_errors_are_single_lines_whatever_the_keys(raw):
+def test_errors_are_single_lines_whatever_the_keys(raw: dict[str, Any]) -> None:
     try:
         Fields(raw, "file").finish(())
     except ConfigError as error:

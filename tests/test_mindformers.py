@@ -1,6 +1,8 @@
-"""MindFormers' parameters: each has its meaning here or a stated reason for having none; RoPE as its FreqsMgr computes it."""
+"""MindFormers' parameters: each has its meaning here or a stated reason for having none; RoPE as FreqsMgr has it."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +11,27 @@ from hypothesis import strategies as st
 
 from llamachat import mindformers
 from llamachat.config import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
+from llamachat.config_sources import Translated
 from llamachat.engine.rope import frequencies
 from llamachat.errors import ConfigError
-from llamachat.metadata import read_yaml
+from llamachat.metadata import names, read_yaml
 
 # Parameters of mindformers.models.llama.LlamaConfig in 1.3.2 and 2.1.0, and of its base class.
-PARAMETERS = """
-    batch_size seq_length hidden_size num_layers num_heads n_kv_heads max_position_embedding intermediate_size vocab_size
-    multiple_of ffn_dim_multiplier rms_norm_eps bos_token_id eos_token_id pad_token_id ignore_token_id theta compute_dtype
-    layernorm_compute_type softmax_compute_type rotary_dtype param_init_type residual_dtype embedding_init_type qkv_has_bias
-    qkv_concat attn_proj_has_bias parallel_config moe_config use_past extend_method scaling_factor is_dynamic use_rope_slice
-    use_flash_attention use_ring_attention use_attn_mask_compression use_eod_attn_mask_compression parallel_optimizer
-    fine_grain_interleave pp_interleave_num offset init_method_std checkpoint_name_or_path repetition_penalty
-    max_decode_length block_size num_blocks top_k top_p do_sample quant_config tie_word_embeddings llm_backend
-    fused_rms_norm input_sliced_sig rmsnorm_compute_2d chunk_prefill calculate_per_token_loss pipeline_stage
-    return_hidden_states parallel_decoding_params name_or_path _commit_hash pretrained_model_dir mindformers_version
-    tokenizer_class architectures is_encoder_decoder is_sample_acceleration quantization_config quantization pet_config
-    temperature type model_type
-""".split()
+PARAMETERS = names(
+    """
+    batch_size seq_length hidden_size num_layers num_heads n_kv_heads max_position_embedding intermediate_size
+    vocab_size multiple_of ffn_dim_multiplier rms_norm_eps bos_token_id eos_token_id pad_token_id ignore_token_id
+    theta compute_dtype layernorm_compute_type softmax_compute_type rotary_dtype param_init_type residual_dtype
+    embedding_init_type qkv_has_bias qkv_concat attn_proj_has_bias parallel_config moe_config use_past extend_method
+    scaling_factor is_dynamic use_rope_slice use_flash_attention use_ring_attention use_attn_mask_compression
+    use_eod_attn_mask_compression parallel_optimizer fine_grain_interleave pp_interleave_num offset init_method_std
+    checkpoint_name_or_path repetition_penalty max_decode_length block_size num_blocks top_k top_p do_sample
+    quant_config tie_word_embeddings llm_backend fused_rms_norm input_sliced_sig rmsnorm_compute_2d chunk_prefill
+    calculate_per_token_loss pipeline_stage return_hidden_states parallel_decoding_params name_or_path _commit_hash
+    pretrained_model_dir mindformers_version tokenizer_class architectures is_encoder_decoder is_sample_acceleration
+    quantization_config quantization pet_config temperature type model_type
+    """
+)
 # Each parameter that has a meaning here, with a value that is not its default.
 HONOURED = {
     "seq_length": 4096,
@@ -68,12 +73,12 @@ REFUSED = {"pet_config": {"pet_type": "lora"}, "is_encoder_decoder": True, "moe_
 WITH_ANOTHER = {"scaling_factor"}
 
 
-def translate(**parameters):
+def translate(**parameters: Any) -> Translated:
     return mindformers.translate(parameters, "llama.yaml")
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_every_parameter_is_honoured_or_refused_or_has_a_reason_to_be_ignored(name):
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_every_parameter_is_honoured_or_refused_or_has_a_reason_to_be_ignored(name: str) -> None:
     default = translate()
     if name in HONOURED:
         assert translate(**{name: HONOURED[name]}) != default
@@ -85,12 +90,12 @@ def test_every_parameter_is_honoured_or_refused_or_has_a_reason_to_be_ignored(na
         assert mindformers.NO_EFFECT[name]
 
 
-def test_a_parameter_that_mindformers_lacks_is_refused():
+def test_a_parameter_that_mindformers_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"llama\.yaml: the key 'num_layer' with the value 3 is unknown"):
         translate(num_layer=3)
 
 
-def test_absent_parameters_have_mindformers_defaults():
+def test_absent_parameters_have_mindformers_defaults() -> None:
     translated = translate()
     assert translated.config == LlamaConfig(
         vocab_size=32000,
@@ -110,7 +115,7 @@ def test_absent_parameters_have_mindformers_defaults():
     assert translated.max_length == 1024
 
 
-def test_every_model_parameter_reaches_its_field():
+def test_every_model_parameter_reaches_its_field() -> None:
     given_ = {key: value for key, value in HONOURED.items() if not key.startswith("quantization")}
     translated = translate(**given_)
     assert translated.config == LlamaConfig(
@@ -148,14 +153,14 @@ def test_every_model_parameter_reaches_its_field():
         ({"hidden_size": 8192, "num_heads": 64, "multiple_of": 4096, "ffn_dim_multiplier": 1.3}, 28672),
     ],
 )
-def test_feed_forward_width_is_mindformers(parameters, width):
+def test_feed_forward_width_is_mindformers(parameters: dict[str, Any], width: int) -> None:
     assert translate(**parameters).config.intermediate_size == width
 
 
 # RoPE: FreqsMgr, written out
 
 
-def freqs_mgr(head_dim, theta, method, factor):
+def freqs_mgr(head_dim: int, theta: float, method: str, factor: Any) -> tuple[Any, float]:
     """(frequencies, scale of cosine and sine) as mindformers/modules/layers.py has them."""
     base = theta * factor if method == "NTK" else theta
     freqs = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
@@ -192,9 +197,18 @@ LLAMA3 = {"factor": 8.0, "original_max_position_embeddings": 2048, "low_freq_fac
 
 @pytest.mark.parametrize(
     ("method", "factor"),
-    [("None", 1.0), ("None", 4.0), ("PI", 4.0), ("PI", 2), ("NTK", 4.0), ("YARN", YARN), ("YARN", YARN | {"mscale": 0}), ("LLAMA3", LLAMA3)],
-)  # fmt: skip
-def test_extend_methods_have_the_frequencies_of_freqs_mgr(method, factor):
+    [
+        ("None", 1.0),
+        ("None", 4.0),
+        ("PI", 4.0),
+        ("PI", 2),
+        ("NTK", 4.0),
+        ("YARN", YARN),
+        ("YARN", YARN | {"mscale": 0}),
+        ("LLAMA3", LLAMA3),
+    ],
+)
+def test_extend_methods_have_the_frequencies_of_freqs_mgr(method: str, factor: Any) -> None:
     config = translate(extend_method=method, scaling_factor=factor, seq_length=16384).config
     found = frequencies(config, 16384)
     expected = freqs_mgr(128, 10000.0, method, factor)
@@ -202,7 +216,7 @@ def test_extend_methods_have_the_frequencies_of_freqs_mgr(method, factor):
     assert found[1] == pytest.approx(expected[1])
 
 
-def test_dynamic_ntk_is_plain_up_to_the_context_and_mindformers_at_twice_it():
+def test_dynamic_ntk_is_plain_up_to_the_context_and_mindformers_at_twice_it() -> None:
     config = translate(extend_method="DYNAMIC_NTK", seq_length=2048).config
     np.testing.assert_allclose(frequencies(config, 2048)[0], freqs_mgr(128, 10000.0, "None", 1)[0])
     base = 10000.0 * (2**2 - 1) ** (128 / 126)
@@ -225,7 +239,7 @@ def test_dynamic_ntk_is_plain_up_to_the_context_and_mindformers_at_twice_it():
         ("yarn", YARN),
     ],
 )
-def test_extend_methods_that_do_not_fit_their_factor_are_refused(method, factor):
+def test_extend_methods_that_do_not_fit_their_factor_are_refused(method: str, factor: Any) -> None:
     with pytest.raises(ConfigError, match=r"llama\.yaml"):
         translate(extend_method=method, scaling_factor=factor)
 
@@ -284,7 +298,7 @@ processor:
 """
 
 
-def test_a_whole_yaml_file_is_read(tmp_path):
+def test_a_whole_yaml_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "predict_llama2_7b.yaml"
     path.write_text(YAML)
     translated = mindformers.translate(read_yaml(path), str(path))
@@ -309,7 +323,7 @@ def test_a_whole_yaml_file_is_read(tmp_path):
         ("seed: 0", "seed: -1", "seed is -1"),
     ],
 )
-def test_what_a_yaml_file_gets_wrong_is_named(tmp_path, old, new, says):
+def test_what_a_yaml_file_gets_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     path = tmp_path / "predict.yaml"
     path.write_text(YAML.replace(old, new, 1))
     with pytest.raises(ConfigError, match=says) as caught:
@@ -330,12 +344,14 @@ VALUES = (
 
 @settings(max_examples=200)
 @given(
-    st.dictionaries(st.sampled_from(PARAMETERS), VALUES | st.sampled_from(["PI", "NTK", "YARN", "LLAMA3"]), max_size=4)
+    st.dictionaries(
+        st.sampled_from(sorted(PARAMETERS)), VALUES | st.sampled_from(["PI", "NTK", "YARN", "LLAMA3"]), max_size=4
+    )
 )
-def test_any_parameters_give_a_configuration_or_a_config_error(parameters):
+def test_any_parameters_give_a_configuration_or_a_config_error(parameters: dict[str, Any]) -> None:
     try:
         translated = translate(**parameters)
     except ConfigError as error:
-        assert str(error).startswith("llama.yaml")  # noqa: PT017
+        assert str(error).startswith("llama.yaml")
     else:
         SamplingParams(**translated.sampling)

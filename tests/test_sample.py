@@ -1,5 +1,6 @@
 """The sampler against slow definitions, transformers' logits processors, and statistics of its draws."""
 
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 from scipy.stats import chisquare
 from transformers import generation as hf
@@ -30,15 +32,15 @@ PLAIN = SamplingParams(temperature=1, top_p=1, seed=0)
 NUMBERS = st.lists(st.integers(0, 8), min_size=1, max_size=300).filter(any)
 
 
-def floats(values):
+def floats(values: Iterable[float]) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
-def random_logits(size=200, seed=0):
+def random_logits(size: int = 200, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 3, size).astype(np.float32)
 
 
-def by_rank(values):
+def by_rank(values: Sequence[float] | NDArray[np.float32]) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (-values[i], i))
 
 
@@ -46,12 +48,12 @@ def by_rank(values):
 
 
 @given(NUMBERS, st.integers(0, 400))
-def test_largest_is_the_head_of_a_full_sort(values, k):
+def test_largest_is_the_head_of_a_full_sort(values: list[int], k: int) -> None:
     assert largest(floats(values), k).tolist() == by_rank(values)[:k]
 
 
 @given(NUMBERS, st.integers(0, 64))
-def test_nucleus_is_the_shortest_head_of_a_full_sort_with_the_share(weights, share):
+def test_nucleus_is_the_shortest_head_of_a_full_sort_with_the_share(weights: list[int], share: int) -> None:
     p, order, mass, size = Fraction(share, 64), by_rank(weights), 0, 0
     while size == 0 or mass < p * sum(weights):
         mass += weights[order[size]]
@@ -60,13 +62,13 @@ def test_nucleus_is_the_shortest_head_of_a_full_sort_with_the_share(weights, sha
 
 
 @given(NUMBERS, st.integers(0, 64))
-def test_likely_keeps_what_is_not_too_far_below_the_largest(weights, share):
+def test_likely_keeps_what_is_not_too_far_below_the_largest(weights: list[int], share: int) -> None:
     expected = [i for i, weight in enumerate(weights) if weight >= Fraction(share, 64) * max(weights)]
     assert likely(floats(weights), share / 64).tolist() == expected
 
 
 @pytest.mark.parametrize("spread", [0.01, 1, 3, 10])
-def test_filters_agree_with_their_definitions_on_a_real_vocabulary_size(spread):
+def test_filters_agree_with_their_definitions_on_a_real_vocabulary_size(spread: float) -> None:
     weights = np.exp(np.random.default_rng(1).normal(0, spread, 128_256)).astype(np.float32)
     order = np.lexsort((np.arange(len(weights)), -weights))
     mass = np.cumsum(weights[order], dtype=np.float64)
@@ -77,7 +79,7 @@ def test_filters_agree_with_their_definitions_on_a_real_vocabulary_size(spread):
         np.testing.assert_array_equal(np.sort(nucleus(weights, p)), np.sort(order[:size]))
 
 
-def test_penalties_follow_their_papers():
+def test_penalties_follow_their_papers() -> None:
     logits = floats([2, -2, 0, -np.inf])
     np.testing.assert_array_equal(repetition_penalised(logits, 2), [1, -4, 0, -np.inf])
     counts = np.array([0, 1, 3, 2])
@@ -100,7 +102,7 @@ def test_penalties_follow_their_papers():
         PLAIN.replace(repetition_penalty=1.2, temperature=1.4, top_k=50, top_p=0.9, min_p=0.02),
     ],
 )
-def test_distribution_is_that_of_transformers(params):
+def test_distribution_is_that_of_transformers(params: SamplingParams) -> None:
     logits, context = random_logits(), [3, 3, 17, 60, 199]
     chain = hf.LogitsProcessorList([hf.RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))])
     chain.append(hf.TemperatureLogitsWarper(float(params.temperature)))
@@ -118,7 +120,7 @@ def test_distribution_is_that_of_transformers(params):
 
 
 @pytest.mark.parametrize("params", [PLAIN, PLAIN.replace(top_p=0.7), PLAIN.replace(temperature=2, top_k=9, min_p=0.05)])
-def test_draws_have_the_frequencies_of_the_distribution(params):
+def test_draws_have_the_frequencies_of_the_distribution(params: SamplingParams) -> None:
     logits, count = random_logits(30, seed=3) / 3, 6000
     sampler = Sampler(params, len(logits))
     ids, weights = sampler.candidates(logits)
@@ -130,7 +132,7 @@ def test_draws_have_the_frequencies_of_the_distribution(params):
 # Random state
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
     runs = []
     for seed in (7, 7, 8):
         sampler = Sampler(PLAIN.replace(seed=seed), 200)
@@ -138,16 +140,16 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_without_a_seed_each_sampler_draws_otherwise():
+def test_without_a_seed_each_sampler_draws_otherwise() -> None:
     flat = np.zeros(1000, np.float32)
     first, second = (Sampler(PLAIN.replace(seed=None), len(flat)) for _ in range(2))
     assert [first.sample(flat) for _ in range(8)] != [second.sample(flat) for _ in range(8)]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, np.nextafter(0.25, 0), np.nextafter(1, 0)])
-def test_no_number_of_the_generator_draws_a_weight_of_zero(fraction):
+def test_no_number_of_the_generator_draws_a_weight_of_zero(fraction: float) -> None:
     class Random:
-        def random(self):
+        def random(self) -> float:
             return fraction
 
     weights = floats([0, 1, 0, 3, 0, 0])
@@ -160,15 +162,15 @@ def test_no_number_of_the_generator_draws_a_weight_of_zero(fraction):
 @pytest.mark.parametrize(
     "params", [SamplingParams(temperature=0), SamplingParams(temperature=1e-30), PLAIN.replace(top_k=1)]
 )
-def test_greedy_takes_the_largest_and_of_equals_the_lowest_id(params):
+def test_greedy_takes_the_largest_and_of_equals_the_lowest_id(params: SamplingParams) -> None:
     assert Sampler(params, 4).sample(floats([1, 5, 5, -np.inf])) == 1
 
 
-def test_a_top_p_of_zero_leaves_one_token():
+def test_a_top_p_of_zero_leaves_one_token() -> None:
     assert Sampler(PLAIN.replace(top_p=0), 3).sample(np.zeros(3, np.float32)) == 0
 
 
-def test_masked_tokens_are_never_drawn():
+def test_masked_tokens_are_never_drawn() -> None:
     logits = np.full(50, -np.inf, np.float32)
     logits[[4, 40]] = 0
     sampler = Sampler(PLAIN.replace(top_k=10), 50)
@@ -176,8 +178,11 @@ def test_masked_tokens_are_never_drawn():
 
 
 @pytest.mark.parametrize("bad", [[0, np.nan], [0, np.inf], [-np.inf, -np.inf], [np.inf, -np.inf]])
-@pytest.mark.parametrize("params", [PLAIN, SamplingParams(temperature=0), PLAIN.replace(repetition_penalty=2, top_k=1)])
-def test_logits_without_a_largest_finite_one_are_an_error(bad, params):
+@pytest.mark.parametrize(
+    "params",
+    [PLAIN, SamplingParams(temperature=0), PLAIN.replace(repetition_penalty=2, top_k=1, logit_bias={1: -np.inf})],
+)
+def test_logits_without_a_largest_finite_one_are_an_error(bad: list[float], params: SamplingParams) -> None:
     with pytest.raises(ModelError, match="no token can be drawn"):
         Sampler(params, 2).sample(floats(bad))
     with pytest.raises(ModelError):
@@ -197,7 +202,9 @@ def test_logits_without_a_largest_finite_one_are_an_error(bad, params):
         seed=st.just(0),
     ),
 )
-def test_any_finite_logits_and_settings_give_a_token_or_a_model_error(logits, params):
+def test_any_finite_logits_and_settings_give_a_token_or_a_model_error(
+    logits: list[float], params: SamplingParams
+) -> None:
     sampler = Sampler(params, len(logits))
     sampler.observe_prompt([0])
     try:
@@ -209,26 +216,26 @@ def test_any_finite_logits_and_settings_give_a_token_or_a_model_error(logits, pa
 # State: bias, penalties and what they count
 
 
-def test_logit_bias_is_added_and_minus_infinity_bans():
+def test_logit_bias_is_added_and_minus_infinity_bans() -> None:
     logits = floats([0, 1, 2])
     assert Sampler(SamplingParams(temperature=0, logit_bias={0: 5}), 3).sample(logits) == 0
     assert Sampler(SamplingParams(temperature=0, logit_bias={2: -np.inf}), 3).sample(logits) == 1
     np.testing.assert_array_equal(logits, [0, 1, 2])
 
 
-def test_a_bias_on_a_token_outside_the_vocabulary_is_an_error():
+def test_a_bias_on_a_token_outside_the_vocabulary_is_an_error() -> None:
     with pytest.raises(UsageError, match="token 3"):
         Sampler(SamplingParams(logit_bias={3: 1}), 3)
 
 
-def test_repetition_penalty_counts_prompt_and_answer_once_each():
+def test_repetition_penalty_counts_prompt_and_answer_once_each() -> None:
     sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=2), 4)
     sampler.observe_prompt([0, 0, 0])
     logits = floats([8, 5, 4.5, 1])
     assert [sampler.sample(logits) for _ in range(3)] == [1, 2, 0]  # 8 / 2 = 4, then 5 / 2, then 4.5 / 2
 
 
-def test_frequency_and_presence_penalties_count_the_answer_only():
+def test_frequency_and_presence_penalties_count_the_answer_only() -> None:
     logits = floats([3, 2, 0])
     frequent = Sampler(SamplingParams(temperature=0, frequency_penalty=0.6), 3)
     present = Sampler(SamplingParams(temperature=0, presence_penalty=1.2), 3)
@@ -242,7 +249,7 @@ def test_frequency_and_presence_penalties_count_the_answer_only():
 
 
 @given(st.integers(1, 300), st.integers(0, 30))
-def test_logprobs_are_of_the_plain_softmax_with_ties_by_lower_id(size, top):
+def test_logprobs_are_of_the_plain_softmax_with_ties_by_lower_id(size: int, top: int) -> None:
     logits = np.round(random_logits(size, seed=size))
     expected = log_softmax(logits.astype(np.float64))
     result = token_logprobs(logits, size - 1, top)
@@ -252,5 +259,5 @@ def test_logprobs_are_of_the_plain_softmax_with_ties_by_lower_id(size, top):
     np.testing.assert_allclose([value for _, value in result.top], expected[by_rank(logits)[:top]], atol=1e-12)
 
 
-def test_peak_is_the_largest_logit():
+def test_peak_is_the_largest_logit() -> None:
     assert peak(floats([-np.inf, -3, -2])) == -2

@@ -44,9 +44,10 @@ from llamachat.tensors import (
 )
 from llamachat.tensors import Tensor as Weight
 
-AnyWeight = TypeVar("AnyWeight", FloatTensor, QuantTensor)
+AnyWeight = TypeVar("AnyWeight", bound=Weight)
 SLAB = 1 << 22  # weights unpacked at a time while a layer is built
 INT4_GROUPS = (32, 64, 128, 256)
+BNB_GROUPS = (32, 64, 128, 256, 512, 1024)
 COUNT = np.arange(16, dtype=np.float32)
 
 
@@ -237,25 +238,13 @@ class LlmInt8(Packed):
 
 
 class Bnb4(Packed):
-    """bitsandbytes' 4-bit product; on the CPU with scales rounded to bfloat16 and a layout by blocks of 32 rows."""
+    """bitsandbytes' 4-bit product on CUDA."""
 
     kernel = "bitsandbytes 4-bit"
 
     def __init__(self, tensor: QuantTensor, device: torch.device) -> None:
-        self.bnb, kind = bitsandbytes(), _codebook(tensor)
-        code = torch.tensor(tensor.table, device=device)
-
-        def state(part: QuantTensor) -> Any:
-            absmax = torch.tensor(part.scale.astype(np.float32).reshape(-1), device=device)
-            return self.bnb.functional.QuantState(absmax, part.shape, code, part.group, kind, torch.bfloat16)
-
-        self.codes, self.state = torch.from_numpy(_adjacent(tensor)).to(device), state(tensor)
-        if device.type == "cpu":
-            for start, slab in slabs(tensor):
-                rows = self.codes[start : start + len(slab.codes)]
-                rows[:] = self.bnb.functional._convert_weight_packed_for_cpu(rows, state(slab))[0]
-            self.state.absmax = self.state.absmax.view(len(self.codes), -1).T.bfloat16().contiguous()
-            self.state.packing_format_for_cpu = True
+        self.bnb, self.state = bitsandbytes(), self._state(tensor, device)
+        self.codes = torch.from_numpy(_adjacent(tensor)).to(device)
         self.nbytes = self.codes.nbytes + self.state.absmax.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -263,18 +252,45 @@ class Bnb4(Packed):
         return y
 
     @staticmethod
+    def _state(tensor: QuantTensor, device: torch.device) -> Any:
+        absmax = torch.tensor(tensor.scale.astype(np.float32).reshape(-1), device=device)
+        code = torch.tensor(tensor.table, device=device)
+        make = bitsandbytes().functional.QuantState
+        return make(absmax, tensor.shape, code, tensor.group, _codebook(tensor), torch.bfloat16)
+
+    @staticmethod
     def takes(like: QuantTensor, rows: int, device: torch.device, dtype: torch.dtype) -> bool:
-        if _codebook(like) is None or like.group not in (32, 64, 128, 256, 512, 1024) or dtype == torch.float32:
-            return False
-        on_cpu = rows % 32 == 0 and dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-        return on_cpu if device.type == "cpu" else device.type == "cuda"
+        fits = _codebook(like) is not None and like.group in BNB_GROUPS
+        return fits and device.type == "cuda" and dtype != torch.float32
 
     @staticmethod
     def bits(like: QuantTensor) -> float:
         return 4 + 32 / like.group
 
 
-KERNELS: tuple[type[Packed], ...] = (Int4, TinyGemm, Int8, LlmInt8, Bnb4, Int4Twice)
+class Bnb4Cpu(Bnb4):
+    """Its CPU twin: scales rounded to bfloat16, codes laid out by blocks of 32 rows."""
+
+    def __init__(self, tensor: QuantTensor, device: torch.device) -> None:
+        super().__init__(tensor, device)
+        for start, slab in slabs(tensor):
+            rows = self.codes[start : start + len(slab.codes)]
+            rows[:] = self.bnb.functional._convert_weight_packed_for_cpu(rows, self._state(slab, device))[0]
+        self.state.absmax = self.state.absmax.view(len(self.codes), -1).T.bfloat16().contiguous()
+        self.state.packing_format_for_cpu = True
+        self.nbytes = self.codes.nbytes + self.state.absmax.nbytes
+
+    @staticmethod
+    def takes(like: QuantTensor, rows: int, device: torch.device, dtype: torch.dtype) -> bool:
+        fits = _codebook(like) is not None and like.group in BNB_GROUPS and rows % 32 == 0
+        return fits and device.type == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+
+    @staticmethod
+    def bits(like: QuantTensor) -> float:
+        return 4 + 16 / like.group
+
+
+KERNELS: tuple[type[Packed], ...] = (Int4, TinyGemm, Int8, LlmInt8, Bnb4, Bnb4Cpu, Int4Twice)
 
 
 def kernel_for(like: QuantTensor, rows: int, device: torch.device, dtype: torch.dtype) -> type[Packed] | None:
@@ -338,7 +354,7 @@ def slabs(tensor: AnyWeight) -> Iterator[tuple[int, AnyWeight]]:
     """The tensor in pieces of about SLAB weights, and a multiple of 64 rows, the most that any kernel interleaves."""
     step = max(1, SLAB // 64 // math.prod(tensor.shape[1:])) * 64
     for start in range(0, tensor.shape[0], step):
-        yield start, take_rows(tensor, slice(start, start + step))  # type: ignore[misc]
+        yield start, take_rows(tensor, slice(start, start + step))
 
 
 def _scales_zeros(tensor: QuantTensor) -> Tensor:

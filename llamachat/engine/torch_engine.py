@@ -85,6 +85,10 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
+def cuda_available() -> bool:
+    return torch.cuda.is_available()
+
+
 def default_dtype(device: str) -> Dtype:
     """bfloat16 where the processor multiplies it, which is faster there than float32 in every respect."""
     if device == "cpu":

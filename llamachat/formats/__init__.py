@@ -18,7 +18,7 @@ class Checkpoint(Protocol):
 
     path: Path
     config: LlamaConfig
-    sampling: Mapping[str, Any]  # SamplingParams fields that the checkpoint's own metadata sets; may be empty
+    sampling: Mapping[str, Any]  # SamplingParams fields that its own metadata sets, and perhaps max_length (in tokens)
     chat_template: str | None  # Jinja source, if the checkpoint has one
     ignored: tuple[str, ...]  # keys of its metadata that cannot change inference, for --verbose
 

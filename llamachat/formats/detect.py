@@ -33,12 +33,16 @@ def _open_file(path: Path) -> Checkpoint:
 
     if is_gguf(path):
         return open_gguf(path)
+    if path.suffix in (".yaml", ".yml"):
+        from llamachat.formats.mindformers import open_mindformers
+
+        return open_mindformers(path)
     if path.suffix == ".pth":
         from llamachat.formats.lit import open_lit
 
         return open_lit(path)
     raise FormatError(
-        f"{path} is neither a GGUF nor a lit-llama (.pth) file",
+        f"{path} is no GGUF, lit-llama (.pth) or MindFormers (.yaml) file",
         "it cannot be read alone",
         "for other formats give the folder that holds the model",
     )

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ def is_tag_shaped(name: str) -> bool:
 def damaged(where: str, what: str) -> FormatError:
     """The error for a tokenizer that cannot be read."""
     return FormatError(f"{where}: {what}", "the tokenizer cannot be used", "fetch or convert the model again")
+
+
+@contextmanager
+def library_errors(where: str) -> Iterator[None]:
+    """Makes a FormatError of whatever a library raises on a file: Exceptions, and Rust's panics, which are none."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise damaged(where, f"{type(error).__name__} {str(error).strip()!r:.80}") from error
+        raise
 
 
 def read(path: Path) -> bytes:

@@ -8,8 +8,15 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from llamachat.tokenizers import spm
-from llamachat.tokenizers.base import NAMED, TextTokenizer, damaged, is_control_shaped, is_tag_shaped
-from llamachat.tokenizers.hf import byte_level, library_errors
+from llamachat.tokenizers.base import (
+    NAMED,
+    TextTokenizer,
+    damaged,
+    is_control_shaped,
+    is_tag_shaped,
+    library_errors,
+)
+from llamachat.tokenizers.hf import byte_level
 
 _WHERE = "the GGUF file"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -137,10 +144,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     scores = _list(metadata, "scores", float, len(tokens))
     if not all(map(math.isfinite, scores)):
         raise damaged(_WHERE, "tokenizer.ggml.scores has values that are no numbers")
-    library = spm.assemble(tokens, scores, types)
     user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    return spm.from_library(library, user_defined, {}, dummy_prefix=bool(prefix), **common)
+    with library_errors(_WHERE):
+        library = spm.assemble(tokens, scores, types)
+        return spm.from_library(library, user_defined, {}, dummy_prefix=bool(prefix), **common)
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> list[Any]:

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamachat.tokenizers.base import (
@@ -12,6 +11,7 @@ from llamachat.tokenizers.base import (
     damaged,
     is_control_shaped,
     is_tag_shaped,
+    library_errors,
     token_names,
 )
 
@@ -58,17 +58,6 @@ def from_json(data: bytes, config: Mapping[str, Any], where: str) -> TextTokeniz
         tags={name: i for name, i in marked.items() if not added[i].special},
         strips={token.content: (token.lstrip, token.rstrip) for token in added.values()},
     )
-
-
-@contextmanager
-def library_errors(where: str) -> Iterator[None]:
-    """The library raises bare Exceptions, and its panics, which bad files can cause, not even those."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise damaged(where, f"the tokenizers library cannot use it ({str(error)!r:.80})") from error
-        raise
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""A MindFormers YAML file as a model: its configuration, over the weights that `load_checkpoint` (or `pretrained_model_dir`)
+names in any format read here. Its paths are relative to the file. Source: MindFormers' predict_llama*.yaml."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from llamachat.errors import ConfigError
+from llamachat.formats import Checkpoint
+from llamachat.formats.gguf import GGUFCheckpoint
+from llamachat.formats.lazy import LazyCheckpoint, matched
+from llamachat.metadata import read_yaml
+from llamachat.mindformers import translate
+
+WEIGHTS = ("load_checkpoint", "pretrained_model_dir")
+
+
+def open_mindformers(file: Path) -> Checkpoint:
+    """Raises ConfigError for a key that is not understood, FormatError when the weights are not those of the configuration."""
+    from llamachat.formats.detect import open_checkpoint
+
+    source = read_yaml(file)
+    named = next((source[key] for key in WEIGHTS if source.get(key)), None)
+    if not isinstance(named, str):
+        raise ConfigError(f"{file} names no weights", "there is nothing to run", f"set {WEIGHTS[0]} to their folder")
+    translated = translate(source, str(file))
+    weights = open_checkpoint(file.parent / Path(named).expanduser())
+    assert isinstance(weights, LazyCheckpoint | GGUFCheckpoint)
+    return replace(
+        weights,
+        path=file,
+        config=translated.config,
+        entries=matched(weights.entries, translated.config, weights.path),
+        sampling={**translated.sampling, "max_length": translated.max_length},
+        ignored=translated.ignored,
+    )

