@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llamachat.dialog import Content, Format, Layout, Message
+from llamachat.dialog import Content, Format, Layout, Message, Part
 from llamachat.errors import ConfigError
 from llamachat.templates import ChatTemplate, template_error
 from llamachat.tokenizer import Tokenizer
 
 _PAD = "\u2003"  # a space that templates trim but do not write
 # What marks a turn in a template's plain text: by its shape, or, where nothing else comes between turns, "USER:"
-_TAG = re.compile(r"<{1,2}[|/｜]*\w[^<>\s]*>{1,2}|\[/?\w+\]")
-_NAME_TAG = re.compile(r"(?:#+ *)?\w+:")
+_TAG = re.compile(r"<{1,2}[|/｜]*\w[^<>\s]+>{1,2}|\[/?[A-Za-z]\w+\]")
+_NAME_TAG = re.compile(r"(?:#+ *)?[A-Za-z]\w*:")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class _Learnt:
 
     ends: dict[str, str]  # role -> what is written after its message
     headers: dict[str, str]  # role -> before one
+    opening: str  # the header before an answer that is to come
     answer_end: str  # all that is between an answer and the next message's text
     tags: tuple[str, ...]
 
@@ -55,13 +56,21 @@ class Jinja(Format):
         """What the template writes between two contents goes to the first up to the end of its turn."""
         gaps, contents = self._render(messages, opened=True)
         self._refuse_half_tags(gaps)
-        turns: Layout = [[gaps[0]]]
+        headers, ends = [gaps[0]], list[str]()
         roles = [m.role for m in messages]
-        for content, gap, left, right in zip(contents, gaps[1:], roles, [*roles[1:], "assistant"], strict=True):
+        for gap, left, right in zip(gaps[1:], roles, [*roles[1:], "assistant"], strict=True):
             cut = self._end_of_turn(gap, left, right)
-            turns[-1] += [content, gap[:cut]]
-            turns.append([gap[cut:]])
-        return turns
+            ends.append(gap[:cut])
+            headers.append(gap[cut:])
+        turns = [self._turn(*parts) for parts in zip(headers, contents, ends, strict=False)]
+        return [*turns, [headers[-1]]]
+
+    def _turn(self, header: str, content: Content, end: str) -> list[Part]:
+        if content.ids is not None:  # the model wrote them after this
+            return [self._learnt.opening, content, end]
+        if header.endswith(" "):  # a word's tokens begin with the space before it
+            header, content = header[:-1], Content(" " + content.text)
+        return [header, content, end]
 
     def _end_of_turn(self, gap: str, left: str, right: str) -> int:
         end = self._learnt.ends.get(left)
@@ -108,6 +117,7 @@ class Jinja(Format):
         return _Learnt(
             ends={"user": after_user, "assistant": after_answer},
             headers={"user": gaps[2].removeprefix(after_answer), "assistant": gaps[1].removeprefix(after_user)},
+            opening=gaps[3].removeprefix(after_user),
             answer_end=gaps[2],
             tags=self._find_tags(gaps + system),
         )

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_OUTPUT = 1 << 20  # characters
 MAX_MEMORY = 1 << 29  # bytes
-MAX_CPU = 10  # seconds a rendering; who waits gives up earlier
+MAX_CPU = 20  # seconds a rendering; who waits gives up earlier, but may be gone
 
 
 class Generation(Extension):

@@ -12,7 +12,7 @@ from typing import Any
 from llamachat.errors import ConfigError
 
 MAX_SOURCE = 1 << 18  # characters
-TIMEOUT = 5.0  # seconds, the start of the process included
+TIMEOUT = 10.0  # seconds, the start of the process included
 _REMEDY = "set `dialog` for this model in models.toml, or use complete --raw"
 
 

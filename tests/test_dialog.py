@@ -1,10 +1,8 @@
-"""Dialogs get the ids that their models' authors give them, and no content can pass for a control token or another turn."""
+"""Dialogs get the ids that their models' authors give them; no content passes for a control token or another turn."""
 
 import gc
 import json
-import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +17,6 @@ from vocabularies import (
     meta_chat_format,
     meta_message,
     smollm2_library,
-    spaced_json,
     write_folder,
 )
 
@@ -129,7 +126,7 @@ def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Single bytes and a few pairs: there a text's ids do not depend on what is beside it."""
     folder = tmp_path_factory.mktemp("bytewise")
     library = byte_level_json(*SPECIALS, merges=MERGES)
-    return open_folder(write_folder(folder, library, bos_token="<s>", eos_token="</s>"))
+    return open_folder(write_folder(folder, library, bos_token="<s>", eos_token="</s>", add_bos_token=True))
 
 
 @pytest.fixture(scope="session")
@@ -153,14 +150,13 @@ def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 
 
-def transformers_text(template: str, messages: Sequence[Message], opened: bool = True, **names: str) -> str:
+def transformers_text(template: str, messages: Sequence[Message]) -> str:
     """What transformers renders."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts, _ = render_jinja_template(
-        conversations=[plain(messages)], chat_template=template, add_generation_prompt=opened, **names
-    )
-    return str(texts[0])
+    names: Any = {"bos_token": "<s>", "eos_token": "</s>"}
+    texts: Any = render_jinja_template([plain(messages)], chat_template=template, add_generation_prompt=True, **names)
+    return str(texts[0][0])
 
 
 ordinary = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="▁<[")).map(str.strip).filter(len)
@@ -173,8 +169,12 @@ def test_llama3_gives_the_ids_of_metas_chat_format(llama3: Tokenizer, meta: Any,
 
 
 @quick
-@given(contents=st.lists(st.one_of(st.text(), st.sampled_from([" ", "<|eot_id|>", "a\n\n"])), max_size=5), data=st.data())
-def test_llama3_gives_metas_ids_for_any_text(llama3: Tokenizer, meta: Any, contents: list[str], data: st.DataObject) -> None:
+@given(
+    contents=st.lists(st.one_of(st.text(), st.sampled_from([" ", "<|eot_id|>", "a\n\n"])), max_size=5), data=st.data()
+)
+def test_llama3_gives_metas_ids_for_any_text(
+    llama3: Tokenizer, meta: Any, contents: list[str], data: st.DataObject
+) -> None:
     roles = [data.draw(st.sampled_from(["system", "user", "assistant", "tool"])) for _ in contents]
     messages = [Message.parse({"role": role, "content": text}) for role, text in zip(roles, contents, strict=True)]
     expected = meta.encode_dialog_prompt([meta_message(m.role, m.content.strip()) for m in messages]).tokens
@@ -187,9 +187,7 @@ def test_llama3_begins_with_bos_even_where_plain_text_does_not(llama3: Tokenizer
 
 
 @quick
-@given(
-    system=st.one_of(st.none(), ordinary), turns=st.lists(st.tuples(ordinary, ordinary), max_size=3), last=ordinary
-)
+@given(system=st.one_of(st.none(), ordinary), turns=st.lists(st.tuples(ordinary, ordinary), max_size=3), last=ordinary)
 @example(system="Be brief.", turns=[("Hi", "Ho")], last="x  y")
 def test_llama2_gives_metas_ids(
     spm: Tokenizer, spm_reference: SentencePieceProcessor, system: str | None, turns: list[tuple[str, str]], last: str
@@ -237,13 +235,13 @@ def test_smollm2s_own_template_adds_its_system_prompt(
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("messages", DIALOGS)
-def test_a_template_writes_what_it_writes_in_transformers(bytewise: Tokenizer, name: str, messages: list[Message]) -> None:
-    text = transformers_text(TEMPLATES[name], messages, bos_token="<s>", eos_token="</s>")
+def test_a_template_writes_what_it_writes_in_transformers(
+    bytewise: Tokenizer, name: str, messages: list[Message]
+) -> None:
+    text = transformers_text(TEMPLATES[name], messages)
     expected = bytewise.encode_skeleton(text)
     if not text.startswith("<s>"):
         expected.insert(0, bytewise.specials["<s>"])
-    if name == "alpaca" and messages[0].role == "system":
-        pytest.skip("it writes a system prompt as an answer")
     assert Jinja(bytewise, TEMPLATES[name]).encode(messages) == expected
 
 
@@ -257,41 +255,62 @@ def test_zephyr_starts_as_a_text_does(spm: Tokenizer) -> None:
     assert ids == [1, *spm.encode("<|user|>\nHi there!"), 2, *spm.encode("\n<|assistant|>\n", start=False)]
 
 
-def test_turns_are_whole_messages_and_make_the_dialog(all_formats: dict[str, tuple[Tokenizer, DialogFormat]]) -> None:
+@pytest.fixture(scope="session")
+def alternating(all_formats: dict[str, tuple[Tokenizer, DialogFormat]]) -> dict[str, tuple[Tokenizer, DialogFormat]]:
+    """Those that have a system turn."""
+    return {name: both for name, both in all_formats.items() if name != "jinja alpaca"}
+
+
+def test_turns_are_whole_messages_and_make_the_dialog(
+    alternating: dict[str, tuple[Tokenizer, DialogFormat]],
+) -> None:
     messages = DIALOGS[-1]
-    for name, (tokenizer, dialog) in all_formats.items():
-        if name == "jinja alpaca":
-            continue
+    for name, (tokenizer, dialog) in alternating.items():
         turns = dialog.turns(messages)
         assert [token for turn in turns for token in turn] == dialog.encode(messages), name
         assert len(turns) == len(messages) + 1
         for message, turn in zip(messages, turns, strict=False):
             assert message.content.strip() in tokenizer.decode(turn), name
+        ends = [i for i, token in enumerate(turns[2]) if token in dialog.stop_ids]
+        assert tokenizer.decode(turns[2][ends[-1] :]).strip() == "", (
+            name
+        )  # nothing of the next turn after an answer's end
         assert not dialog.stop_ids & set(turns[-1]), name  # the open header
-        if dialog.stop_ids & set(turns[2]):
-            assert tokenizer.decode(turns[2][len(turns[2]) - turns[2][::-1].index(max(dialog.stop_ids & set(turns[2]))) :]).strip() == ""
 
 
-def test_a_turn_does_not_depend_on_those_before_it(all_formats: dict[str, tuple[Tokenizer, DialogFormat]]) -> None:
-    for name, (_, dialog) in all_formats.items():
-        if name != "jinja alpaca":
-            assert dialog.turns(DIALOGS[-1])[3:5] == dialog.turns([SYSTEM, USER, ANSWER, *DIALOGS[-1][1:]])[5:7] or name
-            assert dialog.turns([USER, ANSWER, USER])[0] == dialog.turns([USER])[0], name
+def test_a_turn_does_not_depend_on_those_before_it(
+    alternating: dict[str, tuple[Tokenizer, DialogFormat]],
+) -> None:
+    for name, (_, dialog) in alternating.items():
+        longer = dialog.turns([SYSTEM, USER, ANSWER, *DIALOGS[-1][1:]])
+        assert dialog.turns(DIALOGS[-1])[3:5] == longer[5:7], name
+        assert dialog.turns([USER, ANSWER, USER])[0] == dialog.turns([USER])[0], name
 
 
-def test_an_answers_own_ids_stand_for_its_text(all_formats: dict[str, tuple[Tokenizer, DialogFormat]]) -> None:
-    for name, (tokenizer, dialog) in all_formats.items():
-        if name == "jinja alpaca":
-            continue
+def test_an_answers_own_ids_stand_for_its_text(alternating: dict[str, tuple[Tokenizer, DialogFormat]]) -> None:
+    for name, (tokenizer, dialog) in alternating.items():
         prompt = dialog.encode([USER])
         ids = tuple(tokenizer.encode(c, start=False)[0] for c in "Hello")
         again = dialog.encode([USER, Message("assistant", "Hello", ids), USER])
         assert again[: len(prompt) + 5] == [*prompt, *ids], name
 
 
-HOSTILE = """[INST] [/INST] <<SYS>> <</SYS>> <|user|> <|system|> <|assistant|> </s> <s> <|im_start|> <|im_end|> <|eot_id|>
-<|start_header_id|> <|end_header_id|> <|h|> <|/h|> <|eot|> USER: ASSISTANT: Instruction: Response: Date: {{ {% %} }}""".split()
-PARTS = [*HOSTILE, *{tag[i : i + 3] for tag in HOSTILE for i in range(len(tag))}, " ", "\n", "x", "###", "###\u00a0", "é", "\x04"]
+HOSTILE = [
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<|user|>", "<|system|>", "<|assistant|>", "</s>", "<s>"),
+    *(
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|h|>",
+        "<|/h|>",
+        "<|eot|>",
+    ),
+    *("USER:", "ASSISTANT:", "### Instruction:", "### Response:", "Date:", "{{", "}}", "{%", "%}"),
+]
+SHREDS = {tag[i : i + 3] for tag in HOSTILE for i in range(len(tag))}
+PARTS = [*HOSTILE, *sorted(SHREDS), " ", "\n", "x", "###", "é", "\x04"]
 hostile = st.lists(st.sampled_from(PARTS), max_size=8).map("".join)
 
 
@@ -372,22 +391,20 @@ BAD_TEMPLATES = {
 
 @pytest.mark.parametrize("source", BAD_TEMPLATES.values(), ids=BAD_TEMPLATES)
 def test_a_bad_template_is_one_error_line_and_soon(bytewise: Tokenizer, source: str) -> None:
-    begin = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         Jinja(bytewise, source).encode([USER])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    assert time.monotonic() - begin < 2 * templates.TIMEOUT
 
 
 @pytest.mark.parametrize(
-    "source", ["{% for a in r %}" * 9 + "{% endfor %}" * 9, "{{ 9 ** 9 ** 9 }}", "{{ 'x'.join([y] * 9999999) }}"]
+    "source", ["{% for a in r %}" * 9 + "{% endfor %}" * 9, "{{ 9 ** (9 ** 9) }}", "{% set x = 9 ** (9 ** r[9]) %}"]
 )
 def test_a_template_that_takes_too_long_is_given_up(
     bytewise: Tokenizer, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.setattr(templates, "TIMEOUT", 1.0)
     with pytest.raises(ConfigError, match="more than 1 s"):
-        Jinja(bytewise, "{% set r = range(9999) %}{% set y = 'y' * 9999 %}" + source).encode([USER])
+        Jinja(bytewise, "{% set r = range(9999) %}" + source).encode([USER])
 
 
 def test_a_dialog_goes_on_after_a_rendering_failed(smollm2: Tokenizer, smollm2_metadata: dict[str, Any]) -> None:
@@ -419,7 +436,10 @@ def test_a_template_has_the_functions_of_transformers(bytewise: Tokenizer) -> No
         "{{ strftime_now('%Y') }}{{ {'b': '<é', 'a': [1]} | tojson }}{% for m in messages %}"
         "{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}<|h|>{{ m.content }}{% endgeneration %}{% endfor %}"
     )
-    assert bytewise.decode(Jinja(bytewise, source).encode([USER])) == f'{datetime.now():%Y}{{"b": "<é", "a": [1]}}Hi there!'
+    assert (
+        bytewise.decode(Jinja(bytewise, source).encode([USER]))
+        == f'{datetime.now():%Y}{{"b": "<é", "a": [1]}}Hi there!'
+    )
 
 
 def test_bos_comes_once_whether_the_template_writes_it_or_not(bytewise: Tokenizer) -> None:
@@ -447,7 +467,13 @@ def test_stop_ids_are_what_the_format_and_the_metadata_say(
 
 @pytest.mark.parametrize(
     ("name", "template", "kind"),
-    [("llama3", None, Llama3), ("llama3", VICUNA, Llama3), (None, VICUNA, Jinja), ("jinja", VICUNA, Jinja), (None, None, Llama3)],
+    [
+        ("llama3", None, Llama3),
+        ("llama3", VICUNA, Llama3),
+        (None, VICUNA, Jinja),
+        ("jinja", VICUNA, Jinja),
+        (None, None, Llama3),
+    ],
 )
 def test_the_catalogs_name_goes_before_the_template_and_that_before_the_control_tokens(
     llama3: Tokenizer, name: str | None, template: str | None, kind: type
@@ -489,8 +515,10 @@ def test_a_message_is_parsed_from_json() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], {}, {"role": "user"}, {"role": "user", "content": 1}, {"role": "root", "content": ""}]
-    + [{"role": ["user"], "content": ""}, {"role": "user", "content": "", "ids": [1]}],
+    [
+        *(None, [], {}, {"role": "user"}, {"role": "user", "content": 1}, {"role": "root", "content": ""}),
+        *({"role": ["user"], "content": ""}, {"role": "user", "content": "", "ids": [1]}),
+    ],
 )
 def test_what_is_no_message_is_a_usage_error(value: Any) -> None:
     with pytest.raises(UsageError):

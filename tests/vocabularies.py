@@ -31,7 +31,8 @@ def meta_chat_format(package: Path) -> Any:
     class Role(Enum):
         system, user, assistant, tool = "system", "user", "assistant", "tool"
 
-    stub = MagicMock(Role=Role)
+    item = type("RawItem", (), {})
+    stub = MagicMock(Role=Role, RawTextItem=item, RawMediaItem=item)
     saved = {
         name: sys.modules.get(name) for name in ("PIL", "llama_models.datatypes", "llama_models.llama3.tool_utils")
     }

@@ -15,7 +15,7 @@ MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-@dataclass
+@dataclass(repr=False)
 class TextTokenizer:
     """A Tokenizer (see there) around a library, of which only `ids` and `piece` are needed.
 
