@@ -1,5 +1,6 @@
 """The `llamachat` command. Nothing heavy is imported before a command has its arguments: --help must be instant."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typer.exceptions import TyperException
 
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.models_cmd import models_app
-from llamachat.options import Options, with_options
+from llamachat.options import EngineName, Options, with_options
 
 if TYPE_CHECKING:
     from llamachat.answer import AnswerSettings
@@ -133,6 +134,38 @@ def complete(
         raise typer.Exit(130)
     if not good:
         raise typer.Exit(UsageError.exit_code)
+
+
+@app.command(epilog=EPILOG)
+def bench(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or path.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 256,
+    decode: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
+    depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache before decoding; 0: the prompt.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are of so many.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = EngineName.auto,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's choice.")] = None,
+    vs_gguf: Annotated[Path | None, typer.Option(help="Run llama.cpp on this file beside it.")] = None,
+    vs_transformers: Annotated[Path | None, typer.Option(help="Run transformers on this GGUF file beside it.")] = None,
+) -> None:
+    """Measure speed, beside peers in the same run; the last line is JSON."""
+    from llamachat import bench as b
+    from llamachat.load import load
+
+    threads = threads or len(os.sched_getaffinity(0))
+    context = max(prompt, depth) + decode + 8
+    ours = load(model, ctx_size=context, threads=threads, engine=engine.value, dtype=dtype)
+    runners: list[b.Runner] = [b.Ours(ours.engine)]
+    if vs_gguf:
+        runners.append(b.LlamaCpp(vs_gguf, context, threads))
+    if vs_transformers:
+        runners.append(b.Transformers(vs_transformers, threads))
+    times = b.measure(runners, prompt, decode, depth, repeats, ours.engine.config.vocab_size)
+    rows = [(runner.name, result.medians()) for runner, result in zip(runners, times, strict=True)]
+    facts = {"model": ours.name, "engine": ours.engine.describe(), "load_s": round(ours.load_s, 3), "threads": threads}
+    work = {"prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
+    b.report(rows, {**facts, **work, "read_gb_s": round(b.read_bandwidth(threads) / 1e9, 1), "versions": b.versions()})
 
 
 def _open_lines(path: Path) -> Any:

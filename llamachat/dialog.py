@@ -126,7 +126,9 @@ class Guard:
         plain = [tag for tag in tags if tag not in tokenizer.specials]
         for tag in plain:
             if tokenizer.encode(tag, start=False) == self._by_character(tag):
-                raise ConfigError(f"this tokenizer has no second way to write {tag!r}", "messages could forge turns")
+                raise ConfigError(
+                    f"the tokenizer writes {tag!r} in one way only", "texts could forge turns", "set `dialog`"
+                )
         self._tag = re.compile("|".join(f"(?=({re.escape(tag)}))" for tag in plain) or "(?!)")
 
     def encode(self, text: str) -> list[int]:
@@ -227,7 +229,7 @@ class Llama2(Format):
         for m in spoken:
             if m.role == "assistant":
                 turns.append([Content(" " + m.content.strip(), m.ids), " ", self._eos])
-            elif m is messages[0] or turns[-1][-1] == self._eos:
+            elif not turns or turns[-1][-1] == self._eos:
                 turns.append([self._bos, "[INST]", Content(" " + m.content.strip()), " [/INST]"])
             else:
                 turns.append([Content(m.content.rstrip()), " [/INST]"])

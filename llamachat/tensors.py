@@ -79,7 +79,14 @@ class QuantTensor:
         return (float(steps[0]), float(self.table[0])) if np.all(steps == steps[0]) else None
 
 
+    def rows(self, which: "Rows") -> "QuantTensor":
+        """Only these rows, in this order."""
+        minimum = self.minimum if self.minimum is None else self.minimum[which]
+        return replace(self, codes=self.codes[which], scale=self.scale[which], minimum=minimum)
+
+
 Tensor = FloatTensor | QuantTensor
+Rows = Sequence[int] | slice | Array
 
 
 def to_float32(data: Array) -> Array:
@@ -115,12 +122,11 @@ def dequantize(tensor: Tensor) -> Array:
     return grouped.reshape(rows, columns)
 
 
-def take_rows(tensor: Tensor, rows: Sequence[int] | slice | Array) -> Tensor:
+def take_rows(tensor: Tensor, rows: Rows) -> Tensor:
     """The tensor with only these rows, in this order (codes and scales move along)."""
     if isinstance(tensor, FloatTensor):
         return FloatTensor(tensor.data[rows])
-    minimum = tensor.minimum if tensor.minimum is None else tensor.minimum[rows]
-    return replace(tensor, codes=tensor.codes[rows], scale=tensor.scale[rows], minimum=minimum)
+    return tensor.rows(rows)
 
 
 def half_split_rows(heads: int, head_dim: int) -> Array:

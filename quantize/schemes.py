@@ -1,36 +1,65 @@
-"""What a scheme makes of a float matrix: symmetric rounding to int8, or to the nearest of 16 values, per group of columns."""
+"""What a scheme makes of a float matrix: a scale per group of columns, and for each weight a whole number or a codebook's entry.
 
+The scale of a group is searched: of a few candidates, of either sign, the one whose codes explain most of the group in the
+least-squares sense, with the scale that fits those codes best. A negative scale turns the codebook around, so an asymmetric
+codebook serves groups whose largest weight is of either sign, and spends no code twice on zero.
+"""
+
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from llamachat.config import QuantConfig
-from llamachat.errors import ConfigError
+from llamachat.errors import ConfigError, FormatError
 from llamachat.formats import Checkpoint
 from llamachat.tensors import CODEBOOKS, GROUP, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, pack_nibbles, to_float32
 
-SLAB = 1 << 22  # weights rounded at a time, so that temporaries stay small
+SLAB = 1 << 17  # weights rounded at a time: small enough for the cache, and the same whatever the number of threads
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
+
+# 4-bit codebooks. "gauss": the 16 whole numbers that lose least of Gaussian weights in groups of 32 when the scale is
+# searched as here (alternating search and conditional means, as Lloyd's algorithm does); whole, so that kernels that
+# multiply in int8 use it exactly. "iq4nl" is ggml's.
+TABLES: dict[str, tuple[float, ...]] = {
+    "gauss": (-125, -92, -71, -54, -39, -26, -14, -2, 9, 21, 33, 46, 61, 79, 100, 127),
+    "iq4nl": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+    "int4": tuple(range(-8, 8)),
+    "affine": tuple(range(16)),  # with a minimum a group
+    **CODEBOOKS,
+}
+# Scales tried, as multiples of the one that makes the largest weight exact.
+PLAIN, CODED, WHOLE = (1.0,), (0.8, 0.85, 0.9, 0.95, 1.0, 1.05), (0.98, 0.985, 0.99, 0.995, 1.0)
+STEPS, REACH = 4096, 1.35  # resolution and reach of the lookup that replaces a search among 16 values
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one matrix is coded; group None: one scale a row."""
+    """How one matrix is coded; group None: one scale a row. Without `search` the largest weight decides the scale."""
 
     bits: Literal[4, 8]
     group: int | None
     codebook: str | None = None
+    search: bool = True
+    calibrated: bool = False
+
+    def fits(self, columns: int) -> bool:
+        """Whether so many columns can be coded this way."""
+        return columns % GROUP == 0 and columns % (self.group or GROUP) == 0
 
 
 SCHEMES = {
     "int8": Scheme(8, 32),
-    "int4": Scheme(4, 32, "nf4"),
-    "bnb-nf4": Scheme(4, 64, "nf4"),
-    "bnb-fp4": Scheme(4, 64, "fp4"),
-    "bnb-int8": Scheme(8, None),
+    "int4": Scheme(4, 32, "gauss"),
+    "int4-gptq": Scheme(4, 32, "gauss", calibrated=True),
+    "bnb-nf4": Scheme(4, 64, "nf4", search=False),
+    "bnb-fp4": Scheme(4, 64, "fp4", search=False),
+    "bnb-int8": Scheme(8, None, search=False),
 }
 
 
@@ -42,32 +71,40 @@ def scheme_for(config: QuantConfig, name: str, shape: tuple[int, ...]) -> Scheme
     module = name.removesuffix(".weight")
     if len(shape) != 2 or any(fnmatchcase(module, f"*{pattern}*") for pattern in config.skip):
         return None
-    if config.scheme not in SCHEMES:
-        raise ConfigError(f"scheme {config.scheme} needs calibration", "it cannot be applied while loading", "use int4")
     scheme = SCHEMES[config.scheme]
     if name in OUTER:
         if config.scheme.startswith("bnb-"):
             return None
         scheme = SCHEMES["int8"]
     elif config.group_size and scheme.group:
-        scheme = Scheme(scheme.bits, config.group_size, scheme.codebook)
-    columns = shape[1]
-    return None if columns % GROUP or (scheme.group and columns % scheme.group) else scheme
+        scheme = replace(scheme, group=config.group_size)
+    return scheme if scheme.fits(shape[1]) else None
 
 
-def quantize(data: Array, scheme: Scheme) -> QuantTensor:
-    """float32 [rows, columns] -> codes with scales that make each group's largest magnitude exact."""
-    rows, columns = data.shape
-    group = scheme.group or columns
-    grouped = data.reshape(rows, columns // group, group)
-    peak = np.abs(grouped).max(-1)
-    table = np.array(CODEBOOKS[scheme.codebook], np.float32) if scheme.codebook else None
-    scale = (peak / (127 if table is None else np.abs(table).max())).astype(np.float32)
-    unit = grouped / np.where(scale == 0, 1, scale)[..., None]
-    if table is None:
-        codes = np.rint(unit).astype(np.int8).reshape(rows, columns)
-        return QuantTensor(codes, scale, group, 8)
-    return QuantTensor(pack_nibbles(nearest(unit, table).reshape(rows, columns)), scale, group, 4, table)
+class Grid(NamedTuple):
+    """A codebook ready for use: `codes` and `values` by position on a fine ruler; values are in units of the largest."""
+
+    unit: float  # the codebook's largest magnitude
+    codes: Array  # int8
+    values: Array  # float32
+
+    def at(self, unit: Array) -> Array:
+        """Positions of values in units of the codebook's largest; beyond the ruler's ends they are held there."""
+        return (unit * STEPS + len(self.codes) // 2).astype(np.int32)
+
+
+@cache
+def grid(codebook: str | None) -> Grid:
+    """None: whole numbers from -127 to 127."""
+    half = round(STEPS * REACH)
+    unit = (np.arange(2 * half + 1) - half + 0.5) / STEPS  # positions are rounded down
+    if codebook is None:
+        codes = np.clip(np.rint(unit * 127), -127, 127).astype(np.int8)
+        return Grid(127.0, codes, (codes / 127).astype(np.float32))
+    table = np.array(TABLES[codebook], np.float32)
+    largest = float(np.abs(table).max())
+    codes = nearest(unit.astype(np.float32), table / largest).astype(np.int8)
+    return Grid(largest, codes, table[codes] / np.float32(largest))
 
 
 def nearest(values: Array, table: Array) -> Array:
@@ -77,10 +114,98 @@ def nearest(values: Array, table: Array) -> Array:
     return order.astype(np.uint8)[np.searchsorted((ordered[1:] + ordered[:-1]) / 2, values)]
 
 
+def quantize(data: Array, scheme: Scheme) -> QuantTensor:
+    """float32 [rows, columns] -> codes, with a float16 scale for each group, or without search a float32 one."""
+    rows, columns = data.shape
+    group = scheme.group or columns
+    grouped = data.reshape(-1, group)
+    if scheme.codebook == "affine":
+        codes, scale, minimum = _affine(grouped)
+        return _packed(codes, scale, data.shape, group, scheme, minimum.reshape(rows, -1))
+    factors = PLAIN if not scheme.search else CODED if scheme.codebook else WHOLE
+    ruler = grid(scheme.codebook)
+    scale = search(grouped, scheme.codebook, factors) / np.float32(ruler.unit)
+    if scheme.search:
+        scale = half(scale)
+    inverse = 1 / np.where(scale == 0, 1, scale * np.float32(ruler.unit)).astype(np.float32)
+    codes = np.take(ruler.codes, ruler.at(grouped * inverse[:, None]), mode="clip")
+    return _packed(codes, scale, data.shape, group, scheme)
+
+
+def search(grouped: Array, codebook: str | None, factors: tuple[float, ...]) -> Array:
+    """[n, group] -> [n]: for each group the value that the codebook's largest magnitude is to stand for."""
+    n = np.arange(len(grouped))
+    peak = grouped[n, np.abs(grouped).argmax(1)]
+    if factors == PLAIN:
+        return np.abs(peak)
+    ruler = grid(codebook)
+    unit = grouped / np.where(peak == 0, 1, peak)[:, None]
+    best, scale = np.zeros_like(peak), np.zeros_like(peak)
+    for factor in factors if codebook is None else [sign * each for each in factors for sign in (1, -1)]:
+        values = np.take(ruler.values, ruler.at(unit * np.float32(1 / factor)), mode="clip")
+        shared, own = np.einsum("ij,ij->i", values, unit), np.einsum("ij,ij->i", values, values)
+        fitted = shared / np.maximum(own, np.float32(1e-20))
+        better = fitted * shared > best  # how much of the group's energy is explained
+        best, scale = np.where(better, fitted * shared, best), np.where(better, fitted, scale)
+    return scale * peak
+
+
+def half(scale: Array) -> Array:
+    """float32 -> float16, which must be able to hold it."""
+    with np.errstate(over="ignore"):
+        halved = scale.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise FormatError("weights are too large for float16 scales", "the model is most likely damaged")
+    return halved
+
+
+def _affine(grouped: Array) -> tuple[Array, Array, Array]:
+    """Codes, step and minimum of evenly spaced values from each group's least to its greatest."""
+    low, high = half(grouped.min(1)), grouped.max(1)
+    scale = half((high - low) / np.float32(15))
+    step = np.where(scale == 0, 1, scale).astype(np.float32)
+    return np.clip(np.rint((grouped - low[:, None]) / step[:, None]), 0, 15).astype(np.int8), scale, low
+
+
+def _packed(
+    codes: Array, scale: Array, shape: tuple[int, ...], group: int, scheme: Scheme, minimum: Array | None = None
+) -> QuantTensor:
+    codes, scale = codes.reshape(shape), scale.reshape(len(codes.reshape(shape)), -1)
+    if scheme.codebook is None:
+        return QuantTensor(codes, scale, group, 8)
+    table = np.array(TABLES[scheme.codebook], np.float32)
+    return QuantTensor(pack_nibbles(codes), scale, group, 4, table, minimum)
+
+
+def quantize_tensor(name: str, tensor: FloatTensor, scheme: Scheme, threads: int | None = None) -> QuantTensor:
+    """A whole matrix, some rows at a time on several threads. Raises FormatError for weights that are not finite."""
+    rows, columns = tensor.data.shape
+    step = max(1, SLAB // columns)
+
+    def part(start: int) -> QuantTensor:
+        data = to_float32(tensor.data[start : start + step])
+        if not np.isfinite(data).all():
+            raise not_finite(name)
+        return quantize(data, scheme)
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        parts = list(pool.map(part, range(0, rows, step)))
+    codes, scale = (np.concatenate([getattr(part, field) for part in parts]) for field in ("codes", "scale"))
+    minima = [part.minimum for part in parts if part.minimum is not None]
+    return replace(parts[0], codes=codes, scale=scale, minimum=np.concatenate(minima) if minima else None)
+
+
+def not_finite(name: str) -> FormatError:
+    return FormatError(f"tensor {name} has values that are not finite", "the model is damaged", "fetch it again")
+
+
 class Quantized:
     """A checkpoint whose float matrices are quantized as they are read; see formats.Checkpoint."""
 
     def __init__(self, source: Checkpoint, config: QuantConfig) -> None:
+        if SCHEMES[config.scheme].calibrated:
+            cause = f"scheme {config.scheme} needs calibration"
+            raise ConfigError(cause, "it cannot be applied while loading", "convert the model with `llamachat quantize`")
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
         self._source, self._quant = source, config
@@ -90,21 +215,14 @@ class Quantized:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._source.tensors():
-            scheme = scheme_for(self._quant, name, tensor.shape)
-            yield name, _in_slabs(tensor, scheme) if scheme and isinstance(tensor, FloatTensor) else tensor
+            scheme = scheme_for(self._quant, name, tensor.shape) if isinstance(tensor, FloatTensor) else None
+            yield name, tensor if scheme is None else quantize_tensor(name, tensor, scheme)  # type: ignore[arg-type]
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         scheme = scheme_for(self._quant, name, info.shape) if info.packing is None else None
         if scheme is None:
             return info
-        packing = quantize(np.zeros((0, info.shape[1]), np.float32), scheme)
         row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)
-        return TensorInfo(info.shape, row.nbytes * info.shape[0], packing)
-
-
-def _in_slabs(tensor: FloatTensor, scheme: Scheme) -> QuantTensor:
-    rows, columns = tensor.data.shape
-    step = max(1, SLAB // columns)
-    parts = [quantize(to_float32(tensor.data[at : at + step]), scheme) for at in range(0, rows, step)]
-    codes, scale = (np.concatenate([getattr(part, field) for part in parts]) for field in ("codes", "scale"))
-    return QuantTensor(codes, scale, parts[0].group, parts[0].bits, parts[0].table)
+        minimum = None if row.minimum is None else row.minimum[:0]
+        none = replace(row, codes=row.codes[:0], scale=row.scale[:0], minimum=minimum)
+        return TensorInfo(info.shape, row.nbytes * info.shape[0], none)

@@ -66,8 +66,9 @@ LLAMA3 = """{{ bos_token }}{{ '<|h|>system<|/h|>\n\nToday Date: ' + strftime_now
 {{- '<|h|>' + message.role + '<|/h|>\n\n' + message['content'] | trim + '<|eot|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|h|>assistant<|/h|>\n\n' }}{% endif %}"""
 VICUNA = """{% for m in messages %}{% if m.role == 'system' %}{{ m.content + ' ' }}{% elif m.role == 'user' %}
-{{- 'USER: ' + m.content + ' ' }}{% else %}{% generation %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endgeneration %}
-{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+{{- 'USER: ' + m.content + ' ' }}{% else %}{% generation %}
+{{- 'ASSISTANT: ' + m.content + eos_token }}{% endgeneration %}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
 ALPACA = """{% for m in messages %}{{ '### Instruction:\n' if m.role == 'user' else '### Response:\n' }}{{ m.content }}
 {{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"""
 TEMPLATES = {"zephyr": ZEPHYR, "llama2": LLAMA2, "llama3": LLAMA3, "vicuna": VICUNA, "alpaca": ALPACA}
@@ -434,7 +435,8 @@ def test_content_does_nothing_in_a_template(bytewise: Tokenizer) -> None:
 def test_a_template_has_the_functions_of_transformers(bytewise: Tokenizer) -> None:
     source = (
         "{{ strftime_now('%Y') }}{{ {'b': '<é', 'a': [1]} | tojson }}{% for m in messages %}"
-        "{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}<|h|>{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}<|h|>{{ m.content }}{% endgeneration %}"
+        "{% endfor %}"
     )
     assert (
         bytewise.decode(Jinja(bytewise, source).encode([USER]))

@@ -152,7 +152,7 @@ def test_smollm2_from_gguf_gives_the_tokenizers_librarys_ids(
 
 
 def test_smollm2_has_what_its_metadata_says(smollm2: Tokenizer) -> None:
-    assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_ids) == (49152, None, {2})
+    assert (smollm2.vocab_size, smollm2.bos_id, set(smollm2.eos_ids)) == (49152, None, {2})
     assert smollm2.names["bos_token"] == "<|im_start|>" and smollm2.names["eos_token"] == "<|im_end|>"
     assert smollm2.encode_skeleton("<|im_start|>user\n") == [1, 4093, 198]
 
@@ -248,7 +248,7 @@ def test_tokenizer_json_of_bytes_gives_the_librarys_ids(tmp_path: Path, smollm2_
         assert ours.encode_skeleton(text) == smollm2_reference.encode(text, add_special_tokens=False).ids
         assert not set(ours.encode(text)) & set(ours.specials.values())
         assert ours.decode(ours.encode(text)) == text
-    assert (ours.vocab_size, ours.bos_id, ours.eos_ids) == (49152, None, {2})
+    assert (ours.vocab_size, ours.bos_id, set(ours.eos_ids)) == (49152, None, {2})
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_sentencepiece_takes_further_tokens_from_the_configuration(sentencepiece
         json.dumps({"added_tokens_decoder": added, "eos_token": "<|im_end|>"})
     )
     ours = open_folder(tmp_path)
-    assert (ours.vocab_size, ours.eos_ids) == (32001, {32000})
+    assert (ours.vocab_size, set(ours.eos_ids)) == (32001, {32000})
     assert ours.encode_skeleton("<s>a<|im_end|>") == [1, *ours.encode("a", start=False), 32000]
     assert 32000 not in ours.encode("<|im_end|>")
 

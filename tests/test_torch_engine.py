@@ -151,13 +151,17 @@ def test_logits_equal_transformers(case: str) -> None:
 
 
 @every_case
-@settings(deadline=None, max_examples=4)
-@given(chunks=st.lists(st.integers(1, 20), min_size=1, max_size=20), seed=st.integers(0, 99))
-def test_chunks_give_what_one_forward_gives(case: str, chunks: list[int], seed: int) -> None:
-    ids = some_ids(seed)
-    whole = run(built(case), ids)
-    np.testing.assert_allclose(run(built(case), ids, [*chunks, TOKENS]), whole, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(run(built(case), ids, [1] * TOKENS), whole, atol=1e-5, rtol=0)
+def test_token_by_token_gives_what_one_forward_gives(case: str) -> None:
+    whole = run(built(case), some_ids(1))
+    np.testing.assert_allclose(run(built(case), some_ids(1), [1] * TOKENS), whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["grouped query", "qwen2, windows above layer 1", "dynamic", "longrope, long"])
+@settings(deadline=None, max_examples=10)
+@given(chunks=st.lists(st.integers(1, 20), min_size=1, max_size=10), seed=st.integers(0, 99))
+def test_any_chunks_give_what_one_forward_gives(case: str, chunks: list[int], seed: int) -> None:
+    whole = run(built(case), some_ids(seed))
+    np.testing.assert_allclose(run(built(case), some_ids(seed), [*chunks, TOKENS]), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 17])
@@ -211,7 +215,8 @@ def test_it_does_not_matter_which_slots_are_used(case: str, kv_bits: int | None,
         done += count
         where = CacheStep(slots[new], positions[new], ranges(slots[:done].tolist()))
         rows.append(engine.forward(ids[new], where, "all"))
-    np.testing.assert_allclose(np.concatenate(rows), run(engine, ids, chunks), atol=1e-5, rtol=0)
+    error = np.abs(np.concatenate(rows) - run(engine, ids, chunks))
+    assert error.max() < (1e-4 if kv_bits is None else 0.2) and error.mean() < 1e-3  # int8 codes may fall the other way
 
 
 PINNED, TAIL, TURN = 5, 20, 4
@@ -240,13 +245,16 @@ def rolling(evictions: int) -> Iterator[tuple[CacheStep, list[int], int]]:
         yield CacheStep(np.array([slot]), np.array([token]), used, pinned), list(tail), shift
 
 
-@pytest.mark.parametrize("dtype, bound", [("float64", 1e-10), ("float32", 2e-4)])
+@pytest.mark.parametrize(
+    "case, dtype, bound",
+    [("grouped query", "float64", 1e-10), ("grouped query", "float32", 2e-4), ("yarn", "float32", 2e-4)],
+)
 def test_a_rolling_cache_equals_a_dense_forward_over_the_whole_history(
-    dtype: Any, bound: float, request: pytest.FixtureRequest
+    case: str, dtype: Any, bound: float, request: pytest.FixtureRequest
 ) -> None:
     if dtype == "float64":
         request.getfixturevalue("in_float64")
-    engine = TorchEngine.build(our_config("yarn"), weights("yarn").items(), slots=PINNED + TAIL, dtype=dtype)
+    engine = TorchEngine.build(our_config(case), weights(case).items(), slots=PINNED + TAIL, dtype=dtype)
     steps = list(rolling(25))
     ids, count = some_ids(3, len(steps)), len(steps)
     got = torch.cat([exact_logits(engine, [ids[t]], where) for t, (where, _, _) in enumerate(steps)])
@@ -256,8 +264,8 @@ def test_a_rolling_cache_equals_a_dense_forward_over_the_whole_history(
         visible[t, tail] = True
         visible[t, : min(t + 1, PINNED)] = True
         positions[t, :PINNED] += shift
-    state, theirs_config = theirs("yarn").state_dict(), theirs("yarn").config
-    expected = reference.logits(state, theirs_config, ids, visible=visible, key_positions=positions)
+    state, config = theirs(case).state_dict(), theirs(case).config
+    expected = reference.logits(state, config, ids, visible=visible, key_positions=positions)
     error = (got.double() - expected).abs().amax(-1)
     assert error.max() < bound
     assert error[-50:].max() < 4 * error[:50].max()  # it does not grow
@@ -375,7 +383,8 @@ def test_planned_bytes_are_those_it_takes(tied: bool, bits: int, dtype: Any, kv_
     config = replace(BASE, vocab_size=96, tie_word_embeddings=tied)
     rng = np.random.default_rng(0)
     tensors: dict[str, Tensor] = {
-        name: FloatTensor(rng.standard_normal(shape, dtype=np.float32)) for name, shape in config.tensor_shapes().items()
+        name: FloatTensor(rng.standard_normal(shape, dtype=np.float32))
+        for name, shape in config.tensor_shapes().items()
     }
     if bits < 32:
         tensors = {name: packed(tensor, bits) for name, tensor in tensors.items()}
@@ -418,7 +427,9 @@ def test_tensors_may_come_in_any_order_and_are_let_go() -> None:
 
 def test_description_names_device_kernels_and_cache() -> None:
     tensors = {name: packed(tensor, 4) for name, tensor in weights().items()}
-    text = TorchEngine.build(our_config("grouped query"), tensors.items(), slots=64, dtype="bfloat16", kv_bits=8).describe()
+    text = TorchEngine.build(
+        our_config("grouped query"), tensors.items(), slots=64, dtype="bfloat16", kv_bits=8
+    ).describe()
     assert all(word in text for word in ("torch", "cpu", "torch int4", "keys and values int8")) and "\n" not in text
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO, FileIO
 
 import numpy as np
@@ -14,7 +15,7 @@ SLAB = 1 << 18  # bytes unpacked at a time, so that temporaries stay in the proc
 Pieces = tuple[Array, ...]  # of n blocks: codes [n, ...], scale [n, groups], and perhaps a minimum like scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object a type
 class GGMLType:
     """A way to store rows of numbers: blocks of `columns` values, each block `layout` wide."""
 
@@ -27,6 +28,14 @@ class GGMLType:
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Stored bytes of a tensor whose last axis is a whole number of blocks."""
         return math.prod(shape) // self.columns * self.layout.itemsize  # of Python's integers: it cannot overflow
+
+
+@cache
+def packing(kind: GGMLType, columns: int) -> QuantTensor | None:
+    """TensorInfo's packing of a matrix: that of a row of zeros."""
+    if kind.split is None:
+        return None
+    return read_blocks(BytesIO(bytes(kind.nbytes((1, columns)))), kind, 1, columns, "zeros").rows(slice(0))
 
 
 def read_blocks(file: FileIO | BytesIO, kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams
 from llamachat.errors import ConfigError, FormatError
+from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, read_parts
 from llamachat.formats.lazy import LazyTensor, matched, shown
 from llamachat.metadata import Fields, naming
@@ -122,7 +123,7 @@ def _entry(tensor: StoredTensor, config: LlamaConfig, arch: str) -> LazyTensor:
     part = tensor.name.split(".")[-2:-1]
     if arch == "llama" and part and part[0] in heads:
         read = partial(_half_split, tensor, heads[part[0]], config.head_dim)
-    return LazyTensor(TensorInfo(tensor.shape, tensor.nbytes), read)
+    return LazyTensor(TensorInfo(tensor.shape, tensor.nbytes, packing(tensor.kind, tensor.shape[-1])), read)
 
 
 def _half_split(tensor: StoredTensor, heads: int, head_dim: int) -> Tensor:

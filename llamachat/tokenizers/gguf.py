@@ -46,14 +46,8 @@ _SPLITS = {
     )
     for pre in names
 }
-_LIKE_LLAMA3 = {
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-    "falcon3",
-    "pixtral",
-    "tekken",
-}  # whole words first; BOS unless denied
+# of those: a word that is a token is not merged, and BOS comes first unless add_bos_token denies it
+_LIKE_LLAMA3 = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"))
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
@@ -105,13 +99,14 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     texts = shown.keys() - tags.keys()  # found in any text as they are
     for name in marked.keys() - texts:
         del vocabulary[name]  # so that no text can give them
-    nothing = vocabulary[" "] = len(tokens)  # for bytes without a token, which else would vanish before merging
+    absent = max(tokens, key=len) + " "  # stands for a byte that has no token, which else would vanish before merging
+    vocabulary[absent] = len(tokens)
     with library_errors(_WHERE):
-        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=" ", ignore_merges=pre in _LIKE_LLAMA3))
+        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _LIKE_LLAMA3))
         library.pre_tokenizer = _pre_tokenizer(pre)
         library.add_tokens([AddedToken(name, normalized=False) for name in texts])
     return TextTokenizer(
-        ids=lambda text, start: [i for i in library.encode(text, add_special_tokens=False).ids if i != nothing],
+        ids=lambda text, start: [i for i in library.encode(text, add_special_tokens=False).ids if i < len(tokens)],
         piece=lambda i: tokens[i].encode() if tokens[i] in shown else byte_level(tokens[i]) * (types[i] != UNUSED),
         vocab_size=len(tokens),
         specials=specials,
@@ -120,17 +115,14 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     )
 
 
-def _pre(metadata: Mapping[str, Any]) -> str | None:
-    """How text is split into words; None for sentencepiece, which does not."""
+def _pre(metadata: Mapping[str, Any]) -> str:
     pre = metadata.get("tokenizer.ggml.pre")
-    if metadata["tokenizer.ggml.model"] == "llama":
-        return None
     if not isinstance(pre, str) or pre not in _SPLITS:
         raise damaged(_WHERE, f"tokenizer.ggml.pre is {pre!r:.40}, a way to split text that is not known here")
     return pre
 
 
-def _pre_tokenizer(pre: Any) -> Any:
+def _pre_tokenizer(pre: str) -> Any:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
