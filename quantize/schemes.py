@@ -1,8 +1,8 @@
-"""What a scheme makes of a float matrix: a scale per group of columns, and for each weight a whole number or a codebook's entry.
+"""What a scheme makes of a float matrix: a scale per group of columns, and per weight a codebook's entry or an integer.
 
-The scale of a group is searched: of a few candidates, of either sign, the one whose codes explain most of the group in the
-least-squares sense, with the scale that fits those codes best. A negative scale turns the codebook around, so an asymmetric
-codebook serves groups whose largest weight is of either sign, and spends no code twice on zero.
+The scale of a group is searched: of a few candidates, of either sign, the one whose codes explain most of the group in
+the least-squares sense, with the scale that fits those codes best. A negative scale turns the codebook around, so an
+asymmetric codebook serves groups whose largest weight is of either sign.
 """
 
 import os
@@ -18,9 +18,19 @@ import numpy as np
 from llamachat.config import QuantConfig
 from llamachat.errors import ConfigError, FormatError
 from llamachat.formats import Checkpoint
-from llamachat.tensors import CODEBOOKS, GROUP, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, pack_nibbles, to_float32
+from llamachat.tensors import (
+    CODEBOOKS,
+    GROUP,
+    Array,
+    FloatTensor,
+    QuantTensor,
+    Tensor,
+    TensorInfo,
+    pack_nibbles,
+    to_float32,
+)
 
-SLAB = 1 << 17  # weights rounded at a time: small enough for the cache, and the same whatever the number of threads
+SLAB = 1 << 17  # weights rounded at a time, on however many threads
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
 # 4-bit codebooks. "gauss": the 16 whole numbers that lose least of Gaussian weights in groups of 32 when the scale is
@@ -82,7 +92,7 @@ def scheme_for(config: QuantConfig, name: str, shape: tuple[int, ...]) -> Scheme
 
 
 class Grid(NamedTuple):
-    """A codebook ready for use: `codes` and `values` by position on a fine ruler; values are in units of the largest."""
+    """A codebook made ready: `codes` and `values` by position on a fine ruler; values in units of the largest."""
 
     unit: float  # the codebook's largest magnitude
     codes: Array  # int8
@@ -137,7 +147,7 @@ def search(grouped: Array, codebook: str | None, factors: tuple[float, ...]) -> 
     n = np.arange(len(grouped))
     peak = grouped[n, np.abs(grouped).argmax(1)]
     if factors == PLAIN:
-        return np.abs(peak)
+        return np.asarray(np.abs(peak))
     ruler = grid(codebook)
     unit = grouped / np.where(peak == 0, 1, peak)[:, None]
     best, scale = np.zeros_like(peak), np.zeros_like(peak)
@@ -147,7 +157,7 @@ def search(grouped: Array, codebook: str | None, factors: tuple[float, ...]) -> 
         fitted = shared / np.maximum(own, np.float32(1e-20))
         better = fitted * shared > best  # how much of the group's energy is explained
         best, scale = np.where(better, fitted * shared, best), np.where(better, fitted, scale)
-    return scale * peak
+    return np.asarray(scale * peak)
 
 
 def half(scale: Array) -> Array:
@@ -156,7 +166,7 @@ def half(scale: Array) -> Array:
         halved = scale.astype(np.float16)
     if not np.isfinite(halved).all():
         raise FormatError("weights are too large for float16 scales", "the model is most likely damaged")
-    return halved
+    return np.asarray(halved)
 
 
 def _affine(grouped: Array) -> tuple[Array, Array, Array]:
@@ -205,7 +215,7 @@ class Quantized:
     def __init__(self, source: Checkpoint, config: QuantConfig) -> None:
         if SCHEMES[config.scheme].calibrated:
             cause = f"scheme {config.scheme} needs calibration"
-            raise ConfigError(cause, "it cannot be applied while loading", "convert the model with `llamachat quantize`")
+            raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
         self._source, self._quant = source, config

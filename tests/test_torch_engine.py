@@ -1,4 +1,4 @@
-"""The torch engine against transformers, against the plain reference, and against itself in other chunks, slots and dtypes."""
+"""The torch engine against transformers, the plain reference, and itself in other chunks, slots and dtypes."""
 
 import gc
 import itertools
@@ -223,7 +223,7 @@ PINNED, TAIL, TURN = 5, 20, 4
 
 
 def rolling(evictions: int) -> Iterator[tuple[CacheStep, list[int], int]]:
-    """Steps of one token each through a full cache that drops whole turns; with each the tail that is kept, and the shift.
+    """Steps of one token each through a cache that drops whole turns when full; with each, the tail kept and the shift.
 
     Slots [0, PINNED) hold the pinned block, the others are a ring. The tail keeps its positions; the pinned block moves
     up to right before it.

@@ -85,12 +85,11 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
-def cuda_available() -> bool:
-    return torch.cuda.is_available()
-
-
 def default_dtype(device: str) -> Dtype:
-    """bfloat16 where the processor multiplies it, which is faster there than float32 in every respect."""
+    """bfloat16 where the processor multiplies it: packed weights then take a quarter of float32's memory or less.
+
+    On SmolLM2 (Q4_1) and two cores that decodes 2.2 times as fast as float32, and reads prompts 0.7 times as fast.
+    """
     if device == "cpu":
         return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -112,16 +111,16 @@ def planned_bytes(
     where, precision = torch.device(device), _precision(config, device, dtype)
 
     def planned(name: str, info: TensorInfo) -> float:
-        size = math.prod(info.shape)
+        size, like = math.prod(info.shape), info.packing
         if len(info.shape) == 1:
             return size * (precision.norm if "norm" in name else precision.compute).itemsize
-        kernel = kernel_for(info.packing, info.shape[0], where, precision.compute) if info.packing is not None else None
-        product = size * kernel.bits(info.packing) / 8 if kernel and info.packing else size * precision.compute.itemsize
-        if not name.startswith(EMBEDDING):
+        kernel = kernel_for(like, info.shape[0], where, precision.compute) if like else None
+        product = size * kernel.bits(like) / 8 if like and kernel else size * precision.compute.itemsize
+        tied = config.tie_word_embeddings
+        if not name.startswith(EMBEDDING) or not like or (tied and not kernel):
             return product
-        if info.packing is None or (kernel is None and config.tie_word_embeddings):
-            return size * precision.compute.itemsize
-        return info.nbytes + (product if config.tie_word_embeddings else 0)
+        scales = like.scale.itemsize + (0 if like.minimum is None else like.minimum.itemsize)
+        return size * (like.bits / 8 + scales / like.group) + (product if tied else 0)
 
     weights = sum(planned(name, info) for name, info in index.items())
     return Bytes(round(weights), slots * KeysValues.bytes_per_slot(config, precision, kv_bits))

@@ -1,0 +1,149 @@
+"""What to quantize how: a base scheme, what embedding and head get, and overrides by pattern. Decides the output's bytes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, get_args
+
+from llamachat.config import LlamaConfig, QuantConfig
+from llamachat.config import Scheme as SchemeName
+from llamachat.errors import UsageError
+from llamachat.metadata import read_json
+from llamachat.quant_sources import quantization
+from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
+
+EMBEDDING, HEAD = OUTER
+OWN = ("int8", "int4", "int4-gptq", "float")  # what may stand beside each other in one model
+CODEBOOKS = [name for name in TABLES if name != "fp4"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds."""
+
+    scheme: SchemeName = "int4"
+    group_size: int | None = None
+    codebook: str | None = None
+    double_quant: bool = False  # bitsandbytes' 8-bit scales
+    head: str | None = None  # None: int8 with our schemes, float with bitsandbytes', which leaves both alone
+    embedding: str | None = None
+    overrides: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()  # patterns of modules left in float
+    kv_bits: int | None = None  # a wish for the engine, handed on
+
+    def __post_init__(self) -> None:
+        """Raises UsageError on what is unknown, or cannot be together."""
+        _one_of("--scheme", self.scheme, get_args(SchemeName))
+        four_bit = self.scheme.startswith("int4")
+        if self.codebook is not None:
+            _one_of("--codebook", self.codebook, CODEBOOKS)
+            _only(four_bit, "--codebook", "schemes int4 and int4-gptq")
+            _only(self.codebook != "affine" or self.scheme == "int4", "--codebook affine", "scheme int4")
+        _only(not self.double_quant or self.scheme in ("bnb-nf4", "bnb-fp4"), "--double-quant", "bnb-nf4 and bnb-fp4")
+        QuantConfig(self.scheme, self.group_size)
+        _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
+        for option, value in (("--head", self.head), ("--embedding", self.embedding)):
+            _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
+            _one_of(option, value or "float", OWN)
+        for override in self.overrides:
+            _one_of(f"--override {override}", override.rpartition("=")[2], ("float",) if self.foreign else OWN)
+            if not override.rpartition("=")[0]:
+                raise UsageError(f"--override {override} has no pattern", remedy="write PATTERN=SCHEME")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the output is in bitsandbytes' own serialisation."""
+        return self.scheme.startswith("bnb-")
+
+    @property
+    def calibrated(self) -> bool:
+        names = (self.scheme, self.head, self.embedding, *(each.rpartition("=")[2] for each in self.overrides))
+        return any(name in SCHEMES and SCHEMES[name].calibrated for name in names)
+
+    def scheme_for(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
+        """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths that no group divides."""
+        if len(shape) != 2:
+            return None
+        scheme = self._named(self._name_for(name))
+        return scheme if scheme and scheme.fits(shape[1]) else None
+
+    def _name_for(self, name: str) -> str:
+        module = name.removesuffix(".weight")
+        for override in reversed(self.overrides):
+            pattern, _, scheme = override.rpartition("=")
+            if fnmatchcase(module, pattern):
+                return scheme
+        if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
+            return "float"
+        if name in OUTER:
+            chosen = self.head if name == HEAD else self.embedding
+            return chosen or ("float" if self.foreign else "int8")
+        return self.scheme
+
+    def _named(self, name: str) -> Scheme | None:
+        scheme = SCHEMES.get(name)
+        if scheme and name == self.scheme and self.group_size:
+            scheme = replace(scheme, group=self.group_size)
+        if scheme and scheme.codebook and self.codebook:
+            scheme = replace(scheme, codebook=self.codebook)
+        return scheme
+
+    def check(self, config: LlamaConfig) -> None:
+        """Raises UsageError for what this model has not."""
+        if self.head and config.tie_word_embeddings:
+            raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")
+        modules = [name.removesuffix(".weight") for name in config.tensor_shapes()]
+        for override in self.overrides:
+            pattern = override.rpartition("=")[0]
+            if not any(fnmatchcase(module, pattern) for module in modules):
+                raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
+
+    def quantization_config(self) -> dict[str, Any]:
+        """What config.json says, in the vocabulary of whoever reads it."""
+        if not self.foreign:
+            given = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
+            return {"quant_method": "llamachat", **given}
+        eight = self.scheme == "bnb-int8"
+        skipped = ["lm_head", *self.skip, *(each.rpartition("=")[0] for each in self.overrides)]
+        config = {"quant_method": "bitsandbytes", "load_in_8bit": eight, "load_in_4bit": not eight}
+        if eight:
+            return {**config, "llm_int8_skip_modules": skipped, "llm_int8_threshold": 6.0}
+        return {
+            **config,
+            "llm_int8_skip_modules": skipped,
+            "bnb_4bit_quant_type": self.scheme.removeprefix("bnb-"),
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_storage": "uint8",
+        }
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A quant_config file: our own options, or Hugging Face's or MindFormers' table, alone or inside a config.json."""
+    raw: Mapping[str, Any] = read_json(path)
+    raw = next((raw[key] for key in ("quantization_config", "quant_config") if key in raw), raw)
+    if not isinstance(raw, Mapping) or raw.get("quant_method", "llamachat") != "llamachat" or "load_in_4bit" in raw:
+        return from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
+    given = {key: value for key, value in raw.items() if key != "quant_method"}
+    if unknown := sorted(given.keys() - asdict(Recipe()).keys()):
+        raise UsageError(f"{path}: unknown key {unknown[0]}", remedy=f"known are {', '.join(asdict(Recipe()))}")
+    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+
+def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
+    """The recipe of a catalog entry's or another project's settings. Raises UsageError when they quantize nothing."""
+    if config is None:
+        raise UsageError("the quantization settings quantize nothing", remedy="name a scheme")
+    skip = tuple(pattern for pattern in config.skip if pattern != "lm_head" or not config.scheme.startswith("bnb-"))
+    return Recipe(config.scheme, config.group_size, double_quant=double, skip=skip, kv_bits=config.kv_bits)
+
+
+def _one_of(option: str, value: object, known: tuple[str, ...] | list[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(known))
+
+
+def _only(holds: bool, option: str, where: str) -> None:
+    if not holds:
+        raise UsageError(f"{option} is only for {where}", "nothing was converted")
