@@ -147,7 +147,7 @@ def report(rows: list[tuple[str, dict[str, float]]], facts: dict[str, Any]) -> N
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("", "prefill tok/s", "decode tok/s", "prefill ×", "decode ×"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     ours = rows[0][1]
     for name, result in rows:
         ratios = [f"{ours[key] / result[key]:.2f}" for key in ("prefill_tok_s", "decode_tok_s")]

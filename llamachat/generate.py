@@ -1,5 +1,6 @@
 """Ids + engine + cache + sampler -> tokens, one at a time. Knows no text."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.cache import Cache
+from llamachat.draft import Drafter
 from llamachat.engine import Engine
 from llamachat.sample import Sampler, TokenLogprobs, token_logprobs
 
@@ -73,17 +75,45 @@ def generate(
     max_tokens: int | None = None,
     top: int | None = None,
     interrupted: Callable[[], bool] = never,
+    drafter: Drafter | None = None,
 ) -> Iterator[Token]:
     """Draw tokens after a prefill that gave `logits`, each fed back into the cache before the next is drawn.
 
     Ends after a stop id (which is yielded), after max_tokens, when the cache is full, or on interruption. The token
-    yielded last is not in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
+    yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
+    A `drafter` makes it faster where its guesses are right; wrong ones leave the cache again.
     """
-    produced = 0
-    while max_tokens is None or produced < max_tokens:
-        token = sampler.sample(logits)
-        produced += 1
-        yield Token(token, None if top is None else token_logprobs(logits, token, top))
-        if token in stop_ids or produced == max_tokens or not cache.free or interrupted():
-            return
-        logits = advance(engine, cache, [token])
+    produced, rows, guessed = 0, [logits], list[int]()  # rows: logits after the last drawn token and after each guess
+    try:
+        while max_tokens is None or produced < max_tokens:
+            token = sampler.sample(rows[0])
+            produced += 1
+            yield Token(token, None if top is None else token_logprobs(rows[0], token, top))
+            if token in stop_ids or produced == max_tokens or interrupted():
+                return
+            if drafter:
+                drafter.add(token)
+            if guessed and guessed[0] == token:
+                del guessed[0], rows[0]
+                continue
+            _forget(cache, guessed)
+            if not cache.free:
+                return
+            room = cache.free - 1 if max_tokens is None else min(cache.free, max_tokens - produced) - 1
+            guess = drafter.guess(room) if drafter else []
+            rows, guessed = _step(engine, cache, token, guess, drafter), guess
+    finally:
+        _forget(cache, guessed)
+
+
+def _step(engine: Engine, cache: Cache, token: int, guessed: list[int], drafter: Drafter | None) -> list[Logits]:
+    """Run the drawn token and the guesses; the logits after each of them."""
+    start = time.perf_counter()
+    logits = advance(engine, cache, [token, *guessed], "all" if guessed else "last")
+    if drafter:
+        drafter.stepped(time.perf_counter() - start)
+    return list(logits) if guessed else [logits]
+
+
+def _forget(cache: Cache, guessed: list[int]) -> None:
+    cache.truncate(len(cache) - len(guessed))

@@ -24,7 +24,7 @@ ALLOWED = {  # what of llamachat a layer may load; the layers above it are not i
     "engine": "cache config errors",
     "ui.app": "errors events ui",
     "tokenizer": "errors tokenizer",
-    "generate": "cache config engine errors sample",
+    "generate": "cache config draft engine errors sample",
 }
 
 
