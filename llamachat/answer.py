@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from llamachat.cache import Cache
 from llamachat.config import SamplingParams
 from llamachat.detokenize import Detokenizer, StopMatcher
+from llamachat.draft import Drafter
 from llamachat.engine import Engine
+from llamachat.errors import ModelError
 from llamachat.events import FinishReason, Stats
 from llamachat.generate import Interrupted, Logits, generate, never, prefill, score
 from llamachat.sample import Sampler, TokenLogprobs
@@ -65,6 +67,7 @@ class Answer:
             max_tokens=self.settings.max_tokens,
             top=self.settings.top_logprobs,
             interrupted=self.interrupted,
+            drafter=Drafter(self.prompt) if self.engine.repeatable else None,
         )
         detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text)
         stops = StopMatcher(self.settings.stop_strings)
@@ -91,12 +94,17 @@ class Answer:
             yield text
 
     def _prefill(self) -> Logits:
-        self.reused = self.cache.keep_common_prefix(self.prompt)
+        """Raises ModelError when the prompt has tokens that the model lacks, DoesNotFitError, Interrupted."""
+        size = self.engine.config.vocab_size
+        if unknown := next((token for token in self.prompt if not 0 <= token < size), None):
+            cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
+            raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
         if self.settings.score_prompt and self.settings.top_logprobs is not None:
             self.cache.truncate(0)
-            self.reused = 0
-            self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, self.settings.top_logprobs)
+            top = self.settings.top_logprobs
+            self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, top, self.interrupted)
             return logits
+        self.reused = self.cache.keep_common_prefix(self.prompt)
         return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted)
 
     def stats(self) -> Stats:

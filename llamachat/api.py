@@ -7,6 +7,7 @@ import numpy as np
 
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
+from llamachat.config import require_whole
 from llamachat.dialog import Message
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.load import LoadedModel, load
@@ -35,6 +36,7 @@ class Llama:
     """A loaded model. Prompts of a batch may differ in length; each gives what it would give alone."""
 
     def __init__(self, model: LoadedModel, max_batch_size: int = 32, seed: int = 1) -> None:
+        require_whole("seed", seed, 0, 2**64 - 1, UsageError)
         self.model = model
         self.max_batch_size = max_batch_size
         self.max_seq_len = model.engine.slots
@@ -61,10 +63,13 @@ class Llama:
 
         Generation ends before a stop id, after max_gen_len tokens, or when prompt and answer make max_seq_len. Logprobs
         are natural logarithms of the model's own, untempered distribution; the first token of a prompt has 0.0.
-        Raises UsageError for a batch over max_batch_size or an empty prompt, DoesNotFitError for a prompt over max_seq_len.
+        Raises UsageError for a batch over max_batch_size or an empty prompt, ModelError for ids that the model lacks,
+        DoesNotFitError for a prompt over max_seq_len.
         """
         if len(prompt_tokens) > self.max_batch_size:
             raise UsageError(f"a batch of {len(prompt_tokens)} prompts exceeds max_batch_size={self.max_batch_size}")
+        if max_gen_len is not None:
+            require_whole("max_gen_len", max_gen_len, 0, 2**63, UsageError)
         if not all(prompt_tokens):
             raise UsageError("a prompt without tokens cannot be continued")
         longest = max(map(len, prompt_tokens), default=0)

@@ -5,11 +5,12 @@ Every repeat measures each engine in turn, so that a machine whose speed drifts 
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Runner(Protocol):
 
     def reset(self) -> None: ...
 
-    def feed(self, ids: list[int]) -> None:
+    def feed(self, ids: list[int]) -> object:
         """Run these as one batch, logits of the last."""
         ...
 
@@ -94,36 +95,93 @@ def _peer(module: str, package: str) -> Any:
         raise UsageError(f"{package} is not installed", "there is no peer to measure", f"pip install {package}") from error
 
 
-@dataclass
-class Times:
-    """Tokens per second of each repeat."""
+@dataclass(frozen=True)
+class Work:
+    """What is timed: a prefill of `prompt` tokens, then `decode` tokens one by one behind `depth` (0: behind the prompt)."""
 
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
+    prompt: int
+    decode: int
+    depth: int
+    vocabulary: int  # ids are below this
 
-    def medians(self) -> dict[str, float]:
-        return {
-            f"{what}_tok_s": round(statistics.median(values), 1)
-            for what, values in (("prefill", self.prefill), ("decode", self.decode))
-        }
+    @property
+    def context(self) -> int:
+        """Tokens that must fit."""
+        return max(self.prompt, self.depth) + self.decode + 8
 
-
-def measure(runners: Sequence[Runner], prompt: int, decode: int, depth: int, repeats: int, vocabulary: int) -> list[Times]:
-    """Prefill of `prompt` tokens, then decode of `decode` behind `depth` (0: behind the prompt), in turn, `repeats` times."""
-    ids = [(7 * i + 11) % (vocabulary - 20) + 10 for i in range(max(prompt, depth, decode))]
-    times = [Times() for _ in runners]
-    for repeat in range(-1, repeats):  # the first is a warm-up
-        for runner, result in zip(runners, times, strict=True):
+    def seconds(self, runner: Runner) -> tuple[float, float]:
+        """Of the prefill and of the decoding."""
+        ids = [(7 * i + 11) % (self.vocabulary - 20) + 10 for i in range(self.context)]
+        runner.reset()
+        prefill_s = _seconds(lambda: runner.feed(ids[: self.prompt]))
+        if self.depth:
             runner.reset()
-            prefilled = prompt / _seconds(lambda: runner.feed(ids[:prompt]))  # noqa: B023 - called at once
-            if depth:
-                runner.reset()
-                runner.feed(ids[:depth])
-            decoded = decode / _seconds(lambda: [runner.feed([token]) for token in ids[:decode]])  # noqa: B023
-            if repeat >= 0:
-                result.prefill.append(prefilled)
-                result.decode.append(decoded)
-    return times
+            runner.feed(ids[: self.depth])
+        return prefill_s, _seconds(lambda: [runner.feed([token]) for token in ids[: self.decode]])
+
+
+class Peer:
+    """A runner in a process of its own, so that no two engines' threads share one."""
+
+    def __init__(self, kind: str, file: Path, threads: int, work: Work) -> None:
+        command = [sys.executable, "-m", "llamachat.bench", kind, str(file), str(threads), json.dumps(asdict(work))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = self._answer()
+
+    def seconds(self) -> tuple[float, float]:
+        """Do the work once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        prefill_s, decode_s = self._answer()
+        return prefill_s, decode_s
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise UsageError("a peer could not run", "there is nothing to compare with", "see its own message above")
+        return json.loads(line)
+
+
+def serve(kind: str, file: str, threads: str, work: str) -> None:
+    """A peer's process: says its name, then does the work once for each line it is sent."""
+    said, sys.stdout = sys.stdout, sys.stderr  # libraries may talk
+    task = Work(**json.loads(work))
+    runner = PEERS[kind](Path(file), int(threads), task)
+    said.write(json.dumps(runner.name) + "\n")
+    said.flush()
+    for _ in sys.stdin:
+        said.write(json.dumps(task.seconds(runner)) + "\n")
+        said.flush()
+
+
+PEERS: dict[str, Callable[[Path, int, Work], Runner]] = {
+    "llama.cpp": lambda file, threads, work: LlamaCpp(file, work.context, threads),
+    "transformers": lambda file, threads, work: Transformers(file, threads),
+}
+
+
+def measure(ours: Runner, peers: Sequence[Peer], work: Work, repeats: int) -> list[tuple[str, dict[str, float]]]:
+    """Median tokens a second of each, ours first; all of them in turn in every repeat, after one to warm up."""
+    turns: list[tuple[str, Callable[[], tuple[float, float]]]] = [(ours.name, lambda: work.seconds(ours))]
+    turns += [(peer.name, peer.seconds) for peer in peers]
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in turns}
+    for repeat in range(repeats + 1):
+        for name, run in turns:
+            taken = run()
+            if repeat:
+                seconds[name].append(taken)
+    return [(name, _medians(taken, work)) for name, taken in seconds.items()]
+
+
+def _medians(taken: list[tuple[float, float]], work: Work) -> dict[str, float]:
+    prefill_s, decode_s = (statistics.median(column) for column in zip(*taken, strict=True))
+    return {"prefill_tok_s": round(work.prompt / prefill_s, 1), "decode_tok_s": round(work.decode / decode_s, 1)}
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -166,3 +224,7 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from llamachat import paths, strict
-from llamachat.config import QuantConfig, SamplingParams
+from llamachat.config import QuantConfig, SamplingParams, shown
 from llamachat.errors import CatalogError, ConfigError
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
@@ -117,7 +117,7 @@ def load_catalog(user: Path | None = None) -> Catalog:
         default = document.pop("default", default)
         models = document.pop("models", {})
         if not isinstance(default, str):
-            raise strict.refusal(f"default = {default!r} in {file} is not text", "name one of [models]")
+            raise strict.refusal(f"default = {shown(default)} in {file} is not text", "name one of [models]")
         if document:
             raise strict.unknown_key(*document.popitem(), str(file), ("default", "models"))
         for name, table in _named_tables(models, file):
@@ -125,7 +125,7 @@ def load_catalog(user: Path | None = None) -> Catalog:
             tables[name] = {**tables[name], **table} if amends else _anchored(table, file)
             entries[name] = _entry(name, tables[name], f"[models.{name}] of {file}")
     if default not in entries:
-        raise strict.refusal(f"default = {default!r} in {files[-1]} names no model", "name one of [models]")
+        raise strict.refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
     return Catalog(entries, default, files)
 
 
@@ -143,7 +143,7 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
     if path := _existing(name_or_path):
         return ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
-        cause = f"there is no file or folder {name_or_path!r}"
+        cause = f"there is no file or folder {shown(name_or_path)}"
         raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
     return lookup(load_catalog(), name_or_path)
 
@@ -158,7 +158,7 @@ def lookup(catalog: Catalog, name: str) -> ModelEntry:
     near = difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CatalogError(
-        f"no model is called {name[:100]!r}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
+        f"no model is called {shown(name)}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
     )
 
 
@@ -178,7 +178,7 @@ def _hub_entry(text: str) -> ModelEntry:
         _check_words(source, "a name")
     except ConfigError as error:
         raise CatalogError(
-            f"{text[:100]!r} is no repository", "nothing was loaded", "write hf:owner/repo[/file.gguf][@revision]"
+            f"{shown(text)} is no repository", "nothing was loaded", "write hf:owner/repo[/file.gguf][@revision]"
         ) from error
     return ModelEntry(text, source, format="gguf" if file else None)
 
@@ -192,18 +192,18 @@ def _own_file() -> Path:
 def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # no TOML or UTF-8; integers of thousands of digits
         raise strict.refusal(f"{file} cannot be read: {error}", "correct the file") from error
 
 
 def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(models, dict):
-        raise strict.refusal(f"models = {models!r} in {file} is no table", "write [models.name]")
+        raise strict.refusal(f"models = {shown(models)} in {file} is no table", "write [models.name]")
     for name, table in models.items():
         if not NAME.fullmatch(name) or len(name) > 100:
-            raise strict.refusal(f"model name {name!r} in {file} is not allowed", "use a-z, 0-9, '.', '_' and '-'")
+            raise strict.refusal(f"model name {shown(name)} in {file} is not allowed", "use a-z, 0-9, '.', '_' and '-'")
         if not isinstance(table, dict):
-            raise strict.refusal(f"models.{name} = {table!r} in {file} is no entry", f"write [models.{name}]")
+            raise strict.refusal(f"models.{name} = {shown(table)} in {file} is no entry", f"write [models.{name}]")
         yield name, table
 
 
@@ -225,7 +225,7 @@ def _source(table: Any, where: str) -> Source:
     kinds: dict[str, type[Source]] = {"wheel": WheelSource, "hub": HubSource, "path": LocalPath}
     named = [kind for kind in kinds if isinstance(table, dict) and kind in table]
     if len(named) != 1:
-        raise strict.refusal(f"source = {table!r} in {where} names no one place", "give a wheel, hub or path")
+        raise strict.refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub or path")
     source = strict.build(kinds[named[0]], table, f"source in {where}")
     _check_words(source, where)
     return source
@@ -234,7 +234,7 @@ def _source(table: Any, where: str) -> Source:
 def _sampling(table: dict[str, Any], where: str) -> dict[str, float]:
     sampling = table.get("sampling", {})
     if not isinstance(sampling, dict):
-        raise strict.refusal(f"sampling = {sampling!r} in {where} is no table", "write { temperature = 0.6 }")
+        raise strict.refusal(f"sampling = {shown(sampling)} in {where} is no table", "write { temperature = 0.6 }")
     for key, value in sampling.items():
         if key not in NUMBERS:
             raise strict.unknown_key(key, value, f"sampling in {where}", NUMBERS)
@@ -247,4 +247,4 @@ def _check_words(source: Source, where: str) -> None:
     for key, rule in RULES.items():
         value = getattr(source, key, None)
         if value is not None and (not rule.fullmatch(value) or len(value) > 200):
-            raise strict.refusal(f"{key} = {value!r} in {where} is not allowed", f"match {rule.pattern}")
+            raise strict.refusal(f"{key} = {shown(value)} in {where} is not allowed", f"match {rule.pattern}")

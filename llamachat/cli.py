@@ -1,18 +1,22 @@
 """The `llamachat` command. Nothing heavy is imported before a command has its arguments: --help must be instant."""
 
+import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from llamachat.bench_cmd import bench
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.models_cmd import models_app
-from llamachat.options import EngineName, Options, with_options
+from llamachat.options import Options, with_options
 
 if TYPE_CHECKING:
     from llamachat.answer import AnswerSettings
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from llamachat.load import LoadedModel
     from llamachat.session import Session
 
+INTERRUPTED = 130
 EPILOG = "Exit codes: 0 ok, 2 usage, 3 model or file error, 4 does not fit, 130 interrupted."
 
 
@@ -41,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+app.command(epilog=EPILOG)(bench)
 
 
 def _version(wanted: bool) -> None:
@@ -104,75 +110,36 @@ def complete(
     ] = None,
 ) -> None:
     """Answer one prompt on stdout; all else goes to stderr."""
-    from llamachat.complete import Completer, read_prompt, write_json
+    from llamachat.complete import Completer, open_lines, read_prompt, write_json
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
     if jsonl and (prompt is not None or file is not None):
         raise UsageError("--jsonl brings its own prompts", remedy="give no other prompt")
     text = read_prompt(prompt, file) if jsonl is None else ""
-    lines = _open_lines(jsonl) if jsonl else None
+    lines = open_lines(jsonl) if jsonl else None
     system = _system(options)
     entry = _obtain(options)
-    interrupted = _count_interrupts()
     model = _load(options, entry)
+    interrupted = _count_interrupts()
     settings = _settings(options, model, logprobs, echo)
     system = model.system if system is None else system
     completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted))
     good = True
     if lines is not None:
         with lines:
-            good = completer.batch(lines, sys.stdout)
+            good = completer.batch(_read_lines(lines), sys.stdout)
     elif as_json:
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
         answer = completer.stream(text, sys.stdout)
         if options.verbose:
             stats = answer.stats()
-            typer.echo(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}", err=True)
+            _note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
     if interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     if not good:
         raise typer.Exit(UsageError.exit_code)
-
-
-@app.command(epilog=EPILOG)
-def bench(
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or path.")] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 256,
-    decode: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
-    depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache before decoding; 0: the prompt.")] = 0,
-    repeats: Annotated[int, typer.Option(min=1, help="Medians are of so many.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
-    engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = EngineName.auto,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's choice.")] = None,
-    vs_gguf: Annotated[Path | None, typer.Option(help="Run llama.cpp on this file beside it.")] = None,
-    vs_transformers: Annotated[Path | None, typer.Option(help="Run transformers on this GGUF file beside it.")] = None,
-) -> None:
-    """Measure speed, beside peers in the same run; the last line is JSON."""
-    from llamachat import bench as b
-    from llamachat.load import load
-
-    threads = threads or len(os.sched_getaffinity(0))
-    context = max(prompt, depth) + decode + 8
-    ours = load(model, ctx_size=context, threads=threads, engine=engine.value, dtype=dtype)
-    runners: list[b.Runner] = [b.Ours(ours.engine)]
-    if vs_gguf:
-        runners.append(b.LlamaCpp(vs_gguf, context, threads))
-    if vs_transformers:
-        runners.append(b.Transformers(vs_transformers, threads))
-    times = b.measure(runners, prompt, decode, depth, repeats, ours.engine.config.vocab_size)
-    rows = [(runner.name, result.medians()) for runner, result in zip(runners, times, strict=True)]
-    facts = {"model": ours.name, "engine": ours.engine.describe(), "load_s": round(ours.load_s, 3), "threads": threads}
-    work = {"prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
-    b.report(rows, {**facts, **work, "read_gb_s": round(b.read_bandwidth(threads) / 1e9, 1), "versions": b.versions()})
-
-
-def _open_lines(path: Path) -> Any:
-    try:
-        return sys.stdin if str(path) == "-" else path.open(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _count_interrupts() -> list[int]:
@@ -188,16 +155,30 @@ def _count_interrupts() -> list[int]:
     return seen
 
 
+def _read_lines(lines: TextIO) -> Iterator[str]:
+    """Its lines; while one is waited for, Ctrl-C ends the process at once."""
+    while True:
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            line = lines.readline()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        if not line:
+            return
+        yield line
+
+
 def _obtain(options: Options) -> "ModelEntry":
     """Find the model, and download it with a progress bar if it is not here; but bad settings are refused before."""
     from llamachat import catalog
     from llamachat.config import SamplingParams
     from llamachat.detokenize import StopMatcher
-    from llamachat.load import obtain
+    from llamachat.load import check_options, obtain
     from llamachat.models_cmd import shown_progress
 
     SamplingParams().replace(**options.sampling())
     StopMatcher(options.stop)
+    check_options(options.ctx_size, options.kv_bits, None, options.threads)
     entry = catalog.resolve(options.model)
     with shown_progress() as progress:
         obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress)
@@ -216,7 +197,7 @@ def _load(options: Options, entry: "ModelEntry") -> "LoadedModel":
         threads=options.threads,
         offline=options.offline,
         force=options.force,
-        report=(lambda line: typer.echo(line, err=True)) if options.verbose else None,
+        report=_note if options.verbose else None,
     )
 
 
@@ -248,16 +229,51 @@ def _system(options: Options) -> str | None:
 
 def main() -> None:
     """Console entry point: runs the command and turns errors of the user's into one line and an exit code."""
+    _prepare_streams()
     try:
-        raise SystemExit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
     except LlamachatError as error:
-        raise SystemExit(_fail(str(error), error.exit_code)) from None
+        code = _fail(str(error), error.exit_code)
     except TyperException as error:
-        raise SystemExit(_fail(error.format_message(), UsageError.exit_code)) from None
+        code = _fail(error.format_message(), UsageError.exit_code)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except OSError as error:  # the machine's: a full disk, a folder that may not be read
+        code = _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", LlamachatError.exit_code)
+    except SystemExit as exit:  # typer's 1 when the reader of a pipe has gone; nobody is there to be told
+        code = LlamachatError.exit_code if exit.code == 1 else exit.code
+    _let_go_of_stdout()
+    raise SystemExit(code)
+
+
+def _prepare_streams() -> None:
+    """Make all three usable: a closed one is the null device, and an encoding shows "?" for what it lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for good
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # refused where it is read
+
+
+def _let_go_of_stdout() -> None:
+    """What a full disk or a closed pipe did not take would raise once more when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
+    with suppress(OSError):  # stderr itself may be what is full
+        _note(f"llamachat: {message}")
+    return code
+
+
+def _note(line: str) -> None:
     from llamachat.ui.sanitise import sanitise_line
 
-    typer.echo(f"llamachat: {sanitise_line(message)}", err=True)
-    return code
+    typer.echo(sanitise_line(line), err=True)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,7 @@ class Completer:
             result["logprobs"] = self._logprobs(answer)
         return result
 
-    def batch(self, lines: TextIO, out: TextIO) -> bool:
+    def batch(self, lines: Iterable[str], out: TextIO) -> bool:
         """One result a line for each line of JSON, in order; a bad line gives {"error": ...}. True when none was bad."""
         good = True
         for number, line in enumerate(lines, 1):
@@ -105,7 +105,7 @@ class Completer:
 
     def _parse(self, line: str, number: int) -> list[Message] | str:
         try:
-            request = json.loads(line)
+            request = json.loads(_utf8(line, f"line {number}"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
         keys = set(request) if isinstance(request, dict) else set()
@@ -136,8 +136,9 @@ class Completer:
 
 
 def write_json(value: dict[str, Any], out: TextIO) -> None:
-    """One line; on a terminal in ASCII, so that no character of it can act there."""
-    out.write(json.dumps(value, ensure_ascii=out.isatty()) + "\n")
+    """One line; in ASCII where its characters could act (a terminal) or would be lost (an encoding that lacks them)."""
+    ascii_only = out.isatty() or (out.encoding or "utf-8").lower() != "utf-8"
+    out.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
     out.flush()
 
 
@@ -147,8 +148,8 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
         raise UsageError("a prompt and --file were both given", remedy="give one of them")
     given = argument if file is None else read_text(file)
     parts = [given] if given is not None else []
-    if sys.stdin is not None and not sys.stdin.isatty():
-        piped = sys.stdin.read().removesuffix("\n")
+    if not sys.stdin.isatty():
+        piped = _utf8(sys.stdin.read(), "standard input").removesuffix("\n")
         parts += [piped] if piped else []
     if not any(parts):
         raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
@@ -157,7 +158,26 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 def read_text(file: Path) -> str:
     """A user's text file, without its last newline."""
+    with _open(file) as text:
+        return _utf8(text.read(), str(file)).removesuffix("\n")
+
+
+def open_lines(file: Path) -> TextIO:
+    """A file for `Completer.batch`; "-" is stdin."""
+    return sys.stdin if str(file) == "-" else _open(file)
+
+
+def _open(file: Path) -> TextIO:
+    """A text file, with or without a byte-order mark; what is no UTF-8 in it comes as lone surrogates, for _utf8."""
     try:
-        return file.read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+        return file.open(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _utf8(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
+    return text

@@ -72,9 +72,11 @@ def require_number(
     require(is_number(value) and low <= value <= high, name, value, f"a number from {low:g} to {high:g}", error)
 
 
-def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+def require_choice(
+    name: str, value: object, choices: tuple[object, ...], error: type[LlamachatError] = ConfigError
+) -> None:
     """The value must be one of these."""
-    require(value in choices, name, value, "one of " + ", ".join(map(str, choices)))
+    require(value in choices, name, value, "one of " + ", ".join(map(str, choices)), error)
 
 
 @dataclass(frozen=True)

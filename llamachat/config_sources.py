@@ -49,14 +49,14 @@ FAMILIES = {
 # Training, bookkeeping, other tasks' heads, or how (not what) transformers computes.
 HF_NO_EFFECT = names(
     """
-    _name_or_path architectures attention_dropout attn_implementation _attn_implementation
+    _name_or_path _model_name_or_path architectures attention_dropout attn_implementation _attn_implementation
     _attn_implementation_autoset auto_map chunk_size_feed_forward classifier_dropout dtype embd_pdrop
     finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
     is_llama_config keys_to_ignore_at_inference label2id max_sequence_length model_max_length num_labels
     output_attentions output_hidden_states output_scores prefix pretraining_tp problem_type resid_pdrop return_dict
     return_dict_in_generate task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
-    transformers_version transformers.js_config unsloth_fixed unsloth_version unsloth_version_info use_bfloat16
-    use_cache use_flash_attention use_flash_attn
+    transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version unsloth_version_info
+    use_bfloat16 use_cache use_flash_attention use_flash_attn
     """
 )
 

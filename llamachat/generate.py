@@ -44,25 +44,33 @@ def advance(engine: Engine, cache: Cache, ids: list[int], logits: Literal["last"
 
 def prefill(engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> Logits:
     """Append ids (at least one) to the cache, in chunks; logits [vocab_size] after the last. Raises Interrupted."""
+    for _, logits in _chunks(engine, cache, ids, interrupted, "last"):
+        last = logits
+    return last
+
+
+def score(
+    engine: Engine, cache: Cache, ids: Sequence[int], top: int, interrupted: Callable[[], bool] = never
+) -> tuple[list[TokenLogprobs], Logits]:
+    """A prefill that also gives the logprobs of ids[1:], each given all before it (`top` alternatives)."""
+    scored: list[TokenLogprobs] = []
+    for following, logits in _chunks(engine, cache, ids, interrupted, "all"):
+        scored += [token_logprobs(row, token, top) for row, token in zip(logits, following, strict=False)]
+        last = logits[-1]
+    return scored, last
+
+
+def _chunks(
+    engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool], logits: Literal["last", "all"]
+) -> Iterator[tuple[Sequence[int], Logits]]:
+    """Run ids chunk by chunk: what follows each token of a chunk (nothing, the last), and the chunk's logits."""
     assert ids, "a prefill needs at least one token"
     cache.require(len(ids))
     for start in range(0, len(ids), PREFILL_CHUNK):
         if interrupted():
             raise Interrupted
-        logits = advance(engine, cache, list(ids[start : start + PREFILL_CHUNK]))
-    return logits
-
-
-def score(engine: Engine, cache: Cache, ids: Sequence[int], top: int) -> tuple[list[TokenLogprobs], Logits]:
-    """A prefill that also gives the logprobs of ids[1:], each given all before it (`top` alternatives)."""
-    assert ids, "a prefill needs at least one token"
-    cache.require(len(ids))
-    scored: list[TokenLogprobs] = []
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        logits = advance(engine, cache, list(ids[start : start + PREFILL_CHUNK]), "all")
-        following = ids[start + 1 : start + 1 + len(logits)]
-        scored += [token_logprobs(row, token, top) for row, token in zip(logits, following, strict=False)]
-    return scored, logits[-1]
+        end = start + PREFILL_CHUNK
+        yield ids[start + 1 : end + 1], advance(engine, cache, list(ids[start:end]), logits)
 
 
 def generate(

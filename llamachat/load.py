@@ -1,11 +1,12 @@
 """A path or catalog name -> checkpoint -> a model that is ready to answer."""
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -13,10 +14,11 @@ from llamachat import catalog, fetch, fit
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
 from llamachat.catalog import ModelEntry
-from llamachat.config import Dtype, KvBits, SamplingParams
+from llamachat.config import LARGEST, Dtype, KvBits, SamplingParams, require_choice, require_whole
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
-from llamachat.errors import FormatError, UsageError
+from llamachat.engines import EngineName, build_engine
+from llamachat.errors import DoesNotFitError, FormatError, UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generate import never
@@ -97,7 +99,7 @@ def load(
     ctx_size: int | None = None,
     kv_bits: int | None = None,
     device: str = "auto",
-    engine: Literal["auto", "native", "torch"] = "auto",
+    engine: EngineName = "auto",
     dtype: Dtype | None = None,
     threads: int | None = None,
     offline: bool = False,
@@ -110,6 +112,7 @@ def load(
     ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. dtype: "float32" computes with
     the exact values of the weights. Raises LlamachatError: unknown model, damaged files, or too little memory.
     """
+    check_options(ctx_size, kv_bits, dtype, threads)
     begin = time.perf_counter()
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress)
@@ -121,8 +124,43 @@ def load(
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
     tokenizer = checkpoint.tokenizer()
-    ready = _engine(checkpoint, slots, device, dtype, bits, threads, force)
+    ready = _built(
+        checkpoint,
+        slots=slots,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        bits=cast(KvBits | None, bits),
+        threads=threads,
+        force=force,
+        say=report or silent,
+    )
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin)
+
+
+def silent(line: str) -> None:
+    """A report that nobody reads."""
+
+
+def _built(checkpoint: Checkpoint, **options: Any) -> Engine:
+    try:
+        return build_engine(checkpoint, lambda: _checked(checkpoint), **options)
+    except MemoryError as error:
+        raise DoesNotFitError(
+            "there is too little memory", "the model was not loaded", "try a smaller --ctx-size or model"
+        ) from error
+
+
+def check_options(ctx_size: int | None, kv_bits: int | None, dtype: str | None, threads: int | None) -> None:
+    """Raises UsageError for what no machine can do."""
+    if ctx_size is not None:
+        require_whole("the context size", ctx_size, 1, LARGEST["max_position_embeddings"], UsageError)
+    if threads is not None:  # more than there are processors wait for each other, thousands for ever
+        require_whole("the number of threads", threads, 1, os.cpu_count() or 1, UsageError)
+    if kv_bits is not None:
+        require_choice("kv_bits", kv_bits, get_args(KvBits), UsageError)
+    if dtype is not None:
+        require_choice("dtype", dtype, get_args(Dtype), UsageError)
 
 
 def obtain(
@@ -158,32 +196,3 @@ def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
                 if part is not None and not np.isfinite(to_float32(part)).all():
                     raise FormatError(f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged")
         yield name, tensor
-
-
-def _engine(
-    checkpoint: Checkpoint,
-    slots: int,
-    device: str,
-    dtype: Dtype | None,
-    kv_bits: int | None,
-    threads: int | None,
-    force: bool,
-) -> Engine:
-    """Planned against the memory there is, then built."""
-    if kv_bits not in (None, *get_args(KvBits)):
-        raise UsageError(f"keys and values of {kv_bits} bits are not known", remedy="--kv-bits takes 8, 16 or 32")
-    from llamachat.engine.torch_engine import TorchEngine, cuda_available, planned_bytes
-
-    if device == "auto":
-        device = "cuda" if cuda_available() else "cpu"
-    if device == "cuda" and not cuda_available():
-        raise UsageError("torch finds no CUDA device", "the model was not loaded", "use --device cpu")
-    config = checkpoint.config
-    bits = cast(KvBits | None, kv_bits)
-    weights, kv = planned_bytes(config, checkpoint.index(), slots=slots, device=device, dtype=dtype, kv_bits=bits)
-    if device == "cpu":
-        fit.check(fit.Plan(weights, kv, fit.WORKSPACE, fit.available_memory(), slots, kv_bits or 16), force)
-    tensors = _checked(checkpoint)
-    return TorchEngine.build(
-        config, tensors, slots=slots, device=device, dtype=dtype, kv_bits=bits, threads=threads
-    )

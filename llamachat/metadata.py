@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from llamachat.config import LARGEST, is_number, is_whole, shown
-from llamachat.errors import ConfigError, UsageError
+from llamachat.errors import ConfigError, LlamachatError, UsageError
 
 MAX_JSON_BYTES = 50 << 20
 MAX_YAML_BYTES = 128 << 10  # PyYAML is slow and real files have 10 kB
@@ -153,15 +153,19 @@ def naming(where: str) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ConfigError on anything else, also on duplicate keys and on NaN."""
-    text = read_text(path, MAX_JSON_BYTES)
+    return parse_json(read_text(path, MAX_JSON_BYTES), str(path))
+
+
+def parse_json(text: str | bytes, where: str, error: type[LlamachatError] = ConfigError) -> dict[str, Any]:
+    """The object in a JSON text. Raises `error` on anything else, also on duplicate keys and on NaN."""
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}", "it is no JSON") from error
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits
-        raise ConfigError(f"{path}: {_one_line(error)}", "it is not read") from error
+    except json.JSONDecodeError as wrong:
+        raise error(f"{where}: line {wrong.lineno}, column {wrong.colno}: {wrong.msg}", "it is no JSON") from wrong
+    except (ValueError, RecursionError) as wrong:  # also integers of thousands of digits
+        raise error(f"{where}: {_one_line(wrong)}", "it is not read") from wrong
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds {shown(value)}", remedy="expected is an object")
+        raise error(f"{where} holds {shown(value)}", remedy="expected is an object")
     return value
 
 

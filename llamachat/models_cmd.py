@@ -11,7 +11,7 @@ import typer
 
 from llamachat import fetch, fit
 from llamachat.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
-from llamachat.ui.sanitise import sanitise_line as sanitise
+from llamachat.ui.sanitise import sanitise, sanitise_line
 from llamachat.verified import Progress
 
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
@@ -31,7 +31,7 @@ def list_models(as_json: AsJson = False) -> None:
     rows = [_row(fact) for fact in facts]
     if not sys.stdout.isatty():
         for row in (headers, *rows):
-            typer.echo("\t".join(map(sanitise, row)))
+            typer.echo("\t".join(map(sanitise_line, row)))
         return
     _print_table(headers, rows)
     _print(f"* default   Your own models go to {user_file()}")
@@ -53,7 +53,7 @@ def show_model(name: Name, as_json: AsJson = False) -> None:
         "memory": fit.describe(plan) + (": fits" if plan.fits else ": does not fit") if plan else None,
     }
     lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {})}
-    _print(*(f"{key.replace('_', ' '):12}  {value}" for key, value in lines.items()))
+    _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
 
 
 @models_app.command("pull")
@@ -73,6 +73,21 @@ def remove_model(name: Name) -> None:
     """Delete the files that were fetched for a model."""
     entry = resolve(name)
     _print(f"{entry.name}: {fit.size(fetch.remove(entry))} freed")
+
+
+@models_app.command("cache")
+def packed_weights(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete them all; the next start packs anew.")] = False,
+) -> None:
+    """List the weights kept in the native engine's layout, which make a second start quick, or delete them."""
+    from llamachat import arena_cache
+
+    if clear:
+        _print(f"{fit.size(arena_cache.clear())} freed")
+        return
+    held = arena_cache.entries()
+    _print(*(f"{fit.size(path.stat().st_size):>8}  {path}" for path in held))
+    _print(f"{fit.size(sum(path.stat().st_size for path in held)):>8}  in all, of at most {fit.size(arena_cache.LIMIT)}")
 
 
 @contextmanager
@@ -98,8 +113,8 @@ def shown_progress() -> Iterator[Progress]:
         task = bars.add_task("", total=None)
 
         def bar(what: str, done: int, total: int | None) -> None:
-            if bars.tasks[0].description != sanitise(what):
-                bars.reset(task, description=sanitise(what))
+            if bars.tasks[0].description != sanitise_line(what):
+                bars.reset(task, description=sanitise_line(what))
             bars.update(task, completed=done, total=total)
 
         yield bar
@@ -159,7 +174,7 @@ def _print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         numeric = header in ("download", "context")
         table.add_column(header, justify="right" if numeric else "left", no_wrap=header == "name")
     for row in rows:
-        table.add_row(*(Text(sanitise(cell)) for cell in row))
+        table.add_row(*(Text(sanitise_line(cell)) for cell in row))
     Console().print(table)
 
 
@@ -173,4 +188,4 @@ def _print(*lines: str) -> None:
 
 
 def _note(line: str) -> None:
-    typer.echo(sanitise(line), err=True)
+    typer.echo(sanitise_line(line), err=True)

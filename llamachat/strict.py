@@ -1,12 +1,12 @@
 """A frozen dataclass from an untyped table (TOML), strictly: every key known, every value of the annotated type."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from llamachat.config import is_number, shown
 from llamachat.errors import ConfigError
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ def build(cls: type[T], table: Any, where: str, **ready: Any) -> T:
     Raises ConfigError that names key, value and `where`, for the first thing that is unknown, missing or ill-typed.
     """
     if not isinstance(table, dict):
-        raise refusal(f"{table!r} is not a table, in {where}", "write key = value pairs")
+        raise refusal(f"{shown(table)} is not a table, in {where}", "write key = value pairs")
     hints = {key: hint for key, hint in get_type_hints(cls).items() if key not in ready}
     for key, value in table.items():
         if key not in hints:
@@ -41,14 +41,14 @@ def convert(hint: Any, key: str, value: Any, where: str) -> Any:
     elif get_origin(hint) is tuple:
         valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
     elif hint is float:
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        valid = is_number(value)
     elif hint is Path:
         valid = isinstance(value, str) and value != "" and "\0" not in value
     else:
         valid = type(value) is hint and (hint is not int or value > 0)
     if not valid:
         expected = NAMES.get(hint) or "one of " + ", ".join(map(str, get_args(hint)))
-        raise refusal(f"{key} = {value!r} in {where} is not {expected}", "correct it")
+        raise refusal(f"{key} = {shown(value)} in {where} is not {expected}", "correct it")
     return tuple(value) if get_origin(hint) is tuple else Path(value) if hint is Path else value
 
 
@@ -57,4 +57,4 @@ def refusal(cause: str, remedy: str) -> ConfigError:
 
 
 def unknown_key(key: str, value: Any, where: str, known: Iterable[str] | Mapping[str, Any]) -> ConfigError:
-    return refusal(f"unknown key {key} = {value!r} in {where}", f"known keys: {', '.join(known)}")
+    return refusal(f"unknown key {key} = {shown(value)} in {where}", f"known keys: {', '.join(known)}")

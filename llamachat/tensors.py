@@ -44,6 +44,10 @@ class FloatTensor:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    def rows(self, which: "Rows") -> "FloatTensor":
+        """Only these rows, in this order."""
+        return FloatTensor(self.data[which])
+
 
 @dataclass(frozen=True)
 class QuantTensor:
@@ -124,8 +128,6 @@ def dequantize(tensor: Tensor) -> Array:
 
 def take_rows(tensor: Tensor, rows: Rows) -> Tensor:
     """The tensor with only these rows, in this order (codes and scales move along)."""
-    if isinstance(tensor, FloatTensor):
-        return FloatTensor(tensor.data[rows])
     return tensor.rows(rows)
 
 

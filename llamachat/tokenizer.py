@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from llamachat.errors import FormatError
 
+GGUF_VOCABULARY = "tokenizer.gguf.json"  # in a folder converted from a GGUF file: its `tokenizer.ggml.*` keys
+
 
 class Tokenizer(Protocol):
     """`encode` treats its text as plain data: no input can make it return a control token.
@@ -43,16 +45,21 @@ class Tokenizer(Protocol):
 
 
 def open_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind.
+    """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
+    the vocabulary of the GGUF file that it was converted from.
 
     tokenizer_config.json, where it exists, names BOS and EOS. Raises FormatError when there is none or it is damaged.
     """
+    from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
-    from llamachat.tokenizers.base import read, read_config
+    from llamachat.tokenizers.base import read
 
-    config = read_config(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
     if (path := folder / "tokenizer.json").is_file():
         return hf.from_json(read(path), config, str(path))
+    if (path := folder / GGUF_VOCABULARY).is_file():
+        return from_gguf(read_json(path))
     if not (path := folder / "tokenizer.model").is_file():
         raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
     data = read(path)

@@ -3,8 +3,9 @@
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamachat import paths
@@ -33,28 +34,29 @@ def is_intact(file: Path, expected: str, progress: Progress) -> bool:
         return True
     if digest(file, progress, git=len(expected) == 40) != expected:
         return False
-    remember(file, expected)
+    with suppress(OSError):  # a cache that may not be written: it is read again next time
+        remember(file, expected)
     return True
 
 
 def is_known(file: Path, expected: str) -> bool:
     stamp = _stamp(file)
-    return file.is_file() and stamp.is_file() and stamp.read_text() == _state(file, expected)
+    return file.is_file() and stamp.is_file() and stamp.read_bytes() == _state(file, expected)
 
 
 def remember(file: Path, verified: str) -> None:
     stamp = _stamp(file)
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(_state(file, verified))  # torn by a crash, it matches nothing, and the file is read again
+    stamp.write_bytes(_state(file, verified))  # torn by a crash, it matches nothing, and the file is read again
 
 
 def _stamp(file: Path) -> Path:
     return paths.cache_dir() / "verified" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
 
 
-def _state(file: Path, verified: str) -> str:
+def _state(file: Path, verified: str) -> bytes:
     status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns} {verified}"
+    return f"{status.st_size} {status.st_mtime_ns} {verified}".encode()
 
 
 def require_room(folder: Path, needed: int, name: str) -> None:
@@ -68,10 +70,13 @@ def require_room(folder: Path, needed: int, name: str) -> None:
 
 def folder_size(folder: Path) -> int:
     """Bytes of the files below a folder; links count nothing."""
-    files = (Path(top) / name for top, _, names in os.walk(folder) for name in names)
-    return sum(file.lstat().st_size for file in files if not file.is_symlink())
-
-
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # somebody just removed it
+                status = Path(top, name).lstat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 @contextmanager

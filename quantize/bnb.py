@@ -1,19 +1,26 @@
-"""Float matrices as bitsandbytes itself stores them, so that transformers loads the result; see formats/bnb.py for the layout."""
+"""Float matrices as bitsandbytes itself stores them, so that transformers loads the result: see formats/bnb.py.
 
+The codes are found here, on all threads and without its many passes; scales of scales and serialisation are its own.
+"""
+
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from llamachat.tensors import Array
 from quantize.recipe import Recipe
+from quantize.schemes import SLAB, nearest
 
 
-def bnb_entries(name: str, data: Array, recipe: Recipe) -> dict[str, Array]:
+def bnb_entries(name: str, data: Array, recipe: Recipe, threads: int | None = None) -> dict[str, Array]:
     """The arrays, by name, of a float32 matrix `name` (X.weight) in one of the bnb-* schemes."""
     if recipe.scheme == "bnb-int8":
         return _int8(name, data)
-    return _four_bit(name, data, recipe.scheme.removeprefix("bnb-"), recipe.group_size or 64, recipe.double_quant)
+    kind = recipe.scheme.removeprefix("bnb-")
+    return _four_bit(name, data, kind, recipe.group_size or 64, recipe.double_quant, threads)
 
 
 def _int8(name: str, data: Array) -> dict[str, Array]:
@@ -24,18 +31,47 @@ def _int8(name: str, data: Array) -> dict[str, Array]:
     return {name: codes, f"{module}SCB": peak, f"{module}weight_format": np.zeros((), np.uint8)}
 
 
-def _four_bit(name: str, data: Array, kind: str, block: int, double: bool) -> dict[str, Array]:
-    """bitsandbytes' own function and serialisation."""
+def _four_bit(name: str, data: Array, kind: str, block: int, double: bool, threads: int | None) -> dict[str, Array]:
+    """Blocks of the flattened matrix, over the ends of its rows; two codes a byte, the first high."""
     import torch
 
     from llamachat.engine.linear import bitsandbytes
 
     functional: Any = bitsandbytes().functional
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        codes, state = functional.quantize_4bit(
-            torch.from_numpy(data), blocksize=block, quant_type=kind, compress_statistics=double
-        )
-    state.dtype = torch.float32
+    table = functional.get_4bit_type(kind, device="cpu")
+    codes, peak = _coded(data.reshape(-1), table.numpy(), block, threads)
+    absmax, nested = torch.tensor(peak), {}
+    if double:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            offset = absmax.mean()
+            absmax, state2 = functional.quantize_blockwise(absmax - offset, blocksize=256)
+        nested = {"offset": offset, "state2": state2}
+    state = functional.QuantState(
+        absmax=absmax,
+        shape=torch.Size(data.shape),
+        code=table,
+        blocksize=block,
+        quant_type=kind,
+        dtype=torch.float32,
+        **nested,
+    )
     parts = {f"{name}.{part}": tensor.numpy() for part, tensor in state.as_dict(packed=True).items()}
-    return {name: codes.numpy(), **parts}
+    return {name: codes[:, None], **parts}
+
+
+def _coded(flat: Array, table: Array, block: int, threads: int | None) -> tuple[Array, Array]:
+    """Packed codes [n / 2] and each block's largest magnitude."""
+    step = SLAB // block * block
+
+    def part(start: int) -> tuple[Array, Array]:
+        values = flat[start : start + step]
+        blocks = np.pad(values, (0, -len(values) % block)).reshape(-1, block)
+        peak = np.abs(blocks).max(1)
+        codes = nearest(blocks / np.where(peak == 0, 1, peak)[:, None], table).reshape(-1)[: len(values)]
+        return codes[::2] << 4 | codes[1::2], peak
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        parts = list(pool.map(part, range(0, len(flat), step)))
+    codes, peak = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return codes, peak

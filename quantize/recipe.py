@@ -1,4 +1,4 @@
-"""What to quantize how: a base scheme, what embedding and head get, and overrides by pattern. Decides the output's bytes."""
+"""What to quantize how: a base scheme, what embedding and head get, overrides by pattern."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +45,7 @@ class Recipe:
         _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
         for option, value in (("--head", self.head), ("--embedding", self.embedding)):
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
-            _one_of(option, value or "float", OWN)
+            _one_of(option, value or "float", [name for name in OWN if name != "int4-gptq"])
         for override in self.overrides:
             _one_of(f"--override {override}", override.rpartition("=")[2], ("float",) if self.foreign else OWN)
             if not override.rpartition("=")[0]:
@@ -58,11 +58,11 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        names = (self.scheme, self.head, self.embedding, *(each.rpartition("=")[2] for each in self.overrides))
-        return any(name in SCHEMES and SCHEMES[name].calibrated for name in names)
+        """Whether a text is needed to see what the activations are like."""
+        return "int4-gptq" in (self.scheme, *(each.rpartition("=")[2] for each in self.overrides))
 
     def scheme_for(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
-        """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths that no group divides."""
+        """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths no group divides."""
         if len(shape) != 2:
             return None
         scheme = self._named(self._name_for(name))
@@ -99,8 +99,8 @@ class Recipe:
             if not any(fnmatchcase(module, pattern) for module in modules):
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
 
-    def quantization_config(self) -> dict[str, Any]:
-        """What config.json says, in the vocabulary of whoever reads it."""
+    def quantization_config(self, compute: str = "float32") -> dict[str, Any]:
+        """What config.json says, in the vocabulary of whoever reads it; `compute`: arithmetic for bitsandbytes."""
         if not self.foreign:
             given = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
             return {"quant_method": "llamachat", **given}
@@ -114,7 +114,7 @@ class Recipe:
             "llm_int8_skip_modules": skipped,
             "bnb_4bit_quant_type": self.scheme.removeprefix("bnb-"),
             "bnb_4bit_use_double_quant": self.double_quant,
-            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_compute_dtype": compute,
             "bnb_4bit_quant_storage": "uint8",
         }
 
@@ -128,7 +128,8 @@ def read_recipe(path: Path) -> Recipe:
     given = {key: value for key, value in raw.items() if key != "quant_method"}
     if unknown := sorted(given.keys() - asdict(Recipe()).keys()):
         raise UsageError(f"{path}: unknown key {unknown[0]}", remedy=f"known are {', '.join(asdict(Recipe()))}")
-    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Recipe(**options)
 
 
 def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -73,24 +72,6 @@ SCHEMES = {
 }
 
 
-def scheme_for(config: QuantConfig, name: str, shape: tuple[int, ...]) -> Scheme | None:
-    """The scheme of a tensor, or None when it stays as it is: vectors, what `skip` matches, odd widths.
-
-    Embedding and head go to int8 with our schemes and stay float with bitsandbytes', as that project does.
-    """
-    module = name.removesuffix(".weight")
-    if len(shape) != 2 or any(fnmatchcase(module, f"*{pattern}*") for pattern in config.skip):
-        return None
-    scheme = SCHEMES[config.scheme]
-    if name in OUTER:
-        if config.scheme.startswith("bnb-"):
-            return None
-        scheme = SCHEMES["int8"]
-    elif config.group_size and scheme.group:
-        scheme = replace(scheme, group=config.group_size)
-    return scheme if scheme.fits(shape[1]) else None
-
-
 class Grid(NamedTuple):
     """A codebook made ready: `codes` and `values` by position on a fine ruler; values in units of the largest."""
 
@@ -142,8 +123,11 @@ def quantize(data: Array, scheme: Scheme) -> QuantTensor:
     return _packed(codes, scale, data.shape, group, scheme)
 
 
-def search(grouped: Array, codebook: str | None, factors: tuple[float, ...]) -> Array:
-    """[n, group] -> [n]: for each group the value that the codebook's largest magnitude is to stand for."""
+def search(grouped: Array, codebook: str | None, factors: tuple[float, ...], weights: Array | None = None) -> Array:
+    """[n, group] -> [n]: for each group the value that the codebook's largest magnitude is to stand for.
+
+    `weights` [n, group]: how much the square of each error counts, if not all alike.
+    """
     n = np.arange(len(grouped))
     peak = grouped[n, np.abs(grouped).argmax(1)]
     if factors == PLAIN:
@@ -153,7 +137,8 @@ def search(grouped: Array, codebook: str | None, factors: tuple[float, ...]) -> 
     best, scale = np.zeros_like(peak), np.zeros_like(peak)
     for factor in factors if codebook is None else [sign * each for each in factors for sign in (1, -1)]:
         values = np.take(ruler.values, ruler.at(unit * np.float32(1 / factor)), mode="clip")
-        shared, own = np.einsum("ij,ij->i", values, unit), np.einsum("ij,ij->i", values, values)
+        heavy = values if weights is None else values * weights
+        shared, own = np.einsum("ij,ij->i", heavy, unit), np.einsum("ij,ij->i", heavy, values)
         fitted = shared / np.maximum(own, np.float32(1e-20))
         better = fitted * shared > best  # how much of the group's energy is explained
         best, scale = np.where(better, fitted * shared, best), np.where(better, fitted, scale)
@@ -213,24 +198,27 @@ class Quantized:
     """A checkpoint whose float matrices are quantized as they are read; see formats.Checkpoint."""
 
     def __init__(self, source: Checkpoint, config: QuantConfig) -> None:
+        from quantize.recipe import from_config
+
         if SCHEMES[config.scheme].calibrated:
             cause = f"scheme {config.scheme} needs calibration"
             raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
-        self._source, self._quant = source, config
+        self._source, self._recipe = source, from_config(config)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: self._info(name, info) for name, info in self._source.index().items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._source.tensors():
-            scheme = scheme_for(self._quant, name, tensor.shape) if isinstance(tensor, FloatTensor) else None
-            yield name, tensor if scheme is None else quantize_tensor(name, tensor, scheme)  # type: ignore[arg-type]
+            scheme = self._recipe.scheme_for(name, tensor.shape)
+            coded = scheme and isinstance(tensor, FloatTensor)
+            yield name, quantize_tensor(name, tensor, scheme) if coded else tensor  # type: ignore[arg-type]
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
-        scheme = scheme_for(self._quant, name, info.shape) if info.packing is None else None
-        if scheme is None:
+        scheme = self._recipe.scheme_for(name, info.shape)
+        if scheme is None or info.packing is not None:
             return info
         row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)
         minimum = None if row.minimum is None else row.minimum[:0]

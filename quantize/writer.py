@@ -1,4 +1,4 @@
-"""A model folder written beside its place, tensor by tensor, so that a killed conversion can go on, then renamed into it.
+"""A model folder written beside its place, tensor by tensor, so that a killed conversion can go on, then renamed.
 
 `.NAME.partial/` holds model.safetensors, whose header is written last into room left for it, and journal.jsonl: what is
 being made, then a line for each tensor whose bytes are in the file, with their checksum, since after a power cut the
@@ -11,6 +11,8 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from llamachat.formats.safetensors_file import DTYPES
 from llamachat.tensors import Array
 
 WEIGHTS, JOURNAL = "model.safetensors", "journal.jsonl"
-ROOM = 192  # bytes of header for an entry, beside its name
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 CHUNK = 1 << 22
 
@@ -30,9 +31,9 @@ CHUNK = 1 << 22
 class FolderWriter:
     """Use within `writing`, which makes, resumes and publishes it. `done` maps tensor names to their journal lines."""
 
-    def __init__(self, folder: Path, making: Mapping[str, Any], names: list[str]) -> None:
+    def __init__(self, folder: Path, making: Mapping[str, Any], room: int) -> None:
         self.folder = folder
-        self.base = 8 + -(-sum(8 * (ROOM + len(name)) for name in names) // 64) * 64  # a tensor has 8 parts at most
+        self.base = -(-(8 + room) // 64) * 64
         self.done: dict[str, dict[str, Any]] = {}
         self._end = self.base
         journal, weights = folder / JOURNAL, folder / WEIGHTS
@@ -40,9 +41,8 @@ class FolderWriter:
             weights.touch()
             journal.write_text(json.dumps(making) + "\n", encoding="utf-8")
         self._weights, self._journal = weights.open("r+b"), journal.open("r+", encoding="utf-8")
-        self._recover(making)
 
-    def _recover(self, making: Mapping[str, Any]) -> None:
+    def recover(self, making: Mapping[str, Any]) -> None:
         """Take over what both journal and file have whole; forget the rest."""
         keep = 0
         for number, line in enumerate(self._journal.read().splitlines(keepends=True)):
@@ -90,12 +90,21 @@ class FolderWriter:
         self._journal.write(json.dumps(entry) + "\n")
         self._journal.flush()
 
+    def stored(self, name: str) -> dict[str, Array]:
+        """The arrays of a tensor that is in the file already."""
+        return {
+            part["name"]: np.fromfile(
+                self.folder / WEIGHTS, DTYPES[part["dtype"]], prod(part["shape"]), offset=part["start"]
+            ).reshape(part["shape"])
+            for part in self.done[name]["parts"]
+        }
+
     def finish(self) -> None:
         """Write the header; the journal's work is done."""
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         for entry in self.done.values():
             starts = [part["start"] - self.base for part in entry["parts"]] + [entry["end"] - self.base]
-            for part, (start, stop) in zip(entry["parts"], zip(starts, starts[1:], strict=False), strict=True):
+            for part, (start, stop) in zip(entry["parts"], pairwise(starts), strict=True):
                 header[part["name"]] = {"dtype": part["dtype"], "shape": part["shape"], "data_offsets": [start, stop]}
         text = json.dumps(header, separators=(",", ":")).encode()
         assert len(text) <= self.base - 8, "the room for the header is too small"
@@ -110,11 +119,12 @@ class FolderWriter:
 
 
 @contextmanager
-def writing(out: Path, making: Mapping[str, Any], names: list[str], resume: bool) -> Iterator[FolderWriter]:
+def writing(out: Path, making: Mapping[str, Any], room: int, resume: bool) -> Iterator[FolderWriter]:
     """A writer of the folder `out`, which appears when the block ends well, replacing one that we made before.
 
-    `making` says what is made from what; an unfinished folder is resumed only if it says the same. Raises UsageError
-    when `out` holds something else, ModelError when the disk is full or the place is read-only; `out` is then as it was.
+    `making` says what is made from what; an unfinished folder is resumed only if it says the same. `room` is what the
+    file's header may take, in bytes. Raises UsageError when `out` holds something else, ModelError when the disk is
+    full or the place is read-only; `out` is then as it was.
     """
     if out.exists() and not (out / MANIFEST).is_file() and not _empty(out):
         raise UsageError(f"{out} exists and is no converted model", "it was left alone", "choose another output folder")
@@ -123,8 +133,9 @@ def writing(out: Path, making: Mapping[str, Any], names: list[str], resume: bool
         if partial.exists() and not resume:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        writer = FolderWriter(partial, making, names)
+        writer = FolderWriter(partial, making, room)
         try:
+            writer.recover(making)
             yield writer
             writer.finish()
         finally:

@@ -32,6 +32,8 @@ def tiny_config(vocab_size: int = 50) -> LlamaConfig:
 class HashEngine:
     """Logits that are a hash of all the tokens a query may see, so that any wrong cache content changes the answer."""
 
+    repeatable = True
+
     def __init__(self, slots: int = 64, vocab_size: int = 50) -> None:
         self.config = tiny_config(vocab_size)
         self.slots = slots

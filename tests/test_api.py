@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llamachat import Llama
 from llamachat.dialog import Message
-from llamachat.errors import DoesNotFitError, UsageError
+from llamachat.errors import DoesNotFitError, ModelError, UsageError
 
 STOPS = {257, 258}
 prompts = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20), min_size=1, max_size=4)
@@ -90,3 +90,13 @@ def test_chat_completion_answers_rendered_dialogs() -> None:
         text = bytes(t for t in expected if t < 256).decode(errors="replace")
         assert result["generation"] == {"role": "assistant", "content": text}
         assert result["logprobs"] == pytest.approx(logprobs, abs=1e-6)
+
+
+def test_ids_that_the_model_lacks_and_impossible_numbers_are_refused() -> None:
+    for unknown in (-1, 259, 10**12):
+        with pytest.raises(ModelError, match=f"token {unknown}, the model's vocabulary 259"):
+            build().generate([[1, unknown, 2]])
+    with pytest.raises(UsageError, match="max_gen_len is -1"):
+        build().generate([[1]], -1)
+    with pytest.raises(UsageError, match="seed is -1"):
+        build(seed=-1)

@@ -237,6 +237,8 @@ WRONG = [
     ("[models]\nx = 3", "models.x = 3 in .* is no entry"),
     ('default = "none"', "default = 'none' in .*models.toml names no model"),
     ("default = [1]", r"default = \[1\] in .*models.toml is not text"),
+    ("x = " + "9" * 5000, "models.toml cannot be read: Exceeds the limit"),
+    ("x = " + "[" * 5000, "models.toml cannot be read: .*recursion"),
     ("[models.x]\ncontext = = 3", "models.toml cannot be read: Invalid value .at line 2, column 11."),
 ]
 
@@ -283,3 +285,10 @@ def test_an_installed_package_finds_models_toml_inside_itself(tmp_path: Path) ->
     code = "from llamachat import catalog; print(catalog.resolve(None).name, catalog.load_catalog().files[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["smollm2-135m", str(tmp_path / "llamachat/models.toml")]
+
+
+def test_a_long_value_makes_no_long_error(write: Callable[[str], Path]) -> None:
+    write(f'[models.x]\n{HUB}\ndialog = "{"a" * 100_000}"')
+    with pytest.raises(ConfigError) as caught:
+        load_catalog()
+    assert len(str(caught.value)) < 500

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,14 +104,18 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
         (("complete", "--jsonl", "missing"), 2, "missing cannot be read"),
         (("complete", "x", "-s", "a", "--system-file", "b"), 2, "were both given"),
         (("complete", "x", "-m", "TINY", "--temp", "-1"), 2, "temperature"),
-        (("complete", "x", "-m", "TINY", "--kv-bits", "7"), 2, "7 bits"),
+        (("complete", "x", "-m", "TINY", "--kv-bits", "7"), 2, "kv_bits is 7"),
+        (("complete", "x", "-m", "TINY", "--threads", "100000"), 2, "the number of threads is 100000"),
+        (("complete", "x", "-m", "TINY", "--ctx-size", "9" * 14), 2, "the context size is 99999999999999"),
+        (("complete", "x", "-m", "TINY", "--ctx-size", str(2**30), "--force"), 4, "too little memory"),
+        (("bench", "-m", "TINY", "--dtype", "int7"), 2, "dtype is 'int7'"),
         (("complete", "x", "-m", "TINY", "--stop", ""), 2, "a stop string is empty"),
         (("complete", "x", "-m", "TINY"), 2, "has no dialog format"),
         (("complete", "x", "-m", "no-such-model"), 3, "no model is called 'no-such-model'"),
         (("complete", "x", "-m", "./missing.gguf"), 3, "missing.gguf"),
         (("complete", "x", "--offline"), 3, "--offline forbids"),
         (("complete", "x " * 99, "-m", "TINY", "--raw", "--ctx-size", "16"), 4, "the context holds 16"),
-        (("complete", "x", "-m", "TINY", "--raw", "--ctx-size", "2000000000"), 4, "the model needs"),
+        (("complete", "x", "-m", "TINY", "--raw", "--ctx-size", "1000000000"), 4, "the model needs"),
     ],
 )
 def test_errors_are_one_line_on_stderr_with_the_documented_code(
@@ -133,12 +138,77 @@ def test_verbose_says_more_on_stderr_only(run: Run) -> None:
     assert loud[1] == quiet[1] and "tok/s" in loud[2]
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
+def test_a_files_name_cannot_drive_the_terminal(run: Run, tiny: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "\x1b]0;evil\x07\u202ename")
+    code, _, err = run("complete", "the", "-m", str(folder), "--raw", "-n", "1", "-v")
+    assert code == 0 and "name: ignored" in err
+    assert not set(err) & set("\x1b\x07\u202e")
+    assert "name" in run("models", "show", str(folder))[1]
+
+
+def start(
+    *arguments: str, before: str = "", stdin: int = subprocess.DEVNULL, **environment: str
+) -> subprocess.Popen[bytes]:
+    """A process of its own; `before` is done by a shell that then becomes it."""
     command = [sys.executable, "-m", "llamachat", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+    if before:
+        command = ["sh", "-c", f'{before}; exec "$@"', "sh", *command]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=settings)
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_line_and_3(tiny: str) -> None:
+    full = (3, b"", b"llamachat: standard output: No space left on device\n")
+    for arguments in (("complete", "the", "-m", tiny, "--raw", "-n", "1"), ("models", "list"), ("--help",)):
+        assert ended(start(*arguments, before="exec >/dev/full")) == full
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_closed_streams_are_the_null_device(tiny: str) -> None:
+    none, said = (0, b"", b""), b"llamachat: there is no prompt; give it as an argument, with --file, or on stdin\n"
+    assert ended(start("complete", before="exec 0<&-")) == (2, b"", said)
+    assert ended(start("chat", "-m", tiny, "--no-history", before="exec 0<&-")) == none
+    assert ended(start("complete", "the", "-m", tiny, "--raw", "-n", "1", before="exec 1>&-")) == none
+    assert ended(start("complete", "-m", "missing", "x", before="exec 2>&-")) == (3, b"", b"")
+
+
+def test_a_terminal_without_unicode_gets_question_marks_and_json_keeps_all(tiny: str) -> None:
+    arguments = ("complete", "é", "-m", tiny, "--raw", "-n", "1", "--temp", "0", "--echo")
+    code, out, err = ended(start(*arguments, PYTHONIOENCODING="ascii"))
+    assert (code, out[:1], err) == (0, b"?", b"")
+    _, out, _ = ended(start(*arguments, "--json", PYTHONIOENCODING="ascii"))
+    assert json.loads(out.decode("ascii"))["text"].startswith("é")
+
+
+def test_a_prompt_that_is_no_utf_8_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with (tmp_path / "latin").open("rb") as latin:
+        process = start("complete", stdin=latin.fileno(), PYTHONIOENCODING="utf-8")
+        assert ended(process) == (2, b"", b"llamachat: standard input is not UTF-8; it was not sent; convert it\n")
+
+
+def test_ctrl_c_while_loading_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("llamachat.load.load", interrupted)
+    assert run("complete", "the", *TINY) == (130, "", "")
+
+
+def test_ctrl_c_while_waiting_for_a_line_ends_with_130(tiny: str) -> None:
+    batch = start("complete", "--jsonl", "-", "-m", tiny, "--raw", "-n", "1", stdin=subprocess.PIPE)
+    assert batch.stdin is not None and batch.stdout is not None
+    batch.stdin.write(b'{"prompt": "the"}\n')
+    batch.stdin.flush()
+    batch.stdout.readline()
+    batch.send_signal(signal.SIGINT)
+    assert ended(batch) == (130, b"", b"")
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(tiny: str) -> None:
@@ -157,6 +227,6 @@ def test_a_closed_pipe_ends_quietly(tiny: str) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
-    assert process.wait(60) != 0
+    assert process.wait(60) == 3
     assert process.stderr.read() == b""
     process.stderr.close()

@@ -9,7 +9,7 @@ import pytest
 from engines import HashEngine, hash_model
 
 from llamachat.answer import AnswerSettings
-from llamachat.complete import Completer, read_prompt, write_json
+from llamachat.complete import Completer, open_lines, read_prompt, write_json
 from llamachat.config import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.sample import token_logprobs
@@ -178,3 +178,21 @@ def test_a_prompt_file_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
         read_prompt(None, tmp_path / "binary")
+
+
+def test_a_batch_reports_what_is_no_utf_8_in_place_and_reads_a_byte_order_mark(tmp_path: Path) -> None:
+    file, out = tmp_path / "requests", io.StringIO()
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "\xff"}\n{"prompt": "\\ud800"}\n' + b"[" * 100_000)
+    with open_lines(file) as lines:
+        assert completer().batch(lines, out) is False
+    first, bad, surrogate, deep = map(json.loads, out.getvalue().splitlines())
+    assert first["tokens"] == expected(list(b"one"))
+    assert bad == {"error": "line 2 is not UTF-8; it was not sent; convert it"}
+    assert surrogate["tokens"] == expected(list("\ufffd".encode()))
+    assert "recursion" in deep["error"]
+
+
+def test_json_is_ascii_where_the_encoding_lacks_characters() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    write_json({"text": "é"}, out)
+    assert out.buffer.getvalue() == b'{"text": "\\u00e9"}\n'  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """What fetch does with the user's own files, and with errors of the disk; see also test_fetch_wheel.py, _hub.py."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -70,3 +71,12 @@ print(json.dumps(sorted(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     heavy = {"torch", "numpy", "huggingface_hub", "httpx2", "rich", "typer", "filelock"}
     assert not heavy & set(json.loads(done.stdout))
+
+
+def test_a_cache_that_cannot_be_written_costs_no_more_than_reading_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "blocked").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
+    assert verified.is_intact(file, hashlib.sha256(b"abc").hexdigest(), silent)

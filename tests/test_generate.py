@@ -104,3 +104,11 @@ def test_scores_of_a_prompt_are_those_of_each_prefix(ids: list[int], chunk: int)
     expected = [g.token_logprobs(engine.row(ids[:i]), ids[i], 2) for i in range(1, len(ids))]
     assert scored == expected
     assert (logits == engine.row(ids)).all()
+
+
+def test_scoring_a_prompt_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(g, "PREFILL_CHUNK", 4)
+    engine, cache, polls = HashEngine(), Cache(64), iter([False, True])
+    with pytest.raises(g.Interrupted):
+        g.score(engine, cache, list(range(20)), 0, lambda: next(polls))
+    assert cache.log == [0, 1, 2, 3]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from llamachat import fetch, models_cmd
+from llamachat import fetch, models_cmd, verified
 from llamachat.errors import CatalogError
 from llamachat.models_cmd import models_app
 from llamachat.verified import Progress
@@ -114,3 +114,11 @@ def test_rm_tells_what_it_freed(home: Path) -> None:
     file.write_bytes(b"x" * 5_000_000)
     assert run("rm", "smollm2-135m").stdout == "smollm2-135m: 5 MB freed\n"
     assert not file.parent.exists()
+
+
+def test_show_lines_up_and_survives_files_that_vanish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = run("show", "smollm2-135m").stdout
+    assert {line[12:14] for line in text.splitlines()} == {"  "}
+    (tmp_path / "gone").write_text("x")
+    monkeypatch.setattr(verified.os, "walk", lambda folder: [(folder, [], ["gone", "never"])])
+    assert verified.folder_size(tmp_path) == 1

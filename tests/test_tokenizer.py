@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from vocabularies import (
     byte_level_json,
     byte_tokens,
@@ -23,11 +24,12 @@ from vocabularies import (
     write_folder,
 )
 
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, ModelError
 from llamachat.formats.gguf import open_gguf
 from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
 from llamachat.tokenizers import gguf as gguf_tokenizers
 from llamachat.tokenizers import meta as meta_tokenizers
+from llamachat.tokenizers import spm as spm_tokenizers
 
 TEXTS = [
     "",
@@ -462,7 +464,7 @@ def test_a_damaged_tokenizer_json_is_a_format_error(tmp_path: Path, text: str) -
         open_folder(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text(text)
-    with pytest.raises(FormatError):
+    with pytest.raises(ModelError):
         open_folder(tmp_path)
 
 
@@ -480,6 +482,46 @@ def test_a_librarys_panic_is_a_format_error(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": twice}))
     with pytest.raises(FormatError):
         open_folder(tmp_path)
+    assert capfd.readouterr().err == "", "the panic is not printed, which could hold what the file says"
+
+
+def test_an_expression_that_gives_up_on_a_text_is_a_format_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = byte_level_json()
+    steps = [pre_tokenizers.Split(Regex("(a+)+$"), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
+    library.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer = open_folder(write_folder(tmp_path, library))
+    with pytest.raises(FormatError, match="a text: PanicException"):
+        tokenizer.encode("a" * 40 + "!")
+    assert capfd.readouterr().err == ""
+
+
+LONGER = normalizers.Replace("a", "aaaaaaaaaaaaaaaa")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": normalizers.Sequence([LONGER] * 8)},
+        {"normalizer": normalizers.Sequence([normalizers.Sequence([LONGER])])},
+        {"normalizer": normalizers.Sequence([normalizers.Replace(Regex(""), "a")] * 40)},
+        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 40)},
+    ],
+)
+def test_a_tokenizer_json_whose_steps_would_fill_the_memory_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    library = byte_level_json()
+    for name, step in changes.items():
+        setattr(library, name, step)
+    with pytest.raises(FormatError, match="longer without bound"):
+        open_folder(write_folder(tmp_path, library))
+
+
+@pytest.mark.parametrize(("length", "refused"), [(33, False), (100_000, True)])
+def test_a_normalizer_that_makes_much_of_a_character_is_refused(length: int, refused: bool) -> None:
+    charsmap = b"\4\0\0\0" + b"trie" + b"x" * length + b"\0"
+    with pytest.raises(FormatError, match="more than 64 bytes") if refused else nullcontext():
+        spm_tokenizers.refuse_long_replacements([charsmap], "x")
 
 
 def test_an_unknown_decoder_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from prompt_toolkit.output import DummyOutput
 
 from llamachat.errors import DoesNotFitError, ModelError
 from llamachat.events import Evicted
+from llamachat.ui import app
 from llamachat.ui.app import Chat, ChatSession, answer_lines, converse, run
 from llamachat.ui.prompt import Prompt
 from llamachat.ui.render import Screen
@@ -190,3 +191,14 @@ def test_run_turns_a_failed_load_into_one_line_and_its_exit_code(
     monkeypatch.setattr(sys, "stdin", StringIO(""))
     assert run(load) == 4
     assert capsys.readouterr() == ("", "error: the weights need 9 GB; there are 4; take a smaller model\n")
+
+
+def test_off_a_terminal_ctrl_c_while_loading_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not through the interpreter's shutdown, which a thread deep in native code would crash."""
+    never, left = Event(), list[int]()
+    monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
+    monkeypatch.setattr(app, "_leave_now", left.append)
+    monkeypatch.setattr(Screen, "waiting", lambda self, line: CTRL_C())
+    run(lambda: never.wait() and FakeSession())
+    never.set()
+    assert left == [130]

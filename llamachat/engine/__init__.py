@@ -15,6 +15,7 @@ class Engine(Protocol):
 
     config: LlamaConfig
     slots: int
+    repeatable: bool  # logits are the same to the last bit however a text is cut into steps: guesses may be verified
 
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
         """Run T tokens, writing their keys and values as `step` says.

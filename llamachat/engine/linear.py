@@ -354,7 +354,7 @@ def slabs(tensor: AnyWeight) -> Iterator[tuple[int, AnyWeight]]:
     """The tensor in pieces of about SLAB weights, and a multiple of 64 rows, the most that any kernel interleaves."""
     step = max(1, SLAB // 64 // math.prod(tensor.shape[1:])) * 64
     for start in range(0, tensor.shape[0], step):
-        yield start, take_rows(tensor, slice(start, start + step))
+        yield start, tensor.rows(slice(start, start + step))
 
 
 def _scales_zeros(tensor: QuantTensor) -> Tensor:

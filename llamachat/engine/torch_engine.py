@@ -32,6 +32,8 @@ class Bytes(NamedTuple):
 class TorchEngine:
     """See engine.Engine. `weight_bytes` and `kv_bytes` are the memory it holds."""
 
+    repeatable = False  # products of one row and of several round differently
+
     def __init__(self, model: Llama, keys_values: "KeysValues", kernels: Mapping[str, int]) -> None:
         self.model, self.keys_values = model, keys_values
         self.kernels = kernels  # name -> bytes of weights that it multiplies

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from llamachat.config import shown
 from llamachat.errors import FormatError
-from llamachat.formats.lazy import LazyTensor, float_entry, listed, packing, parse_json, shown
+from llamachat.formats.lazy import LazyTensor, float_entry, listed, packing
+from llamachat.metadata import parse_json
 from llamachat.tensors import GROUP, Array, QuantTensor, TensorInfo, pack_nibbles
 
 STATES = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
@@ -52,7 +54,7 @@ def _entry(name: str, parts: dict[str, Array], where: str) -> LazyTensor:
         return LazyTensor(TensorInfo(parts[""].shape, nbytes, packing(columns, columns, 8)), lambda: _int8(parts))
     state = [key for key in STATES if key in kinds]
     if len(state) == 1 and kinds - {*state} in (FOUR_BIT, FOUR_BIT | NESTED):
-        raw = parse_json(parts[state[0]].tobytes(), f"the quantization state of {shown(name)} in {where}")
+        raw = parse_json(parts[state[0]].tobytes(), f"the quantization state of {shown(name)} in {where}", FormatError)
         rows, columns = _check_four_bit(name, parts, raw, where)
         # blocks run on over the ends of rows; the widest group of columns that no boundary of either cuts:
         coded = packing(columns, math.gcd(columns, raw["blocksize"]), 4, np.array(parts["quant_map"]))

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams
+from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams, shown
 from llamachat.errors import ConfigError, FormatError
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, read_parts
-from llamachat.formats.lazy import LazyTensor, matched, shown
+from llamachat.formats.lazy import LazyTensor, matched
 from llamachat.metadata import Fields, naming
 from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows, take_rows
 from llamachat.tokenizer import Tokenizer

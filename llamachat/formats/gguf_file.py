@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from llamachat.config import shown
 from llamachat.errors import FormatError
 from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
-from llamachat.formats.lazy import map_file, shown
+from llamachat.formats.lazy import map_file
 from llamachat.tensors import FloatTensor, Tensor
 
 MAGIC = b"GGUF"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llamachat import config_sources
-from llamachat.config import LlamaConfig
+from llamachat.config import LlamaConfig, shown
 from llamachat.errors import FormatError
 from llamachat.formats import bnb, packed
 from llamachat.formats.lazy import (
@@ -20,7 +20,6 @@ from llamachat.formats.lazy import (
     float_entry,
     listed,
     matched,
-    shown,
 )
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.safetensors_file import read_safetensors

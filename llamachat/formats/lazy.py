@@ -1,6 +1,5 @@
 """A checkpoint as a table of tensors that are read when asked for: what the readers of all formats share."""
 
-import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llamachat.config import LlamaConfig
+from llamachat.config import LlamaConfig, shown
 from llamachat.errors import FormatError
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.tokenizer import Tokenizer
@@ -101,29 +100,6 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise FormatError(f"{path} cannot be read ({error})") from error
-
-
-def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object inside a weights file. Raises FormatError for anything else, and for a key that appears twice."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where} is not valid JSON ({error})", "it is damaged", "fetch it again") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{where} is not a JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
-    return result
-
-
-def shown(name: str) -> str:
-    """A name out of a file, safe and short enough for an error line."""
-    return repr(name if len(name) <= 100 else name[:97] + "...")
 
 
 def listed(names: list[str]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from llamachat import config_sources
-from llamachat.config import LlamaConfig
+from llamachat.config import LlamaConfig, shown
 from llamachat.errors import ConfigError, FormatError
-from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, shown, tokenizer_home
+from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
 from llamachat.formats.pickled import read_pickled
 from llamachat.metadata import read_json
 from llamachat.tensors import (

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from llamachat import config_sources
-from llamachat.config import LlamaConfig
+from llamachat.config import LlamaConfig, shown
 from llamachat.errors import FormatError
-from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, shown, tokenizer_home
+from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
 from llamachat.formats.pickled import read_pickled
 from llamachat.metadata import read_json
 from llamachat.tensors import Array, FloatTensor, TensorInfo, half_split_rows

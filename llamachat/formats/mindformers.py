@@ -27,7 +27,6 @@ def open_mindformers(file: Path) -> Checkpoint:
     assert isinstance(weights, LazyCheckpoint | GGUFCheckpoint)
     return replace(
         weights,
-        path=file,
         config=translated.config,
         entries=matched(weights.entries, translated.config, weights.path),
         sampling={**translated.sampling, "max_length": translated.max_length},

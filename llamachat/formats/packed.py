@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llamachat.config import shown
 from llamachat.errors import FormatError
-from llamachat.formats.lazy import LazyTensor, aligned, float_entry, listed, shown
+from llamachat.formats.lazy import LazyTensor, aligned, float_entry, listed
 from llamachat.metadata import read_json
 from llamachat.tensors import GROUP, Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 

@@ -8,8 +8,8 @@ import pickletools
 import zipfile
 from pathlib import Path
 
+from llamachat.config import shown
 from llamachat.errors import FormatError
-from llamachat.formats.lazy import shown
 from llamachat.tensors import Array
 
 PICKLE_LIMIT = 64_000_000  # bytes; a model of 100,000 tensors takes some 20 MB
@@ -80,7 +80,7 @@ def _array(path: Path, name: object, tensor: object) -> Array:
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise FormatError(
-            f"{path} has {shown(str(name))}, a {type(tensor).__name__}", "a dictionary of tensors is needed"
+            f"{path} has {shown(name)}, a {type(tensor).__name__}", "a dictionary of tensors is needed"
         )
     if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():  # strides of 0: small in the file, huge when copied
         raise FormatError(f"{shown(name)} in {path} is empty, or larger than its bytes", "it is no weight")

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from llamachat.config import shown
 from llamachat.errors import FormatError
-from llamachat.formats.lazy import map_file, parse_json, shown
+from llamachat.formats.lazy import map_file
+from llamachat.metadata import parse_json
 from llamachat.tensors import Array
 
 HEADER_LIMIT = 100_000_000  # bytes; the safetensors package's own bound
@@ -32,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(HEADER_LIMIT, data.size - 8):
         raise _damaged(path, f"its header claims {length:,} bytes")
-    header = parse_json(data[8 : 8 + length].tobytes(), f"the header of {path}")
+    header = parse_json(data[8 : 8 + length].tobytes(), f"the header of {path}", FormatError)
     header.pop("__metadata__", None)
     body, arrays, end = data[8 + length :], {}, 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
@@ -48,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Array]:
 def _view(path: Path, name: str, entry: dict[str, Any], data: Array) -> Array:
     dtype, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{shown(name)} in {path} is of type {shown(str(dtype))}", "that type is not read")
+        raise FormatError(f"{shown(name)} in {path} is of type {shown(dtype)}", "that type is not read")
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 < n <= data.size for n in shape):
         raise _damaged(path, f"{shown(name)} has no usable shape")
     if prod(shape) * DTYPES[dtype].itemsize != data.size:

@@ -1,11 +1,12 @@
 """What the tokenizers share: control tokens, decoding, and careful reading."""
 
-import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from llamachat.errors import FormatError
@@ -50,8 +51,9 @@ class TextTokenizer:
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """See Tokenizer. Lone surrogates, which no UTF-8 can hold, become U+FFFD."""
         out: list[int] = []
-        for part in self._inside_tag.split(_without_surrogates(text)):
-            out += self.ids(part, start and not out)
+        with library_errors("a text"):  # a hostile tokenizer's expressions may give up on it
+            for part in self._inside_tag.split(_without_surrogates(text)):
+                out += self.ids(part, start and not out)
         if not self._reserved.isdisjoint(out):
             raise FormatError(
                 "the tokenizer makes a control token of plain text", "it is not safe", "use another model"
@@ -107,33 +109,50 @@ def damaged(where: str, what: str) -> FormatError:
 
 @contextmanager
 def library_errors(where: str) -> Iterator[None]:
-    """Makes a FormatError of whatever a library raises on a file: Exceptions, and Rust's panics, which are none."""
+    """Makes a FormatError of whatever a library raises on a file: Exceptions, and Rust's panics, which are none.
+
+    What it prints meanwhile (each panic, warnings that quote the file) goes nowhere, least of all to a terminal.
+    """
+    with _stderr_lock, _no_stderr():
+        try:
+            yield
+        except FormatError:
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise damaged(where, f"{type(error).__name__} {str(error).strip()!r:.80}") from error
+            raise
+
+
+_stderr_lock = RLock()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """The process's standard error is the null device meanwhile; libraries write to it past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
-    except FormatError:
-        raise
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise damaged(where, f"{type(error).__name__} {str(error).strip()!r:.80}") from error
-        raise
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def read(path: Path) -> bytes:
     """The bytes of a tokenizer's file, which is refused when it is too large to be one."""
-    if path.stat().st_size > MAX_FILE:
-        raise damaged(str(path), f"more than {MAX_FILE >> 20} MiB")
-    return path.read_bytes()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json's object; empty when there is no such file."""
     try:
-        config = json.loads(read(path)) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise damaged(str(path), "not JSON") from error
-    if not isinstance(config, dict):
-        raise damaged(str(path), "not a JSON object")
-    return config
+        if path.stat().st_size > MAX_FILE:
+            raise damaged(str(path), f"more than {MAX_FILE >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise damaged(str(path), error.strerror or "it cannot be read") from error
 
 
 def content(value: Any) -> str | None:

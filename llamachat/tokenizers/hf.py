@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from llamachat.tokenizers.base import (
     library_errors,
     token_names,
 )
+from llamachat.tokenizers.spm import refuse_long_replacements
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -34,6 +36,7 @@ def from_json(data: bytes, config: Mapping[str, Any], where: str) -> TextTokeniz
         library.encode_special_tokens = True  # as text, that is
         last = max(library.get_vocab(with_added_tokens=True).values(), default=-1)
         added = library.get_added_tokens_decoder()
+        _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
         begins = library.encode("").ids
     if not 0 <= last < MAX_VOCABULARY:
@@ -70,6 +73,17 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     state = _state(part)
     listed = (state.get(key) for key in ("normalizers", "pretokenizers", "decoders"))
     return next((steps for steps in listed if steps is not None), [state] if state else [])
+
+
+def _refuse_growth(library: Any, where: str) -> None:
+    """A few steps that each make a text longer fill the memory together, at which the library ends the process."""
+    steps = [*_steps(library.normalizer), *_steps(library.pre_tokenizer)]
+    kinds = [step["type"] for step in steps]
+    longer = any(len(step["content"]) > 1 for step in steps if step["type"] == "Replace")
+    if "Sequence" in kinds or kinds.count("ByteLevel") > 1 or kinds.count("Replace") > 4 or longer:
+        raise damaged(where, "its steps could make a text longer without bound")
+    charsmaps = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
+    refuse_long_replacements(map(b64decode, charsmaps), where)
 
 
 def _take_prefix(library: Any, where: str) -> tuple[Callable[[str], str], bool]:

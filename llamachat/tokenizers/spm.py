@@ -7,6 +7,7 @@ from typing import Any
 from llamachat.tokenizers.base import (
     TextTokenizer,
     content,
+    damaged,
     is_control_shaped,
     is_tag_shaped,
     library_errors,
@@ -19,11 +20,14 @@ USER_DEFINED, BYTE = 4, 6  # ModelProto.SentencePiece.Type
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec { add_dummy_prefix: false }
 _FIXED = {1: 8, 5: 4}  # wire type -> bytes
 _MAX_ADDED = 1 << 16
+_LONGEST_REPLACEMENT = 64  # bytes; NFKC needs 33
 
 
 def from_proto(data: bytes, config: Mapping[str, Any], where: str) -> TextTokenizer:
     """`data` is a ModelProto; `config` is tokenizer_config.json's, which may have tokens beyond the model's own."""
     with library_errors(where):
+        maps = [value for key, spec in _fields(data) if key == 3 for part, value in _fields(spec) if part == 2]
+        refuse_long_replacements(maps, where)
         library = _load(data)
         added = dict(_added(config, library.vocab_size()))
         own = {"bos_token": library.bos_id(), "eos_token": library.eos_id(), "unk_token": library.unk_id()}
@@ -38,6 +42,17 @@ def from_proto(data: bytes, config: Mapping[str, Any], where: str) -> TextTokeni
             names=names,
             dummy_prefix=library.normalize("a") != "a",
         )
+
+
+def refuse_long_replacements(charsmaps: Iterable[bytes], where: str) -> None:
+    """A normalizer's table may stand for one character with megabytes, and a short text then fills the memory.
+
+    The table is the length of a trie, the trie, and what replaces its entries, each text ended by a zero byte.
+    """
+    for charsmap in charsmaps:
+        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
+        if max(map(len, texts)) > _LONGEST_REPLACEMENT:
+            raise damaged(where, f"it replaces a character by more than {_LONGEST_REPLACEMENT} bytes")
 
 
 def from_library(

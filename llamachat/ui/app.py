@@ -87,17 +87,18 @@ def run(
 
     `load` runs in a thread and must not write to the terminal; `model` is the name to show meanwhile. Off a terminal
     each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
-    At a terminal, leaving before the model is loaded ends the process.
+    Leaving before the model is loaded ends the process.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = Screen(sys.stdout, sys.stdout if at_terminal else sys.stderr, no_color=no_color)
     chat = Chat(load, screen, model)
     try:
-        if not at_terminal:
-            return answer_lines(chat, sys.stdin)
-        screen.banner(model)
-        code = converse(chat, _prompt(chat, history_file, no_color))
+        if at_terminal:
+            screen.banner(model)
+            code = converse(chat, _prompt(chat, history_file, no_color))
+        else:
+            code = answer_lines(chat, sys.stdin)
         return code if chat.loading.done() else _leave_now(code)
     except LlamachatError as error:
         screen.error(error)

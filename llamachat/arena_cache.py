@@ -1,0 +1,99 @@
+"""Packed weights on disk: made at a model's first start, mapped at every later one. Bounded, the longest unused go first."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from llamachat import paths
+from llamachat.engine.pack import MAGIC, Arena
+from llamachat.errors import FormatError
+from llamachat.fit import size
+from llamachat.formats import Checkpoint
+from llamachat.tensors import Tensor
+
+LIMIT = 64_000_000_000  # bytes of all arenas
+SPARE = 2_000_000_000  # bytes that stay free on the disk
+SAMPLES, SAMPLE = 64, 4096  # of each file: so many pieces of so many bytes go into the fingerprint
+SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
+
+
+def cached(
+    checkpoint: Checkpoint, tensors: Callable[[], Iterator[tuple[str, Tensor]]], say: Callable[[str], None]
+) -> Arena:
+    """The arena of a checkpoint, packed into the cache folder if it is not there.
+
+    Where the disk is full or may not be written, it is packed into memory, which `say` is told.
+    """
+    path = folder() / f"{fingerprint(checkpoint)}.arena"
+    with suppress(OSError, FormatError):  # not there, or damaged: made anew
+        arena = Arena.open(path)
+        os.utime(path)
+        return arena
+    try:
+        _make_room(sum(info.nbytes for info in checkpoint.index().values()))
+        Arena.write(tensors(), path)
+    except OSError as error:
+        say(f"packed weights cannot be kept in {path.parent} ({error.strerror}); they are packed anew at every start")
+        return Arena.build(tensors())
+    return Arena.open(path)
+
+
+def folder() -> Path:
+    """Where arenas are kept."""
+    return paths.cache_dir() / "packed"
+
+
+def entries() -> list[Path]:
+    """The arenas on disk, the longest unused first."""
+    return sorted(folder().glob("*.arena"), key=lambda path: path.stat().st_mtime)
+
+
+def clear() -> int:
+    """Delete all arenas; returns the bytes freed. A running chat keeps what it has mapped."""
+    freed = 0
+    for path in [*entries(), *folder().glob("*.part")]:
+        freed += path.stat().st_size
+        path.unlink()
+    return freed
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Of the packed layout, of how the tensors are coded, and of each weights file: its size, time and pieces of it."""
+    state = hashlib.sha256(MAGIC)
+    state.update(repr(getattr(checkpoint, "recipe", None)).encode())  # of weights that are quantized while loading
+    for name, info in checkpoint.index().items():
+        coding = info.packing and (info.packing.bits, info.packing.group, info.packing.table is not None)
+        state.update(repr((name, info.shape, info.nbytes, coding)).encode())
+    for file in _files(checkpoint.path):
+        facts = file.stat()
+        state.update(repr((file.name, facts.st_size, facts.st_mtime_ns)).encode())
+        with file.open("rb") as stream:
+            for piece in range(SAMPLES):
+                stream.seek(facts.st_size * piece // SAMPLES)
+                state.update(stream.read(SAMPLE))
+    return state.hexdigest()[:32]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".json"))
+    split = SPLIT.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{split[1]}-*.gguf")) if split else [path]
+
+
+def _make_room(needed: int) -> None:
+    """Delete the longest unused arenas until this one may be added. Raises OSError when it never may."""
+    folder().mkdir(parents=True, exist_ok=True)
+    held = entries()
+    while held and (sum(path.stat().st_size for path in held) + needed > LIMIT or _free() < needed + SPARE):
+        held.pop(0).unlink()
+    if _free() < needed + SPARE:
+        raise OSError(28, f"{size(_free())} are free")
+
+
+def _free() -> int:
+    return shutil.disk_usage(folder()).free

@@ -1,0 +1,103 @@
+"""Compiles native/*.c into one shared library; used by the wheel's build (hatch_build.py) and, in a checkout, on first use.
+
+Only the standard library is imported: at build time nothing else is there. The kernels are compiled once per instruction set
+of the processor's family; the library picks among them when it runs (native/cpu.c), so one file serves all such machines.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "native"
+LIBRARY = "libllamachat." + {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+FLAGS = "-std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math".split()
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
+KERNELS = {  # machine -> name of the kernels -> flags
+    "x86_64": {
+        "amx": AVX512 + " -mamx-tile -mamx-int8",
+        "avx512": AVX512,
+        "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
+        "avx2": "-mavx2 -mfma -mf16c",
+        "portable": "",
+    },
+    "aarch64": {"neon": "-march=armv8.2-a+dotprod", "portable": ""},
+}
+
+
+class BuildError(Exception):
+    """There is no compiler, or it refused; `str()` is what it said."""
+
+
+def compiler() -> str | None:
+    """The C compiler: $CC, else cc, gcc or clang."""
+    return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+
+
+def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
+    """Builds the library at `target`, whose folder holds the objects meanwhile; `extra` flags go to each command."""
+    cc = compiler()
+    if cc is None:
+        raise BuildError("no C compiler found")
+    common = [cc, *FLAGS, *_openmp(cc, target.parent), *extra]
+    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("engine", "pack", "cpu")}
+    for name, flags in KERNELS.get(_machine(), {"portable": ""}).items():
+        jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
+    objects = {name: target.parent / f"{name}.o" for name in jobs}
+    _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()])
+    _run_all([[*common, "-shared", *map(str, objects.values()), "-lm", "-o", str(target)]])
+    for path in objects.values():
+        path.unlink()
+
+
+def library() -> Path:
+    """The library that came with the package, else one compiled from these sources and kept in the user's cache folder.
+
+    A checkout has no build step in which to compile; two seconds on the first start do it, and an edited source makes
+    another name.
+    """
+    shipped = SOURCES / LIBRARY
+    return shipped if shipped.exists() else _cached()
+
+
+def _cached() -> Path:
+    from platformdirs import user_cache_path
+
+    digest = hashlib.sha256(platform.machine().encode() + Path(__file__).read_bytes())
+    for path in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(path.read_bytes())
+    folder = user_cache_path("llamachat") / "native"
+    target = folder / f"{digest.hexdigest()[:16]}-{LIBRARY}"
+    if not target.exists():
+        work = folder / f"build-{os.getpid()}"
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            compile_library(work / LIBRARY)
+            (work / LIBRARY).replace(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _machine() -> str:
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+
+def _openmp(cc: str, folder: Path) -> list[str]:
+    """-fopenmp where the compiler has it (Apple's has not); else the library runs on one thread."""
+    probe = subprocess.run([cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")], input=b"int main(void){return 0;}",
+                           capture_output=True, check=False)
+    (folder / "probe").unlink(missing_ok=True)
+    return ["-fopenmp"] if probe.returncode == 0 else []
+
+
+def _run_all(commands: Sequence[Sequence[str]]) -> None:
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
+    said = [process.communicate()[0] for process in running]
+    failed = [text for process, text in zip(running, said, strict=True) if process.returncode != 0]
+    if failed:
+        raise BuildError(failed[0].strip())

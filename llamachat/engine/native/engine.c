@@ -1,0 +1,592 @@
+/* A decoder's forward pass: who computes what, and in which order. The arithmetic is in kernels.c.
+
+   One parallel region runs all layers; its threads meet at barriers. With one token, each thread repeats the small work
+   (norms, quantizing) on a copy of its own rather than wait for another; with more, tokens are dealt out. */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+#if defined(__linux__)
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "engine.h"
+
+/* Rounding activations to 8 bits costs SmolLM2 (Q4_1) a mean KL divergence of 0.0030, of which the head's share is 0.0010,
+   that of query, key and value 0.0009. These two are a small part of all multiplications; with 15 bits there it is 0.0012. */
+enum { FINE_QKV = 1, FINE_HEAD = 1 };
+
+enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
+
+enum linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LINEARS };
+
+typedef struct {
+    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, slots, kv_kind, threads, batch;  /* batch: most tokens a call */
+    float eps, rope_factor;
+    const double *frequency;  /* [head_dim / 2] */
+    const int32_t *window;    /* [layers], INT32_MAX: none */
+    const float *norms;       /* [2 * layers + 1][hidden up to 64] */
+    const Matrix *embed, *head, *linears;  /* linears: [layers][LINEARS] */
+} Model;
+
+typedef struct {
+    const int32_t *ids;
+    const int64_t *slots, *positions, *visible;  /* visible: [ranges][2] */
+    int32_t tokens, ranges, wanted;
+    float *logits;            /* [tokens or 1][vocab up to 16] */
+} Step;
+
+typedef struct {
+    _Alignas(64) atomic_int arrived, sleepers;
+    _Alignas(64) atomic_int round;
+    _Alignas(64) atomic_int taken;  /* how much of the work since the last meeting has been taken */
+} Team;
+
+typedef struct { Acts acts; float *x, *part; void *unpacked; } Own;  /* what each thread has to itself */
+
+typedef struct {
+    Model m;
+    const Kernels *k;
+    int hidden, inner, attn, qkv, dim, cap;  /* padded: columns of activations, of the fused query-key-value row, head_dim, slots */
+    Own *own;
+    Acts acts, mlp;                          /* of a batch */
+    float *x, *out, *qkv_out, *gate, *cosine, *sine, *parts;
+    int32_t *seen, *first, *last;            /* position of each slot or INT32_MAX; the least and largest seen of each block */
+    int64_t *position;                       /* of each slot */
+    char *kv;                                /* [layers][2][kv_heads][cap * dim] */
+    float *kv_scale;                         /* [layers][2][kv_heads][cap] */
+    size_t kv_bytes;
+    Team team;
+} Engine;
+
+/* ---- memory ---- */
+
+static void *zeroed(size_t bytes) {
+    void *p = aligned_alloc(64, (bytes + 64 + 63) / 64 * 64);
+    return p ? memset(p, 0, bytes + 64) : NULL;
+}
+
+/* Pages come when they are first written, so that a long context costs what is used of it. */
+static void *reserve(size_t bytes) {
+#if defined(__linux__)
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+#else
+    return calloc(1, bytes);
+#endif
+}
+
+static void release(void *p, size_t bytes) {
+#if defined(__linux__)
+    if (p) munmap(p, bytes);
+#else
+    (void)bytes;
+    free(p);
+#endif
+}
+
+static int make_acts(Acts *a, int tokens, int width) {
+    size_t groups = (size_t)tokens * width / GROUP;
+    *a = (Acts){width, zeroed(groups * GROUP * 4), zeroed(groups * GROUP), zeroed(groups * GROUP), zeroed(groups * 4),
+                zeroed(groups * 4), zeroed(groups * 8), zeroed(groups * 4), zeroed(groups * 8)};
+    return a->x && a->high && a->low && a->scale && a->sum32 && a->sum16 && a->mass32 && a->mass16;
+}
+
+static void free_acts(Acts *a) {
+    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->sum16), free(a->mass32), free(a->mass16);
+}
+
+static size_t element(int kind) { return kind == F32 ? 4 : kind == Q8 ? 1 : 2; }
+static size_t part_size(const Engine *e) { return PART + e->dim; }
+static int group_rows(const Engine *e) { return e->m.heads / e->m.kv_heads; }
+static int most(int a, int b) { return a > b ? a : b; }
+static int least(int a, int b) { return a < b ? a : b; }
+
+/* Work of a few rows is cut along the slots too: up to this many rows of queries. */
+static int cut_rows(const Engine *e) { return most(e->m.heads, 4 * ROWS * e->m.threads); }
+
+void engine_free(Engine *e) {
+    if (!e) return;
+    for (int t = 0; e->own && t < e->m.threads; t++) {
+        free_acts(&e->own[t].acts);
+        free(e->own[t].x), free(e->own[t].part), free(e->own[t].unpacked);
+    }
+    free_acts(&e->acts), free_acts(&e->mlp);
+    free(e->own), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->parts);
+    free(e->seen), free(e->first), free(e->last), free(e->position), free(e->kv_scale);
+    release(e->kv, e->kv_bytes);
+    free(e);
+}
+
+Engine *engine_new(const Model *m, const char *kernels) {
+    Engine *e = zeroed(sizeof *e);
+    if (!e) return NULL;
+    e->m = *m;
+    e->k = select_kernels(kernels);
+    int batch = up(m->batch, LANES), width, ok = e->k != NULL;
+    e->hidden = up(m->hidden, TILE);
+    e->inner = up(m->inner, TILE);
+    e->attn = up(m->heads * m->head_dim, TILE);
+    e->qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES;  /* each of the three is padded to a strip */
+    e->dim = up(m->head_dim, LANES);
+    e->cap = up(m->slots, CHUNK);
+    width = most(e->hidden, e->attn);
+    ok = ok && make_acts(&e->acts, batch, width) && make_acts(&e->mlp, batch, e->inner);
+    ok = ok && (e->own = zeroed(m->threads * sizeof *e->own));
+    for (int t = 0; ok && t < m->threads; t++) {
+        Own *own = &e->own[t];
+        ok = make_acts(&own->acts, 1, width) && (own->x = zeroed(e->hidden * 4)) &&
+             (own->part = zeroed(2 * ROWS * part_size(e) * 4)) && (own->unpacked = zeroed((size_t)most(width, e->inner) * 32));
+    }
+    size_t chunks = e->cap / CHUNK, heads = (size_t)m->layers * 2 * m->kv_heads;
+    e->kv_bytes = heads * e->cap * e->dim * element(m->kv_kind);
+    ok = ok && (e->x = zeroed((size_t)batch * e->hidden * 4)) && (e->out = zeroed((size_t)batch * e->hidden * 4)) &&
+         (e->qkv_out = zeroed((size_t)batch * e->qkv * 4)) && (e->gate = zeroed((size_t)batch * 2 * e->inner * 4)) &&
+         (e->cosine = zeroed((size_t)batch * m->head_dim * 2)) && (e->sine = zeroed((size_t)batch * m->head_dim * 2)) &&
+         (e->parts = zeroed((cut_rows(e) + ROWS * m->kv_heads) * chunks * part_size(e) * 4)) &&
+         (e->seen = zeroed(e->cap * 4)) && (e->first = zeroed(e->cap / LANES * 4)) && (e->last = zeroed(e->cap / LANES * 4)) &&
+         (e->position = zeroed((size_t)e->cap * 8)) && (e->kv = reserve(e->kv_bytes)) &&
+         (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
+    if (!ok) {
+        engine_free(e);
+        return NULL;
+    }
+    for (int slot = 0; slot < e->cap; slot++) e->position[slot] = INT32_MAX;  /* not yet written: later than every query */
+    return e;
+}
+
+/* ---- threads ---- */
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* All threads wait for each other. Meetings are microseconds apart, so they spin; but only so long: when another program has
+   a core, the thread that waits must sleep, so that the one waited for can have its core. */
+static void meet(Team *team, int threads) {
+    int round = atomic_load_explicit(&team->round, memory_order_relaxed);
+    if (atomic_fetch_add(&team->arrived, 1) + 1 == threads) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->taken, 0, memory_order_relaxed);
+        atomic_store(&team->round, round + 1);
+#if defined(__linux__)
+        if (atomic_load(&team->sleepers)) syscall(SYS_futex, &team->round, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#endif
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
+        relax();
+#if defined(__linux__)
+        if (spins < SPINS) continue;
+        atomic_fetch_add(&team->sleepers, 1);
+        syscall(SYS_futex, &team->round, FUTEX_WAIT_PRIVATE, round, NULL, NULL, 0);
+        atomic_fetch_sub(&team->sleepers, 1);
+#endif
+    }
+}
+
+/* What a thread knows of the step it works on. */
+typedef struct {
+    Engine *e;
+    const Step *s;
+    int thread, threads, first;  /* first: the first token that is still needed */
+    int alone;                   /* one token: norms and quantizing are repeated by each thread */
+    Own *own;
+    Acts *acts;
+    float *x;                    /* residual stream [tokens][hidden] */
+} Task;
+
+static void meet_all(const Task *t) { meet(&t->e->team, t->threads); }
+static void meet_tokens(const Task *t) { if (!t->alone) meet_all(t); }
+
+/* The tokens that this thread works on one by one: for (int i = next_token(t, -1); i < tokens; i = next_token(t, i)) */
+#define EACH_TOKEN(t, i) \
+    for (int i = (t)->alone ? 0 : (t)->first + (t)->thread; i < (t)->s->tokens; i += (t)->alone ? 1 : (t)->threads)
+
+typedef struct { const Matrix *w; int first; float *y; size_t stride; } Product;
+
+/* Takes the next part [lo, hi) of `total` equal pieces of work since the last meeting; 0 when all is taken. Parts shrink, so
+   that threads end together although one may have been interrupted, or runs on a slower core. */
+static int take(const Task *t, int total, int *lo, int *hi) {
+    atomic_int *taken = &t->e->team.taken;
+    int start = atomic_load_explicit(taken, memory_order_relaxed), size;
+    do {
+        if (start >= total) return 0;
+        size = most(1, (total - start) * 3 / (4 * t->threads));
+    } while (!atomic_compare_exchange_weak_explicit(taken, &start, start + size, memory_order_relaxed, memory_order_relaxed));
+    *lo = start, *hi = start + size;
+    return 1;
+}
+
+static int strips_of(const Matrix *w) { return up(w->rows, LANES) / LANES; }
+
+/* Products of the same activations. */
+static void multiply(const Task *t, const Acts *a, int fine, const Product *products, int count) {
+    int total = 0, lo, hi;
+    for (int i = 0; i < count; i++) total += strips_of(products[i].w);
+    while (take(t, total, &lo, &hi))
+        for (int i = 0, start = 0; i < count; start += strips_of(products[i++].w)) {
+            const Product *p = &products[i];
+            int from = most(lo - start, 0), to = least(hi - start, strips_of(p->w));
+            if (from < to)
+                t->e->k->matmul(p->w, a, fine, p->first, t->s->tokens - p->first, p->y + p->first * p->stride, p->stride, from,
+                                to - from, t->own->unpacked);
+        }
+}
+
+/* ---- keys and values ---- */
+
+static char *plane(const Engine *e, int layer, int value, int head) {
+    size_t index = ((size_t)layer * 2 + value) * e->m.kv_heads + head;
+    return e->kv + index * e->cap * e->dim * element(e->m.kv_kind);
+}
+
+static float *scales(const Engine *e, int layer, int value, int head) {
+    return e->kv_scale + (((size_t)layer * 2 + value) * e->m.kv_heads + head) * e->cap;
+}
+
+/* Where element d of a slot's key or value lies. */
+static size_t place(const Engine *e, int value, int64_t slot, int d) {
+    return value ? (size_t)slot * e->dim + d : ((size_t)slot / LANES * e->dim + d) * LANES + slot % LANES;
+}
+
+static void keep(const Engine *e, int layer, int value, int head, int64_t slot, const float *x) {
+    char *to = plane(e, layer, value, head);
+    _Alignas(64) char narrow[4 * 1024];
+    float scale = e->k->narrow(e->m.kv_kind, x, narrow, e->m.head_dim);
+    if (e->m.kv_kind == Q8) scales(e, layer, value, head)[slot] = scale;
+    size_t bytes = element(e->m.kv_kind);
+    if (value) {
+        memcpy(to + place(e, 1, slot, 0) * bytes, narrow, bytes * e->m.head_dim);
+        return;
+    }
+    to += place(e, 0, slot, 0) * bytes;
+    for (int d = 0; d < e->m.head_dim; d++, to += LANES * bytes) {
+        if (bytes == 4) memcpy(to, narrow + 4 * d, 4);
+        else if (bytes == 2) memcpy(to, narrow + 2 * d, 2);
+        else *to = narrow[d];
+    }
+}
+
+static void turn(float *x, const float *cosine, const float *sine, int half, float scale) {
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = (a * cosine[i] - b * sine[i]) * scale;
+        x[i + half] = (b * cosine[i] + a * sine[i]) * scale;
+    }
+}
+
+static void angles(const Engine *e, double position, float factor, float *cosine, float *sine) {
+    for (int i = 0; i < e->m.head_dim / 2; i++) {
+        cosine[i] = (float)cos(position * e->m.frequency[i]) * factor;
+        sine[i] = (float)sin(position * e->m.frequency[i]) * factor;
+    }
+}
+
+/* Rotates queries and keys and stores keys and values. Heads are dealt out with runs of tokens: a block of keys has 16 slots. */
+static void remember(const Task *t, int layer) {
+    const Engine *e = t->e;
+    int heads = e->m.heads, groups = e->m.kv_heads, dim = e->m.head_dim, tokens = t->s->tokens;
+    int work = (heads + 2 * groups) * tokens, lo = (int)((int64_t)work * t->thread / t->threads);
+    int hi = (int)((int64_t)work * (t->thread + 1) / t->threads), keys = up(heads * dim, LANES), values = keys + up(groups * dim, LANES);
+    for (int i = lo; i < hi; i++) {
+        int head = i / tokens, token = i % tokens;
+        float *row = e->qkv_out + (size_t)token * e->qkv;
+        const float *cosine = e->cosine + (size_t)token * (dim / 2), *sine = e->sine + (size_t)token * (dim / 2);
+        int64_t slot = t->s->slots[token];
+        if (head < heads) {
+            if (token >= t->first) turn(row + head * dim, cosine, sine, dim / 2, 1.0f / sqrtf((float)dim));
+        } else if (head < heads + groups) {
+            float *x = row + keys + (head - heads) * dim;
+            turn(x, cosine, sine, dim / 2, 1.0f);
+            keep(e, layer, 0, head - heads, slot, x);
+        } else {
+            keep(e, layer, 1, head - heads - groups, slot, row + values + (head - heads - groups) * dim);
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* The rows of queries (token by token, heads of a group within) that one call attends with. */
+typedef struct { const float *q[ROWS]; int32_t position[ROWS]; int rows, group, row, low, high; } Queries;
+
+static Queries queries_of(const Task *t, int unit) {
+    const Engine *e = t->e;
+    Queries u = {.group = unit % e->m.kv_heads, .row = unit / e->m.kv_heads * ROWS, .low = INT32_MAX, .high = INT32_MIN};
+    int per = group_rows(e), all = (t->s->tokens - t->first) * per;
+    u.rows = least(ROWS, all - u.row);
+    for (int r = 0; r < u.rows; r++) {
+        int token = t->first + (u.row + r) / per, head = u.group * per + (u.row + r) % per;
+        u.q[r] = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
+        u.position[r] = (int32_t)t->s->positions[token];
+        u.low = least(u.low, u.position[r]);
+        u.high = most(u.high, u.position[r]);
+    }
+    return u;
+}
+
+static void start_parts(const Engine *e, float *part, int rows) {
+    for (int r = 0; r < rows; r++) {
+        memset(part + r * part_size(e), 0, part_size(e) * 4);
+        part[r * part_size(e)] = -INFINITY;
+    }
+}
+
+/* One chunk of slots; returns 0 if nobody sees any of it. */
+static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, float *part) {
+    const Engine *e = t->e;
+    int window = e->m.window[layer], lo = chunk * (CHUNK / LANES), hi = lo + CHUNK / LANES;
+    while (lo < hi && !(e->first[lo] <= u->high && e->last[lo] > u->low - window)) lo++;
+    while (hi > lo && !(e->first[hi - 1] <= u->high && e->last[hi - 1] > u->low - window)) hi--;
+    if (lo == hi) return 0;
+    int quantized = e->m.kv_kind == Q8;
+    Keys keys = {plane(e, layer, 0, u->group), plane(e, layer, 1, u->group), quantized ? scales(e, layer, 0, u->group) : NULL,
+                 quantized ? scales(e, layer, 1, u->group) : NULL, e->seen, e->m.kv_kind, e->dim, window};
+    e->k->attend(&keys, u->q, u->position, u->rows, lo * LANES, (hi - lo) * LANES, part);
+    return 1;
+}
+
+static void merge_rows(const Engine *e, float *into, const float *part, int rows) {
+    for (int r = 0; r < rows; r++) e->k->merge(into + r * part_size(e), part + r * part_size(e), e->dim);
+}
+
+/* Softmax-weighted values to the activations that the output projection reads. */
+static void put_rows(const Task *t, const Queries *u, const float *part) {
+    const Engine *e = t->e;
+    int per = group_rows(e), dim = e->m.head_dim;
+    for (int r = 0; r < u->rows; r++, part += part_size(e)) {
+        int token = t->first + (u->row + r) / per, head = u->group * per + (u->row + r) % per;
+        float *to = e->acts.x + (size_t)token * e->acts.width + head * dim;
+        for (int d = 0; d < dim; d++) to[d] = part[PART + d] / part[1];
+    }
+}
+
+static void attend(const Task *t, int layer, int chunks) {
+    const Engine *e = t->e;
+    int rows = (t->s->tokens - t->first) * group_rows(e), units = (rows + ROWS - 1) / ROWS * e->m.kv_heads;
+    float *mine = t->own->part, *part = mine + ROWS * part_size(e);
+    if (units >= 4 * t->threads || chunks == 1) {
+        for (int lo, hi; take(t, units, &lo, &hi);)
+            for (int unit = lo; unit < hi; unit++) {
+                Queries u = queries_of(t, unit);
+                start_parts(e, mine, u.rows);
+                for (int chunk = 0; chunk < chunks; chunk++)
+                    if (attend_chunk(t, layer, &u, chunk, part)) merge_rows(e, mine, part, u.rows);
+                put_rows(t, &u, mine);
+            }
+        meet_all(t);
+        return;
+    }
+    for (int lo, hi; take(t, units * chunks, &lo, &hi);)
+        for (int i = lo; i < hi; i++) {
+            Queries u = queries_of(t, i / chunks);
+            float *to = e->parts + (size_t)i * ROWS * part_size(e);
+            if (!attend_chunk(t, layer, &u, i % chunks, to)) start_parts(e, to, u.rows);
+        }
+    meet_all(t);
+    for (int unit = t->thread; unit < units; unit += t->threads) {
+        Queries u = queries_of(t, unit);
+        start_parts(e, mine, u.rows);
+        for (int chunk = 0; chunk < chunks; chunk++)
+            merge_rows(e, mine, e->parts + ((size_t)unit * chunks + chunk) * ROWS * part_size(e), u.rows);
+        put_rows(t, &u, mine);
+    }
+    meet_all(t);
+}
+
+/* ---- layers ---- */
+
+static void normalize(const Task *t, const float *weight, int residual, int fine) {
+    const Engine *e = t->e;
+    EACH_TOKEN(t, i) {
+        float *x = t->x + (size_t)i * e->hidden, *h = t->acts->x + (size_t)i * t->acts->width;
+        const float *out = e->out + (size_t)i * e->hidden;
+        if (residual) for (int c = 0; c < e->hidden; c++) x[c] += out[c];
+        e->k->rmsnorm(x, weight, e->m.hidden, e->m.eps, h);
+        e->k->quantize(t->acts, i, 0, e->hidden, fine);
+    }
+    meet_tokens(t);
+}
+
+static void attention(Task *t, int layer, int chunks) {
+    const Engine *e = t->e;
+    const Matrix *w = e->m.linears + layer * LINEARS;
+    int last = layer == e->m.layers - 1, keys = up(e->m.heads * e->m.head_dim, LANES);
+    int values = keys + up(e->m.kv_heads * e->m.head_dim, LANES);
+    if (last && t->s->wanted != ALL) t->first = t->s->tokens - (t->s->wanted == LAST);  /* beyond the keys only what is asked for */
+    Product qkv[] = {{w + QUERY, t->first, e->qkv_out, e->qkv}, {w + KEY, 0, e->qkv_out + keys, e->qkv},
+                     {w + VALUE, 0, e->qkv_out + values, e->qkv}};
+    multiply(t, t->acts, FINE_QKV, qkv, 3);
+    meet_all(t);
+    remember(t, layer);
+    meet_all(t);
+    if (t->first == t->s->tokens) return;
+    attend(t, layer, chunks);
+    EACH_TOKEN(t, i) {
+        if (t->alone) memcpy(t->acts->x, e->acts.x, e->attn * 4);
+        e->k->quantize(t->acts, i, 0, e->attn, 0);
+    }
+    meet_tokens(t);
+    multiply(t, t->acts, 0, &(Product){w + OUTPUT, t->first, e->out, e->hidden}, 1);
+    meet_all(t);
+}
+
+/* Gate and up share cuts of 64 rows, so that who computes them turns them into the next product's activations. */
+static void feed_forward(const Task *t, int layer) {
+    const Engine *e = t->e;
+    const Matrix *w = e->m.linears + layer * LINEARS;
+    int tokens = t->s->tokens - t->first, strips = strips_of(w + GATE), each = TILE / LANES;
+    float *gate = e->gate + (size_t)t->first * 2 * e->inner, *upper = gate + e->inner;
+    for (int lo, hi; take(t, e->inner / TILE, &lo, &hi);) {
+        int count = least(hi * each, strips) - lo * each;
+        e->k->matmul(w + GATE, t->acts, 0, t->first, tokens, gate, 2 * e->inner, lo * each, count, t->own->unpacked);
+        e->k->matmul(w + UP, t->acts, 0, t->first, tokens, upper, 2 * e->inner, lo * each, count, t->own->unpacked);
+        for (int i = 0; i < tokens; i++) {
+            size_t row = (size_t)i * 2 * e->inner + lo * TILE;
+            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)(t->first + i) * e->inner + lo * TILE, (hi - lo) * TILE);
+            e->k->quantize(&e->mlp, t->first + i, lo * TILE, hi * TILE, 0);
+        }
+    }
+    meet_all(t);
+    multiply(t, &e->mlp, 0, &(Product){w + DOWN, t->first, e->out, e->hidden}, 1);
+    meet_all(t);
+}
+
+static void begin(const Task *t) {
+    const Engine *e = t->e;
+    EACH_TOKEN(t, i) e->k->fetch(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
+    int half = e->m.head_dim / 2;
+    for (int i = t->thread; i < t->s->tokens; i += t->threads)
+        angles(e, (double)t->s->positions[i], e->m.rope_factor, e->cosine + (size_t)i * half, e->sine + (size_t)i * half);
+}
+
+static void run(Engine *e, const Step *s, int chunks, int thread, int threads) {
+    Task t = {e, s, thread, threads, 0, s->tokens == 1, &e->own[thread], &e->acts, e->x};
+    if (t.alone) t.acts = &t.own->acts, t.x = t.own->x;
+    if (s->tokens > 1) e->k->enter();
+    begin(&t);
+    for (int layer = 0; layer < e->m.layers; layer++) {
+        const float *norms = e->m.norms + (size_t)2 * layer * e->hidden;
+        normalize(&t, norms, layer > 0, FINE_QKV);
+        attention(&t, layer, chunks);
+        if (t.first == s->tokens) break;
+        normalize(&t, norms + e->hidden, 1, 0);
+        feed_forward(&t, layer);
+    }
+    if (t.first < s->tokens) {
+        size_t stride = up(e->m.vocab, LANES);
+        normalize(&t, e->m.norms + (size_t)2 * e->m.layers * e->hidden, 1, FINE_HEAD);
+        multiply(&t, t.acts, FINE_HEAD, &(Product){e->m.head, t.first, s->logits - t.first * stride, stride}, 1);
+    }
+    if (s->tokens > 1) e->k->leave();
+}
+
+/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. */
+void engine_place(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
+    for (int i = 0; i < count; i++) e->position[slots[i]] = positions[i];
+}
+
+/* Notes what is visible; returns how many chunks of slots there are to look at. */
+static int prepare(Engine *e, const Step *s) {
+    int end = 0;
+    for (int slot = 0; slot < e->cap; slot++) e->seen[slot] = INT32_MAX;
+    for (int r = 0; r < s->ranges; r++) {
+        for (int64_t slot = s->visible[2 * r]; slot < s->visible[2 * r + 1]; slot++) e->seen[slot] = (int32_t)e->position[slot];
+        end = most(end, (int)s->visible[2 * r + 1]);
+    }
+    for (int block = 0; block < up(end, CHUNK) / LANES; block++) {
+        e->first[block] = INT32_MAX, e->last[block] = INT32_MIN;
+        for (int i = 0; i < LANES; i++) {
+            int at = e->seen[block * LANES + i];
+            e->first[block] = least(e->first[block], at);
+            if (at != INT32_MAX) e->last[block] = most(e->last[block], at);
+        }
+    }
+    return up(end, CHUNK) / CHUNK;
+}
+
+void engine_forward(Engine *e, const Step *s) {
+    int chunks = prepare(e, s);
+    atomic_store(&e->team.taken, 0);
+    #pragma omp parallel num_threads(e->m.threads)
+    run(e, s, chunks, omp_get_thread_num(), omp_get_num_threads());
+}
+
+/* Reads the keys of `count` slots, turned back by their positions: out is [layers][kv_heads][count][head_dim]. */
+void engine_read_keys(const Engine *e, int first, int count, float *out) {
+    int dim = e->m.head_dim, kind = e->m.kv_kind;
+    float cosine[dim / 2 + 1], sine[dim / 2 + 1];
+    for (int layer = 0; layer < e->m.layers; layer++)
+        for (int head = 0; head < e->m.kv_heads; head++)
+            for (int slot = first; slot < first + count; slot++, out += dim) {
+                const char *from = plane(e, layer, 0, head);
+                float scale = kind == Q8 ? scales(e, layer, 0, head)[slot] : 1.0f;
+                for (int d = 0; d < dim; d++) out[d] = e->k->widen(kind, from, place(e, 0, slot, d)) * scale;
+                angles(e, -(double)e->position[slot], 1.0f, cosine, sine);
+                turn(out, cosine, sine, dim / 2, 1.0f);
+            }
+}
+
+/* Writes such keys back, turned to the positions from `start` on. */
+void engine_write_keys(Engine *e, int first, int count, int64_t start, const float *keys) {
+    int dim = e->m.head_dim;
+    float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
+    for (int layer = 0; layer < e->m.layers; layer++)
+        for (int head = 0; head < e->m.kv_heads; head++)
+            for (int i = 0; i < count; i++, keys += dim) {
+                memcpy(x, keys, dim * 4);
+                angles(e, (double)(start + i), 1.0f, cosine, sine);
+                turn(x, cosine, sine, dim / 2, 1.0f);
+                keep(e, layer, 0, head, first + i, x);
+            }
+    for (int i = 0; i < count; i++) e->position[first + i] = start + i;
+}
+
+/* ---- one operation at a time, for tests and measurements ---- */
+
+/* y[tokens][rows up to 16] = x[tokens][columns] times the matrix. Returns 0 when there is no memory. */
+int single_product(const char *kernels, const Matrix *w, const float *x, int tokens, int fine, int threads, float *y) {
+    const Kernels *k = select_kernels(kernels);
+    int width = up(w->columns, TILE), strips = up(w->rows, LANES) / LANES, ok;
+    char *scratch = zeroed((size_t)width * 32 * threads);
+    Acts a;
+    ok = make_acts(&a, up(tokens, LANES), width) && scratch;
+    if (ok) {
+        for (int i = 0; i < tokens; i++) {
+            memcpy(a.x + (size_t)i * width, x + (size_t)i * w->columns, w->columns * 4);
+            k->quantize(&a, i, 0, width, fine);
+        }
+        #pragma omp parallel num_threads(threads)
+        {
+            int t = omp_get_thread_num(), n = omp_get_num_threads(), lo = strips * t / n, hi = strips * (t + 1) / n;
+            k->enter();
+            if (lo < hi) k->matmul(w, &a, fine, 0, tokens, y, strips * LANES, lo, hi - lo, scratch + (size_t)width * 32 * t);
+            k->leave();
+        }
+    }
+    free_acts(&a);
+    free(scratch);
+    return ok;
+}
+
+/* out[count][columns up to 64]: rows of a matrix as floats. */
+void single_rows(const char *kernels, const Matrix *w, const int32_t *rows, int count, float *out) {
+    for (int i = 0; i < count; i++) select_kernels(kernels)->fetch(w, rows[i], out + (size_t)i * up(w->columns, TILE));
+}

@@ -1,0 +1,110 @@
+/* The CPU engine: what its files share. Layouts are defined here and nowhere else.
+
+   A matrix [rows, columns] is cut into strips of 16 rows, a strip into tiles of 64 columns; missing rows and columns are
+   zero. A quantized tile is
+       fp16 scale[subs][16], fp16 minimum[subs][16] (if any), then the codes in 64-byte vectors,
+   with one scale for every 64 / subs columns of a row (subs is 2 or 4). Four codes of one row lie together, which is what
+   the processors' 4-way dot products want, and what a tile of AMX is:
+       8 bits: byte 4r + j of vector v is code + 128 of row r, column 4v + j; 16 vectors
+       4 bits: byte 4r + j of vector v has in its low nibble row r, column 32(v / 4) + 4(v % 4) + j, in its high nibble the
+               column 16 further on (ggml's own order within a row); 8 vectors
+   and stands for value = scale * table[code] + minimum, times the matrix's `unit`. A float tile is [64][16] floats. */
+#ifndef LLAMACHAT_ENGINE_H
+#define LLAMACHAT_ENGINE_H
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LANES = 16, TILE = 64, GROUP = 32 };  /* rows of a strip, columns of a tile, columns that share an activation scale */
+enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
+enum { ROWS = 8 };                           /* queries that attend together */
+enum kind { F32, F16, BF16, Q8, Q4 };
+enum wanted { NONE, LAST, ALL };             /* logits of which tokens */
+
+typedef struct {
+    const uint8_t *data;  /* 64-byte aligned */
+    const float *bias;    /* [rows up to the strip], or NULL */
+    int32_t rows, columns, kind, subs, minimum;
+    float unit;
+    uint8_t table[16];    /* Q4: value + 128 of each code */
+} Matrix;
+
+/* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
+   Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
+   rounding is felt most in the logits (see engine.c). */
+typedef struct {
+    int32_t width;
+    float *x;                     /* [tokens][width] */
+    int8_t *high, *low;           /* [tokens][width], x ~ q * scale */
+    float *scale;                 /* [tokens][width / 32] */
+    int32_t *sum32, *sum16;       /* -128 * sum of q over 32 and 16 columns: takes the codes' bias back */
+    float *mass32, *mass16;       /* scale * sum of q: what a minimum is multiplied with */
+} Acts;
+
+typedef struct {
+    const void *k;                /* [slots / 16][head_dim up to 16][16] of one key-value head */
+    const void *v;                /* [slots][head_dim up to 16] */
+    const float *k_scale, *v_scale;  /* [slots], Q8 only */
+    const int32_t *position;      /* [slots]; INT32_MAX where not visible */
+    int32_t kind, dim, window;    /* dim: head_dim up to 16; window: a query sees this many positions */
+} Keys;
+
+typedef struct {
+    const char *name;
+    void (*fetch)(const Matrix *w, int row, float *out);
+    void (*rmsnorm)(const float *x, const float *weight, int n, float eps, float *out);
+    void (*quantize)(const Acts *a, int token, int first, int last, int fine);  /* columns, multiples of 32 */
+    void (*swiglu)(const float *gate, const float *up, float *out, int n);
+    void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                   void *scratch);
+    void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot, int slots, float *part);
+    void (*merge)(float *into, const float *part, int dim);
+    float (*narrow)(int kind, const float *x, void *out, int n);  /* returns the scale of Q8 */
+    float (*widen)(int kind, const void *p, size_t i);
+    void (*enter)(void);          /* each thread, before and after it uses matmul */
+    void (*leave)(void);
+} Kernels;
+
+/* An attention partial is [PART + dim] floats: largest score, sum of exponentials, unused..., weighted sum of values. */
+enum { PART = 16 };
+
+static inline int up(int n, int to) { return (n + to - 1) / to * to; }
+static inline size_t tile_bytes(const Matrix *w) {
+    if (w->kind <= BF16) return (size_t)TILE * LANES * (w->kind == F32 ? 4 : 2);
+    return 32 * (size_t)w->subs * (w->minimum ? 2 : 1) + (w->kind == Q4 ? 512 : 1024);
+}
+static inline size_t strip_bytes(const Matrix *w) { return tile_bytes(w) * (up(w->columns, TILE) / TILE); }
+
+static inline float half_to_float(uint16_t h) {
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    float x;
+    memcpy(&x, &bits, 4);
+    x *= 0x1p112f;
+    memcpy(&bits, &x, 4);
+    bits |= (uint32_t)(h & 0x8000) << 16;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static inline uint16_t float_to_half(float x) {  /* to nearest even; saturates */
+    uint32_t bits, sign;
+    memcpy(&bits, &x, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x477fe000) bits = 0x477fe000;
+    if (bits < 0x38800000) {  /* subnormal: let the adder round at 2^-24 */
+        memcpy(&x, &bits, 4);
+        x += 0.5f;
+        memcpy(&bits, &x, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+}
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_amx;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
+#endif
+const Kernels *select_kernels(const char *name);  /* NULL: the best here; or NULL if there is no such */
+#endif

@@ -1,0 +1,468 @@
+/* The kernels, written once and compiled for each instruction set (see simd.h and build.py).
+
+   A matrix product sums, for each output, group after group of columns, fma(weight scale * activation scale, integer sum,
+   so far): whatever the number of tokens and the instructions, the result is the same to the last bit, so that decoding,
+   prefill in chunks of any size and the verification of drafts agree. */
+#include "simd.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define KERNELS JOIN(kernels_, ISA)
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+static float half_value(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return half_to_float(h);
+}
+
+/* One row of a matrix as floats; `out` has room for whole tiles. */
+static void fetch(const Matrix *w, int row, float *out) {
+    const uint8_t *tile = w->data + strip_bytes(w) * (row / LANES);
+    int lane = row % LANES, tiles = up(w->columns, TILE) / TILE;
+    for (int t = 0; t < tiles; t++, tile += tile_bytes(w), out += TILE) {
+        const uint8_t *codes = tile + 32 * w->subs * (w->minimum ? 2 : 1);
+        for (int c = 0; c < TILE; c++) {
+            if (w->kind == F32) memcpy(out + c, tile + 4 * (c * LANES + lane), 4);
+            else if (w->kind == F16) out[c] = half_value(tile + 2 * (c * LANES + lane));
+            else if (w->kind == BF16) {
+                uint32_t bits = (uint32_t)(tile[2 * (c * LANES + lane)] | tile[2 * (c * LANES + lane) + 1] << 8) << 16;
+                memcpy(out + c, &bits, 4);
+            } else {
+                const uint8_t *scale = tile + 32 * (c * w->subs / TILE) + 2 * lane;
+                int code = w->kind == Q8 ? codes[c / 4 * 64 + 4 * lane + c % 4]
+                         : w->table[codes[c / 32 * 256 + c % 16 / 4 * 64 + 4 * lane + c % 4] >> (c % 32 / 16 * 4) & 15];
+                float value = half_value(scale) * (float)(code - 128);
+                out[c] = (w->minimum ? value + half_value(scale + 32 * w->subs) : value) * w->unit;
+            }
+        }
+    }
+}
+
+/* n up to a multiple of 64: x and weight are zero from there on. */
+static void rmsnorm(const float *x, const float *weight, int n, float eps, float *out) {
+    vf squares = splat(0);
+    for (int i = 0; i < n; i += VL) squares += load(x + i) * load(x + i);
+    vf scale = splat(1.0f / sqrtf(sum_lanes(squares) / (float)n + eps));
+    for (int i = 0; i < n; i += VL) store(out + i, load(x + i) * scale * load(weight + i));
+}
+
+/* Codes of one group times 1 / scale, and their sums over 16 columns (times 256 if there is a rest). */
+INLINE void quantize_group(const float *x, float inverse, int8_t *high, int8_t *low, int sums[2]) {
+    for (int i = 0; i < GROUP; i += VL) {
+        vf scaled = load(x + i) * inverse;
+        vi codes = nearest(scaled), rest = splat_int(0);
+        for (int j = 0; j < VL; j++) high[i + j] = (int8_t)codes[j];
+        if (low) {
+            rest = nearest(larger(-larger((scaled - to_float(codes)) * -256.0f, splat(-127.0f)), splat(-127.0f)));
+            for (int j = 0; j < VL; j++) low[i + j] = (int8_t)rest[j];
+        }
+        vi both = low ? (vi)((codes << 8) + rest) : codes;
+        for (int j = 0; j < VL; j++) sums[(i + j) / 16] += both[j];
+    }
+}
+
+static void quantize(const Acts *a, int token, int first, int last, int fine) {
+    size_t at = (size_t)token * a->width;
+    for (size_t c = at + first, g = c / GROUP; c < at + last; c += GROUP, g++) {
+        vf most = splat(0);
+        for (int i = 0; i < GROUP; i += VL) most = larger(most, (vf)((vi)load(a->x + c + i) & 0x7fffffff));
+        float scale = largest_lane(most) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
+        int sums[2] = {0, 0};
+        if (fine) quantize_group(a->x + c, inverse, a->high + c, a->low + c, sums), scale *= 0x1p-8f;
+        else quantize_group(a->x + c, inverse, a->high + c, NULL, sums);
+        a->scale[g] = scale;
+        a->sum32[g] = -128 * (sums[0] + sums[1]);
+        a->mass32[g] = scale * (float)(sums[0] + sums[1]);
+        for (int i = 0; i < 2; i++) {
+            a->sum16[2 * g + i] = -128 * sums[i];
+            a->mass16[2 * g + i] = scale * (float)sums[i];
+        }
+    }
+}
+
+static void swiglu(const float *gate, const float *up, float *out, int n) {
+    for (int i = 0; i < n; i += VL) {
+        vf g = load(gate + i);
+        store(out + i, g / (1.0f + exponential(-larger(g, splat(-88.0f)))) * load(up + i));
+    }
+}
+
+/* ---- matrix products ---- */
+
+INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
+    sum *= splat(w->unit);
+    if (w->bias) sum += load(w->bias + strip * LANES + part * VL);
+    store(y + strip * LANES + part * VL, sum);
+}
+
+INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part, vb quads[8]) {
+    for (int v = 0; v < (kind == Q4 ? 4 : 8); v++) {
+        vb bytes = *(const vb_u *)(codes + (kind == Q4 ? 256 : 512) * half + 64 * v + 4 * VL * part);
+        if (kind == Q4) {
+            quads[v] = lookup(table, bytes & 15);
+            quads[v + 4] = lookup(table, (vb)((vi)bytes >> 4 & 0x0f0f0f0f));
+        } else {
+            quads[v] = bytes ^ (BIASED ? 0 : 128);
+        }
+    }
+}
+
+INLINE vb load_table(const Matrix *w) {
+    vb table;
+    for (int i = 0; i < 4 * VL; i++) table[i] = BIASED ? w->table[i % 16] : w->table[i % 16] ^ 128;
+    return table;
+}
+
+/* One strip times `tokens` tokens (a constant once inlined, as are kind and subs). */
+INLINE void strip_quant(int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
+                        int strip) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    size_t bytes = tile_bytes(w), groups = up(w->columns, TILE) / GROUP, spread = a->width / GROUP, at = token * spread;
+    int minimum = w->minimum, per = subs / 2;
+    const int32_t *bias = per == 1 ? a->sum32 : a->sum16;
+    const float *mass = per == 1 ? a->mass32 : a->mass16;
+    vb table = load_table(w);
+    vf sums[tokens][PARTS];
+    for (int i = 0; i < tokens; i++)
+        for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
+    for (size_t g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes) {
+        const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * subs * (1 + minimum);
+        if (tokens == 1)
+            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(tile + (g % 2) * bytes / 2 + 2048 + 64 * i);
+        for (int part = 0; part < PARTS; part++) {
+            vb quads[8];
+            unpack(kind, table, codes, g % 2, part, quads);
+            for (int sub = 0; sub < per; sub++) {
+                vf scale = load_half(scales + 32 * sub + 2 * VL * part);
+                for (int i = 0; i < tokens; i++) {
+                    size_t group = at + i * spread + g;
+                    vi sum = BIASED ? splat_int(bias[group * per + sub]) : splat_int(0), high = splat_int(0);
+                    for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
+                        if (fine) high = dot4(high, quads[v], splat_quad(a->high + group * GROUP + 4 * v));
+                        sum = dot4(sum, quads[v], splat_quad((fine ? a->low : a->high) + group * GROUP + 4 * v));
+                    }
+                    if (fine) sum += high << 8;
+                    sums[i][part] += scale * splat(a->scale[group]) * to_float(sum);
+                }
+                if (minimum) {
+                    vf low = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
+                    for (int i = 0; i < tokens; i++)
+                        sums[i][part] += low * splat(mass[(at + i * spread + g) * per + sub]);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < tokens; i++)
+        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+}
+
+INLINE void strip_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    const float *x = a->x + (size_t)token * a->width;
+    vf sums[tokens][PARTS];
+    for (int i = 0; i < tokens; i++)
+        for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
+    for (int c = 0; c < up(w->columns, TILE); c++)
+        for (int part = 0; part < PARTS; part++) {
+            vf weights = load_as(kind, tile, (size_t)c * LANES + part * VL);
+            for (int i = 0; i < tokens; i++) sums[i][part] += weights * splat(x[(size_t)i * a->width + c]);
+        }
+    for (int i = 0; i < tokens; i++)
+        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+}
+
+#define STRIPS(n)                                                                                                        \
+    static void strips_##n(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip) {    \
+        switch (w->kind <= BF16 ? w->kind : 4 * w->kind + 2 * (w->subs == 4) + (fine != 0)) {                            \
+        case F32: strip_float(F32, n, w, a, token, y, stride, strip); return;                                            \
+        case F16: strip_float(F16, n, w, a, token, y, stride, strip); return;                                            \
+        case BF16: strip_float(BF16, n, w, a, token, y, stride, strip); return;                                          \
+        case 4 * Q8: strip_quant(Q8, 2, n, 0, w, a, token, y, stride, strip); return;                                    \
+        case 4 * Q8 + 1: strip_quant(Q8, 2, n, 1, w, a, token, y, stride, strip); return;                                \
+        case 4 * Q8 + 2: strip_quant(Q8, 4, n, 0, w, a, token, y, stride, strip); return;                                \
+        case 4 * Q8 + 3: strip_quant(Q8, 4, n, 1, w, a, token, y, stride, strip); return;                                \
+        case 4 * Q4: strip_quant(Q4, 2, n, 0, w, a, token, y, stride, strip); return;                                    \
+        case 4 * Q4 + 1: strip_quant(Q4, 2, n, 1, w, a, token, y, stride, strip); return;                                \
+        case 4 * Q4 + 2: strip_quant(Q4, 4, n, 0, w, a, token, y, stride, strip); return;                                \
+        default: strip_quant(Q4, 4, n, 1, w, a, token, y, stride, strip);                                                \
+        }                                                                                                                \
+    }
+STRIPS(1)
+STRIPS(2)
+STRIPS(4)
+#if VL == 16
+STRIPS(8)
+#endif
+
+/* One strip times any number of tokens. */
+static void strip_tokens(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip) {
+    int n;
+    for (int i = 0; i < tokens; i += n) {
+        float *to = y + (size_t)i * stride;
+        int left = tokens - i;
+#if VL == 16
+        if (left >= 8) { n = 8; strips_8(w, a, fine, token + i, to, stride, strip); continue; }
+#endif
+        if (left >= 4) n = 4, strips_4(w, a, fine, token + i, to, stride, strip);
+        else if (left >= 2) n = 2, strips_2(w, a, fine, token + i, to, stride, strip);
+        else n = 1, strips_1(w, a, fine, token + i, to, stride, strip);
+    }
+}
+
+#if defined(__AMX_INT8__)
+/* Tiles: 0 and 1 sums of 16 tokens x 16 rows; 2 and 3 activations and weights of 32 columns; 4 and 5 of 16 columns. */
+static void enter(void) {
+    struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } shape = {
+        1, 0, {0}, {64, 64, 32, 64, 16, 64}, {16, 16, 16, 8, 16, 4}};
+    __asm__ volatile("ldtilecfg %0" : : "m"(shape));  /* gcc 12's intrinsic drops stores to all but its first 8 bytes */
+}
+static void leave(void) { _tile_release(); }
+
+/* A strip's codes as signed bytes in tiles of AMX, its scales and minima as floats. */
+typedef struct { int8_t *codes; float *scale, *low; } Unpacked;
+
+static void unpack_strip(const Matrix *w, int groups, int strip, Unpacked u) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    size_t bytes = tile_bytes(w);
+    int per = w->subs / 2;
+    vb table = load_table(w), quads[8];
+    for (int g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes) {
+        const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * w->subs * (1 + w->minimum);
+        if (w->kind == Q4) unpack(Q4, table, codes, g % 2, 0, quads);
+        else unpack(Q8, table, codes, g % 2, 0, quads);
+        for (int v = 0; v < 8; v++) *(vb *)(u.codes + (8 * g + v) * 64) = quads[v] ^ 128;
+        for (int sub = 0; sub < per; sub++) {
+            store(u.scale + (g * per + sub) * LANES, load_half(scales + 32 * sub));
+            if (w->minimum) store(u.low + (g * per + sub) * LANES, load_half(scales + 32 * (w->subs + sub)));
+        }
+    }
+}
+
+/* Integer sums of 16 tokens x 16 rows over 32 or 16 columns. */
+INLINE void tile_sums(int per, const int8_t *x, size_t width, const int8_t *codes, int32_t *sums) {
+    if (per == 1) {
+        _tile_zero(0);
+        _tile_loadd(2, x, width);
+        _tile_loadd(3, codes, 64);
+        _tile_dpbssd(0, 2, 3);
+        _tile_stored(0, sums, 64);
+    } else {
+        _tile_zero(1);
+        _tile_loadd(4, x, width);
+        _tile_loadd(5, codes, 64);
+        _tile_dpbssd(1, 4, 5);
+        _tile_stored(1, sums, 64);
+    }
+}
+
+INLINE void tile_tokens(int per, int fine, const Matrix *w, Unpacked u, const Acts *a, int token, int tokens, float *y,
+                        size_t stride, int strip) {
+    _Alignas(64) int32_t sums[2][2][LANES][LANES];  /* [group even or odd][high, low] */
+    size_t width = a->width, spread = width / GROUP, groups = up(w->columns, TILE) / GROUP * per, columns = GROUP / per;
+    const int8_t *high = a->high + token * width, *low = a->low + token * width;
+    const float *mass = (per == 1 ? a->mass32 : a->mass16) + token * spread * per, *scale = a->scale + token * spread;
+    vf total[LANES];
+    for (int i = 0; i < LANES; i++) total[i] = splat(0);
+    for (size_t g = 0; g <= groups; g++) {
+        if (g < groups) {  /* one ahead of the vectors, so that they and the tile unit work side by side */
+            tile_sums(per, high + g * columns, width, u.codes + g * columns * LANES, sums[g % 2][0][0]);
+            if (fine) tile_sums(per, low + g * columns, width, u.codes + g * columns * LANES, sums[g % 2][1][0]);
+        }
+        if (g == 0) continue;
+        size_t at = g - 1;
+        vf weight = load(u.scale + at * LANES);
+        for (int i = 0; i < LANES; i++) {
+            vi sum = *(const vi *)sums[at % 2][0][i];
+            if (fine) sum = (sum << 8) + *(const vi *)sums[at % 2][1][i];
+            total[i] += weight * splat(scale[i * spread + at / per]) * to_float(sum);
+        }
+        if (w->minimum) {
+            vf least = load(u.low + at * LANES);
+            for (int i = 0; i < LANES; i++) total[i] += least * splat(mass[i * spread * per + at]);
+        }
+    }
+    for (int i = 0; i < tokens; i++) finish(w, strip, 0, total[i], y + i * stride);
+}
+
+static void strip_tiles(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                        void *scratch) {
+    int width = up(w->columns, TILE), groups = width / GROUP, per = w->subs / 2;
+    Unpacked u = {scratch, (float *)scratch + width * 4, (float *)scratch + width * 4 + groups * 2 * LANES};
+    unpack_strip(w, groups, strip, u);
+    for (int i = 0; i < tokens; i += LANES) {
+        int n = tokens - i < LANES ? tokens - i : LANES;
+        float *to = y + (size_t)i * stride;
+        if (n < 5) strip_tokens(w, a, fine, token + i, n, to, stride, strip);
+        else if (per == 1 && !fine) tile_tokens(1, 0, w, u, a, token + i, n, to, stride, strip);
+        else if (per == 1) tile_tokens(1, 1, w, u, a, token + i, n, to, stride, strip);
+        else tile_tokens(2, fine, w, u, a, token + i, n, to, stride, strip);
+    }
+}
+#else
+static void enter(void) {}
+static void leave(void) {}
+#endif
+
+/* y[t][row] for `tokens` tokens and the rows of `strips` strips. Tokens go in panels that stay in the cache. */
+static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                   void *scratch) {
+    int panel = up((1 << 20) / w->columns, LANES);
+    (void)scratch;
+    for (int first = 0; first < tokens; first += panel) {
+        int n = tokens - first < panel ? tokens - first : panel;
+        for (int s = strip; s < strip + strips; s++) {
+            float *to = y + (size_t)first * stride;
+#if defined(__AMX_INT8__)
+            if (n >= 8 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
+#endif
+            strip_tokens(w, a, fine, token + first, n, to, stride, s);
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* out[r][0 or 1] += sum over k of a[r][k] * b[k], b a row of one or two vectors. Everything but a, b, n is a constant. */
+INLINE void outer(int rows, int vectors, int kind, const float *const *a, const void *b, size_t step, size_t second, int n,
+                  vf out[ROWS][2]) {
+    for (int k = 0; k < n; k++) {
+        vf x = load_as(kind, b, k * step), y = vectors == 2 ? load_as(kind, b, k * step + second) : x;
+        for (int r = 0; r < rows; r++) {
+            vf scalar = splat(a[r][k]);
+            out[r][0] += scalar * x;
+            if (vectors == 2) out[r][1] += scalar * y;
+        }
+    }
+}
+
+INLINE const void *offset(int kind, const void *p, size_t elements) {
+    return (const char *)p + elements * (kind == F32 ? 4 : kind == Q8 ? 1 : 2);
+}
+
+INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *q, int slot, int slots, float scores[][CHUNK]) {
+    size_t block = (size_t)keys->dim * LANES;
+    for (int s = 0; s < slots; s += 2 * VL) {  /* two vectors of slots; a block holds 16 */
+        vf out[ROWS][2];
+        for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
+        const void *k = offset(kind, keys->k, (slot + s) / LANES * block + (slot + s) % LANES);
+        outer(rows, 2, kind, q, k, LANES, VL == LANES ? block : VL, keys->dim, out);
+        for (int r = 0; r < rows; r++) store(scores[r] + s, out[r][0]), store(scores[r] + s + VL, out[r][1]);
+    }
+}
+
+INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *weights, int slot, int slots, float *part) {
+    int d = 0, size = PART + keys->dim;
+    for (; d < keys->dim; d += 2 * VL) {
+        int two = d + VL < keys->dim;
+        vf out[ROWS][2];
+        for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
+        const void *v = offset(kind, keys->v, (size_t)slot * keys->dim + d);
+        if (two) outer(rows, 2, kind, weights, v, keys->dim, VL, slots, out);
+        else outer(rows, 1, kind, weights, v, keys->dim, VL, slots, out);
+        for (int r = 0; r < rows; r++) {
+            store(part + r * size + PART + d, out[r][0]);
+            if (two) store(part + r * size + PART + d + VL, out[r][1]);
+        }
+    }
+}
+
+/* Scores to exponentials, in place; the largest score and the sum go to part. A slot that is not seen weighs exactly 0. */
+static void soften(const Keys *keys, int position, int slot, int slots, float *scores, float *part) {
+    vf most = splat(-INFINITY), total = splat(0);
+    for (int s = 0; s < slots; s += VL) {
+        vi at = *(const vi_u *)(keys->position + slot + s);
+        vi seen = (at <= position) & (at > position - keys->window);
+        vf score = load(scores + s);
+        if (keys->kind == Q8) score *= load(keys->k_scale + slot + s);
+        score = choose(seen, score, splat(-INFINITY));
+        store(scores + s, score);
+        most = larger(most, score);
+    }
+    float top = largest_lane(most);
+    for (int s = 0; s < slots; s += VL) {
+        vf score = load(scores + s), weight = choose(score > -INFINITY, exponential(score - top), splat(0));
+        total += weight;
+        if (keys->kind == Q8) weight *= load(keys->v_scale + slot + s);
+        store(scores + s, weight);
+    }
+    part[0] = top;
+    part[1] = sum_lanes(total);
+}
+
+INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const *q, const int32_t *position, int slot, int slots,
+                        float *part) {
+    _Alignas(64) float scores[ROWS][CHUNK];
+    const float *weights[ROWS];
+    scores_of(rows, kind, keys, q, slot, slots, scores);
+    for (int r = 0; r < rows; r++) {
+        soften(keys, position[r], slot, slots, scores[r], part + r * (PART + keys->dim));
+        weights[r] = scores[r];
+    }
+    values_of(rows, kind, keys, weights, slot, slots, part);
+}
+
+#define ATTEND(kind)                                                                                                     \
+    static void attend_##kind(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot,      \
+                              int slots, float *part) {                                                                  \
+        switch (rows) {                                                                                                  \
+        case 1: attend_rows(1, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 2: attend_rows(2, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 3: attend_rows(3, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 4: attend_rows(4, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 5: attend_rows(5, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 6: attend_rows(6, kind, keys, q, position, slot, slots, part); return;                                      \
+        case 7: attend_rows(7, kind, keys, q, position, slot, slots, part); return;                                      \
+        default: attend_rows(8, kind, keys, q, position, slot, slots, part);                                             \
+        }                                                                                                                \
+    }
+ATTEND(F32)
+ATTEND(F16)
+ATTEND(BF16)
+ATTEND(Q8)
+
+/* Softmax-weighted sums of values over `slots` slots (whole blocks of one chunk), for up to 8 queries of one head's group. */
+static void attend(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot, int slots, float *part) {
+    switch (keys->kind) {
+    case F32: attend_F32(keys, q, position, rows, slot, slots, part); return;
+    case F16: attend_F16(keys, q, position, rows, slot, slots, part); return;
+    case BF16: attend_BF16(keys, q, position, rows, slot, slots, part); return;
+    default: attend_Q8(keys, q, position, rows, slot, slots, part);
+    }
+}
+
+/* Adds one chunk's partial to the running one, both relative to their own largest score. */
+static void merge(float *into, const float *part, int dim) {
+    if (part[1] == 0) return;  /* nothing seen in this chunk */
+    float top = into[0] > part[0] ? into[0] : part[0];
+    vf old = exponential(splat(into[0] - top)), new = exponential(splat(part[0] - top));
+    if (into[1] == 0) old = splat(0);
+    into[0] = top;
+    into[1] = into[1] * old[0] + part[1] * new[0];
+    for (int d = PART; d < PART + dim; d += VL) store(into + d, load(into + d) * old + load(part + d) * new);
+}
+
+/* n floats (room for a multiple of 16 in both arrays) to the type that keys and values are kept in. */
+static float narrow(int kind, const float *x, void *out, int n) {
+    float scale = 1.0f;
+    if (kind == Q8) {
+        vf most = splat(0);
+        for (int i = 0; i < n; i++) most = larger(most, splat(fabsf(x[i])));
+        scale = most[0] > 0x1p-119f ? most[0] / 127.0f : 0x1p-126f;
+    }
+    for (int i = 0; i < n; i++) {
+        if (kind == F32) ((float *)out)[i] = x[i];
+        else if (kind == Q8) ((int8_t *)out)[i] = (int8_t)nearest(splat(x[i] / scale))[0];
+        else ((uint16_t *)out)[i] = kind == F16 ? float_to_half(x[i]) : to_bfloat(x[i]);
+    }
+    return scale;
+}
+
+static float widen(int kind, const void *p, size_t i) {
+    _Alignas(64) char lanes[4 * VL] = {0};
+    memcpy(lanes, offset(kind, p, i), kind == F32 ? 4 : kind == Q8 ? 1 : 2);
+    return load_as(kind, lanes, 0)[0];
+}
+
+const Kernels KERNELS = {TEXT(ISA), fetch, rmsnorm, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};

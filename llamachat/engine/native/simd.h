@@ -1,0 +1,133 @@
+/* The few operations whose instructions differ; everything else is written once, on vectors of VL floats.
+   `dot4` adds to each int32 lane the product of its four weights with its four activations. Where the instruction takes
+   unsigned weights (BIASED) they come with 128 added; elsewhere they are signed. */
+#include <math.h>
+#include <string.h>
+
+#include "engine.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define VL 16
+#define BIASED 1
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define VL 8
+#if defined(__AVXVNNI__)
+#define BIASED 1
+#else
+#define BIASED 0
+#endif
+#else
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+#define VL 4
+#define BIASED 0
+#endif
+
+enum { PARTS = LANES / VL };  /* vectors to a strip */
+typedef float vf __attribute__((vector_size(4 * VL), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * VL), may_alias));
+typedef uint8_t vb __attribute__((vector_size(4 * VL), may_alias));
+typedef vf vf_u __attribute__((aligned(4)));
+typedef vi vi_u __attribute__((aligned(4)));
+typedef vb vb_u __attribute__((aligned(1)));
+typedef uint16_t vh __attribute__((vector_size(2 * VL), may_alias));
+typedef vh vh_u __attribute__((aligned(2)));
+typedef int8_t vc __attribute__((vector_size(VL), may_alias));
+typedef vc vc_u __attribute__((aligned(1)));
+
+INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
+INLINE vi splat_quad(const int8_t *x) { int32_t quad; memcpy(&quad, x, 4); return splat_int(quad); }
+INLINE vf load(const float *p) { return *(const vf_u *)p; }
+INLINE void store(float *p, vf x) { *(vf_u *)p = x; }
+INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+#if VL == 16
+INLINE vi dot4(vi sum, vb w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+INLINE vb lookup(vb table, vb index) { return (vb)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }
+INLINE vf load_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif VL == 8
+INLINE vi dot4(vi sum, vb w, vi x) {
+#if BIASED
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#else  /* |w| * (x with w's sign): two products fit 16 bits, 128 * 127 * 2 < 2^15 */
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+INLINE vb lookup(vb table, vb index) { return (vb)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
+INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf load_half(const void *p) {  /* exact, subnormals included; infinities are not expected */
+    vi bits = __builtin_convertvector(*(const vh_u *)p, vi);
+    vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (vf)((vi)magnitude | (bits & 0x8000) << 16);
+}
+#if defined(__ARM_FEATURE_DOTPROD)
+INLINE vi dot4(vi sum, vb w, vi x) { return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
+INLINE vb lookup(vb table, vb index) { return (vb)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index); }
+#else
+INLINE vi dot4(vi sum, vb w, vi x) {
+    const int8_t *a = (const int8_t *)&w, *b = (const int8_t *)&x;
+    for (int i = 0; i < 4 * VL; i++) sum[i / 4] += a[i] * b[i];
+    return sum;
+}
+INLINE vb lookup(vb table, vb index) {
+    vb out;
+    for (int i = 0; i < 4 * VL; i++) out[i] = table[index[i]];
+    return out;
+}
+#endif
+#endif
+
+INLINE vf load_bfloat(const void *p) { return (vf)(__builtin_convertvector(*(const vh_u *)p, vi) << 16); }
+INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the i-th */
+    switch (kind) {
+    case F32: return load((const float *)p + i);
+    case F16: return load_half((const uint16_t *)p + i);
+    case BF16: return load_bfloat((const uint16_t *)p + i);
+    default: return __builtin_convertvector(*(const vc_u *)((const int8_t *)p + i), vf);
+    }
+}
+INLINE uint16_t to_bfloat(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+INLINE float sum_lanes(vf x) {
+    float lanes[VL];
+    store(lanes, x);
+    for (int half = VL / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+INLINE float largest_lane(vf x) {
+    float lanes[VL];
+    store(lanes, x);
+    for (int i = 1; i < VL; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+    return lanes[0];
+}
+/* The nearest integer of |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits. */
+INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
+/* e^x for x <= 88, to about 1 unit in the last place; 2^-126 below. Cody-Waite reduction, Cephes' polynomial. */
+INLINE vf exponential(vf x) {
+    x = larger(x, splat(-87.0f));
+    vi n = nearest(x * 1.44269504f);
+    vf k = to_float(n), r = x - k * 0.693359375f - k * -2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (vf)((n + 127) << 23);
+}

@@ -1,0 +1,111 @@
+"""Which engine runs a checkpoint on this machine, and whether memory holds it."""
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from llamachat import fit
+from llamachat.config import Dtype, Dtypes, KvBits
+from llamachat.engine import Engine
+from llamachat.engine.build import BuildError
+from llamachat.errors import UsageError
+from llamachat.formats import Checkpoint
+from llamachat.tensors import Tensor
+
+EngineName = Literal["auto", "native", "torch"]
+Report = Callable[[str], None]
+Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+def build_engine(
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    *,
+    slots: int,
+    engine: EngineName = "auto",
+    device: str = "auto",
+    dtype: Dtype | None = None,
+    bits: KvBits | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    say: Report,
+) -> Engine:
+    """The native engine on a CPU where it can be had, else torch; `say` is told when a wish could not be met.
+
+    A dtype, or arithmetic that the model's configuration asks for, is torch's: the native engine has its own.
+    Raises UsageError for what cannot be combined, DoesNotFitError.
+    """
+    own_types = dtype is not None or checkpoint.config.dtypes != Dtypes()
+    place = _device(device)
+    if engine == "native" and (place == "cuda" or own_types):
+        what = "runs on the CPU only" if place == "cuda" else "computes in its own types only"
+        raise UsageError(f"the native engine {what}", "the model was not loaded", "use --engine torch")
+    if engine != "torch" and place == "cpu" and not own_types:
+        try:
+            return _native(checkpoint, tensors, slots, bits, threads, force, say)
+        except BuildError as error:
+            if engine == "native":
+                raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
+            say(f"llamachat: the native engine cannot be had ({error}); answers come slower; install a C compiler")
+    return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
+
+
+def _native(
+    checkpoint: Checkpoint, tensors: Tensors, slots: int, bits: KvBits | None, threads: int | None, force: bool, say: Report
+) -> Engine:
+    from llamachat.arena_cache import cached
+    from llamachat.engine.native import KV_TYPES, NativeEngine, planned_bytes
+
+    kv = KV_TYPES[bits or 16]
+    _check(*planned_bytes(checkpoint.config, checkpoint.index(), slots, kv), slots, bits, force)
+    return NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+
+
+def _torch(
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    slots: int,
+    device: str,
+    dtype: Dtype | None,
+    bits: KvBits | None,
+    threads: int | None,
+    force: bool,
+) -> Engine:
+    from llamachat.engine.torch_engine import TorchEngine, planned_bytes
+
+    config = checkpoint.config
+    settings: dict[str, Any] = {"slots": slots, "device": device, "dtype": dtype, "kv_bits": bits}
+    if device == "cpu":
+        _check(*planned_bytes(config, checkpoint.index(), **settings), slots, bits, force)
+    try:
+        return TorchEngine.build(config, tensors(), threads=threads, **settings)
+    except RuntimeError as error:
+        if "memory" not in str(error):  # torch's allocator has no error of its own
+            raise
+        raise MemoryError from error
+
+
+def _check(weights: int, kv: int, slots: int, bits: KvBits | None, force: bool) -> None:
+    fit.check(fit.Plan(weights, kv, fit.WORKSPACE, fit.available_memory(), slots, bits or 16), force)
+
+
+def _device(wanted: str) -> str:
+    """cuda or cpu; torch is only asked, and so imported, where there is an NVIDIA driver."""
+    if wanted == "cpu" or (wanted == "auto" and not _has_driver()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise UsageError("torch finds no CUDA device", "the model was not loaded", "use --device cpu")
+    return "cpu"
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,149 @@
+"""A checkpoint of any format -> a folder of quantized weights, one tensor at a time."""
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llamachat
+from llamachat.errors import FormatError
+from llamachat.formats import Checkpoint, bnb
+from llamachat.formats.packed import packed_entries
+from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize, to_float32
+from quantize.bnb import bnb_entries
+from quantize.folder import write_metadata
+from quantize.recipe import Recipe
+from quantize.report import Conversion, measured
+from quantize.schemes import Scheme, not_finite, quantize_tensor
+from quantize.writer import FolderWriter, disk_errors, writing
+
+REPORT = "quantization.json"
+Progress = Callable[[str, int, int], None]  # tensor, weights done, weights in all
+Coded = tuple[str, Tensor, dict[str, Array], QuantTensor | None]  # name, as it was, as it is stored, what that means
+
+
+def silent(name: str, done: int, total: int) -> None:
+    pass
+
+
+def convert(
+    source: Checkpoint,
+    out: Path,
+    recipe: Recipe,
+    *,
+    calibration: list[list[int]] | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+    threads: int | None = None,
+) -> Conversion:
+    """Write the folder `out`, which opens as any checkpoint does. `calibration`: sequences of token ids, for int4-gptq.
+
+    The same source and recipe give the same bytes. Raises UsageError, FormatError for weights that are missing or not
+    finite, ModelError when the disk is full; `out` is then as it was.
+    """
+    recipe.check(source.config)
+    index = source.index()
+    if missing := sorted(source.config.tensor_shapes().keys() - index.keys()):
+        raise FormatError(f"{source.path} lacks {missing[0]}", "nothing was converted", "fetch its files again")
+    room = sum((6 if recipe.scheme_for(name, info.shape) else 1) * (128 + len(name)) for name, info in index.items())
+    total, done = sum(prod(info.shape) for info in index.values()), 0
+    with writing(out, making(source, recipe, calibration), room, resume) as writer:
+        for name, tensor, arrays, coded in _coded(source, recipe, writer, calibration, threads):
+            progress(name, done, total)
+            if name not in writer.done:
+                scheme = recipe.scheme_for(name, tensor.shape)
+                writer.add(name, arrays, measured(tensor, coded, arrays, _label(recipe, scheme), threads))
+            _release(tensor)
+            done += prod(tensor.shape)
+        with disk_errors(out):
+            write_metadata(source, recipe, writer.folder)
+            tensors = {name: entry["facts"] for name, entry in writer.done.items()}
+            (writer.folder / REPORT).write_text(json.dumps({"tensors": tensors}, indent=1) + "\n", encoding="utf-8")
+    return Conversion(source, out, recipe, tensors)
+
+
+def making(source: Checkpoint, recipe: Recipe, calibration: list[list[int]] | None) -> dict[str, Any]:
+    """What a resumed conversion must agree on."""
+    path = source.path
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    version = llamachat.__version__
+    return {"files": stats, "recipe": asdict(recipe), "calibration": calibration, "version": version}
+
+
+def _coded(
+    source: Checkpoint,
+    recipe: Recipe,
+    writer: FolderWriter,
+    calibration: list[list[int]] | None,
+    threads: int | None,
+) -> Iterator[Coded]:
+    """Every tensor, quantized unless it is in the file already."""
+    if recipe.calibrated:
+        from quantize.gptq import calibrated
+
+        yield from calibrated(source, recipe, writer, calibration, threads)
+        return
+    for name, tensor in source.tensors():
+        arrays, coded = ({}, None) if name in writer.done else code(name, tensor, recipe, threads)
+        yield name, tensor, arrays, coded
+
+
+def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], QuantTensor | None]:
+    """A tensor as it is stored, and the matrix that this stands for if it was quantized."""
+    scheme = recipe.scheme_for(name, tensor.shape)
+    if scheme is None:
+        values = FloatTensor(dequantize(tensor)) if isinstance(tensor, QuantTensor) else tensor
+        _check(name, values.data)
+        return {name: values.data}, None
+    if recipe.foreign:
+        data = dequantize(tensor)
+        _check(name, data)
+        arrays = bnb_entries(name, data, recipe, threads)
+        coded = bnb.entries(arrays, "the output")[name].read()
+    else:
+        values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
+        coded = quantize_tensor(name, values, scheme, threads)
+        arrays = packed_entries(name, coded)
+    assert isinstance(coded, QuantTensor)
+    return arrays, coded
+
+
+def _check(name: str, data: Array) -> None:
+    if not np.isfinite(to_float32(data)).all():
+        raise not_finite(name)
+
+
+def _label(recipe: Recipe, scheme: Scheme | None) -> str:
+    if scheme is None:
+        return "float"
+    if recipe.foreign:
+        return recipe.scheme
+    return "int8" if scheme.bits == 8 else f"int4{'-gptq' if scheme.calibrated else ''} {scheme.codebook}"
+
+
+def _release(tensor: Tensor) -> None:
+    """Let the system take back the pages of a mapped tensor, which count as ours as long as they are mapped."""
+    for array in (tensor.data,) if isinstance(tensor, FloatTensor) else (tensor.codes, tensor.scale):
+        base: Any = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+        if base is not None and hasattr(base, "madvise"):
+            base.madvise(mmap.MADV_DONTNEED)
+
+
+def by_layer(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """("model.layers.3.", its tensors), and what belongs to no layer under ""."""
+    for prefix, group in groupby(source.tensors(), lambda pair: _layer(pair[0])):
+        yield prefix, dict(group)
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:3]) + "." if parts[1] == "layers" else ""

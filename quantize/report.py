@@ -1,0 +1,162 @@
+"""What quantization did to each tensor and to the whole: error, size, memory. As a table, JSON or an HTML page."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import log10, prod, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamachat.fit import size
+from llamachat.formats import Checkpoint
+from llamachat.tensors import Array, QuantTensor, Tensor, dequantize, take_rows
+from quantize.recipe import Recipe
+
+SLAB = 1 << 20
+CONTEXTS = (2048, 8192, 32768)
+BAR = 20  # characters
+
+
+def measured(
+    original: Tensor, coded: QuantTensor | None, arrays: Mapping[str, Array], scheme: str, threads: int | None
+) -> dict[str, Any]:
+    """Facts of a tensor. error: root mean square, relative to the weights'; outliers: share beyond six times that."""
+    facts = {"shape": original.shape, "scheme": scheme, "bytes": sum(array.nbytes for array in arrays.values())}
+    if coded is None:
+        return facts
+    rows, columns = coded.shape
+    step = max(1, SLAB // columns)
+
+    def part(start: int) -> tuple[float, float, int]:
+        before, after = (dequantize(take_rows(each, slice(start, start + step))) for each in (original, coded))
+        power = float(np.vdot(before, before))
+        wide = np.abs(before) > 6 * sqrt(power / before.size)
+        difference = after - before
+        return float(np.vdot(difference, difference)), power, int(np.count_nonzero(wide))
+
+    with ThreadPoolExecutor(threads) as pool:
+        lost, power, outliers = (sum(each) for each in zip(*pool.map(part, range(0, rows, step)), strict=True))
+    error = sqrt(lost / power) if power else 0.0
+    snr = 20 * log10(1 / error) if error else None
+    return {**facts, "error": error, "snr_db": snr, "outliers": outliers / (rows * columns)}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion: where it lies, and the facts of each tensor."""
+
+    source: Checkpoint
+    out: Path
+    recipe: Recipe
+    tensors: Mapping[str, Mapping[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """The whole in numbers; sizes in bytes, memory with a cache of 16 bits."""
+        weights = sum(prod(facts["shape"]) for facts in self.tensors.values())
+        linear = [facts for name, facts in self.tensors.items() if ".layers." in name and len(facts["shape"]) == 2]
+        before = sum(info.nbytes for info in self.source.index().values())
+        after = sum(file.stat().st_size for file in self.out.iterdir() if file.suffix == ".safetensors")
+        config = self.source.config
+        slot = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        lengths = [length for length in CONTEXTS if length <= config.max_position_embeddings] or [CONTEXTS[0]]
+        return {
+            "weights": weights,
+            "source_bytes": before,
+            "bytes": after,
+            "bits_per_weight": 8 * after / weights,
+            "bits_per_linear_weight": 8 * sum(f["bytes"] for f in linear) / sum(prod(f["shape"]) for f in linear),
+            "memory": {str(length): after + slot * length for length in lengths},
+        }
+
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """The facts of the tensors of one kind, put together: their mean square error, their bytes."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for name, facts in self.tensors.items():
+            if "error" in facts:
+                groups.setdefault(_kind(name), []).append(facts)
+        return {kind: _together(facts) for kind, facts in groups.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        return {"path": str(self.out), **self.summary(), "tensors": self.tensors}
+
+
+def _kind(name: str) -> str:
+    parts = name.removesuffix(".weight").split(".")
+    return parts[-1]
+
+
+def _together(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    errors = [each["error"] for each in facts]
+    error = sqrt(sum(each * each for each in errors) / len(errors))
+    weights = sum(prod(each["shape"]) for each in facts)
+    return {
+        "scheme": ", ".join(dict.fromkeys(each["scheme"] for each in facts)),
+        "bits": 8 * sum(each["bytes"] for each in facts) / weights,
+        "error": error,
+        "worst": max(errors),
+        "snr_db": 20 * log10(1 / error) if error else None,
+        "outliers": sum(each["outliers"] * prod(each["shape"]) for each in facts) / weights,
+    }
+
+
+def show(conversion: Conversion, per_layer: bool = False) -> None:
+    """Print tables to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows: Mapping[str, Mapping[str, Any]] = conversion.kinds()
+    if per_layer:
+        rows = {name: facts for name, facts in conversion.tensors.items() if "error" in facts}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in ("tensors", "scheme", "bits", "error", "", "SNR", "outliers"):
+        table.add_column(header, justify="right" if header in ("bits", "error", "SNR", "outliers") else "left")
+    largest = max((facts["error"] for facts in rows.values()), default=1.0) or 1.0
+    for name, facts in rows.items():
+        bits = facts.get("bits") or 8 * facts["bytes"] / prod(facts["shape"])
+        bar = "█" * round(BAR * facts["error"] / largest)
+        cells = (name, facts["scheme"], f"{bits:.2f}", f"{facts['error']:.2%}", bar, _db(facts["snr_db"]))
+        table.add_row(*(Text(cell) for cell in cells), Text(f"{facts['outliers'] * 1e6:.1f} ppm"))
+    console = Console()
+    console.print(table)
+    console.print(Text("\n".join(lines(conversion))))
+
+
+def lines(conversion: Conversion) -> list[str]:
+    """The whole in sentences."""
+    facts = conversion.summary()
+    memory = ", ".join(f"{size(need)} with {int(length):,} tokens" for length, need in facts["memory"].items())
+    return [
+        f"{conversion.out}: {size(facts['source_bytes'])} of weights became {size(facts['bytes'])}, "
+        f"{facts['bits_per_weight']:.2f} bits a weight ({facts['bits_per_linear_weight']:.2f} in the linear layers)",
+        f"memory to run it: {memory}",
+    ]
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
+
+
+def html(conversion: Conversion, evaluation: Mapping[str, Any] | None = None) -> str:
+    """The report as one page that needs nothing else."""
+    from html import escape
+
+    worst = max((facts.get("error", 0) for facts in conversion.tensors.values()), default=0) or 1
+    rows = "".join(
+        f"<tr><td>{escape(name)}<td>{escape(facts['scheme'])}<td>{8 * facts['bytes'] / prod(facts['shape']):.2f}"
+        f"<td>{facts['error']:.2%}<td><div style='width:{200 * facts['error'] / worst:.0f}px'></div>"
+        f"<td>{_db(facts['snr_db'])}<td>{facts['outliers'] * 1e6:.1f}"
+        for name, facts in conversion.tensors.items()
+        if "error" in facts
+    )
+    quality = "".join(f"<li>{escape(key)}: {escape(str(value))}" for key, value in (evaluation or {}).items())
+    told = "".join(f"<li>{escape(line)}" for line in lines(conversion))
+    return (
+        "<!doctype html><meta charset=utf-8><title>Quantization report</title>"
+        "<style>body{font:15px sans-serif;margin:2em}td,th{padding:2px 12px;text-align:left}"
+        "div{background:#47a;height:10px}</style>"
+        f"<h1>{escape(conversion.out.name)}</h1><ul>{told}{quality}</ul><table><tr><th>tensor<th>scheme<th>bits"
+        f"<th>error<th><th>SNR<th>outliers (ppm){rows}</table>"
+    )

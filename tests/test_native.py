@@ -1,0 +1,306 @@
+"""The native engine against slow exact definitions: numpy for its products, the torch engine in float32 for whole models."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamachat.cache import CacheStep
+from llamachat.config import LlamaConfig, RopeScaling
+from llamachat.engine import build
+from llamachat.engine.native import NativeEngine, single_product, single_rows, usable_kernels
+from llamachat.engine.pack import Arena, pack
+from llamachat.errors import FormatError
+from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize
+
+if build.compiler() is None and not (build.SOURCES / build.LIBRARY).exists():
+    pytest.skip("no C compiler and no compiled library", allow_module_level=True)
+
+KERNELS = usable_kernels()
+NF4 = np.array([-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803, 0.1609302,
+                0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0], np.float32)  # fmt: skip
+TABLES = {
+    "q4_0": np.arange(-8, 8, dtype=np.float32),
+    "q4_1": np.arange(16, dtype=np.float32),
+    "iq4_nl": np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32),
+    "zero point": np.arange(16, dtype=np.float32) * 2 - 7.25,
+}
+
+
+def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str, group: int, spread: float = 1.0) -> Tensor:
+    """kind: float32, float16, bfloat16, int8, int8+min, or a name of TABLES; `spread` scales the weights."""
+    normal = rng.standard_normal((rows, columns)).astype(np.float32) * spread
+    if kind == "bfloat16":
+        return FloatTensor((normal.view(np.uint32) >> 16).astype(np.uint16))
+    if kind.startswith("float"):
+        return FloatTensor(normal.astype(kind))
+    shape = (rows, -(-columns // group))
+    scale = (rng.uniform(0.5, 2, shape) * spread / 64).astype(np.float16 if group == 32 else np.float32)
+    minimum = (rng.standard_normal(shape) * spread).astype(scale.dtype) if kind in ("q4_1", "int8+min") else None
+    if kind.startswith("int8"):
+        codes = rng.integers(-128, 128, (rows, columns), dtype=np.int8)
+        return QuantTensor(codes, scale, group, 8, minimum=minimum)
+    packed = rng.integers(0, 256, (rows, columns // 2), dtype=np.uint8)
+    return QuantTensor(packed, scale, group, 4, TABLES[kind], minimum)
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[Tensor, Array]:
+    """A matrix and activations [T, columns] of odd sizes and extreme scales."""
+    kind = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int8+min", *TABLES]))
+    rows, tokens = draw(st.integers(1, 70)), draw(st.integers(1, 37))
+    columns = 32 * draw(st.integers(1, 9))
+    groups = [g for g in (16, 32, 64, columns) if columns % g == 0]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    spread = draw(st.sampled_from([1e-3, 1.0, 100.0]))
+    x = rng.standard_normal((tokens, columns)) * 10.0 ** rng.uniform(-20, 4, (tokens, 1))
+    x[:, rng.integers(columns)] *= draw(st.sampled_from([0.0, 1.0, 1e3]))
+    x[rng.integers(tokens)] *= draw(st.sampled_from([0.0, 1.0]))
+    return random_matrix(rng, rows, columns, kind, draw(st.sampled_from(groups)), spread), x.astype(np.float32)
+
+
+def rounded(x: Array, fine: bool) -> Array:
+    """Activations as the engine rounds them, exactly, in float64: 127 steps (times 256 if fine) to the largest of 32."""
+    grouped = x.reshape(len(x), -1, 32)
+    scale = np.abs(grouped).max(-1, keepdims=True) / np.float32(127)
+    scale[scale <= 2.0**-126] = np.inf
+    steps = grouped * (np.float32(1) / scale)
+    whole = np.rint(steps)
+    codes = whole + np.clip(np.rint((steps - whole) * 256), -127, 127) / 256 if fine else whole
+    scale[np.isinf(scale)] = 0
+    return (codes * scale.astype(np.float64)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(deadline=None, max_examples=40)
+@given(case=matrices(), fine=st.booleans())
+def test_product_equals_its_definition(kernels: str, case: tuple[Tensor, Array], fine: bool) -> None:
+    tensor, x = case
+    inputs = x if isinstance(tensor, FloatTensor) else rounded(x, fine)
+    expected = inputs @ dequantize(tensor).astype(np.float64).T
+    bound = np.abs(inputs) @ parts(tensor).astype(np.float64).T
+    out = single_product(*pack(tensor), x, kernels, fine=fine)
+    assert np.all(np.abs(out - expected) <= bound * (2e-6 if packed_exactly(tensor) else 2.0**-10) + 1e-37)
+
+
+def packed_exactly(tensor: Tensor) -> bool:
+    return isinstance(tensor, FloatTensor) or (tensor.scale.dtype == np.float16 and tensor.table is not TABLES["zero point"])
+
+
+def parts(tensor: Tensor) -> Array:
+    """How large the parts of each weight can be, which rounding is relative to: scale * code and minimum may cancel."""
+    if isinstance(tensor, FloatTensor):
+        return np.abs(dequantize(tensor))
+    part = np.abs(tensor.scale.astype(np.float32)) * (128 if tensor.table is None else np.abs(tensor.table).max())
+    if tensor.minimum is not None:
+        part = part + np.abs(tensor.minimum.astype(np.float32))
+    return np.repeat(part, min(tensor.group, tensor.shape[1]), 1)[:, : tensor.shape[1]]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(deadline=None, max_examples=20)
+@given(case=matrices(), fine=st.booleans())
+def test_product_of_a_token_does_not_depend_on_the_others(kernels: str, case: tuple[Tensor, Array], fine: bool) -> None:
+    tensor, x = case
+    head, data = pack(tensor)
+    together = single_product(head, data, x, kernels, fine=fine, threads=2)
+    alone = np.concatenate([single_product(head, data, row[None], kernels, fine=fine) for row in x])
+    assert np.array_equal(together, alone)
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=matrices())
+def test_packed_rows_are_the_tensors_values(case: tuple[Tensor, Array]) -> None:
+    tensor, _ = case
+    for kernels in KERNELS:
+        rows = single_rows(*pack(tensor), range(tensor.shape[0]), kernels)
+        assert np.all(np.abs(rows - dequantize(tensor)) <= parts(tensor) * (0 if packed_exactly(tensor) else 2.0**-10))
+
+
+def test_a_table_of_any_values_is_rounded_by_a_fraction_of_its_steps() -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (16, 32), dtype=np.uint8)
+    tensor = QuantTensor(codes, np.ones((16, 1), np.float32), 64, 4, NF4)
+    assert np.abs(single_rows(*pack(tensor), range(16), "portable") - dequantize(tensor)).max() < 0.005
+
+
+BASE = LlamaConfig(
+    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, max_position_embeddings=512,
+)  # fmt: skip
+FEATURES: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "one key-value head": {"num_key_value_heads": 1},
+    "as many key-value heads": {"num_key_value_heads": 4},
+    "twelve queries to a key": {"num_attention_heads": 12, "num_key_value_heads": 1},
+    "seven queries to a key": {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 8},
+    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "sliding window": {"sliding_window": 7},
+    "sliding window in some layers": {"sliding_window": 5, "full_attention_layers": 2},
+    "wide heads": {"head_dim": 40},
+    "odd sizes": {"hidden_size": 40, "intermediate_size": 52, "head_dim": 6, "vocab_size": 33},
+    "tied": {"tie_word_embeddings": True},
+    "scaled rotations": {"rope_scaling": RopeScaling("yarn", 4.0, original_max_position_embeddings=32)},
+}
+
+
+def random_model(config: LlamaConfig, kind: str = "float32", seed: int = 0) -> dict[str, Tensor]:
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, shape in config.tensor_shapes().items():
+        if len(shape) == 1:
+            low, high = (-1.0, 1.0) if name.endswith("bias") else (0.5, 1.5)
+            tensors[name] = FloatTensor(rng.uniform(low, high, shape).astype(np.float32))
+        else:
+            tensors[name] = random_matrix(rng, *shape, kind, 32, 0.3)
+    return tensors
+
+
+def tokens_of(config: LlamaConfig, count: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(7).integers(0, config.vocab_size, count)]
+
+
+def in_order(first: int, count: int) -> CacheStep:
+    where = np.arange(first, first + count, dtype=np.int64)
+    return CacheStep(where, where, (range(first + count),))
+
+
+def reference_engine(config: LlamaConfig, tensors: dict[str, Tensor], slots: int) -> Any:
+    from llamachat.engine.torch_engine import TorchEngine
+
+    return TorchEngine.build(config, tensors.items(), slots=slots, dtype="float32")
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_logits_equal_the_reference_engines(feature: str) -> None:
+    config = replace(BASE, **FEATURES[feature])
+    tensors, ids = random_model(config), tokens_of(config, 40)
+    expected = reference_engine(config, tensors, 64).forward(ids, in_order(0, 40), "all")
+    for kernels in KERNELS:
+        engine = NativeEngine.build(config, tensors.items(), slots=64, kv="float32", kernels=kernels, threads=2)
+        logits = engine.forward(ids, in_order(0, 40), "all")
+        assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "int8", *TABLES])
+def test_quantized_models_are_near_the_reference(kind: str) -> None:
+    config = replace(BASE, hidden_size=128, intermediate_size=256)
+    tensors, ids = random_model(config, kind), tokens_of(config, 24)
+    expected = reference_engine(config, tensors, 32).forward(ids, in_order(0, 24), "all")
+    logits = NativeEngine.build(config, tensors.items(), slots=32, kv="float32").forward(ids, in_order(0, 24), "all")
+    assert np.square(logits - expected).mean() < 3e-3 * np.square(expected).mean()
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_chunks_and_threads_do_not_change_a_bit(kernels: str, kv: Any) -> None:
+    config = replace(BASE, sliding_window=100, full_attention_layers=1, num_attention_heads=6)
+    arena, ids = Arena.build(random_model(config, "q4_1").items()), tokens_of(config, 300)
+
+    def run(cuts: list[int], threads: int) -> Iterator[Array]:
+        engine = NativeEngine(config, arena, slots=400, kv=kv, kernels=kernels, threads=threads)
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            yield engine.forward(ids[first:last], in_order(first, last - first), "all")
+
+    whole = np.concatenate(list(run([0, 300], 2)))
+    for cuts, threads in (([0, 7, 20, 150, 155, 300], 1), ([0, 290, *range(291, 301)], 3)):
+        assert np.array_equal(np.concatenate(list(run(cuts, threads))), whole)
+
+
+def test_last_logits_are_the_last_of_all() -> None:
+    tensors, ids = random_model(BASE, "int8"), tokens_of(BASE, 600)
+    engine = NativeEngine.build(BASE, tensors.items(), slots=600)
+    every = engine.forward(ids, in_order(0, 600), "all")
+    assert every.shape == (600, 101)
+    assert np.array_equal(engine.forward(ids, in_order(0, 600), "last"), every[-1])
+
+
+def test_slots_in_any_order_and_visible_ranges_are_followed() -> None:
+    tensors, ids = random_model(BASE), tokens_of(BASE, 20)
+    slots = np.random.default_rng(3).permutation(40)[:20].astype(np.int64)
+    places = tuple(range(slot, slot + 1) for slot in slots)
+    scattered = CacheStep(slots, np.arange(5, 25, dtype=np.int64), places)
+    engine, expected = (make(tensors) for make in (
+        lambda t: NativeEngine.build(BASE, t.items(), slots=48, kv="float32"), lambda t: reference_engine(BASE, t, 48)))  # fmt: skip
+    for one in (engine, expected):
+        one.forward(tokens_of(BASE, 48), in_order(0, 48), "last")  # leaves keys in every slot
+    logits, other = (one.forward(ids, scattered, "all") for one in (engine, expected))
+    assert np.abs(logits - other).max() < 1e-4 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
+def test_pinned_keys_are_turned_as_in_the_reference(kv: Any) -> None:
+    tensors, ids = random_model(BASE), tokens_of(BASE, 30)
+    engine = NativeEngine.build(BASE, tensors.items(), slots=32, kv=kv)
+    expected = reference_engine(BASE, tensors, 32)
+    for one in (engine, expected):
+        one.forward(ids, in_order(0, 30), "last")
+    for start in (9, 20, 3):
+        step = CacheStep(np.array([30]), np.array([30]), (range(6), range(24, 31)), (range(6), start))
+        logits, other = (one.forward([5], step, "last") for one in (engine, expected))
+        assert np.abs(logits - other).max() < {"float32": 1e-4, "float16": 1e-2, "int8": 0.1}[kv] * np.abs(other).max()
+
+
+def test_an_arena_file_holds_the_same_weights(tmp_path: Path) -> None:
+    tensors = random_model(replace(BASE, qkv_bias=True), "q4_0")
+    Arena.write(tensors.items(), tmp_path / "model")
+    mapped, built = Arena.open(tmp_path / "model"), Arena.build(tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    for name, (head, data) in built.tensors.items():
+        assert mapped.tensors[name][0] == head
+        assert np.array_equal(mapped.tensors[name][1], data)
+        assert mapped.tensors[name][1].ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: data[200:],
+                                    lambda data: data.replace(b'"rows": 64', b'"rows": 9999'), lambda data: b""])  # fmt: skip
+def test_a_damaged_arena_file_is_refused(tmp_path: Path, damage: Any) -> None:
+    Arena.write(random_model(BASE).items(), tmp_path / "model")
+    (tmp_path / "model").write_bytes(damage((tmp_path / "model").read_bytes()))
+    with pytest.raises(FormatError, match="damaged"):
+        Arena.open(tmp_path / "model")
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(FormatError, match="not those of this model"):
+        NativeEngine(replace(BASE, intermediate_size=128), Arena.build(random_model(BASE).items()), slots=8)
+
+
+SANITIZED = """
+import sys
+from pathlib import Path
+from llamachat.engine import build
+build.library = lambda: Path(sys.argv[1])
+import numpy as np
+from tests import test_native as t
+rng = np.random.default_rng(1)
+for kernels in t.KERNELS:
+    for kind in ("float16", "int8", "int8+min", "q4_1"):
+        for rows, columns, tokens in ((1, 32, 1), (50, 96, 21), (33, 160, 5)):
+            x = rng.random((tokens, columns))
+            t.single_product(*t.pack(t.random_matrix(rng, rows, columns, kind, 32)), x, kernels, fine=tokens < 9)
+    for feature, kv in zip(t.FEATURES, ["float32", "float16", "bfloat16", "int8"] * 3):
+        config = t.replace(t.BASE, **t.FEATURES[feature], num_hidden_layers=2)
+        engine = t.NativeEngine.build(config, t.random_model(config).items(), slots=150, kv=kv, kernels=kernels, threads=2)
+        for first, count in ((0, 140), (140, 1), (141, 9)):
+            engine.forward(t.tokens_of(config, count), t.in_order(first, count), "all")
+"""
+
+
+def test_kernels_run_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    target = tmp_path / build.LIBRARY
+    build.compile_library(target, ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0"])
+    runtime = subprocess.run([build.compiler() or "", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(target)], capture_output=True, text=True, cwd=root, check=False,
+        env={**os.environ, "LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,104 @@
+"""The commands `quantize` and `eval`, from arguments to what they print."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from checkpoints import save_hf, save_tokenizer, tiny_model
+from typer.testing import CliRunner
+
+from llamachat.errors import UsageError
+from llamachat.eval_cmd import evaluate_model
+from llamachat.formats.detect import open_checkpoint
+from llamachat.quantize_cmd import quantize_model
+
+app = typer.Typer()
+app.command("quantize")(quantize_model)
+app.command("eval")(evaluate_model)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = save_hf(tiny_model(), tmp_path / "source")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text"
+    path.write_text("the quick brown fox jumps over the lazy dog while many others look on " * 40)
+    return path
+
+
+def call(*arguments: object) -> str:
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False).stdout
+
+
+def test_a_conversion_tells_size_error_and_memory(source: Path, tmp_path: Path) -> None:
+    printed = call("quantize", source, "-o", tmp_path / "out")
+    assert "down_proj" in printed
+    assert "bits a weight" in printed
+    assert "memory to run it" in printed
+    assert "█" in printed
+
+
+def test_the_report_measures_against_the_source(source: Path, tmp_path: Path, text: Path) -> None:
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    told = ("--report", "--text", text, "--windows", 1, "--json", "--html", page)
+    printed: dict[str, Any] = json.loads(call("quantize", source, "-o", out, "--scheme", "int8", *told))
+    assert printed["quality"]["kl_mean"]["value"] < 0.1
+    assert printed["quality"]["same_top"]["value"] > 0.8
+    assert printed["tensors"]["model.layers.0.mlp.up_proj.weight"]["snr_db"] > 40
+    assert "up_proj" in page.read_text()
+
+
+def test_every_option_reaches_the_output(source: Path, tmp_path: Path) -> None:
+    options = ["--codebook", "nf4", "--embedding", "float", "--head", "int4", "--override", "*.o_proj=float"]
+    call("quantize", source, "-o", tmp_path / "out", *options, "--group-size", 64)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert config["codebook"] == "nf4"
+    assert config["overrides"] == ["*.o_proj=float"]
+    index = open_checkpoint(tmp_path / "out").index()
+    packing = index["model.layers.0.mlp.up_proj.weight"].packing
+    assert packing is not None
+    assert packing.group == 64
+    assert index["model.layers.0.self_attn.o_proj.weight"].packing is None
+    assert index["model.embed_tokens.weight"].packing is None
+
+
+def test_gptq_needs_no_text_of_ones_own(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantize.gptq.WINDOWS", 2)
+    call("quantize", source, "-o", tmp_path / "out", "--scheme", "int4-gptq")
+    assert open_checkpoint(tmp_path / "out").config.quantization is not None
+
+
+def test_options_come_from_a_file_and_flags_go_before_it(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "quant.json").write_text('{"scheme": "int8", "group_size": 64}')
+    call("quantize", source, "-o", tmp_path / "out", "--config", tmp_path / "quant.json", "--group-size", 32)
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert (config["scheme"], config["group_size"]) == ("int8", 32)
+
+
+def test_quantizing_twice_is_warned_of(source: Path, tmp_path: Path) -> None:
+    call("quantize", source, "-o", tmp_path / "once", "--scheme", "int8")
+    arguments = ["quantize", str(tmp_path / "once"), "-o", str(tmp_path / "twice")]
+    assert "quantized already" in CliRunner().invoke(app, arguments, catch_exceptions=False).stderr
+
+
+def test_eval_prints_every_statistic_with_its_error(source: Path, tmp_path: Path, text: Path) -> None:
+    call("quantize", source, "-o", tmp_path / "out")
+    printed = call("eval", "-m", tmp_path / "out", "--against", source, "--text", text, "--window", 64, "--windows", 2)
+    for label in ("perplexity", "ratio", "KL divergence, mean", "Δp", "same most likely", "percentiles", "±"):
+        assert label in printed
+    alone = json.loads(call("eval", "-m", source, "--text", text, "--window", 64, "--windows", 2, "--json"))
+    assert alone["perplexity"]["error"] > 0
+    assert "kl_mean" not in alone
+
+
+def test_a_text_too_short_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("the fox")
+    with pytest.raises(UsageError, match="less than a window"):
+        call("eval", "-m", source, "--text", tmp_path / "short")

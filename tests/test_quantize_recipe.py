@@ -1,0 +1,90 @@
+"""Which tensor gets which scheme, and the files that say so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamachat.config import LlamaConfig
+from llamachat.errors import LlamachatError, UsageError
+from quantize.recipe import Recipe, read_recipe
+
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def bits(recipe: Recipe, name: str, shape: tuple[int, ...] = (64, 128)) -> int | None:
+    scheme = recipe.scheme_for(name, shape)
+    return scheme.bits if scheme else None
+
+
+def test_embedding_is_int8_by_default_and_float_with_bitsandbytes() -> None:
+    assert bits(Recipe("int4"), EMBEDDING) == 8
+    assert bits(Recipe("bnb-nf4"), EMBEDDING) is None
+    assert bits(Recipe("int4", embedding="float"), EMBEDDING) is None
+    assert bits(Recipe("int4", embedding="int4"), EMBEDDING) == 4
+
+
+def test_the_last_override_that_matches_holds() -> None:
+    recipe = Recipe("int4", overrides=("*.mlp.*=int8", "model.layers.1.*=float"))
+    assert bits(recipe, UP) == 8
+    assert bits(recipe, DOWN) is None
+    assert bits(recipe, "model.layers.0.self_attn.q_proj.weight") == 4
+
+
+def test_vectors_and_odd_widths_stay_float() -> None:
+    assert bits(Recipe(), "model.norm.weight", (64,)) is None
+    assert bits(Recipe(), UP, (64, 48)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "int3"}, "--scheme is 'int3'"),
+        ({"scheme": "int8", "codebook": "nf4"}, "--codebook is only for"),
+        ({"scheme": "int4", "double_quant": True}, "--double-quant is only for"),
+        ({"scheme": "bnb-nf4", "head": "int8"}, "--head is only for our own"),
+        ({"overrides": ("int8",)}, "has no pattern"),
+        ({"overrides": ("*=int2",)}, "is 'int2'"),
+        ({"scheme": "bnb-nf4", "overrides": ("*=int8",)}, "is 'int8'"),
+        ({"group_size": 48}, "multiple of 32"),
+        ({"embedding": "int4-gptq"}, "--embedding is 'int4-gptq'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_name_of_its_option(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlamachatError, match=message):
+        Recipe(**options)
+
+
+def test_options_that_find_nothing_in_the_model_are_refused() -> None:
+    config = LlamaConfig(320, 64, 256, 2, 4, 4, 16, 2048, tie_word_embeddings=True)
+    with pytest.raises(UsageError, match="matches no module"):
+        Recipe(overrides=("*.w1=int8",)).check(config)
+    with pytest.raises(UsageError, match="head is its embedding"):
+        Recipe(head="int8").check(config)
+
+
+@pytest.mark.parametrize(
+    ("raw", "recipe"),
+    [
+        ({"scheme": "int8", "skip": ["o_proj"]}, Recipe("int8", skip=("o_proj",))),
+        ({"quantization_config": Recipe("int4", codebook="nf4").quantization_config()}, Recipe("int4", codebook="nf4")),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            Recipe("bnb-nf4"),
+        ),
+        ({"quant_config": {"quant_method": "rtn", "weight_dtype": "int8"}}, Recipe("int8")),
+    ],
+)
+def test_the_vocabularies_of_others_are_understood(tmp_path: Path, raw: dict[str, Any], recipe: Recipe) -> None:
+    path = tmp_path / "quant.json"
+    path.write_text(json.dumps(raw))
+    assert read_recipe(path) == recipe
+
+
+def test_an_unknown_key_of_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "quant.json"
+    path.write_text('{"scheme": "int4", "gruop_size": 64}')
+    with pytest.raises(UsageError, match="gruop_size"):
+        read_recipe(path)
