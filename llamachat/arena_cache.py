@@ -80,7 +80,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".json"))
+        kinds = (".safetensors", ".bin", ".pth", ".json")
+        return sorted(file for file in path.iterdir() if file.suffix in kinds and file.is_file())
     split = SPLIT.fullmatch(path.name)
     return sorted(path.parent.glob(f"{split[1]}-*.gguf")) if split else [path]
 

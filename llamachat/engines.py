@@ -47,8 +47,23 @@ def build_engine(
         except BuildError as error:
             if engine == "native":
                 raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
-            say(f"llamachat: the native engine cannot be had ({error}); answers come slower; install a C compiler")
+            say(_no_native(error))
     return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
+
+
+def missing_native() -> str | None:
+    """Why a CPU here will be slower than it could, in a line for people; None where the native engine can be had."""
+    from llamachat.engine.pack import native_library
+
+    try:
+        native_library()
+    except BuildError as error:
+        return None if _has_driver() else _no_native(error)
+    return None
+
+
+def _no_native(error: BuildError) -> str:
+    return f"the native engine cannot be had ({error}); torch answers instead, slower; install a C compiler"
 
 
 def _native(

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from llamachat.config import LARGEST, is_number, is_whole, shown
 from llamachat.errors import ConfigError, LlamachatError, UsageError
 
-MAX_JSON_BYTES = 50 << 20
+MAX_JSON_BYTES = 32 << 20
 MAX_YAML_BYTES = 128 << 10  # PyYAML is slow and real files have 10 kB
 
 T = TypeVar("T")

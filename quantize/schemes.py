@@ -43,7 +43,8 @@ TABLES: dict[str, tuple[float, ...]] = {
     **CODEBOOKS,
 }
 # Scales tried, as multiples of the one that makes the largest weight exact.
-PLAIN, CODED, WHOLE = (1.0,), (0.8, 0.85, 0.9, 0.95, 1.0, 1.05), (0.98, 0.985, 0.99, 0.995, 1.0)
+PLAIN, CODED = (1.0,), (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
+WHOLE = (1.0, 1.008, 1.016, 1.024, 1.032, 1.04, 1.048, 1.056)  # smaller scales would cut the largest weight off
 STEPS, REACH = 4096, 1.35  # resolution and reach of the lookup that replaces a search among 16 values
 
 

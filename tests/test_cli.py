@@ -14,6 +14,7 @@ import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
 from llamachat.cli import main
+from llamachat.engine import build, pack
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +132,18 @@ def test_chat_off_a_terminal_answers_each_line(run: Run) -> None:
     code, out, _ = run("chat", "-m", "TINY", "--no-history", stdin="/help\n/exit\n")
     assert (code, out) == (0, "")
     assert run("-m", "TINY", "--no-history", stdin="/exit\n")[0] == 0, "chat is the default command"
+
+
+def test_without_a_compiler_one_line_says_that_it_is_slower(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise build.BuildError("no C compiler found")
+
+    monkeypatch.setattr(pack, "library", refuse)
+    pack.native_library.cache_clear()
+    for verbose in ((), ("-v",)):
+        code, out, err = run("complete", "the quick", *TINY, *verbose)
+        assert (code, out.count("\n")) == (0, 1)
+        assert err.count("the native engine cannot be had (no C compiler found)") == 1
 
 
 def test_verbose_says_more_on_stderr_only(run: Run) -> None:

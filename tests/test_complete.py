@@ -176,7 +176,7 @@ def test_no_prompt_or_two_is_a_usage_error(
 
 def test_a_prompt_file_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not UTF-8"):
         read_prompt(None, tmp_path / "binary")
 
 

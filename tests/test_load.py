@@ -1,6 +1,7 @@
 """load.py: what is refused before or while weights are read, memory planned and kept to, quantization as configured."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_scales_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) ->
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy_unless_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "available_memory", lambda: fit.WORKSPACE + 500_000)
+    monkeypatch.setattr(fit, "available_memory", lambda: fit.WORKSPACE + 900_000)
     with pytest.raises(DoesNotFitError, match=r"--ctx-size 256.*--force"):
         load(str(folder))
     assert load(str(folder), force=True).engine.slots == 2048
@@ -99,6 +100,19 @@ def test_what_is_not_there_is_refused(folder: Path, option: str, value: object) 
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UsageError):
         load(str(folder), **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mkfifo")
+def test_what_else_lies_in_a_models_folder_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(folder / "pipe.json")
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    assert load(str(folder), ctx_size=64).engine.slots == 64
+
+
+def test_where_nothing_can_be_written_a_model_loads_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "blocked").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "blocked"))
+    assert load(str(folder), ctx_size=64).engine.slots == 64
 
 
 PEAK = """

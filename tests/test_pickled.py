@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.errors import FormatError
-from llamachat.formats.pickled import read_pickled
+from llamachat.formats.pickled import PICKLE_LIMIT, read_pickled
 
 STATE = {
     "float": torch.arange(6.0).reshape(2, 3),
@@ -199,3 +199,10 @@ def test_a_file_saved_by_an_old_torch_is_told_what_to_do(tmp_path: Path) -> None
     torch.save(STATE, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(FormatError, match=r"older than 1\.6"):
         read_pickled(tmp_path / "m.pth")
+
+
+def test_a_pickle_that_would_take_minutes_to_read_is_refused_at_once(tmp_path: Path) -> None:
+    source = saved(tmp_path / "a", STATE)
+    lists = b"\x80\x02" + b"]" * PICKLE_LIMIT + b"."
+    with pytest.raises(FormatError, match="not an archive as torch"):
+        read_pickled(rewritten(source, tmp_path / "b", {"data.pkl": lists}))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from llamachat.errors import FormatError
-from llamachat.formats.safetensors_file import read_safetensors
+from llamachat.formats.safetensors_file import HEADER_LIMIT, read_safetensors
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.int64)
 
@@ -131,3 +131,10 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused(
 def test_a_missing_file_is_a_format_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="nothing"):
         read_safetensors(tmp_path / "nothing")
+
+
+def test_a_header_larger_than_any_models_is_not_parsed(tmp_path: Path) -> None:
+    length = HEADER_LIMIT + 1
+    (file := tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"[" * length)
+    with pytest.raises(FormatError, match="its header claims 16,777,217 bytes"):
+        read_safetensors(file)

@@ -74,10 +74,12 @@ def _cached() -> Path:
     target = folder / f"{digest.hexdigest()[:16]}-{LIBRARY}"
     if not target.exists():
         work = folder / f"build-{os.getpid()}"
-        work.mkdir(parents=True, exist_ok=True)
         try:
+            work.mkdir(parents=True, exist_ok=True)
             compile_library(work / LIBRARY)
             (work / LIBRARY).replace(target)
+        except OSError as error:
+            raise BuildError(f"{folder}: {error.strerror}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target

@@ -12,7 +12,7 @@ from llamachat.config import shown
 from llamachat.errors import FormatError
 from llamachat.tensors import Array
 
-PICKLE_LIMIT = 64_000_000  # bytes; a model of 100,000 tensors takes some 20 MB
+PICKLE_LIMIT = 4 << 20  # bytes; 10,000 tensors take half of it, and reading it all some seconds and 300 MB
 STORAGES = ("Float", "Half", "BFloat16", "Byte", "Char", "Int", "Long")
 ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
     f"torch {kind}Storage" for kind in STORAGES

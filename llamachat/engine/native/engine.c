@@ -99,7 +99,7 @@ static void release(void *p, size_t bytes) {
 
 static int make_acts(Acts *a, int tokens, int width) {
     size_t groups = (size_t)tokens * width / GROUP;
-    *a = (Acts){width, zeroed(groups * GROUP * 4), zeroed(groups * GROUP), zeroed(groups * GROUP), zeroed(groups * 4),
+    *a = (Acts){width, 1, zeroed(groups * GROUP * 4), zeroed(groups * GROUP), zeroed(groups * GROUP), zeroed(groups * 4),
                 zeroed(groups * 4), zeroed(groups * 8), zeroed(groups * 4), zeroed(groups * 8)};
     return a->x && a->high && a->low && a->scale && a->sum32 && a->sum16 && a->mass32 && a->mass16;
 }
@@ -525,6 +525,7 @@ static int prepare(Engine *e, const Step *s) {
 void engine_forward(Engine *e, const Step *s) {
     int chunks = prepare(e, s);
     atomic_store(&e->team.taken, 0);
+    e->acts.lanes = e->mlp.lanes = least(s->tokens, LANES);
     #pragma omp parallel num_threads(e->m.threads)
     run(e, s, chunks, omp_get_thread_num(), omp_get_num_threads());
 }
@@ -568,6 +569,7 @@ int single_product(const char *kernels, const Matrix *w, const float *x, int tok
     char *scratch = zeroed((size_t)width * 32 * threads);
     Acts a;
     ok = make_acts(&a, up(tokens, LANES), width) && scratch;
+    a.lanes = least(tokens, LANES);
     if (ok) {
         for (int i = 0; i < tokens; i++) {
             memcpy(a.x + (size_t)i * width, x + (size_t)i * w->columns, w->columns * 4);

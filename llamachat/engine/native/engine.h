@@ -31,14 +31,15 @@ typedef struct {
 
 /* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
    Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
-   rounding is felt most in the logits (see engine.c). */
+   rounding is felt most in the logits (see engine.c). Groups of 32 columns lie group after group for `lanes` (1 to 16) tokens
+   side by side, then for the next tokens: what is read together lies together, and is a tile of AMX. See group_of. */
 typedef struct {
-    int32_t width;
+    int32_t width, lanes;
     float *x;                     /* [tokens][width] */
-    int8_t *high, *low;           /* [tokens][width], x ~ q * scale */
-    float *scale;                 /* [tokens][width / 32] */
+    int8_t *high, *low;           /* [groups][32], x ~ q * scale */
+    float *scale;                 /* [groups] */
     int32_t *sum32, *sum16;       /* -128 * sum of q over 32 and 16 columns: takes the codes' bias back */
-    float *mass32, *mass16;       /* scale * sum of q: what a minimum is multiplied with */
+    float *mass32, *mass16;       /* scale * sum of q: what a minimum is multiplied with; those of 16 columns at half_of */
 } Acts;
 
 typedef struct {
@@ -69,6 +70,14 @@ typedef struct {
 enum { PART = 16 };
 
 static inline int up(int n, int to) { return (n + to - 1) / to * to; }
+/* Where a token's g-th group of columns lies; the next token's is beside it unless a multiple of `lanes` is between them. */
+static inline size_t group_of(const Acts *a, int token, int g) {
+    return ((size_t)(token / a->lanes) * (a->width / GROUP) + g) * a->lanes + token % a->lanes;
+}
+static inline size_t half_of(const Acts *a, int token, int g, int half) {
+    size_t lane = token % a->lanes;
+    return 2 * (group_of(a, token, g) - lane) + half * a->lanes + lane;
+}
 static inline size_t tile_bytes(const Matrix *w) {
     if (w->kind <= BF16) return (size_t)TILE * LANES * (w->kind == F32 ? 4 : 2);
     return 32 * (size_t)w->subs * (w->minimum ? 2 : 1) + (w->kind == Q4 ? 512 : 1024);

@@ -11,6 +11,8 @@
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 
+static int least(int a, int b) { return a < b ? a : b; }
+
 static float half_value(const uint8_t *p) {
     uint16_t h;
     memcpy(&h, p, 2);
@@ -48,38 +50,52 @@ static void rmsnorm(const float *x, const float *weight, int n, float eps, float
     for (int i = 0; i < n; i += VL) store(out + i, load(x + i) * scale * load(weight + i));
 }
 
-/* Codes of one group times 1 / scale, and their sums over 16 columns (times 256 if there is a rest). */
-INLINE void quantize_group(const float *x, float inverse, int8_t *high, int8_t *low, int sums[2]) {
-    for (int i = 0; i < GROUP; i += VL) {
-        vf scaled = load(x + i) * inverse;
-        vi codes = nearest(scaled), rest = splat_int(0);
-        for (int j = 0; j < VL; j++) high[i + j] = (int8_t)codes[j];
-        if (low) {
-            rest = nearest(larger(-larger((scaled - to_float(codes)) * -256.0f, splat(-127.0f)), splat(-127.0f)));
-            for (int j = 0; j < VL; j++) low[i + j] = (int8_t)rest[j];
+/* Codes of one group: x times 1 / scale; and the sums over its halves of high, or of 256 * high + low if fine. */
+INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t halves[2]) {
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        vi sums = splat_int(0);
+        UNROLL
+        for (int i = 16 * half; i < 16 * half + 16; i += VL) {
+            vf scaled = rounded(load(x + i) * inverse);
+            vi codes = nearest(scaled);
+            *(vc_u *)(high + i) = __builtin_convertvector(codes, vc);
+            if (fine) {
+                vf rest = larger(-larger((scaled - to_float(codes)) * -256.0f, splat(-127.0f)), splat(-127.0f));
+                vi below = nearest(rest);
+                *(vc_u *)(low + i) = __builtin_convertvector(below, vc);
+                codes = (codes << 8) + below;
+            }
+            sums += codes;
         }
-        vi both = low ? (vi)((codes << 8) + rest) : codes;
-        for (int j = 0; j < VL; j++) sums[(i + j) / 16] += both[j];
+        halves[half] = sum_ints(sums);
+    }
+}
+
+INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last) {
+    const float *x = a->x + (size_t)token * a->width;
+    for (int c = first; c < last; c += GROUP) {
+        size_t g = group_of(a, token, c / GROUP);
+        vf most = splat(0);
+        for (int i = 0; i < GROUP; i += VL) most = larger(most, (vf)((vi)load(x + c + i) & 0x7fffffff));
+        float scale = largest_lane(most) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
+        int32_t halves[2];
+        quantize_group(x + c, inverse, fine, a->high + g * GROUP, a->low + g * GROUP, halves);
+        if (fine) scale *= 0x1p-8f;
+        a->scale[g] = scale;
+        a->sum32[g] = -128 * (halves[0] + halves[1]);
+        a->mass32[g] = scale * (float)(halves[0] + halves[1]);
+        for (int half = 0; half < 2; half++) {
+            size_t at = half_of(a, token, c / GROUP, half);
+            a->sum16[at] = -128 * halves[half];
+            a->mass16[at] = scale * (float)halves[half];
+        }
     }
 }
 
 static void quantize(const Acts *a, int token, int first, int last, int fine) {
-    size_t at = (size_t)token * a->width;
-    for (size_t c = at + first, g = c / GROUP; c < at + last; c += GROUP, g++) {
-        vf most = splat(0);
-        for (int i = 0; i < GROUP; i += VL) most = larger(most, (vf)((vi)load(a->x + c + i) & 0x7fffffff));
-        float scale = largest_lane(most) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
-        int sums[2] = {0, 0};
-        if (fine) quantize_group(a->x + c, inverse, a->high + c, a->low + c, sums), scale *= 0x1p-8f;
-        else quantize_group(a->x + c, inverse, a->high + c, NULL, sums);
-        a->scale[g] = scale;
-        a->sum32[g] = -128 * (sums[0] + sums[1]);
-        a->mass32[g] = scale * (float)(sums[0] + sums[1]);
-        for (int i = 0; i < 2; i++) {
-            a->sum16[2 * g + i] = -128 * sums[i];
-            a->mass16[2 * g + i] = scale * (float)sums[i];
-        }
-    }
+    if (fine) quantize_as(1, a, token, first, last);
+    else quantize_as(0, a, token, first, last);
 }
 
 static void swiglu(const float *gate, const float *up, float *out, int n) {
@@ -90,6 +106,8 @@ static void swiglu(const float *gate, const float *up, float *out, int n) {
 }
 
 /* ---- matrix products ---- */
+
+enum { AHEAD = 2048 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -111,65 +129,81 @@ INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part,
 
 INLINE vb load_table(const Matrix *w) {
     vb table;
-    for (int i = 0; i < 4 * VL; i++) table[i] = BIASED ? w->table[i % 16] : w->table[i % 16] ^ 128;
-    return table;
+    for (int i = 0; i < 4 * VL; i += 16) memcpy((char *)&table + i, w->table, 16);
+    return table ^ (BIASED ? 0 : 128);
 }
 
-/* One strip times `tokens` tokens (a constant once inlined, as are kind and subs). */
-INLINE void strip_quant(int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
-                        int strip) {
+/* One strip times `tokens` tokens (a constant once inlined, as are kind, subs and fine). */
+INLINE void strip_quant(int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y,
+                        size_t stride, int strip) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    size_t bytes = tile_bytes(w), groups = up(w->columns, TILE) / GROUP, spread = a->width / GROUP, at = token * spread;
+    size_t bytes = tile_bytes(w), groups = up(w->columns, TILE) / GROUP, lanes = a->lanes;
+    size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
     int minimum = w->minimum, per = subs / 2;
-    const int32_t *bias = per == 1 ? a->sum32 : a->sum16;
-    const float *mass = per == 1 ? a->mass32 : a->mass16;
+    const int32_t *bias = per == 1 ? a->sum32 + at : a->sum16 + at16;
+    const float *mass = per == 1 ? a->mass32 + at : a->mass16 + at16, *scale = a->scale + at;
+    const int8_t *high = a->high + at * GROUP, *low = (fine ? a->low : a->high) + at * GROUP;
     vb table = load_table(w);
-    vf sums[tokens][PARTS];
+    vf sums[8][PARTS];
+    UNROLL
     for (int i = 0; i < tokens; i++)
+        UNROLL
         for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
     for (size_t g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes) {
         const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * subs * (1 + minimum);
         if (tokens == 1)
-            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(tile + (g % 2) * bytes / 2 + 2048 + 64 * i);
+            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(tile + (g % 2) * bytes / 2 + AHEAD + 64 * i);
+        UNROLL
         for (int part = 0; part < PARTS; part++) {
             vb quads[8];
             unpack(kind, table, codes, g % 2, part, quads);
+            UNROLL
             for (int sub = 0; sub < per; sub++) {
-                vf scale = load_half(scales + 32 * sub + 2 * VL * part);
+                vf weight = load_half(scales + 32 * sub + 2 * VL * part);
+                UNROLL
                 for (int i = 0; i < tokens; i++) {
-                    size_t group = at + i * spread + g;
-                    vi sum = BIASED ? splat_int(bias[group * per + sub]) : splat_int(0), high = splat_int(0);
+                    vi sum = BIASED ? splat_int(bias[sub * lanes + i]) : splat_int(0), above = splat_int(0);
+                    UNROLL
                     for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
-                        if (fine) high = dot4(high, quads[v], splat_quad(a->high + group * GROUP + 4 * v));
-                        sum = dot4(sum, quads[v], splat_quad((fine ? a->low : a->high) + group * GROUP + 4 * v));
+                        if (fine) above = dot4(above, quads[v], splat_quad(high + i * GROUP + 4 * v));
+                        sum = dot4(sum, quads[v], splat_quad(low + i * GROUP + 4 * v));
                     }
-                    if (fine) sum += high << 8;
-                    sums[i][part] += scale * splat(a->scale[group]) * to_float(sum);
+                    if (fine) sum += above << 8;
+                    sums[i][part] += weight * splat(scale[i]) * to_float(sum);
                 }
                 if (minimum) {
-                    vf low = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
-                    for (int i = 0; i < tokens; i++)
-                        sums[i][part] += low * splat(mass[(at + i * spread + g) * per + sub]);
+                    vf lowest = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
+                    UNROLL
+                    for (int i = 0; i < tokens; i++) sums[i][part] += lowest * splat(mass[sub * lanes + i]);
                 }
             }
         }
+        high += lanes * GROUP, low += lanes * GROUP, scale += lanes, bias += per * lanes, mass += per * lanes;
     }
+    UNROLL
     for (int i = 0; i < tokens; i++)
+        UNROLL
         for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
 }
 
 INLINE void strip_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
     const float *x = a->x + (size_t)token * a->width;
-    vf sums[tokens][PARTS];
+    vf sums[8][PARTS];
+    UNROLL
     for (int i = 0; i < tokens; i++)
+        UNROLL
         for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
     for (int c = 0; c < up(w->columns, TILE); c++)
+        UNROLL
         for (int part = 0; part < PARTS; part++) {
             vf weights = load_as(kind, tile, (size_t)c * LANES + part * VL);
+            UNROLL
             for (int i = 0; i < tokens; i++) sums[i][part] += weights * splat(x[(size_t)i * a->width + c]);
         }
+    UNROLL
     for (int i = 0; i < tokens; i++)
+        UNROLL
         for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
 }
 
@@ -241,49 +275,59 @@ static void unpack_strip(const Matrix *w, int groups, int strip, Unpacked u) {
 }
 
 /* Integer sums of 16 tokens x 16 rows over 32 or 16 columns. */
-INLINE void tile_sums(int per, const int8_t *x, size_t width, const int8_t *codes, int32_t *sums) {
+INLINE void tile_sums(int per, const int8_t *x, const int8_t *codes, int32_t *sums) {
     if (per == 1) {
         _tile_zero(0);
-        _tile_loadd(2, x, width);
+        _tile_loadd(2, x, GROUP);
         _tile_loadd(3, codes, 64);
         _tile_dpbssd(0, 2, 3);
         _tile_stored(0, sums, 64);
     } else {
         _tile_zero(1);
-        _tile_loadd(4, x, width);
+        _tile_loadd(4, x, GROUP);
         _tile_loadd(5, codes, 64);
         _tile_dpbssd(1, 4, 5);
         _tile_stored(1, sums, 64);
     }
 }
 
+/* The i-th run of 32 or 16 columns; sums are kept for four of them, for the vectors follow the tile unit at a distance. */
+INLINE void tile_step(int per, int fine, Unpacked u, const int8_t *high, const int8_t *low, size_t lanes, size_t i,
+                      int32_t sums[4][2][LANES][LANES]) {
+    size_t x = i / per * lanes * GROUP + i % per * (GROUP / 2), code = i * (GROUP / per) * LANES;
+    tile_sums(per, high + x, u.codes + code, sums[i % 4][0][0]);
+    if (fine) tile_sums(per, low + x, u.codes + code, sums[i % 4][1][0]);
+}
+
 INLINE void tile_tokens(int per, int fine, const Matrix *w, Unpacked u, const Acts *a, int token, int tokens, float *y,
                         size_t stride, int strip) {
-    _Alignas(64) int32_t sums[2][2][LANES][LANES];  /* [group even or odd][high, low] */
-    size_t width = a->width, spread = width / GROUP, groups = up(w->columns, TILE) / GROUP * per, columns = GROUP / per;
-    const int8_t *high = a->high + token * width, *low = a->low + token * width;
-    const float *mass = (per == 1 ? a->mass32 : a->mass16) + token * spread * per, *scale = a->scale + token * spread;
+    _Alignas(64) int32_t sums[4][2][LANES][LANES];
+    size_t runs = up(w->columns, TILE) / GROUP * per, at = group_of(a, token, 0), lanes = a->lanes;
+    const int8_t *high = a->high + at * GROUP, *low = a->low + at * GROUP;
+    const float *scale = a->scale + at, *mass = per == 1 ? a->mass32 + at : a->mass16 + half_of(a, token, 0, 0);
     vf total[LANES];
+    UNROLL
     for (int i = 0; i < LANES; i++) total[i] = splat(0);
-    for (size_t g = 0; g <= groups; g++) {
-        if (g < groups) {  /* one ahead of the vectors, so that they and the tile unit work side by side */
-            tile_sums(per, high + g * columns, width, u.codes + g * columns * LANES, sums[g % 2][0][0]);
-            if (fine) tile_sums(per, low + g * columns, width, u.codes + g * columns * LANES, sums[g % 2][1][0]);
-        }
-        if (g == 0) continue;
-        size_t at = g - 1;
-        vf weight = load(u.scale + at * LANES);
+    tile_step(per, fine, u, high, low, lanes, 0, sums);
+    tile_step(per, fine, u, high, low, lanes, 1, sums);
+    for (size_t run = 0; run < runs; run++) {
+        if (run + 2 < runs) tile_step(per, fine, u, high, low, lanes, run + 2, sums);
+        vf weight = load(u.scale + run * LANES);
+        UNROLL
         for (int i = 0; i < LANES; i++) {
-            vi sum = *(const vi *)sums[at % 2][0][i];
-            if (fine) sum = (sum << 8) + *(const vi *)sums[at % 2][1][i];
-            total[i] += weight * splat(scale[i * spread + at / per]) * to_float(sum);
+            vi sum = *(const vi *)sums[run % 4][0][i];
+            if (fine) sum = (sum << 8) + *(const vi *)sums[run % 4][1][i];
+            total[i] += weight * splat(scale[run / per * lanes + i]) * to_float(sum);
         }
         if (w->minimum) {
-            vf least = load(u.low + at * LANES);
-            for (int i = 0; i < LANES; i++) total[i] += least * splat(mass[i * spread * per + at]);
+            vf lowest = load(u.low + run * LANES);
+            UNROLL
+            for (int i = 0; i < LANES; i++) total[i] += lowest * splat(mass[run * lanes + i]);
         }
     }
-    for (int i = 0; i < tokens; i++) finish(w, strip, 0, total[i], y + i * stride);
+    UNROLL
+    for (int i = 0; i < LANES; i++)
+        if (i < tokens) finish(w, strip, 0, total[i], y + i * stride);
 }
 
 static void strip_tiles(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
@@ -294,7 +338,7 @@ static void strip_tiles(const Matrix *w, const Acts *a, int fine, int token, int
     for (int i = 0; i < tokens; i += LANES) {
         int n = tokens - i < LANES ? tokens - i : LANES;
         float *to = y + (size_t)i * stride;
-        if (n < 5) strip_tokens(w, a, fine, token + i, n, to, stride, strip);
+        if (n < 12) strip_tokens(w, a, fine, token + i, n, to, stride, strip);
         else if (per == 1 && !fine) tile_tokens(1, 0, w, u, a, token + i, n, to, stride, strip);
         else if (per == 1) tile_tokens(1, 1, w, u, a, token + i, n, to, stride, strip);
         else tile_tokens(2, fine, w, u, a, token + i, n, to, stride, strip);
@@ -315,7 +359,7 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
         for (int s = strip; s < strip + strips; s++) {
             float *to = y + (size_t)first * stride;
 #if defined(__AMX_INT8__)
-            if (n >= 8 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
+            if (n >= 12 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
 #endif
             strip_tokens(w, a, fine, token + first, n, to, stride, s);
         }
@@ -329,6 +373,7 @@ INLINE void outer(int rows, int vectors, int kind, const float *const *a, const 
                   vf out[ROWS][2]) {
     for (int k = 0; k < n; k++) {
         vf x = load_as(kind, b, k * step), y = vectors == 2 ? load_as(kind, b, k * step + second) : x;
+        UNROLL
         for (int r = 0; r < rows; r++) {
             vf scalar = splat(a[r][k]);
             out[r][0] += scalar * x;
@@ -345,9 +390,11 @@ INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *
     size_t block = (size_t)keys->dim * LANES;
     for (int s = 0; s < slots; s += 2 * VL) {  /* two vectors of slots; a block holds 16 */
         vf out[ROWS][2];
+        UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
         const void *k = offset(kind, keys->k, (slot + s) / LANES * block + (slot + s) % LANES);
         outer(rows, 2, kind, q, k, LANES, VL == LANES ? block : VL, keys->dim, out);
+        UNROLL
         for (int r = 0; r < rows; r++) store(scores[r] + s, out[r][0]), store(scores[r] + s + VL, out[r][1]);
     }
 }
@@ -357,10 +404,12 @@ INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *
     for (; d < keys->dim; d += 2 * VL) {
         int two = d + VL < keys->dim;
         vf out[ROWS][2];
+        UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
         const void *v = offset(kind, keys->v, (size_t)slot * keys->dim + d);
         if (two) outer(rows, 2, kind, weights, v, keys->dim, VL, slots, out);
         else outer(rows, 1, kind, weights, v, keys->dim, VL, slots, out);
+        UNROLL
         for (int r = 0; r < rows; r++) {
             store(part + r * size + PART + d, out[r][0]);
             if (two) store(part + r * size + PART + d + VL, out[r][1]);

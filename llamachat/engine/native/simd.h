@@ -28,6 +28,12 @@
 #define BIASED 0
 #endif
 
+/* Early enough for arrays of vectors to become registers. */
+#if VL == 4 && !defined(__ARM_NEON)
+#define UNROLL
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 enum { PARTS = LANES / VL };  /* vectors to a strip */
 typedef float vf __attribute__((vector_size(4 * VL), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * VL), may_alias));
@@ -103,19 +109,35 @@ INLINE uint16_t to_bfloat(float x) {
     memcpy(&bits, &x, 4);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-INLINE float sum_lanes(vf x) {
-    float lanes[VL];
-    store(lanes, x);
-    for (int half = VL / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+/* Keeps the compiler from fusing what made x with what uses it, where every processor must round alike. */
+INLINE vf rounded(vf x) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
+    return x;
 }
-INLINE float largest_lane(vf x) {
-    float lanes[VL];
-    store(lanes, x);
-    for (int i = 1; i < VL; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-    return lanes[0];
-}
+#define TO(i, by) ((i) + (by)) % VL
+#if VL == 16
+#define TURNED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \
+    TO(6, by), TO(7, by), TO(8, by), TO(9, by), TO(10, by), TO(11, by), TO(12, by), TO(13, by), TO(14, by), TO(15, by))
+#elif VL == 8
+#define TURNED(x, by) \
+    __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), TO(6, by), TO(7, by))
+#else
+#define TURNED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by))
+#endif
+/* Combines all lanes in a fixed order: halves, quarters... */
+#define REDUCE(x, combine)                        \
+    if (VL > 8) x = combine(x, TURNED(x, 8));     \
+    if (VL > 4) x = combine(x, TURNED(x, 4));     \
+    x = combine(x, TURNED(x, 2));                 \
+    return combine(x, TURNED(x, 1))[0]
+#define PLUS(a, b) ((a) + (b))
+INLINE int32_t sum_ints(vi x) { REDUCE(x, PLUS); }
+INLINE float sum_lanes(vf x) { REDUCE(x, PLUS); }
+INLINE float largest_lane(vf x) { REDUCE(x, larger); }
 /* The nearest integer of |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits. */
 INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 /* e^x for x <= 88, to about 1 unit in the last place; 2^-126 below. Cody-Waite reduction, Cephes' polynomial. */
