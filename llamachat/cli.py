@@ -182,11 +182,10 @@ def _obtain(options: Options) -> "ModelEntry":
     entry = catalog.resolve(options.model)
     with shown_progress() as progress:
         obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress)
-    if options.engine == "auto" and options.device != "cuda" and not options.verbose:  # verbose loading says it itself
-        from llamachat.engines import missing_native
+    if options.engine != "torch" and options.device != "cuda" and not options.verbose:  # verbose loading says it itself
+        from llamachat.engines import prepare_native
 
-        if missing := missing_native():
-            _note(missing)
+        prepare_native(_note)
     return entry
 
 

@@ -51,19 +51,23 @@ def build_engine(
     return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
 
 
-def missing_native() -> str | None:
-    """Why a CPU here will be slower than it could, in a line for people; None where the native engine can be had."""
+def prepare_native(say: Report) -> None:
+    """Compile the native engine if that is still to be done; `say` is told of that, and where it cannot be had."""
+    from llamachat.engine.build import compiler, is_compiled
     from llamachat.engine.pack import native_library
 
+    if not is_compiled() and compiler():
+        say("compiling the native engine, once …")
     try:
         native_library()
     except BuildError as error:
-        return None if _has_driver() else _no_native(error)
-    return None
+        if not _has_driver():
+            say(_no_native(error))
 
 
 def _no_native(error: BuildError) -> str:
-    return f"the native engine cannot be had ({error}); torch answers instead, slower; install a C compiler"
+    first = next(iter(str(error).splitlines()), "")
+    return f"the native engine cannot be had ({first}); torch answers instead, slower"
 
 
 def _native(

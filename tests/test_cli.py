@@ -27,11 +27,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def compiled() -> Path | None:
+    """The folder of the native library, compiled before any test looks for it in a cache folder of its own."""
+    return build.library().parent if build.compiler() else None
+
+
 @pytest.fixture
-def run(tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(tiny: str, compiled: Path | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run a command line -> exit code, stdout, stderr. "TINY" stands for the model's path."""
     for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
+    if compiled:
+        (tmp_path / "CACHE/llamachat").mkdir(parents=True)
+        (tmp_path / "CACHE/llamachat/native").symlink_to(compiled)
     before = signal.getsignal(signal.SIGINT)
 
     def go(*arguments: str, stdin: str = "") -> tuple[int, str, str]:

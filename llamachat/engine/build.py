@@ -57,32 +57,37 @@ def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
 def library() -> Path:
     """The library that came with the package, else one compiled from these sources and kept in the user's cache folder.
 
-    A checkout has no build step in which to compile; two seconds on the first start do it, and an edited source makes
-    another name.
+    A checkout has no build step in which to compile; the first start does it, in some ten seconds, and an edited source
+    makes another name.
     """
-    shipped = SOURCES / LIBRARY
-    return shipped if shipped.exists() else _cached()
-
-
-def _cached() -> Path:
-    from platformdirs import user_cache_path
-
-    digest = hashlib.sha256(platform.machine().encode() + Path(__file__).read_bytes())
-    for path in sorted(SOURCES.glob("*.[ch]")):
-        digest.update(path.read_bytes())
-    folder = user_cache_path("llamachat") / "native"
-    target = folder / f"{digest.hexdigest()[:16]}-{LIBRARY}"
+    target = _place()
     if not target.exists():
-        work = folder / f"build-{os.getpid()}"
+        work = target.parent / f"build-{os.getpid()}"
         try:
             work.mkdir(parents=True, exist_ok=True)
             compile_library(work / LIBRARY)
             (work / LIBRARY).replace(target)
         except OSError as error:
-            raise BuildError(f"{folder}: {error.strerror}") from error
+            raise BuildError(f"{target.parent}: {error.strerror}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def is_compiled() -> bool:
+    """False when `library` will have to compile, or to fail."""
+    return _place().exists()
+
+
+def _place() -> Path:
+    if (shipped := SOURCES / LIBRARY).exists():
+        return shipped
+    from platformdirs import user_cache_path
+
+    digest = hashlib.sha256(platform.machine().encode() + Path(__file__).read_bytes())
+    for path in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(path.read_bytes())
+    return user_cache_path("llamachat") / "native" / f"{digest.hexdigest()[:16]}-{LIBRARY}"
 
 
 def _machine() -> str:
