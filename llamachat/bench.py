@@ -92,7 +92,9 @@ def _peer(module: str, package: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise UsageError(f"{package} is not installed", "there is no peer to measure", f"pip install {package}") from error
+        raise UsageError(
+            f"{package} is not installed", "there is no peer to measure", f"pip install {package}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def report(rows: list[tuple[str, dict[str, float]]], facts: dict[str, Any]) -> N
         speeds = [f"{result[key]:.1f}" for key in ("prefill_tok_s", "decode_tok_s")]
         table.add_row(name, *speeds, *(ratios if result is not ours else ["", ""]))
     Console(file=sys.stderr).print(table)
-    sys.stdout.write(json.dumps({**facts, "results": {name: result for name, result in rows}}) + "\n")
+    sys.stdout.write(json.dumps({**facts, "results": dict(rows)}) + "\n")
 
 
 def versions() -> dict[str, str]:

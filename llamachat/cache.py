@@ -16,7 +16,9 @@ class CacheStep:
 
     slots: Integers  # [T] where each key and value is written
     positions: Integers  # [T] the RoPE position of each token
-    visible: tuple[range, ...]  # slots attended to, this step's own included; among them by position: none later than the query
+    visible: tuple[
+        range, ...
+    ]  # slots attended to, this step's own included; among them by position: none later than the query
     pinned: tuple[range, int] | None = None  # first re-rotate this block of slots to start at this position
 
 

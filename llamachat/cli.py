@@ -83,7 +83,9 @@ def chat(
         from llamachat.session import Session
 
         model = _load(options, entry)
-        return Session(model, _settings(options, model), model.system if system is None else system, options.overflow.value)
+        return Session(
+            model, _settings(options, model), model.system if system is None else system, options.overflow.value
+        )
 
     history = None if no_history else paths.state_dir() / "history"
     raise typer.Exit(ui.run(start, model=entry.name, history_file=history))

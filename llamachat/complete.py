@@ -36,13 +36,9 @@ class Completer:
 
     def start(self, messages: list[Message] | str) -> Answer:
         """The answer to a dialog, or (raw) the continuation of a text; iterate it for the text."""
-        if isinstance(messages, str):
-            prompt = self.model.encode_text(messages)
-        else:
-            prompt = self.model.dialog.encode(messages)
-        return self.model.answer(
-            prompt, self.settings, self.cache, self.interrupted, continues_text=isinstance(messages, str)
-        )
+        raw = isinstance(messages, str)
+        prompt = self.model.encode_text(messages) if isinstance(messages, str) else self.model.dialog.encode(messages)
+        return self.model.answer(prompt, self.settings, self.cache, self.interrupted, continues_text=raw)
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""

@@ -71,7 +71,13 @@ def _no_native(error: BuildError) -> str:
 
 
 def _native(
-    checkpoint: Checkpoint, tensors: Tensors, slots: int, bits: KvBits | None, threads: int | None, force: bool, say: Report
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    slots: int,
+    bits: KvBits | None,
+    threads: int | None,
+    force: bool,
+    say: Report,
 ) -> Engine:
     from llamachat.arena_cache import cached
     from llamachat.engine.native import KV_TYPES, NativeEngine, planned_bytes

@@ -26,7 +26,7 @@ class Token:
     logprobs: TokenLogprobs | None = None
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """The caller asked to stop between two forwards; the cache holds what was computed."""
 
 

@@ -194,5 +194,7 @@ def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
         if isinstance(tensor, QuantTensor) or len(tensor.shape) == 1:
             for part in parts:
                 if part is not None and not np.isfinite(to_float32(part)).all():
-                    raise FormatError(f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged")
+                    raise FormatError(
+                        f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged"
+                    )
         yield name, tensor

@@ -87,7 +87,9 @@ def packed_weights(
         return
     held = arena_cache.entries()
     _print(*(f"{fit.size(path.stat().st_size):>8}  {path}" for path in held))
-    _print(f"{fit.size(sum(path.stat().st_size for path in held)):>8}  in all, of at most {fit.size(arena_cache.LIMIT)}")
+    _print(
+        f"{fit.size(sum(path.stat().st_size for path in held)):>8}  in all, of at most {fit.size(arena_cache.LIMIT)}"
+    )
 
 
 @contextmanager

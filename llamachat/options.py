@@ -50,7 +50,8 @@ class Options:
         Path | None, flag("--system-file", help="File that holds the system prompt.", panel=MODEL)
     ] = None
     ctx_size: Annotated[
-        int | None, flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL)
+        int | None,
+        flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
     ] = None
     overflow: Annotated[
         Overflow, flag("--overflow", help="When the context is full: drop the oldest turns, or stop.", panel=MODEL)
@@ -70,7 +71,9 @@ class Options:
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        flag("--repetition-penalty", "--repeat-penalty", help="Above 1 makes seen tokens rarer (CTRL).", panel=SAMPLING),
+        flag(
+            "--repetition-penalty", "--repeat-penalty", help="Above 1 makes seen tokens rarer (CTRL).", panel=SAMPLING
+        ),
     ] = None
     presence_penalty: Annotated[
         float | None, flag("--presence-penalty", help="Subtracted once from each generated token.", panel=SAMPLING)
@@ -83,9 +86,9 @@ class Options:
         int | None,
         flag("--max-tokens", "-n", min=1, help="Default: to the end of the turn or context.", panel=SAMPLING),
     ] = None
-    stop: Annotated[
-        list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)
-    ] = field(default_factory=list)
+    stop: Annotated[list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)] = (
+        field(default_factory=list)
+    )
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = EngineName.auto
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
@@ -95,7 +98,15 @@ class Options:
 
     def sampling(self) -> dict[str, Any]:
         """The SamplingParams fields that were given."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        names = (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
         values = {name: getattr(self, name) for name in (*names, "seed")}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -82,7 +82,6 @@ class QuantTensor:
         steps = np.diff(self.table)
         return (float(steps[0]), float(self.table[0])) if np.all(steps == steps[0]) else None
 
-
     def rows(self, which: "Rows") -> "QuantTensor":
         """Only these rows, in this order."""
         minimum = self.minimum if self.minimum is None else self.minimum[which]

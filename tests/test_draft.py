@@ -1,6 +1,7 @@
 """draft.py: guesses never change what is generated, cost nothing where they do not pay, and leave the cache clean."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ class EchoEngine(HashEngine):
 
     def row(self, tokens: Sequence[int]) -> np.ndarray:
         logits = super().row(tokens) * 0.5
-        pairs = list(zip(tokens, tokens[1:], strict=False))
+        pairs = list(pairwise(tokens))
         earlier = [at for at, pair in enumerate(pairs[:-1]) if pair == pairs[-1]] if pairs else []
         if earlier:
             logits[tokens[earlier[-1] + 2]] += self.strength
@@ -40,7 +41,11 @@ class Eager(Drafter):
 
 prompts = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 sampling = st.sampled_from(
-    [SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(seed=2, temperature=1.5, repetition_penalty=1.3)]
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, temperature=1.5, repetition_penalty=1.3),
+    ]
 )
 
 
@@ -67,7 +72,9 @@ def test_leaving_in_the_middle_of_a_guess_forgets_the_rest_of_it() -> None:
     ids = [1, 2, 3, 4] * 6
     engine, cache = EchoEngine(), Cache(64)
     logits = g.prefill(engine, cache, ids)
-    tokens = g.generate(engine, cache, logits, Sampler(SamplingParams(temperature=0), 50), stop_ids=(), drafter=Eager(ids))
+    tokens = g.generate(
+        engine, cache, logits, Sampler(SamplingParams(temperature=0), 50), stop_ids=(), drafter=Eager(ids)
+    )
     seen = [next(tokens).id for _ in range(3)]
     assert engine.forwarded[-1] > 1, "a guess was under way"
     tokens.close()  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """generate.py: prefill in chunks, tokens one at a time, and a cache that always holds what was run."""
 
 import pytest
+from engines import HashEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,7 +10,6 @@ from llamachat.cache import Cache
 from llamachat.config import SamplingParams
 from llamachat.errors import DoesNotFitError
 from llamachat.sample import Sampler
-from engines import HashEngine
 
 GREEDY = SamplingParams(temperature=0)
 prompts = st.lists(st.integers(0, 49), min_size=1, max_size=40)

@@ -8,7 +8,16 @@ import pytest
 
 import llamachat
 
-HEAVY = {"torch", "transformers", "bitsandbytes", "huggingface_hub", "tokenizers", "sentencepiece", "tiktoken", "jinja2"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "bitsandbytes",
+    "huggingface_hub",
+    "tokenizers",
+    "sentencepiece",
+    "tiktoken",
+    "jinja2",
+}
 PACKAGE = Path(llamachat.__file__).parent
 BELOW = {"engine.torch_engine", "engine.model", "engine.linear"}  # where torch may live
 MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")}

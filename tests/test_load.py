@@ -52,7 +52,9 @@ def test_scales_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) ->
         load(str(folder))
 
 
-def test_what_does_not_fit_is_refused_with_a_remedy_unless_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_with_a_remedy_unless_forced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fit, "available_memory", lambda: fit.WORKSPACE + 900_000)
     with pytest.raises(DoesNotFitError, match=r"--ctx-size 256.*--force"):
         load(str(folder))
@@ -76,7 +78,9 @@ def test_float_weights_are_quantized_as_the_catalog_says(folder: Path, scheme: s
     for name, tensor in tensors.items():
         packing = index[name].packing
         linear = "proj" in name and "o_proj" not in name
-        assert (packing is not None) == (linear or (scheme in ("int8", "int4") and len(tensor.shape) == 2 and not "proj" in name))
+        assert (packing is not None) == (
+            linear or (scheme in ("int8", "int4") and len(tensor.shape) == 2 and "proj" not in name)
+        )
         assert index[name].nbytes == tensor.nbytes
         error = dequantize(tensor) - original[name]
         assert np.linalg.norm(error) <= bound * np.linalg.norm(original[name])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ TABLES = {
 }
 
 
-def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str, group: int, spread: float = 1.0) -> Tensor:
+def random_matrix(
+    rng: np.random.Generator, rows: int, columns: int, kind: str, group: int, spread: float = 1.0
+) -> Tensor:
     """kind: float32, float16, bfloat16, int8, int8+min, or a name of TABLES; `spread` scales the weights."""
     normal = rng.standard_normal((rows, columns)).astype(np.float32) * spread
     if kind == "bfloat16":
@@ -92,7 +95,9 @@ def test_product_equals_its_definition(kernels: str, case: tuple[Tensor, Array],
 
 
 def packed_exactly(tensor: Tensor) -> bool:
-    return isinstance(tensor, FloatTensor) or (tensor.scale.dtype == np.float16 and tensor.table is not TABLES["zero point"])
+    return isinstance(tensor, FloatTensor) or (
+        tensor.scale.dtype == np.float16 and tensor.table is not TABLES["zero point"]
+    )
 
 
 def parts(tensor: Tensor) -> Array:
@@ -206,7 +211,7 @@ def test_chunks_and_threads_do_not_change_a_bit(kernels: str, kv: Any) -> None:
 
     def run(cuts: list[int], threads: int) -> Iterator[Array]:
         engine = NativeEngine(config, arena, slots=400, kv=kv, kernels=kernels, threads=threads)
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             yield engine.forward(ids[first:last], in_order(first, last - first), "all")
 
     whole = np.concatenate(list(run([0, 300], 2)))
@@ -228,7 +233,8 @@ def test_slots_in_any_order_and_visible_ranges_are_followed() -> None:
     places = tuple(range(slot, slot + 1) for slot in slots)
     scattered = CacheStep(slots, np.arange(5, 25, dtype=np.int64), places)
     engine, expected = (make(tensors) for make in (
-        lambda t: NativeEngine.build(BASE, t.items(), slots=48, kv="float32"), lambda t: reference_engine(BASE, t, 48)))  # fmt: skip
+        lambda t: NativeEngine.build(BASE, t.items(), slots=48, kv="float32"),
+        lambda t: reference_engine(BASE, t, 48)))  # fmt: skip
     for one in (engine, expected):
         one.forward(tokens_of(BASE, 48), in_order(0, 48), "last")  # leaves keys in every slot
     logits, other = (one.forward(ids, scattered, "all") for one in (engine, expected))
@@ -297,7 +303,9 @@ for kernels in t.KERNELS:
 def test_kernels_run_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     target = tmp_path / build.LIBRARY
     build.compile_library(target, ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0"])
-    runtime = subprocess.run([build.compiler() or "", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    runtime = subprocess.run(
+        [build.compiler() or "", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
     root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-c", SANITIZED, str(target)], capture_output=True, text=True, cwd=root, check=False,

@@ -1,6 +1,5 @@
 """session.py: turns that reuse the cache exactly, interrupts that keep what was said, old turns that make room."""
 
-
 import pytest
 from engines import HashEngine, hash_model
 from hypothesis import given, settings
@@ -44,7 +43,9 @@ def test_a_second_turn_runs_only_its_own_tokens() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=12), st.none() | st.integers(0, 12)), min_size=1, max_size=5))
-def test_every_prompt_equals_a_fresh_rendering_and_every_answer_a_fresh_cache(turns: list[tuple[str, int | None]]) -> None:
+def test_every_prompt_equals_a_fresh_rendering_and_every_answer_a_fresh_cache(
+    turns: list[tuple[str, int | None]],
+) -> None:
     """Also after interrupts anywhere, the log is the tokens that the messages stand for."""
     chat = session(system="s")
     for text, stop_after in turns:
@@ -147,7 +148,13 @@ def test_a_new_system_prompt_is_used_from_the_next_message_on() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "stored"),
-    [("temperature", "0.5", 0.5), ("top_k", "40", 40), ("seed", "none", None), ("max_tokens", "7", 7), ("max_tokens", "none", None)],
+    [
+        ("temperature", "0.5", 0.5),
+        ("top_k", "40", 40),
+        ("seed", "none", None),
+        ("max_tokens", "7", 7),
+        ("max_tokens", "none", None),
+    ],
 )
 def test_parameters_are_set_from_text(name: str, value: str, stored: object) -> None:
     chat = session()
@@ -156,7 +163,8 @@ def test_parameters_are_set_from_text(name: str, value: str, stored: object) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temprature", "1"), ("temperature", "hot"), ("top_p", "2"), ("max_tokens", "0"), ("top_k", "1.5")]
+    ("name", "value"),
+    [("temprature", "1"), ("temperature", "hot"), ("top_p", "2"), ("max_tokens", "0"), ("top_k", "1.5")],
 )
 def test_a_bad_parameter_is_refused_and_nothing_changes(name: str, value: str) -> None:
     chat = session()
@@ -168,5 +176,3 @@ def test_a_bad_parameter_is_refused_and_nothing_changes(name: str, value: str) -
 
 def test_describe_names_the_model() -> None:
     assert session().describe()["model"] == "hash"
-
-

@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = "libllamachat." + {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
-FLAGS = "-std=gnu11 -O3 -fPIC -fno-math-errno -fno-trapping-math".split()
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
 KERNELS = {  # machine -> name of the kernels -> flags
     "x86_64": {
@@ -35,7 +35,9 @@ class BuildError(Exception):
 
 def compiler() -> str | None:
     """The C compiler: $CC, else cc, gcc or clang."""
-    return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    return next(
+        (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
+    )
 
 
 def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
@@ -96,14 +98,20 @@ def _machine() -> str:
 
 def _openmp(cc: str, folder: Path) -> list[str]:
     """-fopenmp where the compiler has it (Apple's has not); else the library runs on one thread."""
-    probe = subprocess.run([cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")], input=b"int main(void){return 0;}",
-                           capture_output=True, check=False)
+    probe = subprocess.run(
+        [cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")],
+        input=b"int main(void){return 0;}",
+        capture_output=True,
+        check=False,
+    )
     (folder / "probe").unlink(missing_ok=True)
     return ["-fopenmp"] if probe.returncode == 0 else []
 
 
 def _run_all(commands: Sequence[Sequence[str]]) -> None:
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    ]
     said = [process.communicate()[0] for process in running]
     failed = [text for process, text in zip(running, said, strict=True) if process.returncode != 0]
     if failed:

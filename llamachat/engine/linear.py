@@ -39,7 +39,6 @@ from llamachat.tensors import (
     QuantTensor,
     dequantize,
     pack_nibbles,
-    take_rows,
     unpack_nibbles,
 )
 from llamachat.tensors import Tensor as Weight
@@ -354,7 +353,7 @@ def slabs(tensor: AnyWeight) -> Iterator[tuple[int, AnyWeight]]:
     """The tensor in pieces of about SLAB weights, and a multiple of 64 rows, the most that any kernel interleaves."""
     step = max(1, SLAB // 64 // math.prod(tensor.shape[1:])) * 64
     for start in range(0, tensor.shape[0], step):
-        yield start, tensor.rows(slice(start, start + step))
+        yield start, tensor.rows(slice(start, start + step))  # type: ignore[misc]  # mypy joins the two
 
 
 def _scales_zeros(tensor: QuantTensor) -> Tensor:

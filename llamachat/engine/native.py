@@ -17,7 +17,9 @@ from llamachat.tensors import Array, Tensor, TensorInfo
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
 KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
 BATCH = 512  # tokens a call; longer prompts take several
-LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+)
 _NONE, _LAST, _ALL = range(3)
 _UNSEEN = np.iinfo(np.int32).max
 
@@ -104,7 +106,9 @@ class NativeEngine:
             wanted = _ALL if logits == "all" else _LAST if first + BATCH >= len(tokens) else _NONE
             arrays = (tokens[part], slots[part], positions[part], visible)
             to = _at(out[first:]) if logits == "all" else _at(out)
-            self._lib.engine_forward(self._engine, _Step(*map(_at, arrays), len(arrays[0]), len(visible), wanted, to))
+            self._lib.engine_forward(
+                self._engine, _Step(*(_at(array) for array in arrays), len(arrays[0]), len(visible), wanted, to)
+            )
         out = out[:, : self.config.vocab_size]
         return out if logits == "all" else out[0]
 
@@ -125,7 +129,9 @@ class NativeEngine:
         c = self.config
         frequency, factor = frequencies(c, self.slots)
         windows = np.array([c.window(layer) or _UNSEEN for layer in range(c.num_hidden_layers)], np.int32)
-        matrices = [self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS]
+        matrices = [
+            self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS
+        ]
         linears = (Matrix * len(matrices))(*matrices)
         embed = self._matrix("model.embed_tokens")
         head = embed if c.tie_word_embeddings else self._matrix("lm_head")
@@ -191,7 +197,9 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     return lib
 
 
-def single_product(head: Head, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1) -> NDArray[np.float32]:
+def single_product(
+    head: Head, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
+) -> NDArray[np.float32]:
     """x [T, columns] times a packed matrix -> [T, rows], as the engine computes it; for tests and measurements."""
     matrix, x = head.matrix(data), np.ascontiguousarray(x, np.float32)
     out = np.empty((len(x), -(-head.rows // LANES) * LANES), np.float32)
@@ -205,5 +213,7 @@ def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> N
     """These rows of a packed matrix as floats."""
     out = np.empty((len(rows), -(-head.columns // TILE) * TILE), np.float32)
     index = np.array(rows, np.int32)
-    _declared(native_library()).single_rows(kernels.encode(), ctypes.byref(head.matrix(data)), _at(index), len(rows), _at(out))
+    _declared(native_library()).single_rows(
+        kernels.encode(), ctypes.byref(head.matrix(data)), _at(index), len(rows), _at(out)
+    )
     return out[:, : head.columns]

@@ -97,10 +97,15 @@ class Arena:
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises FormatError unless these are the tensors, with these shapes."""
-        held = {name: (head.rows, head.columns) if head.rows else (head.columns,) for name, (head, _) in self.tensors.items()}
+        held = {
+            name: (head.rows, head.columns) if head.rows else (head.columns,)
+            for name, (head, _) in self.tensors.items()
+        }
         if held != shapes:
             wrong = sorted(name for name in held.keys() | shapes if held.get(name) != shapes.get(name))
-            raise FormatError(f"the packed weights of {wrong[0]} are not those of this model", remedy="pack the model again")
+            raise FormatError(
+                f"the packed weights of {wrong[0]} are not those of this model", remedy="pack the model again"
+            )
 
     @classmethod
     def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "Arena":
@@ -133,7 +138,9 @@ class Arena:
             index = json.loads(data[end - length : end].tobytes())
             return cls({name: _entry(data[: end - length], **entry) for name, entry in index.items()})
         except (ValueError, TypeError, struct.error) as error:
-            raise FormatError(f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it") from error
+            raise FormatError(
+                f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it"
+            ) from error
 
 
 def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
@@ -146,7 +153,13 @@ def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
 def _entry(data: Array, start: int, table: list[int], **fields: Any) -> tuple[Head, Array]:
     head = Head(**fields, table=tuple(table))
     end = start + _nbytes(head)
-    if start % TILE or not 0 <= start <= end <= len(data) or head.rows < 0 or head.columns < 1 or head.subs not in (2, 4):
+    if (
+        start % TILE
+        or not 0 <= start <= end <= len(data)
+        or head.rows < 0
+        or head.columns < 1
+        or head.subs not in (2, 4)
+    ):
         raise ValueError("a tensor lies outside the file")
     return head, data[start:end]
 

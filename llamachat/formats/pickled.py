@@ -79,9 +79,7 @@ def _array(path: Path, name: object, tensor: object) -> Array:
     import torch
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise FormatError(
-            f"{path} has {shown(name)}, a {type(tensor).__name__}", "a dictionary of tensors is needed"
-        )
+        raise FormatError(f"{path} has {shown(name)}, a {type(tensor).__name__}", "a dictionary of tensors is needed")
     if not 0 < tensor.nbytes <= tensor.untyped_storage().nbytes():  # strides of 0: small in the file, huge when copied
         raise FormatError(f"{shown(name)} in {path} is empty, or larger than its bytes", "it is no weight")
     try:
