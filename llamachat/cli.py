@@ -15,8 +15,10 @@ from typer.exceptions import TyperException
 
 from llamachat.bench_cmd import bench
 from llamachat.errors import LlamachatError, UsageError
+from llamachat.eval_cmd import evaluate_model
 from llamachat.models_cmd import models_app
 from llamachat.options import Options, with_options
+from llamachat.quantize_cmd import quantize_model
 
 if TYPE_CHECKING:
     from llamachat.answer import AnswerSettings
@@ -47,6 +49,8 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.command(epilog=EPILOG)(bench)
+app.command("quantize", epilog=EPILOG)(quantize_model)
+app.command("eval", epilog=EPILOG)(evaluate_model)
 
 
 def _version(wanted: bool) -> None:
