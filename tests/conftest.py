@@ -9,6 +9,13 @@ from pathlib import Path
 
 import platformdirs
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test depends on how busy the machine is; CI tries the same examples every time.
+settings.register_profile(
+    "llamachat", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("llamachat")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub by accident
 
