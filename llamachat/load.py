@@ -116,7 +116,7 @@ def load(
     begin = time.perf_counter()
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress)
-    checkpoint = _quantized(open_checkpoint(path), entry)
+    checkpoint = _quantized(open_checkpoint(path))
     config = checkpoint.config
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     limit = entry.context or checkpoint.sampling.get("max_length") or config.max_position_embeddings
@@ -171,20 +171,34 @@ def obtain(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """The model's files, downloaded if they are not here; but not if it is plain that they would not fit in memory."""
+    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit."""
     if fetch.locate(entry) is None and (plan := fit.entry_plan(entry, ctx_size, kv_bits)):
         fit.check(plan, force)
-    return fetch.fetch(entry, progress or fetch.silent, offline)
+    shown = progress or fetch.silent
+    return _converted(fetch.fetch(entry, shown, offline), entry, shown)
 
 
-def _quantized(checkpoint: Checkpoint, entry: ModelEntry) -> Checkpoint:
-    """The checkpoint as the catalog's or its own quant_config wants it; weights that are packed already stay so."""
-    wanted = entry.quant_config or checkpoint.config.quantization
-    if wanted is None or any(info.packing for info in checkpoint.index().values()):
+def _converted(path: Path, entry: ModelEntry, progress: Progress) -> Path:
+    """Where the model lies that the catalog's quant_config makes of these files, at its first use; packed ones stay."""
+    if entry.quant_config is None or _is_packed(source := open_checkpoint(path)):
+        return path
+    from quantize.once import quantized_once
+
+    return quantized_once(source, entry.quant_config, progress).path
+
+
+def _quantized(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights)."""
+    wanted = checkpoint.config.quantization
+    if wanted is None or _is_packed(checkpoint):
         return checkpoint
     from quantize.schemes import Quantized
 
     return Quantized(checkpoint, wanted)
+
+
+def _is_packed(checkpoint: Checkpoint) -> bool:
+    return any(info.packing is not None for info in checkpoint.index().values())
 
 
 def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

@@ -93,9 +93,7 @@ def quantize_model(
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
-        done = convert(
-            checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads
-        )
+        done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)
     quality = _quality(out, path, text, windows, threads) if report else None
     if html:
         html.write_text(reports.html(done, quality), encoding="utf-8")

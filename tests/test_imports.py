@@ -22,7 +22,18 @@ PACKAGE = Path(llamachat.__file__).parent
 BELOW = {"engine.torch_engine", "engine.model", "engine.linear"}  # where torch may live
 MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")}
 ABOVE_ENGINE = sorted(name for name in MODULES - BELOW if not name.endswith(("__init__", "__main__", "_worker")))
-LIGHT = ["cli", "quantize_cmd", "eval_cmd", "bench_cmd", "catalog", "errors", "config", "options", "models_cmd", "ui.app"]
+LIGHT = [
+    "cli",
+    "quantize_cmd",
+    "eval_cmd",
+    "bench_cmd",
+    "catalog",
+    "errors",
+    "config",
+    "options",
+    "models_cmd",
+    "ui.app",
+]
 ALLOWED = {  # what of llamachat a layer may load; the layers above it are not in there
     "errors": "",
     "events": "",

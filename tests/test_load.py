@@ -11,11 +11,11 @@ import pytest
 from checkpoints import arrays, save_gguf, save_hf, save_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
-from llamachat import fit
+from llamachat import fit, paths
 from llamachat.catalog import LocalPath, ModelEntry
 from llamachat.config import QuantConfig
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
-from llamachat.load import load
+from llamachat.load import load, obtain
 from llamachat.tensors import dequantize
 
 
@@ -68,32 +68,36 @@ def test_context_is_the_models_own_capped_or_as_asked(folder: Path) -> None:
     assert load(entry).engine.slots == 64
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(paths, "cache_dir", lambda: folder)
+    return folder
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4", "bnb-nf4", "bnb-fp4", "bnb-int8"])
-def test_float_weights_are_quantized_as_the_catalog_says(folder: Path, scheme: str) -> None:
-    entry = ModelEntry("x", LocalPath(folder), quant_config=QuantConfig(scheme, skip=("o_proj",)))  # type: ignore[arg-type]
+def test_float_weights_are_quantized_as_the_catalog_says_once(folder: Path, cache: Path, scheme: str) -> None:
+    entry = ModelEntry("x", LocalPath(folder), quant_config=QuantConfig(scheme, skip=("*o_proj*",)))  # type: ignore[arg-type]
     model = load(entry, dtype="float32")
-    index, tensors = model.checkpoint.index(), dict(model.checkpoint.tensors())
     original = arrays(tiny_model())
     bound = {"int8": 0.01, "bnb-int8": 0.02, "int4": 0.12, "bnb-nf4": 0.13, "bnb-fp4": 0.2}[scheme]
-    for name, tensor in tensors.items():
-        packing = index[name].packing
+    index = model.checkpoint.index()
+    for name, tensor in model.checkpoint.tensors():
         linear = "proj" in name and "o_proj" not in name
-        assert (packing is not None) == (
-            linear or (scheme in ("int8", "int4") and len(tensor.shape) == 2 and "proj" not in name)
-        )
-        assert index[name].nbytes == tensor.nbytes
+        outer = scheme in ("int8", "int4") and len(tensor.shape) == 2 and "proj" not in name
+        assert (index[name].packing is not None) == (linear or outer)
         error = dequantize(tensor) - original[name]
         assert np.linalg.norm(error) <= bound * np.linalg.norm(original[name])
+    (kept,) = (cache / "quantized").glob("*/manifest.json")
+    made = kept.stat().st_mtime_ns
+    load(entry, dtype="float32")
+    assert kept.stat().st_mtime_ns == made, "the second time it is only opened"
 
 
-def test_packed_weights_stay_as_they_are_whatever_the_catalog_says(tmp_path: Path) -> None:
+def test_packed_weights_stay_as_they_are_whatever_the_catalog_says(tmp_path: Path, cache: Path) -> None:
     file = save_gguf(tiny_model(), tmp_path, quant="Q8_0")
-    entry = ModelEntry("x", LocalPath(file), quant_config=QuantConfig("int4"))
-    from llamachat.formats.detect import open_checkpoint
-    from llamachat.load import _quantized
-
-    checkpoint = open_checkpoint(file)
-    assert _quantized(checkpoint, entry) is checkpoint
+    assert obtain(ModelEntry("x", LocalPath(file), quant_config=QuantConfig("int4"))) == file
+    assert not (cache / "quantized").exists()
 
 
 @pytest.mark.parametrize(("option", "value"), [("device", "cuda"), ("kv_bits", 7)])
@@ -122,7 +126,7 @@ def test_where_nothing_can_be_written_a_model_loads_all_the_same(folder: Path, m
 PEAK = """
 import resource, sys
 import torch
-from llamachat.load import load
+from llamachat.load import load, obtain
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model = load(sys.argv[1], ctx_size=64, dtype=sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, model.engine.weight_bytes)
