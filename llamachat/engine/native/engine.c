@@ -148,7 +148,7 @@ Engine *engine_new(const Model *m, const char *kernels) {
     for (int t = 0; ok && t < m->threads; t++) {
         Own *own = &e->own[t];
         ok = make_acts(&own->acts, 1, width) && (own->x = zeroed(e->hidden * 4)) &&
-             (own->part = zeroed(2 * ROWS * part_size(e) * 4)) && (own->unpacked = zeroed((size_t)most(width, e->inner) * 32));
+             (own->part = zeroed(2 * ROWS * part_size(e) * 4)) && (own->unpacked = zeroed(SCRATCH));
     }
     size_t chunks = e->cap / CHUNK, heads = (size_t)m->layers * 2 * m->kv_heads;
     e->kv_bytes = heads * e->cap * e->dim * element(m->kv_kind);
@@ -566,7 +566,7 @@ void engine_write_keys(Engine *e, int first, int count, int64_t start, const flo
 int single_product(const char *kernels, const Matrix *w, const float *x, int tokens, int fine, int threads, float *y) {
     const Kernels *k = select_kernels(kernels);
     int width = up(w->columns, TILE), strips = up(w->rows, LANES) / LANES, ok;
-    char *scratch = zeroed((size_t)width * 32 * threads);
+    char *scratch = zeroed((size_t)SCRATCH * threads);
     Acts a;
     ok = make_acts(&a, up(tokens, LANES), width) && scratch;
     a.lanes = least(tokens, LANES);
@@ -579,7 +579,7 @@ int single_product(const char *kernels, const Matrix *w, const float *x, int tok
         {
             int t = omp_get_thread_num(), n = omp_get_num_threads(), lo = strips * t / n, hi = strips * (t + 1) / n;
             k->enter();
-            if (lo < hi) k->matmul(w, &a, fine, 0, tokens, y, strips * LANES, lo, hi - lo, scratch + (size_t)width * 32 * t);
+            if (lo < hi) k->matmul(w, &a, fine, 0, tokens, y, strips * LANES, lo, hi - lo, scratch + (size_t)SCRATCH * t);
             k->leave();
         }
     }

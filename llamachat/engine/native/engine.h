@@ -17,6 +17,7 @@
 
 enum { LANES = 16, TILE = 64, GROUP = 32 };  /* rows of a strip, columns of a tile, columns that share an activation scale */
 enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
+enum { SCRATCH = 24 << 10 };                 /* bytes that matmul wants for each thread */
 enum { ROWS = 8 };                           /* queries that attend together */
 enum kind { F32, F16, BF16, Q8, Q4 };
 enum wanted { NONE, LAST, ALL };             /* logits of which tokens */

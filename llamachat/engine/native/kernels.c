@@ -257,12 +257,13 @@ static void leave(void) { _tile_release(); }
 /* A strip's codes as signed bytes in tiles of AMX, its scales and minima as floats. */
 typedef struct { int8_t *codes; float *scale, *low; } Unpacked;
 
-static void unpack_strip(const Matrix *w, int groups, int strip, Unpacked u) {
+static void unpack_strip(const Matrix *w, int from, int to, int strip, Unpacked u) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
     size_t bytes = tile_bytes(w);
     int per = w->subs / 2;
     vb table = load_table(w), quads[8];
-    for (int g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes) {
+    tile += from / 2 * bytes;
+    for (int g = 0; g < to - from; g++, tile += g % 2 ? 0 : bytes) {  /* from is even */
         const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * w->subs * (1 + w->minimum);
         if (w->kind == Q4) unpack(Q4, table, codes, g % 2, 0, quads);
         else unpack(Q8, table, codes, g % 2, 0, quads);
@@ -299,57 +300,69 @@ INLINE void tile_step(int per, int fine, Unpacked u, const int8_t *high, const i
     if (fine) tile_sums(per, low + x, u.codes + code, sums[i % 4][1][0]);
 }
 
-INLINE void tile_tokens(int per, int fine, const Matrix *w, Unpacked u, const Acts *a, int token, int tokens, float *y,
-                        size_t stride, int strip) {
+/* Groups [from, to) of a strip, unpacked, times up to 16 tokens; y holds the sums of the groups before. */
+INLINE void tile_tokens(int per, int fine, int minimum, const Matrix *w, Unpacked u, const Acts *a, int token, int tokens, int from,
+                        int to, float *y, size_t stride, int strip) {
     _Alignas(64) int32_t sums[4][2][LANES][LANES];
-    size_t runs = up(w->columns, TILE) / GROUP * per, at = group_of(a, token, 0), lanes = a->lanes;
+    size_t runs = (size_t)(to - from) * per, at = group_of(a, token, from), lanes = a->lanes;
     const int8_t *high = a->high + at * GROUP, *low = a->low + at * GROUP;
-    const float *scale = a->scale + at, *mass = per == 1 ? a->mass32 + at : a->mass16 + half_of(a, token, 0, 0);
+    const float *scale = a->scale + at, *mass = per == 1 ? a->mass32 + at : a->mass16 + half_of(a, token, from, 0);
     vf total[LANES];
     UNROLL
-    for (int i = 0; i < LANES; i++) total[i] = splat(0);
+    for (int i = 0; i < LANES; i++) total[i] = from && i < tokens ? load(y + i * stride + strip * LANES) : splat(0);
     tile_step(per, fine, u, high, low, lanes, 0, sums);
     tile_step(per, fine, u, high, low, lanes, 1, sums);
     for (size_t run = 0; run < runs; run++) {
         if (run + 2 < runs) tile_step(per, fine, u, high, low, lanes, run + 2, sums);
         vf weight = load(u.scale + run * LANES);
+        const float *x = scale + run / per * lanes, *m = mass + run * lanes;
         UNROLL
         for (int i = 0; i < LANES; i++) {
             vi sum = *(const vi *)sums[run % 4][0][i];
             if (fine) sum = (sum << 8) + *(const vi *)sums[run % 4][1][i];
-            total[i] += weight * splat(scale[run / per * lanes + i]) * to_float(sum);
+            total[i] += weight * splat(x[i]) * to_float(sum);
         }
-        if (w->minimum) {
+        if (minimum) {
             vf lowest = load(u.low + run * LANES);
             UNROLL
-            for (int i = 0; i < LANES; i++) total[i] += lowest * splat(mass[run * lanes + i]);
+            for (int i = 0; i < LANES; i++) total[i] += lowest * splat(m[i]);
         }
     }
+    int last = to == up(w->columns, TILE) / GROUP;
     UNROLL
-    for (int i = 0; i < LANES; i++)
-        if (i < tokens) finish(w, strip, 0, total[i], y + i * stride);
+    for (int i = 0; i < LANES; i++) {
+        if (i >= tokens) break;
+        if (last) finish(w, strip, 0, total[i], y + i * stride);
+        else store(y + i * stride + strip * LANES, total[i]);
+    }
 }
 
+/* Columns go in blocks whose codes, unpacked, stay in the first-level cache. */
 static void strip_tiles(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
                         void *scratch) {
-    int width = up(w->columns, TILE), groups = width / GROUP, per = w->subs / 2;
-    Unpacked u = {scratch, (float *)scratch + width * 4, (float *)scratch + width * 4 + groups * 2 * LANES};
-    unpack_strip(w, groups, strip, u);
-    for (int i = 0; i < tokens; i += LANES) {
-        int n = tokens - i < LANES ? tokens - i : LANES;
-        float *to = y + (size_t)i * stride;
-        if (n < 12) strip_tokens(w, a, fine, token + i, n, to, stride, strip);
-        else if (per == 1 && !fine) tile_tokens(1, 0, w, u, a, token + i, n, to, stride, strip);
-        else if (per == 1) tile_tokens(1, 1, w, u, a, token + i, n, to, stride, strip);
-        else tile_tokens(2, fine, w, u, a, token + i, n, to, stride, strip);
+    enum { BLOCK = 32 };  /* groups: fills SCRATCH */
+    int groups = up(w->columns, TILE) / GROUP, per = w->subs / 2, rest = tokens % LANES < 12 ? tokens % LANES : 0;
+    Unpacked u = {scratch, (float *)scratch + BLOCK * GROUP * 4, (float *)scratch + BLOCK * (GROUP * 4 + 2 * LANES)};
+    for (int from = 0; from < groups; from += BLOCK) {
+        int to = least(from + BLOCK, groups);
+        unpack_strip(w, from, to, strip, u);
+        for (int i = 0; i < tokens - rest; i += LANES) {
+            int n = least(tokens - i, LANES);
+            float *out = y + (size_t)i * stride;
+            if (per == 1 && !fine && w->minimum) tile_tokens(1, 0, 1, w, u, a, token + i, n, from, to, out, stride, strip);
+            else if (per == 1 && !fine) tile_tokens(1, 0, 0, w, u, a, token + i, n, from, to, out, stride, strip);
+            else if (per == 1) tile_tokens(1, 1, w->minimum, w, u, a, token + i, n, from, to, out, stride, strip);
+            else tile_tokens(2, fine, w->minimum, w, u, a, token + i, n, from, to, out, stride, strip);
+        }
     }
+    if (rest) strip_tokens(w, a, fine, token + tokens - rest, rest, y + (size_t)(tokens - rest) * stride, stride, strip);
 }
 #else
 static void enter(void) {}
 static void leave(void) {}
 #endif
 
-/* y[t][row] for `tokens` tokens and the rows of `strips` strips. Tokens go in panels that stay in the cache. */
+/* y[t][row] for `tokens` tokens and the rows of `strips` strips. Tokens go in panels whose activations stay in the cache. */
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch) {
     int panel = up((1 << 20) / w->columns, LANES);
