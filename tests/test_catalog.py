@@ -281,7 +281,7 @@ def test_an_installed_package_finds_models_toml_inside_itself(tmp_path: Path) ->
     (tmp_path / "llamachat").mkdir()
     for module in package.glob("*.py"):
         shutil.copy(module, tmp_path / "llamachat")
-    shutil.copy(package.parent / "models.toml", tmp_path / "llamachat")
+    shutil.copy(load_catalog().files[0], tmp_path / "llamachat")
     code = "from llamachat import catalog; print(catalog.resolve(None).name, catalog.load_catalog().files[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["smollm2-135m", str(tmp_path / "llamachat/models.toml")]

@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny(tmp_path_factory: pytest.TempPathFactory, compiled: Path | None) -> str:
     """A tiny random model with a sentencepiece tokenizer."""
     folder = save_hf(tiny_model(), tmp_path_factory.mktemp("tiny"))
     save_tokenizer(folder)
@@ -39,6 +39,7 @@ def run(
     compiled: Path | None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> Run:
     """Run a command line -> exit code, stdout, stderr. "TINY" stands for the model's path."""
@@ -47,14 +48,15 @@ def run(
     if compiled:
         (tmp_path / "CACHE/llamachat").mkdir(parents=True)
         (tmp_path / "CACHE/llamachat/native").symlink_to(compiled)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def go(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["llamachat", *(tiny if word == "TINY" else word for word in arguments)])
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         with pytest.raises(SystemExit) as exit:
             main()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         captured = capsys.readouterr()
         return int(exit.value.code or 0), captured.out, captured.err
 
@@ -178,7 +180,7 @@ def start(
     *arguments: str, before: str = "", stdin: int = subprocess.DEVNULL, **environment: str
 ) -> subprocess.Popen[bytes]:
     """A process of its own; `before` is done by a shell that then becomes it."""
-    command = [sys.executable, "-m", "llamachat", *arguments]
+    command = [sys.executable, "-P", "-m", "llamachat", *arguments]
     if before:
         command = ["sh", "-c", f'{before}; exec "$@"', "sh", *command]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
