@@ -56,7 +56,7 @@ def test_without_a_name_the_default_is_meant() -> None:
     entry = resolve(None)
     assert entry.name == load_catalog().default == "smollm2-135m"
     assert (entry.dialog, entry.format, entry.licence) == ("chatml", "gguf", "Apache-2.0")
-    assert entry.system == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert entry.system == "You are a helpful AI assistant."
 
 
 @pytest.mark.parametrize("name", load_catalog().entries)
