@@ -82,11 +82,6 @@ class TorchEngine:
         return f"torch {torch.__version__} ({where}); weights {kernels}; keys and values {self.keys_values.kind}"
 
 
-def cuda_available() -> bool:
-    """Does torch find a CUDA device?"""
-    return torch.cuda.is_available()
-
-
 def default_dtype(device: str) -> Dtype:
     """bfloat16 where the processor multiplies it: packed weights then take a quarter of float32's memory or less.
 

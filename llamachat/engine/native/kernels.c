@@ -107,7 +107,7 @@ static void swiglu(const float *gate, const float *up, float *out, int n) {
 
 /* ---- matrix products ---- */
 
-enum { AHEAD = 2048 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
+enum { AHEAD = 1536 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
