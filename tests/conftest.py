@@ -2,14 +2,19 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
 from hypothesis import HealthCheck, settings
+
+from llamachat.formats.gguf import open_gguf
+from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
 
 # No test depends on how busy the machine is; CI tries the same examples every time.
 settings.register_profile(
@@ -61,3 +66,20 @@ def llama_models_dir() -> Path:
 def sentencepiece_model() -> Path:
     """Mistral's sentencepiece model, which is a Llama-style one of 32,000 pieces."""
     return unpacked_wheel("mistral-common==1.13.1") / "mistral_common/data/tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session")
+def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
+    return dict(open_gguf(smollm2_gguf).metadata)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_metadata: dict[str, Any]) -> Tokenizer:
+    return from_gguf(smollm2_metadata)
+
+
+@pytest.fixture(scope="session")
+def spm(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("spm")
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    return open_folder(folder)

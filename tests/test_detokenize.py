@@ -1,6 +1,5 @@
 """Text that comes in pieces is the text that comes at once, and ends at the first stop string."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from llamachat.formats.gguf import open_gguf
 from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
 
 quick = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="session")
-def spm(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
-    return open_folder(folder)
 
 
 @pytest.fixture(scope="session")

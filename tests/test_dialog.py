@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +23,7 @@ from llamachat import templates
 from llamachat.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr, choose
 from llamachat.dialog_jinja import Jinja
 from llamachat.errors import ConfigError, UsageError
-from llamachat.formats.gguf import open_gguf
-from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
+from llamachat.tokenizer import Tokenizer, open_folder
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -87,16 +85,6 @@ def llama3(llama_models_dir: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
-    return dict(open_gguf(smollm2_gguf).metadata)
-
-
-@pytest.fixture(scope="session")
-def smollm2(smollm2_metadata: dict[str, Any]) -> Tokenizer:
-    return from_gguf(smollm2_metadata)
-
-
-@pytest.fixture(scope="session")
 def smollm2_ids(smollm2_metadata: dict[str, Any]) -> Callable[[Sequence[Message]], list[int]]:
     """transformers' apply_chat_template with SmolLM2's template."""
     from transformers import PreTrainedTokenizerFast
@@ -108,13 +96,6 @@ def smollm2_ids(smollm2_metadata: dict[str, Any]) -> Callable[[Sequence[Message]
             plain(messages), chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     )
-
-
-@pytest.fixture(scope="session")
-def spm(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
-    return open_folder(folder)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ from vocabularies import (
 )
 
 from llamachat.errors import FormatError, ModelError
-from llamachat.formats.gguf import open_gguf
 from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
 from llamachat.tokenizers import gguf as gguf_tokenizers
 from llamachat.tokenizers import meta as meta_tokenizers
@@ -74,25 +73,8 @@ def meta(llama_models_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def smollm2_metadata(smollm2_gguf: Path) -> dict[str, Any]:
-    return dict(open_gguf(smollm2_gguf).metadata)
-
-
-@pytest.fixture(scope="session")
-def smollm2(smollm2_metadata: dict[str, Any]) -> Tokenizer:
-    return from_gguf(smollm2_metadata)
-
-
-@pytest.fixture(scope="session")
 def smollm2_reference(smollm2_metadata: dict[str, Any]) -> Any:
     return smollm2_library(smollm2_metadata)
-
-
-@pytest.fixture(scope="session")
-def spm(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
-    return open_folder(folder)
 
 
 @pytest.fixture(scope="session")
