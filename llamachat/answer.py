@@ -11,7 +11,7 @@ from llamachat.draft import Drafter
 from llamachat.engine import Engine
 from llamachat.errors import ModelError
 from llamachat.events import FinishReason, Stats
-from llamachat.generate import Interrupted, Logits, generate, never, prefill, score
+from llamachat.generate import Interrupted, Logits, Room, generate, never, no_room, prefill, score
 from llamachat.sample import Sampler, TokenLogprobs
 from llamachat.tokenizer import Tokenizer
 
@@ -39,6 +39,7 @@ class Answer:
     settings: AnswerSettings
     continues_text: bool = False  # the prompt is text that the answer goes on with (no dialog header between them)
     interrupted: Callable[[], bool] = never
+    room: Room = no_room  # makes room when the context is full: see generate
     ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
     stop_id: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
@@ -68,6 +69,7 @@ class Answer:
             top=self.settings.top_logprobs,
             interrupted=self.interrupted,
             drafter=Drafter(self.prompt) if self.engine.repeatable else None,
+            room=self.room,
         )
         detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text)
         stops = StopMatcher(self.settings.stop_strings)
@@ -105,7 +107,7 @@ class Answer:
             self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, top, self.interrupted)
             return logits
         self.reused = self.cache.keep_common_prefix(self.prompt)
-        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted)
+        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted, self.room)
 
     def stats(self) -> Stats:
         """Counts and seconds so far."""

@@ -1,4 +1,13 @@
-"""Which slot a token's key and value go to, at which position, and which slots it sees. No tensors here."""
+"""Which slot a token's key and value go to, at which position, and which slots it sees. No tensors here.
+
+A rolling cache (StreamingLLM, Xiao et al. 2023, with whole turns instead of tokens): a pinned prefix stays, the tokens
+after it come and go. RoPE only knows distances, so what stays behind an eviction keeps its position for good; the pinned
+tokens alone are turned to the positions right before the oldest of them. An example, 8 slots, 2 of them pinned:
+
+    log        a b c d e f g h          slots  a b c d e f g h      positions  0 1 2 3 4 5 6 7
+    evict(3)   a b       f g h                 a b . . . f g h                 3 4       5 6 7   (a b turned by 3)
+    i j k      a b       f g h i j k           a b i j k f g h                 3 4 8 9 10 5 6 7
+"""
 
 from dataclasses import dataclass
 
@@ -23,11 +32,18 @@ class CacheStep:
 
 
 class Cache:
-    """A cache of fixed size: token i of the log lies in slot i at position i."""
+    """A cache of `size` tokens in the engine's slots from `first` on.
 
-    def __init__(self, size: int) -> None:
+    Token i of the log lies at position i + evicted; in slot i if it is pinned, else in the ring behind the pinned ones.
+    """
+
+    def __init__(self, size: int, first: int = 0) -> None:
         self.size = size
-        self.log: list[int] = []  # ids of all tokens whose keys and values the engine holds
+        self.first = first
+        self.log: list[int] = []  # ids of all tokens whose keys and values the engine holds, pinned ones first
+        self.pinned = 0  # so many at the start are never evicted
+        self.evicted = 0  # tokens gone between the pinned and the others
+        self._turn: tuple[range, int] | None = None  # what the next step must re-rotate
 
     def __len__(self) -> int:
         return len(self.log)
@@ -45,16 +61,28 @@ class Cache:
                 "shorten the text or raise --ctx-size",
             )
 
+    def pin(self, count: int) -> None:
+        """Never evict the first `count` tokens. Once some have been evicted, only truncating below them allows another count."""
+        assert count < self.size and (count == self.pinned or not self.evicted)
+        self.pinned = count
+
     def plan(self, count: int) -> CacheStep:
         """Where so many further tokens go; nothing changes until `commit`."""
         assert count <= self.free, "the caller makes room first"
-        end = len(self.log) + count
-        where = np.arange(len(self.log), end, dtype=np.int64)
-        return CacheStep(where, where, (range(end),))
+        index = np.arange(len(self.log), len(self.log) + count, dtype=np.int64)
+        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self._turn)
 
     def commit(self, ids: list[int]) -> None:
         """These tokens were run as planned: the engine holds their keys and values."""
         self.log += ids
+        self._turn = None
+
+    def evict(self, count: int) -> None:
+        """Forget so many of the oldest tokens that are not pinned."""
+        assert 0 <= count <= len(self.log) - self.pinned
+        del self.log[self.pinned : self.pinned + count]
+        self.evicted += count
+        self._turn_pinned()
 
     def keep_common_prefix(self, ids: list[int]) -> int:
         """Forget what differs from ids; returns how many of them are cached, at most all but the last.
@@ -67,5 +95,25 @@ class Cache:
         return common
 
     def truncate(self, length: int) -> None:
-        """Forget every token from this one on."""
+        """Forget every token of the log from this one on."""
         del self.log[length:]
+        if len(self.log) <= self.pinned and self.evicted:  # nothing behind the pinned ones: they go back to the start
+            self.evicted = 0
+            self._turn_pinned()
+
+    def slots(self, index: Integers) -> Integers:
+        """[T] the slots of these tokens of the log."""
+        ring = self.pinned + (index - self.pinned + self.evicted) % (self.size - self.pinned)
+        return self.first + np.where(index < self.pinned, index, ring)
+
+    def _visible(self, end: int) -> tuple[range, ...]:
+        """The slots of the first `end` tokens of the log, as few ranges as they make."""
+        if not self.evicted:
+            return (range(self.first, self.first + end),)
+        slots = np.sort(self.slots(np.arange(end, dtype=np.int64)))
+        runs = np.split(slots, np.flatnonzero(np.diff(slots) > 1) + 1)
+        return tuple(range(int(run[0]), int(run[-1]) + 1) for run in runs)
+
+    def _turn_pinned(self) -> None:
+        if self.pinned:
+            self._turn = range(self.first, self.first + self.pinned), self.evicted

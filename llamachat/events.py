@@ -1,4 +1,4 @@
-"""What a session tells whoever shows it: all that the UI ever sees of generation."""
+"""What a session tells whoever shows it: all that the UI ever sees of generation and of the dialog."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,17 +30,23 @@ class Stats:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A further piece of the answer: whole characters, unfiltered."""
+    """A further piece of the answer: whole characters, unfiltered. `thinking`: of what it thinks before it answers."""
 
     text: str
+    thinking: bool = False
 
 
 @dataclass(frozen=True)
 class Evicted:
-    """The window was full: so many of the oldest turns are no longer seen by the model."""
+    """The window was full: so many of the oldest turns are no longer seen by the model.
+
+    `turns` is 0 where one turn is larger than the window and its beginning went. `refilled`: what was kept was computed
+    anew, as if the dialog had begun there.
+    """
 
     turns: int
     tokens: int
+    refilled: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,3 +56,46 @@ class TurnDone:
 
 
 Event = TextDelta | Evicted | TurnDone
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of the dialog as people count them: `number` from 1 on, a question and its answer have the same."""
+
+    number: int
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str
+    tokens: int  # 0: not known yet
+    seen: Literal["pinned", "kept", "dropped"]  # by the model, now
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One line of the dialog's tree, named by the id of its last message."""
+
+    id: int
+    active: bool
+    turns: int  # questions in it
+    last: str  # its last question's first line
+    forked_at: int  # turns shared with the active branch
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """A token of an answer with its probability under the model's own, untempered distribution."""
+
+    text: str
+    id: int
+    logprob: float
+    top: tuple[tuple[str, int, float], ...]  # the likeliest: text, id, logprob; falling
+
+
+@dataclass(frozen=True)
+class SavedDialog:
+    """A session on disk."""
+
+    name: str
+    modified: float  # seconds since the epoch
+    turns: int
+    title: str  # the first question's first line
+    model: str

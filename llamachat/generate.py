@@ -30,8 +30,16 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """The caller asked to stop between two forwards; the cache holds what was computed."""
 
 
+Room = Callable[[int], bool]  # asked when so many tokens more do not fit in the cache: have they room now?
+
+
 def never() -> bool:
     """The default for `interrupted`."""
+    return False
+
+
+def no_room(count: int) -> bool:
+    """The default for `room`."""
     return False
 
 
@@ -42,9 +50,14 @@ def advance(engine: Engine, cache: Cache, ids: list[int], logits: Literal["last"
     return result
 
 
-def prefill(engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> Logits:
-    """Append ids (at least one) to the cache, in chunks; logits [vocab_size] after the last. Raises Interrupted."""
-    for _, logits in _chunks(engine, cache, ids, interrupted, "last"):
+def prefill(
+    engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool] = never, room: Room = no_room
+) -> Logits:
+    """Append ids (at least one) to the cache, in chunks; logits [vocab_size] after the last.
+
+    Raises Interrupted, and DoesNotFitError where `room` makes none, as a rule before anything is computed.
+    """
+    for _, logits in _chunks(engine, cache, ids, interrupted, "last", room):
         last = logits
     return last
 
@@ -61,15 +74,23 @@ def score(
 
 
 def _chunks(
-    engine: Engine, cache: Cache, ids: Sequence[int], interrupted: Callable[[], bool], logits: Literal["last", "all"]
+    engine: Engine,
+    cache: Cache,
+    ids: Sequence[int],
+    interrupted: Callable[[], bool],
+    logits: Literal["last", "all"],
+    room: Room = no_room,
 ) -> Iterator[tuple[Sequence[int], Logits]]:
     """Run ids chunk by chunk: what follows each token of a chunk (nothing, the last), and the chunk's logits."""
     assert ids, "a prefill needs at least one token"
-    cache.require(len(ids))
+    if len(ids) > cache.free and not room(len(ids)):
+        cache.require(len(ids))
     for start in range(0, len(ids), PREFILL_CHUNK):
         if interrupted():
             raise Interrupted
-        end = start + PREFILL_CHUNK
+        end = min(start + PREFILL_CHUNK, len(ids))
+        if end - start > cache.free and not room(end - start):
+            cache.require(end - start)
         yield ids[start + 1 : end + 1], advance(engine, cache, list(ids[start:end]), logits)
 
 
@@ -84,11 +105,12 @@ def generate(
     top: int | None = None,
     interrupted: Callable[[], bool] = never,
     drafter: Drafter | None = None,
+    room: Room = no_room,
 ) -> Iterator[Token]:
     """Draw tokens after a prefill that gave `logits`, each fed back into the cache before the next is drawn.
 
-    Ends after a stop id (which is yielded), after max_tokens, when the cache is full, or on interruption. The token
-    yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
+    Ends after a stop id (which is yielded), after max_tokens, when the cache is full and `room` makes none, or on interruption. The
+    token yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
     A `drafter` makes it faster where its guesses are right; wrong ones leave the cache again.
     """
     produced, rows, guessed = 0, [logits], list[int]()  # rows: logits after the last drawn token and after each guess
@@ -105,10 +127,10 @@ def generate(
                 del guessed[0], rows[0]
                 continue
             _forget(cache, guessed)
-            if not cache.free:
+            if not cache.free and not room(1):
                 return
-            room = cache.free - 1 if max_tokens is None else min(cache.free, max_tokens - produced) - 1
-            guess = drafter.guess(room) if drafter else []
+            most = cache.free - 1 if max_tokens is None else min(cache.free, max_tokens - produced) - 1
+            guess = drafter.guess(most) if drafter else []
             rows, guessed = _step(engine, cache, token, guess, drafter), guess
     finally:
         _forget(cache, guessed)

@@ -21,7 +21,7 @@ from llamachat.engines import EngineName, build_engine
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.generate import never
+from llamachat.generate import Room, never, no_room
 from llamachat.tensors import QuantTensor, Tensor, to_float32
 from llamachat.tokenizer import Tokenizer
 from llamachat.verified import Progress
@@ -84,9 +84,10 @@ class LoadedModel:
         cache: Cache,
         interrupted: Callable[[], bool] = never,
         continues_text: bool = False,
+        room: Room = no_room,
     ) -> Answer:
         """The answer to come; iterate it for its text."""
-        return Answer(self.engine, self.tokenizer, cache, prompt, settings, continues_text, interrupted)
+        return Answer(self.engine, self.tokenizer, cache, prompt, settings, continues_text, interrupted, room)
 
     def describe(self) -> dict[str, str]:
         """Facts for people."""

@@ -1,12 +1,12 @@
 """What an engine is. Torch lives below this package and nowhere above it."""
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import CacheStep
+from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
 
 
@@ -21,6 +21,25 @@ class Engine(Protocol):
         """Run T tokens, writing their keys and values as `step` says.
 
         Returns float32 logits: [vocab_size] of the last token ("last"), or [T, vocab_size] ("all").
+        """
+        ...
+
+    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+        """Run a piece of each of B texts at once, as `forward` would one after the other; their slots are disjoint and no
+        step turns a pinned block.
+
+        Returns float32 logits [B, vocab_size] of the last token of each; a repeatable engine's are `forward`'s to the last bit.
+        """
+        ...
+
+    def export(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
+        """Keys and values of these slots as they are stored, and the un-rotated copy of a pinned block among them."""
+        ...
+
+    def restore(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Put what an engine of the same configuration, kv type and number of slots exported into the same slots.
+
+        Raises FormatError where its shapes or types are not this engine's; nothing has changed then.
         """
         ...
 
