@@ -1,10 +1,12 @@
 """`llamachat models list|show|pull|rm`: the catalog, seen and changed from the command line."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ import typer
 from llamachat import fetch, fit
 from llamachat.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
 from llamachat.ui.sanitise import sanitise, sanitise_line
-from llamachat.verified import Progress
+from llamachat.verified import Progress, folder_size
 
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -70,9 +72,25 @@ def pull_model(name: Name) -> None:
 
 @models_app.command("rm")
 def remove_model(name: Name) -> None:
-    """Delete the files that were fetched for a model."""
+    """Delete the files that were fetched for a model, and what its quant_config made of them."""
     entry = resolve(name)
-    _print(f"{entry.name}: {fit.size(fetch.remove(entry))} freed")
+    copy = _quantized_copy(entry)
+    freed = fetch.remove(entry)
+    if copy and copy.is_dir():
+        freed += folder_size(copy)
+        shutil.rmtree(copy)
+    _print(f"{entry.name}: {fit.size(freed)} freed")
+
+
+def _quantized_copy(entry: ModelEntry) -> Path | None:
+    """Where it would lie; it is named after the fetched files, so ask before they are gone."""
+    path = fetch.locate(entry) if entry.quant_config else None
+    if path is None or entry.quant_config is None:
+        return None
+    from llamachat.formats.detect import open_checkpoint
+    from quantize.once import quantized_path
+
+    return quantized_path(open_checkpoint(path), entry.quant_config)
 
 
 @models_app.command("cache")

@@ -125,11 +125,6 @@ def dequantize(tensor: Tensor) -> Array:
     return grouped.reshape(rows, columns)
 
 
-def take_rows(tensor: Tensor, rows: Rows) -> Tensor:
-    """The tensor with only these rows, in this order (codes and scales move along)."""
-    return tensor.rows(rows)
-
-
 def half_split_rows(heads: int, head_dim: int) -> Array:
     """Row order that turns interleaved RoPE pairs (2i, 2i + 1) of a query or key matrix into half-split pairs (i, i + d/2).
 

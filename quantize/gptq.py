@@ -67,9 +67,7 @@ def calibrated(
 
 def dequantize_rows(tensor: Weight, windows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Each window's embeddings [T, hidden]."""
-    from llamachat.tensors import take_rows
-
-    return [torch.from_numpy(dequantize(take_rows(tensor, list(ids)))) for ids in windows]
+    return [torch.from_numpy(dequantize(tensor.rows(list(ids)))) for ids in windows]
 
 
 class Threads:

@@ -11,7 +11,7 @@ import numpy as np
 
 from llamachat.fit import size
 from llamachat.formats import Checkpoint
-from llamachat.tensors import Array, QuantTensor, Tensor, dequantize, take_rows
+from llamachat.tensors import Array, QuantTensor, Tensor, dequantize
 from quantize.recipe import Recipe
 
 SLAB = 1 << 20
@@ -30,7 +30,7 @@ def measured(
     step = max(1, SLAB // columns)
 
     def part(start: int) -> tuple[float, float, int]:
-        before, after = (dequantize(take_rows(each, slice(start, start + step))) for each in (original, coded))
+        before, after = (dequantize(each.rows(slice(start, start + step))) for each in (original, coded))
         power = float(np.vdot(before, before))
         wide = np.abs(before) > 6 * sqrt(power / before.size)
         difference = after - before

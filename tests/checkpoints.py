@@ -13,7 +13,7 @@ from gguf_files import write_gguf
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamachat.tensors import FloatTensor, QuantTensor, Tensor, take_rows
+from llamachat.tensors import FloatTensor, QuantTensor, Tensor
 
 State = Mapping[str, torch.Tensor]
 VOCAB_SIZE = 320
@@ -73,7 +73,7 @@ def same_coding(packing: QuantTensor | None, tensor: Tensor) -> None:
     if isinstance(tensor, FloatTensor):
         assert packing is None
         return
-    none = take_rows(tensor, slice(0))
+    none = tensor.rows(slice(0))
     assert isinstance(packing, QuantTensor)
     assert isinstance(none, QuantTensor)
     assert (packing.group, packing.bits) == (none.group, none.bits)

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import save_hf, tiny_model
 from typer.testing import CliRunner, Result
 
 from llamachat import fetch, models_cmd, verified
+from llamachat.catalog import resolve
 from llamachat.errors import CatalogError
+from llamachat.formats.detect import open_checkpoint
 from llamachat.models_cmd import models_app
 from llamachat.verified import Progress
+from quantize.once import quantized_once
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +118,19 @@ def test_rm_tells_what_it_freed(home: Path) -> None:
     file.write_bytes(b"x" * 5_000_000)
     assert run("rm", "smollm2-135m").stdout == "smollm2-135m: 5 MB freed\n"
     assert not file.parent.exists()
+
+
+def test_rm_deletes_what_was_quantized_from_it_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_hf(tiny_model(), home / "fetched")
+    with (home / "CONFIG/llamachat/models.toml").open("a") as file:
+        file.write('[models.small]\nsource = { hub = "a/b" }\nquant_config = { scheme = "int8" }\n')
+    entry = resolve("small")
+    assert entry.quant_config is not None
+    copy = quantized_once(open_checkpoint(source), entry.quant_config).path
+    monkeypatch.setattr(fetch, "locate", lambda entry: source)
+    monkeypatch.setattr(fetch, "remove", lambda entry: 0)
+    assert "freed" in run("rm", "small").stdout
+    assert not copy.exists()
 
 
 def test_show_lines_up_and_survives_files_that_vanish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from llamachat.config import LlamaConfig
 from llamachat.errors import FormatError
 from llamachat.eval import run
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import QuantTensor, dequantize, take_rows
+from llamachat.tensors import QuantTensor, dequantize
 from quantize.convert import convert
 from quantize.gptq import Hessian, docstrings, solve
 from quantize.quality import build
@@ -94,7 +94,7 @@ def test_the_layers_are_run_as_the_engine_runs_them(source: Path, tmp_path: Path
         writer = FolderWriter(tmp_path, {}, 64)
         work = Calibration(checkpoint.config, recipe, writer, pool)
         embedding = weights["model.embed_tokens.weight"]
-        work.begin([torch.tensor(dequantize(take_rows(embedding, ids))) for ids in TEXT])
+        work.begin([torch.tensor(dequantize(embedding.rows(ids))) for ids in TEXT])
         for prefix, tensors in by_layer(checkpoint):
             if prefix:
                 work.layer(prefix, dict(tensors))

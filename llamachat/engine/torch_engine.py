@@ -15,7 +15,7 @@ from llamachat.config import Dtype, KvBits, LlamaConfig
 from llamachat.engine.linear import Dense, Linear, dense, kernel_for, make_linear
 from llamachat.engine.model import Block, Llama, Memory, Precision, Sight, rotate, spread
 from llamachat.engine.rope import cos_sin, frequencies
-from llamachat.tensors import QuantTensor, TensorInfo, dequantize, take_rows
+from llamachat.tensors import QuantTensor, TensorInfo, dequantize
 from llamachat.tensors import Tensor as Weight
 
 Span = slice | Tensor  # slots of the cache: a run of them, or a list
@@ -211,7 +211,7 @@ def _lookup(weight: Tensor) -> Callable[[Sequence[int]], Tensor]:
 
 
 def _packed_lookup(tensor: QuantTensor, device: torch.device) -> Callable[[Sequence[int]], Tensor]:
-    return lambda ids: torch.from_numpy(dequantize(take_rows(tensor, ids))).to(device)
+    return lambda ids: torch.from_numpy(dequantize(tensor.rows(ids))).to(device)
 
 
 class KeysValues:

@@ -14,7 +14,7 @@ from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, read_parts
 from llamachat.formats.lazy import LazyTensor, matched
 from llamachat.metadata import Fields, naming
-from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows, take_rows
+from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.tokenizer import Tokenizer
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
@@ -127,7 +127,7 @@ def _entry(tensor: StoredTensor, config: LlamaConfig, arch: str) -> LazyTensor:
 
 
 def _half_split(tensor: StoredTensor, heads: int, head_dim: int) -> Tensor:
-    return take_rows(tensor.read(), half_split_rows(heads, head_dim))
+    return tensor.read().rows(half_split_rows(heads, head_dim))
 
 
 def _of_all_layers(value: Any) -> Any:

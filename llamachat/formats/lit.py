@@ -26,7 +26,6 @@ from llamachat.tensors import (
     TensorInfo,
     half_split_rows,
     pack_nibbles,
-    take_rows,
     to_float32,
 )
 
@@ -131,4 +130,4 @@ def _third(weight: LazyTensor, number: int, config: LlamaConfig) -> LazyTensor:
     rows = weight.info.shape[0] // 3
     info = replace(weight.info, shape=(rows, *weight.info.shape[1:]), nbytes=weight.info.nbytes // 3)
     order = np.arange(rows) if number == 2 else half_split_rows(config.num_attention_heads, config.head_dim)
-    return LazyTensor(info, lambda: take_rows(weight.read(), number * rows + order))
+    return LazyTensor(info, lambda: weight.read().rows(number * rows + order))
