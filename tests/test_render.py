@@ -1,14 +1,29 @@
 """Answers reach the screen as they are; our own lines are short, safe, and coloured only where that is wanted."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from llamachat.errors import ModelError
-from llamachat.events import Event, Evicted, FinishReason, Stats, TextDelta, TurnDone
-from llamachat.ui.render import Screen, eviction_line, meter, percent, stats_line, status_line
+from llamachat.events import (
+    Branch,
+    Event,
+    Evicted,
+    FinishReason,
+    SavedDialog,
+    Stats,
+    TextDelta,
+    TokenView,
+    Turn,
+    TurnDone,
+)
+from llamachat.ui.render import AnswerLines, Screen, eviction_line, meter, percent, stats_line, status_line
+from llamachat.ui.theme import load
 
 STATS = Stats(
     prompt_tokens=40,
@@ -159,11 +174,45 @@ def test_the_stats_line_of_no_token_has_no_first_one() -> None:
     assert stats_line(none) == "stopped · 0 tokens · context 5% of 100"
 
 
-def test_the_status_line_fits_80_columns() -> None:
+def test_the_status_line_says_what_there_is_to_say() -> None:
     assert status_line("Tiny", None, 0, 512) == "Tiny · context ░░░░░░░░░░ 0% of 512"
+    assert status_line("Tiny", STATS, 256, 512, width=99, scheme="Q4_1", memory="190 MB") == (
+        "Tiny Q4_1 · 44.0 tok/s · first token 0.21 s · context █████░░░░░ 50% of 512 · 190 MB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (80, "A-model Q4_1 · 44.0 tok/s · first token 0.21 s · context █████░░░░░ 50% of 512"),
+        (70, "A-model Q4_1 · 44.0 tok/s · context █████░░░░░ 50% of 512"),
+        (55, "A-model · 44.0 tok/s · context █████░░░░░ 50% of 512"),
+        (40, "A-model · context █████░░░░░ 50% of 512"),
+        (30, "A-model · context 50% of 512"),
+        (20, "context 50% of 512"),
+        (5, "50%"),
+    ],
+)
+def test_a_narrow_status_line_leaves_out_the_less_important(width: int, line: str) -> None:
+    assert status_line("A-model", STATS, 256, 512, width=width, scheme="Q4_1", memory="190 MB") == line
+
+
+def test_a_status_line_names_a_model_by_the_end_of_its_path() -> None:
+    assert status_line("/a/long/path/to/a.gguf", None, 0, 512).startswith("a.gguf · ")
+    assert status_line("folder/", None, 0, 512).startswith("folder · ")
+
+
+@given(st.text(), st.integers(1, 200))
+def test_a_status_line_is_safe_and_never_too_wide(name: str, width: int) -> None:
+    line = status_line(name, STATS, 246, 8192, width=width, scheme=name, memory=name)
+    assert cell_len(line) <= width
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
+
+
+def test_the_status_line_shortens_a_long_name() -> None:
     line = status_line("A-very-long-model-name-" * 4, STATS, 131072, 131072)
-    assert line.endswith(" · 44.0 tok/s · context ██████████ 100% of 131072")
-    assert len(line) <= 80 and "…" in line
+    assert line.endswith("… · 44.0 tok/s · context ██████████ 100% of 131072")
+    assert len(line) <= 80
 
 
 @pytest.mark.parametrize(("used", "filled"), [(0, 0), (1, 1), (100, 1), (101, 2), (999, 9), (1000, 10), (1001, 10)])
@@ -174,3 +223,140 @@ def test_the_meter_is_empty_or_full_only_when_the_context_is(used: int, filled: 
 @pytest.mark.parametrize(("used", "text"), [(0, "0%"), (1, "<1%"), (10, "1%"), (499, "50%"), (1000, "100%")])
 def test_percent_never_calls_something_nothing(used: int, text: str) -> None:
     assert percent(used, 1000) == text
+
+
+# ---- thinking ----
+
+THOUGHT = [TextDelta("Let me\n", thinking=True), TextDelta("think \x1b[2J", thinking=True), TextDelta("so 42"), DONE]
+
+
+def test_off_a_terminal_thinking_is_not_shown_unless_asked_for_and_never_on_stdout() -> None:
+    assert shown(*THOUGHT) == ("so 42\n", "")
+    out, notes = StringIO(), StringIO()
+    Screen(out, notes, think=True).answer(THOUGHT)
+    assert (out.getvalue(), notes.getvalue()) == ("so 42\n", "Let me\nthink \n")
+
+
+def test_at_a_terminal_thinking_is_one_line_or_shown_dim() -> None:
+    folded, whole = Terminal(), Terminal()
+    Screen(folded, folded).answer(THOUGHT)
+    Screen(whole, whole, think=True).answer(THOUGHT)
+    assert re.fullmatch(r"\x1b\[2mthought for 0\.\d s, about 2 tokens\x1b\[0m\nso 42\n", folded.getvalue())
+    assert "\x1b[2;3mthink \x1b[0m" in whole.getvalue()
+    assert whole.getvalue().endswith("about 2 tokens\x1b[0m\nso 42\n")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_live_thought_is_counted_and_then_folded() -> None:
+    lines = AnswerLines(load("none"), clock=Clock())
+    assert lines.feed(THOUGHT[0], 80) == []
+    assert lines.tail(80) == ["thinking for 1.0 s, about 1 token"]
+    assert lines.feed(THOUGHT[1], 80) == []
+    assert lines.feed(THOUGHT[2], 80) == ["thought for 2.0 s, about 2 tokens", ""]
+    assert (lines.tail(80), lines.text) == (["so 42"], "so 42")
+
+
+def test_a_live_thought_is_shown_where_that_is_wanted() -> None:
+    lines = AnswerLines(load("none"), think=True, clock=Clock())
+    assert lines.feed(THOUGHT[0], 80) + lines.tail(80) == ["┊ Let me"]
+    assert lines.feed(THOUGHT[1], 80) + lines.tail(80) == ["┊ Let me", "┊ think"]
+    assert lines.feed(THOUGHT[2], 80) == ["┊ Let me", "┊ think", "thought for 1.0 s, about 2 tokens", ""]
+
+
+def test_an_answer_that_is_only_thought_says_how_long() -> None:
+    lines = AnswerLines(load("none"), clock=Clock())
+    lines.feed(THOUGHT[0], 80)
+    assert lines.finish(80) == ["thought for 1.0 s, about 1 token", ""]
+    assert lines.tail(80) == []
+
+
+# ---- live answers ----
+
+
+def test_finished_lines_come_once_and_the_tail_is_what_is_left() -> None:
+    lines = AnswerLines(load("dark"))
+    assert lines.feed(TextDelta("# He"), 80) == []
+    assert lines.tail(80) == ["\x1b[1;4;36mHe\x1b[0m"]
+    assert lines.feed(TextDelta("ad\nsome **te"), 80) == ["\x1b[1;4;36mHead\x1b[0m"]
+    assert lines.tail(80) == ["some \x1b[1mte\x1b[0m"]
+    assert lines.feed(TextDelta("xt**\n\n"), 80) == ["some \x1b[1mtext\x1b[0m"]
+    assert lines.feed(DONE, 80) == lines.tail(80) == lines.finish(80) == []
+    assert lines.done is DONE
+    assert lines.text == "# Head\nsome **text**\n\n"
+
+
+def test_a_live_answer_is_filtered_across_its_pieces() -> None:
+    lines = AnswerLines(load("none"))
+    found = [
+        line
+        for piece in ("a\x1b", "]0;ow", "ned\x1b", "\\b\n\n", "\x1b[", "31mc\x1b")
+        for line in lines.feed(TextDelta(piece), 80)
+    ]
+    assert found + lines.finish(80) == ["ab", "", "c⟨U+001B⟩"]
+
+
+def test_a_live_eviction_is_told_at_once_or_between_blocks_but_never_inside_code() -> None:
+    told = eviction_line(Evicted(1, 5))
+    assert AnswerLines(load("none")).feed(Evicted(1, 5), 99) == [told]
+    lines = AnswerLines(load("none"))
+    lines.feed(TextDelta("```\n"), 99)
+    assert lines.feed(Evicted(1, 5), 99) == []
+    assert lines.feed(TextDelta("x\n"), 99) == ["x"]
+    assert lines.feed(TextDelta("```\nend"), 99) == [told, "```"]
+    lines.feed(Evicted(1, 2, refilled=True), 99)
+    assert lines.finish(99) == [
+        "end",
+        "no longer seen by the model: the oldest turn (2 tokens); the rest was read anew",
+    ]
+
+
+# ---- notes and drawings ----
+
+
+def printed(show: Callable[[Screen], None], width: int = 30) -> list[str]:
+    stream = StringIO()
+    show(Screen(stream, stream, theme=load("none"), width=lambda: width))
+    return stream.getvalue().splitlines()
+
+
+def test_notes_wrap_at_word_ends_where_there_is_a_width() -> None:
+    assert printed(lambda screen: screen.note("some words that are longer than that")) == [
+        "some words that are longer",
+        "than that",
+    ]
+    assert printed(lambda screen: screen.error(ModelError("x " * 20)))[0] == "error: " + "x " * 11 + "x"
+
+
+def test_a_table_has_columns_a_header_and_a_last_column_that_wraps() -> None:
+    rows = [("日本", "1", "some words that do not fit"), ("b", "22", "c")]
+    assert printed(lambda screen: screen.table(rows, ("name", "n", "text"))) == [
+        "  name  n   text",
+        "  日本  1   some words that do",
+        "            not fit",
+        "  b     22  c",
+    ]
+    assert printed(lambda screen: screen.table([])) == []
+
+
+def test_a_whole_markdown_text_is_drawn() -> None:
+    assert printed(lambda screen: screen.markdown("- a\x1b[2J\n- b")) == ["• a", "• b"]
+
+
+def test_the_screen_prints_what_is_inside() -> None:
+    token = TokenView("a", 1, -0.1, (("a", 1, -0.1),))
+    assert printed(lambda screen: screen.heat([token]))[0] == "a"
+    assert printed(lambda screen: screen.alternatives(3, token))[0] == "token 3: 'a'"
+    assert printed(lambda screen: screen.context([Turn(1, "user", "hi", 3, "kept")], 3, 30), 80)[3].endswith("hi")
+    assert printed(lambda screen: screen.branches([Branch(1, True, 1, "hi", 1)]))[0].startswith("●")
+    assert printed(lambda screen: screen.why([("top_k", "40")])) == ["  top_k  40"]
+    assert printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", "Tiny")]), 80)[1].endswith(
+        "1 turn  Tiny   hi"
+    )

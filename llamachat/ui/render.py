@@ -1,10 +1,12 @@
-"""What a person sees of a chat: answers as plain text while they stream, and our own short lines between them.
+"""What a person sees of a chat: answers while they stream, and our own short lines between them.
 
-All that reaches the terminal goes through the sanitiser here. An answer is written as it is: no markup is read into
-it, the terminal wraps it, and nothing is drawn twice, so it may be longer than the screen or go to a file.
+All that reaches the terminal goes through the sanitiser here. Off a terminal, and where no styles are wanted, an answer is
+written as it is; for a terminal AnswerLines turns it into lines that are printed once and a short tail that is redrawn.
 """
 
-from collections.abc import Iterable
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
@@ -12,34 +14,54 @@ from rich.console import Console
 from rich.text import Text
 
 from llamachat.errors import LlamachatError
-from llamachat.events import Event, Evicted, Stats, TextDelta, TurnDone
+from llamachat.events import Branch, Event, Evicted, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
+from llamachat.ui import inside
+from llamachat.ui.cells import cells, cut, pad, wrap
+from llamachat.ui.markdown import Block, MarkdownStream, draw
+from llamachat.ui.plain import PlainStream
 from llamachat.ui.sanitise import Sanitiser, sanitise, sanitise_line
+from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {"stop": [], "length": ["cut off at the token limit"], "interrupt": ["stopped"]}
+_ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 
 
 class Screen:
-    """Answers go to `out`, everything else to `notes` (the same, at a terminal); coloured only on a terminal that can.
+    """Answers go to `out`, everything else to `notes` (the same, at a terminal).
 
-    NO_COLOR and TERM=dumb are honoured by rich.
+    `theme`: by default what fits `notes`. `width`: columns, asked anew for each line; by default the terminal's, and off
+    one nothing is wrapped. `think`: show what a model thinks before it answers.
     """
 
-    def __init__(self, out: TextIO, notes: TextIO, *, no_color: bool = False) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        notes: TextIO,
+        *,
+        theme: Theme | None = None,
+        width: Callable[[], int] | None = None,
+        think: bool = False,
+        no_color: bool = False,
+    ) -> None:
+        self.theme = theme or choose(None, notes, no_color=no_color)
+        self.think = think
+        self.at_terminal = notes.isatty()
         self._out = out
-        self._notes = Console(
-            file=notes, no_color=no_color or None, soft_wrap=True, markup=False, emoji=False, highlight=False
-        )
+        self._notes = notes
+        self._width = width or (_terminal_width if self.at_terminal else lambda: _ENDLESS)
 
     def answer(self, events: Iterable[Event]) -> TurnDone:
-        """Show a turn while it comes; however it ends, the next line starts fresh."""
-        answer, done = _Answer(self), None
+        """Show a turn as plain text while it comes; however it ends, the next line starts fresh."""
+        answer, done = _PlainAnswer(self), None
         try:
             for event in events:
                 match event:
+                    case TextDelta(text, thinking=True):
+                        answer.think(text)
                     case TextDelta(text):
                         answer.write(text)
                     case Evicted():
-                        answer.evicted(event)
+                        answer.evicted.add(event)
                     case TurnDone():
                         done = event
         finally:
@@ -48,64 +70,246 @@ class Screen:
         return done
 
     def write(self, safe: str) -> None:
-        """Put sanitised text out at once."""
+        """Put sanitised text of an answer out at once."""
         self._out.write(safe)
         self._out.flush()
 
+    def write_thought(self, safe: str) -> None:
+        self._notes.write(self.theme.ansi(self.theme.text(safe, "thinking")))
+        self._notes.flush()
+
     def banner(self, model: str) -> None:
-        name = [(" · " + sanitise_line(model), "")] if model else []
-        hint = (" · /help for commands, Ctrl-D to leave", "dim")
-        self._notes.print(Text.assemble(("llamachat", "bold cyan"), *name, hint))
+        name = [" · " + _brief(model)] if model else []
+        hint = (" · /help for commands, Ctrl-D to leave", self.theme.style("note"))
+        self._print(Text.assemble(("llamachat", self.theme.style("heading")), *name, hint))
         self.space()
 
     def note(self, line: str) -> None:
-        self._notes.print(Text(sanitise_line(line), "dim"))
+        self._print(self.theme.text(sanitise_line(line), "note"))
 
     def warning(self, line: str) -> None:
-        self._notes.print(Text(sanitise_line(line), "yellow"))
+        self._print(self.theme.text(sanitise_line(line), "warning"))
 
     def error(self, error: LlamachatError) -> None:
-        self._notes.print(Text.assemble(("error: ", "bold red"), sanitise_line(str(error))))
+        self._print(Text.assemble(("error: ", self.theme.style("error")), sanitise_line(str(error))))
 
     def text(self, text: str) -> None:
-        self._notes.print(Text(sanitise(text)))
+        self._print(Text(sanitise(text).expandtabs()))
 
-    def table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Two columns, as wide as they need."""
-        cells = [(sanitise_line(left), sanitise_line(right)) for left, right in rows]
-        width = max((len(left) for left, _ in cells), default=0)
-        for left, right in cells:
-            self._notes.print(Text.assemble("  ", (left.ljust(width), "cyan"), "  ", right))
+    def markdown(self, text: str) -> None:
+        """A whole text, such as an earlier answer."""
+        stream = MarkdownStream()
+        self.lines(draw([*stream.feed(sanitise(text)), *stream.finish()], self._page(), self.theme))
+
+    def table(self, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:
+        """Columns as wide as they need; at a terminal the last one wraps."""
+        safe = [[sanitise_line(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+        widths = [max(map(cells, column)) for column in zip(*(row[:-1] for row in safe), strict=True)]
+        room = max(self._width() - sum(widths) - 2 * len(widths) - 2, self._width() // 3, 8)
+        for number, row in enumerate(safe):
+            role = "note" if header and number == 0 else ""
+            left = "  " + "".join(pad(cell, size) + "  " for cell, size in zip(row[:-1], widths, strict=True))
+            for line in wrap(self.theme.text(row[-1], role), room):
+                self._print(Text.assemble((left, self.theme.style(role or "key")), line), whole=True)
+                left = " " * cells(left)
 
     def space(self) -> None:
-        self._notes.print()
+        self.lines([""])
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Drawn lines, as they are."""
+        self._notes.write("".join(line + "\n" for line in lines))
+        self._notes.flush()
 
     def waiting(self, line: str) -> AbstractContextManager[object]:
         """A spinner while the body runs; nothing off a terminal."""
-        return self._notes.status(Text(sanitise_line(line), "dim")) if self._notes.is_terminal else nullcontext()
+        if not self.at_terminal:
+            return nullcontext()
+        console = Console(file=self._notes, no_color=self.theme.plain or None)
+        return console.status(Text(sanitise_line(line), "dim"))
+
+    # ---- seeing inside ----
+
+    def heat(self, tokens: Sequence[TokenView]) -> None:
+        self.lines(inside.heat(tokens, self._page(), self.theme))
+
+    def alternatives(self, index: int, token: TokenView) -> None:
+        self.lines(inside.alternatives(index, token, self._page(), self.theme))
+
+    def context(self, turns: Sequence[Turn], used: int, size: int) -> None:
+        self.lines(inside.context_map(turns, used, size, self._page(), self.theme))
+
+    def branches(self, branches: Sequence[Branch]) -> None:
+        self.lines(inside.branch_tree(branches, self._page(), self.theme))
+
+    def why(self, rows: Iterable[tuple[str, str]]) -> None:
+        self.table(rows)
+
+    def dialogs(self, saved: Iterable[SavedDialog]) -> None:
+        rows = [
+            (one.name, _day(one.modified), count(one.turns, "turn"), one.model, cut(one.title, 60)) for one in saved
+        ]
+        self.table(rows, ("name", "last used", "", "model", "first question"))
+
+    def _page(self) -> int:
+        """Columns for drawings, which have some width off a terminal too."""
+        width = self._width()
+        return 100 if width == _ENDLESS else width
+
+    def _print(self, text: Text, whole: bool = False) -> None:
+        lines = [text] if whole else wrap(text, self._width())
+        self.lines(self.theme.ansi(line) for line in lines)
 
 
-class _Answer:
-    """One answer on its way to the screen."""
+class AnswerLines:
+    """An answer on its way to a terminal: events in; out come lines to print once, and a tail to redraw below them."""
+
+    def __init__(
+        self,
+        theme: Theme,
+        *,
+        think: bool = False,
+        plain: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.text = ""  # of the answer, as it came
+        self.done: TurnDone | None = None
+        self._theme = theme
+        self._answer, self._sanitiser = PlainStream() if plain else MarkdownStream(), Sanitiser()
+        self._page = load("none") if plain else theme  # of the answer itself
+        self._thought = _Thought(theme, think, clock)
+        self._evicted = _Evictions()
+
+    def feed(self, event: Event, width: int) -> list[str]:
+        """Lines that are finished now."""
+        match event:
+            case TextDelta(text, thinking=True):
+                return self._thought.feed(text, width)
+            case TextDelta(text):
+                self.text += text
+                return self._thought.end(width) + self._finished(self._answer.feed(self._sanitiser.feed(text)), width)
+            case Evicted():
+                self._evicted.add(event)
+                return [] if self.text else self._notes(width)
+            case TurnDone():
+                self.done = event
+        return []
+
+    def tail(self, width: int) -> list[str]:
+        """Lines that are not: they may look different, or be others, after the next event."""
+        return self._thought.tail(width) or draw(self._answer.tail, width, self._page)
+
+    def finish(self, width: int) -> list[str]:
+        """The rest, also of an answer that was left off."""
+        thought = self._thought.end(width)
+        blocks = self._answer.feed(self._sanitiser.finish()) + self._answer.finish()
+        return thought + draw(blocks, width, self._page) + self._notes(width)
+
+    def _finished(self, blocks: Sequence[Block], width: int) -> list[str]:
+        lines: list[str] = []
+        for block in blocks:
+            if block.kind != "code":  # which is not cut in two by what happens meanwhile
+                lines += self._notes(width)
+            lines += draw(block, width, self._page)
+        return lines
+
+    def _notes(self, width: int) -> list[str]:
+        told = self._evicted.take()
+        return [self._theme.ansi(line) for line in wrap(self._theme.text(told, "warning"), width)] if told else []
+
+
+class _Thought:
+    """What a model thinks before it answers: folded to one line, or shown dim."""
+
+    def __init__(self, theme: Theme, shown: bool, clock: Callable[[], float]) -> None:
+        self._theme, self._shown, self._clock = theme, shown, clock
+        self._stream, self._sanitiser = MarkdownStream(), Sanitiser()
+        self._began = 0.0
+        self._pieces = 0
+
+    def feed(self, text: str, width: int) -> list[str]:
+        if not self._pieces:
+            self._began = self._clock()
+        self._pieces += 1
+        return self._drawn(self._stream.feed(self._sanitiser.feed(text)), width) if self._shown else []
+
+    def tail(self, width: int) -> list[str]:
+        if not self._pieces:
+            return []
+        return self._drawn(self._stream.tail, width) if self._shown else [self._line("thinking", width)]
+
+    def end(self, width: int) -> list[str]:
+        if not self._pieces:
+            return []
+        rest = self._stream.feed(self._sanitiser.finish()) + self._stream.finish()
+        lines = [*self._drawn(rest, width), self._line("thought", width), ""]
+        self._pieces = 0
+        return lines
+
+    def _drawn(self, blocks: Sequence[Block], width: int) -> list[str]:
+        if not self._shown:
+            return []
+        lines = draw(blocks, width - 2, load("none"))
+        return [self._theme.ansi(self._theme.text(f"┊ {line}".rstrip(), "thinking")) for line in lines]
+
+    def _line(self, verb: str, width: int) -> str:
+        line = cut(thought_line(verb, self._clock() - self._began, self._pieces), width)
+        return self._theme.ansi(self._theme.text(line, "note"))
+
+
+class _Evictions:
+    """Those that nobody was told of yet."""
+
+    def __init__(self) -> None:
+        self._sum = Evicted(0, 0)
+
+    def add(self, event: Evicted) -> None:
+        turns, tokens = self._sum.turns + event.turns, self._sum.tokens + event.tokens
+        self._sum = Evicted(turns, tokens, self._sum.refilled or event.refilled)
+
+    def take(self) -> str:
+        told, self._sum = self._sum, Evicted(0, 0)
+        return eviction_line(told) if told.tokens else ""
+
+
+class _PlainAnswer:
+    """One answer on its way out as plain text."""
 
     def __init__(self, screen: Screen) -> None:
+        self.evicted = _Evictions()
         self._screen = screen
-        self._sanitiser = Sanitiser()
+        self._sanitiser, self._thoughts = Sanitiser(), Sanitiser()
         self._in_line = False
-        self._evicted = Evicted(0, 0)
+        self._thinking: float | None = None  # since when
+        self._pieces = 0
+
+    def think(self, text: str) -> None:
+        if self._thinking is None:
+            self._thinking, self._pieces = time.monotonic(), 0
+        self._pieces += 1
+        if self._screen.think:
+            self._screen.write_thought(self._thoughts.feed(text))
 
     def write(self, text: str) -> None:
+        self._end_thought()
         self._tell_evicted()
         self._put(self._sanitiser.feed(text))
 
-    def evicted(self, event: Evicted) -> None:
-        self._evicted = Evicted(self._evicted.turns + event.turns, self._evicted.tokens + event.tokens)
-
     def end(self) -> None:
+        self._end_thought()
         self._put(self._sanitiser.finish())
         if self._in_line:
             self._put("\n")
         self._tell_evicted()
+
+    def _end_thought(self) -> None:
+        if self._thinking is None:
+            return
+        if self._screen.think:
+            self._screen.write_thought(self._thoughts.finish() + "\n")
+        if self._screen.at_terminal:
+            self._screen.note(thought_line("thought", time.monotonic() - self._thinking, self._pieces))
+        self._thinking = None
 
     def _put(self, safe: str) -> None:
         if safe:
@@ -114,31 +318,52 @@ class _Answer:
 
     def _tell_evicted(self) -> None:
         """Between lines only: an answer is not cut in two by what happens meanwhile."""
-        if self._evicted.tokens and not self._in_line:
-            self._screen.warning(eviction_line(self._evicted))
-            self._evicted = Evicted(0, 0)
+        if not self._in_line and (told := self.evicted.take()):
+            self._screen.warning(told)
+
+
+def thought_line(verb: str, seconds: float, pieces: int) -> str:
+    """Like "thought for 3.2 s, about 120 tokens": a piece of text is nearly always a token."""
+    return f"{verb} for {seconds:.1f} s, about {count(pieces, 'token')}"
 
 
 def eviction_line(event: Evicted) -> str:
     what = {0: "the start of this turn", 1: "the oldest turn"}.get(event.turns, f"the {event.turns} oldest turns")
-    return f"no longer seen by the model: {what} ({count(event.tokens, 'token')})"
+    anew = "; the rest was read anew" if event.refilled else ""
+    return f"no longer seen by the model: {what} ({count(event.tokens, 'token')}){anew}"
 
 
 def stats_line(done: TurnDone) -> str:
     """Like "12 tokens · 45.1 tok/s · first token 0.21 s · context 3% of 8192"."""
     stats = done.stats
-    speed = [f"{stats.decode_tok_s:.1f} tok/s"] if stats.decode_tok_s else []
-    first = [f"first token {stats.prefill_s:.2f} s"] if stats.completion_tokens else []
     tokens = count(stats.completion_tokens, "token")
     context = f"context {percent(stats.context_used, stats.context_size)} of {stats.context_size}"
-    return " · ".join([*_ENDINGS[done.reason], tokens, *speed, *first, context])
+    return " · ".join([*_ENDINGS[done.reason], tokens, *_speed(stats), *_first_token(stats), context])
 
 
-def status_line(model: str, last: Stats | None, used: int, size: int) -> str:
-    """Like "SmolLM2-135M-Instruct · 45.1 tok/s · context ███░░░░░░░ 30% of 8192"."""
-    speed = [f"{last.decode_tok_s:.1f} tok/s"] if last and last.decode_tok_s else []
-    name = model if len(model) <= 30 else model[:29] + "…"
-    return " · ".join([name, *speed, f"context {meter(used, size)} {percent(used, size)} of {size}"])
+def status_line(
+    model: str, last: Stats | None, used: int, size: int, *, width: int = 80, scheme: str = "", memory: str = ""
+) -> str:
+    """Like "SmolLM2-135M-Instruct Q4_1 · 45.1 tok/s · first token 0.21 s · context ███░░░░░░░ 30% of 8192 · 190 MB".
+
+    Where that is too wide, the less important goes first; how full the context is stays longest.
+    """
+    name, scheme, memory = _brief(model), sanitise_line(scheme), sanitise_line(memory)
+    speed, first = (_speed(last), _first_token(last)) if last else ([], [])
+    share = f"{percent(used, size)} of {size}"
+    context, brief = f"context {meter(used, size)} {share}", f"context {share}"
+    named, short = [f"{name} {scheme}".rstrip()], [cut(name, 30)]
+    candidates = (
+        [*named, *speed, *first, context, *([memory] if memory else [])],
+        [*named, *speed, *first, context],
+        [*named, *speed, context],
+        [*short, *speed, context],
+        [*short, context],
+        [*short, brief],
+        [brief],
+    )
+    lines = [" · ".join(parts) for parts in candidates]
+    return next((line for line in lines if cells(line) <= width), cut(percent(used, size), width))
 
 
 def meter(used: int, size: int, width: int = 10) -> str:
@@ -154,3 +379,24 @@ def percent(used: int, size: int) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _brief(model: str) -> str:
+    """A model's name, or the last part of its path."""
+    return sanitise_line(model).rstrip("/").rpartition("/")[2]
+
+
+def _speed(stats: Stats) -> list[str]:
+    return [f"{stats.decode_tok_s:.1f} tok/s"] if stats.decode_tok_s else []
+
+
+def _first_token(stats: Stats) -> list[str]:
+    return [f"first token {stats.prefill_s:.2f} s"] if stats.completion_tokens else []
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size().columns
