@@ -1,93 +1,130 @@
 """Every command does what /help says, and a typed text is a command, an error or a message, never two of them."""
 
+import base64
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeSession
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
-from llamachat.errors import UsageError
+from llamachat.errors import CatalogError, LlamachatError, UsageError
+from llamachat.events import TextDelta, TurnDone
+from llamachat.persona import Persona
 from llamachat.ui import commands
+from llamachat.ui.commands import Context
+from llamachat.ui.completion import ChatCompleter
 from llamachat.ui.render import Screen
 
 
-def obeyed(text: str, session: FakeSession) -> list[str]:
-    """What a command shows."""
-    out = StringIO()
-    found = commands.find(text)
-    assert found is not None
-    command, argument = found
-    command.run(lambda: session, Screen(out, out), argument)
-    return out.getvalue().splitlines()
+class Shown(Screen):
+    """What is shown, as lines; of the drawings, what they were given."""
+
+    def __init__(self) -> None:
+        self.out = StringIO()
+        self.drawn: list[tuple[str, Any]] = []
+        super().__init__(self.out, self.out)
+
+    def taken(self) -> list[str]:
+        lines = self.out.getvalue().splitlines()
+        self.out.seek(0)
+        self.out.truncate()
+        return lines
+
+
+def _drawing(name: str) -> Callable[..., None]:
+    return lambda self, *given: self.drawn.append((name, given))
+
+
+for _name in ("context", "branches", "heat", "alternatives", "why"):
+    setattr(Shown, _name, _drawing(_name))
+
+
+class Library:
+    """Two models and one persona."""
+
+    def models(self) -> Iterable[tuple[str, str]]:
+        return [("Fake-1B", "small"), ("Fake-7B", "large")]
+
+    def personas(self) -> Iterable[tuple[str, str]]:
+        return [("pirate", "You are a pirate.")]
+
+    def persona(self, name: str) -> Persona:
+        if name != "pirate":
+            raise UsageError(f"no persona is called {name}")
+        messages = (("Who are you?", "A pirate."), ("Where?", "At sea."))
+        return Persona(name, "You are a pirate.", {"temperature": 0.9}, messages, "Fake-7B")
+
+
+class Desk:
+    """A chat of which commands are asked."""
+
+    def __init__(self) -> None:
+        self.session = FakeSession()
+        self.screen = Shown()
+        self.sent: list[str] = []
+        self.busy = False  # with a command
+        self.context = Context(
+            lambda: self.session,
+            lambda: None if self.busy else self.session,
+            self.screen,
+            self.sent.append,
+            Library(),
+        )
+
+    def type(self, text: str) -> list[str]:
+        """What a typed text shows; of an answer, its text."""
+        self.busy = True
+        try:
+            events = list(commands.respond(self.context, text) or ())
+        finally:
+            self.busy = False
+        assert not events or isinstance(events[-1], TurnDone)
+        answer = "".join(event.text for event in events if isinstance(event, TextDelta))
+        return self.screen.taken() + ([answer] if events else [])
+
+    def questions(self) -> list[str]:
+        return [turn.text for turn in self.session.turns() if turn.role == "user"]
+
+    def complete(self, text: str) -> list[str]:
+        found = ChatCompleter(self.context).get_completions(Document(text), CompleteEvent())
+        return [text[: len(text) + one.start_position] + one.text for one in found]
 
 
 @pytest.fixture
-def session() -> FakeSession:
-    return FakeSession()
+def desk() -> Desk:
+    return Desk()
 
 
-def test_help_lists_every_command_in_80_columns(session: FakeSession) -> None:
-    lines = obeyed("/help", session)
-    assert all(any(f"/{name}" in line for line in lines) for command in commands.COMMANDS for name in command.names)
-    assert all(len(line) <= 80 for line in lines)
+# ---- what a typed text is ----
 
 
-@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/exit "])
-def test_exit_leaves(text: str, session: FakeSession) -> None:
-    with pytest.raises(commands.LeaveError):
-        obeyed(text, session)
+@pytest.mark.parametrize("text", ["/", "/nope", "/etc/passwd is a file", "/ help", "/" + "x" * 9999])
+def test_an_unknown_command_is_an_error_of_one_short_line(desk: Desk, text: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown command /.*/help lists them, // sends it as text$") as caught:
+        desk.type(text)
+    assert len(str(caught.value)) < 120
 
 
-def test_clear_forgets_the_dialog_and_keeps_the_system_prompt(session: FakeSession) -> None:
-    list(session.ask("hi"))
-    assert obeyed("/clear", session) == ["dialog cleared"]
-    assert (session.history, session.system) == ([], "Be brief.")
+@pytest.mark.parametrize(("typed", "near"), [("/regn", "regen"), ("/HELP", "help"), ("/contnue", "continue")])
+def test_an_unknown_command_names_the_closest(desk: Desk, typed: str, near: str) -> None:
+    with pytest.raises(UsageError, match=rf"did you mean /{near}\?"):
+        desk.type(typed)
 
 
-def test_system_shows_sets_and_removes(session: FakeSession) -> None:
-    assert obeyed("/system", session) == ["Be brief."]
-    assert obeyed("/system Two\nlines /clear", session) == ["system prompt set"]
-    assert obeyed("/system", session) == ["Two", "lines /clear"]
-    obeyed('/system """a block\nof two"""', session)
-    assert session.system == "a block\nof two"
-    obeyed('/system ""', session)
-    assert session.system is None
-    assert obeyed("/system", session) == ["no system prompt"]
+@pytest.mark.parametrize("name", ["clear", "exit", "regen", "continue", "fork", "stats", "heat", "why", "sessions"])
+def test_a_command_without_arguments_refuses_one(desk: Desk, name: str) -> None:
+    with pytest.raises(UsageError, match=f"/{name} takes no argument"):
+        desk.type(f"/{name} all")
 
 
-def test_a_hostile_system_prompt_is_shown_safely(session: FakeSession) -> None:
-    session.set_system("a\x1b]0;x\x07b\nc")
-    assert obeyed("/system", session) == ["ab", "c"]
-
-
-def test_set_shows_and_changes_parameters(session: FakeSession) -> None:
-    settings = ["  temperature  0.6", "  top_k        none", "  top_p        0.9", "  seed         7"]
-    assert obeyed("/set", session) == settings
-    assert obeyed("/set temperature 0.2", session) == ["  temperature  0.2"]
-    assert obeyed("/set temperature", session) == ["  temperature  0.2"]
-    for text in ("/set warmth", "/set warmth 3"):
-        with pytest.raises(UsageError, match="no parameter is called warmth"):
-            obeyed(text, session)
-
-
-def test_stats_tell_of_model_context_and_last_answer(session: FakeSession) -> None:
-    assert obeyed("/stats", session) == ["  model   Fake-1B", "  engine  a script", "  used    0 of 8192 tokens (0%)"]
-    list(session.ask("hi"))
-    assert obeyed("/stats", session)[2:] == [
-        "  used    12 of 8192 tokens (<1%)",
-        "  prompt  10 tokens, 4 of them already in the cache; 0.25 s, 24.0 tok/s",
-        "  answer  2 tokens; 0.03 s, 40.0 tok/s",
-    ]
-
-
-@pytest.mark.parametrize("text", ["/", "/nope", "/etc/passwd is a file", "/HELP", "/ help"])
-def test_an_unknown_command_is_an_error_of_one_line(text: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown command /\S*; /help lists the commands, //\S* sends it as text$"):
-        commands.find(text)
-
-
-def test_a_command_without_arguments_refuses_one() -> None:
-    with pytest.raises(UsageError, match="/clear takes no argument"):
-        commands.find("/clear all")
+@pytest.mark.parametrize("name", ["edit", "switch", "save", "load", "export", "read", "alts"])
+def test_a_command_that_needs_an_argument_says_so(desk: Desk, name: str) -> None:
+    with pytest.raises(UsageError, match=r"^[^\n]*(needs a|is no number of|takes the number)[^\n]*$"):
+        desk.type(f"/{name}")
 
 
 @pytest.mark.parametrize(
@@ -102,11 +139,12 @@ def test_a_command_without_arguments_refuses_one() -> None:
         ('""""""', ""),
         ('"""a""" and more', '"""a""" and more'),
         ('say """', 'say """'),
+        ("! ls", "! ls"),
     ],
 )
-def test_a_message_is_sent_without_its_quotes_and_escape(typed: str, sent: str) -> None:
-    assert commands.find(typed) is None
-    assert commands.message(typed) == sent
+def test_a_message_is_sent_without_its_quotes_and_escape(desk: Desk, typed: str, sent: str) -> None:
+    desk.type(typed)
+    assert desk.questions() == [sent]
 
 
 def test_lines_are_messages_and_blocks_are_one() -> None:
@@ -119,16 +157,344 @@ def test_a_block_that_never_ends_is_an_error() -> None:
         list(commands.messages(['"""three\n', "four\n"]))
 
 
+# ---- general ----
+
+
+def test_help_lists_every_command_in_80_columns(desk: Desk) -> None:
+    lines = desk.type("/help")
+    assert all(any(f"/{name}" in line for line in lines) for command in commands.COMMANDS for name in command.names)
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda command: command.names[0])
+def test_every_command_has_help_of_its_own_and_completes(desk: Desk, command: commands.Command) -> None:
+    for name in command.names:
+        for typed in (f"/help {name}", f"/help /{name}"):
+            assert command.help in desk.type(typed)[0]
+        assert f"/{name}" in desk.complete(f"/{name}")
+
+
+def test_help_of_no_command_is_an_error(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="there is no command /nope"):
+        desk.type("/help nope")
+
+
+@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/exit "])
+def test_exit_leaves(desk: Desk, text: str) -> None:
+    with pytest.raises(commands.LeaveError):
+        desk.type(text)
+
+
+# ---- the dialog ----
+
+
+def test_clear_forgets_the_dialog_and_keeps_the_system_prompt(desk: Desk) -> None:
+    desk.type("hi")
+    assert desk.type("/clear") == ["dialog cleared"]
+    assert (desk.questions(), desk.session.system) == ([], "Be brief.")
+
+
+def test_regen_answers_again_and_continue_goes_on(desk: Desk) -> None:
+    desk.type("hi")
+    desk.session.enqueue("second ", desk.session.interrupt)
+    assert desk.type("/regen") == ["second "]
+    desk.session.enqueue("and more")
+    assert desk.type("/continue") == ["and more"]
+    assert desk.session.turns()[-1].text == "second and more"
+    with pytest.raises(UsageError, match="ended by itself"):
+        desk.type("/continue")
+
+
+def test_undo_goes_back(desk: Desk) -> None:
+    for text in ("one", "two", "three"):
+        desk.type(text)
+    assert desk.type("/undo") == ["went back 1 question; /branches still has what was said"]
+    assert desk.questions() == ["one", "two"]
+    assert desk.type("/undo 2")[0].startswith("went back 2 questions")
+    assert desk.questions() == []
+
+
+@pytest.mark.parametrize("argument", ["0", "-1", "x", "1.5", "²", "1" * 5000])
+@pytest.mark.parametrize("command", ["undo", "edit", "switch", "copy", "alts"])
+def test_a_number_that_is_none_is_one_short_line(desk: Desk, command: str, argument: str) -> None:
+    desk.type("hi")
+    with pytest.raises(UsageError, match="is no number of") as caught:
+        desk.type(f"/{command} {argument}")
+    assert len(str(caught.value)) < 150
+
+
+def test_edit_asks_in_other_words_or_brings_the_old_ones(desk: Desk) -> None:
+    for text in ("one", "two\nlines"):
+        desk.type(text)
+    assert desk.type("/edit 2") == []
+    assert desk.context.prefill == "/edit 2 two\nlines"
+    assert desk.type('/edit 2 """other\nwords"""') == ["You said: other\nwords"]
+    assert desk.questions() == ["one", "other\nwords"]
+    with pytest.raises(UsageError, match="there is no question 3"):
+        desk.type("/edit 3")
+
+
+def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
+    desk.type("one")
+    assert desk.type("/fork") == ["a new branch from here; /switch 1 goes back to the other"]
+    desk.type("two")
+    desk.type("/branches")
+    assert [(branch.id, branch.turns) for branch in desk.screen.drawn[0][1][0]] == [(1, 1), (2, 2)]
+    assert desk.type("/switch 1") == ["branch 1, 1 question: one"]
+    assert desk.questions() == ["one"]
+
+
+# ---- settings ----
+
+
+def test_system_shows_sets_and_removes(desk: Desk) -> None:
+    assert desk.type("/system") == ["Be brief."]
+    assert desk.type("/system Two\nlines /clear") == ["system prompt set"]
+    assert desk.type("/system") == ["Two", "lines /clear"]
+    desk.type('/system """a block\nof two"""')
+    assert desk.session.system == "a block\nof two"
+    desk.type('/system ""')
+    assert desk.type("/system") == ["no system prompt"]
+
+
+def test_a_hostile_system_prompt_is_shown_safely(desk: Desk) -> None:
+    desk.session.set_system("a\x1b]0;x\x07b\nc")
+    assert desk.type("/system") == ["ab", "c"]
+
+
+def test_set_shows_and_changes_parameters(desk: Desk) -> None:
+    settings = ["  temperature  0.6", "  top_k        none", "  top_p        0.9", "  seed         7"]
+    assert desk.type("/set") == settings
+    assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
+    assert desk.type("/set top-p 0.5") == ["  top_p  0.5"], "as the flag is written"
+    for text in ("/set warmth", "/set warmth 3"):
+        with pytest.raises(UsageError, match="no parameter is called warmth"):
+            desk.type(text)
+
+
+def test_show_tells_what_is_set(desk: Desk) -> None:
+    lines = desk.type("/show")
+    assert [line.split()[0] for line in lines[:6]] == ["model", "weights", "engine", "memory", "system", "temperature"]
+    assert desk.type("/show system") == ["  system  Be brief."]
+    with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters"):
+        desk.type("/show colour")
+
+
+def test_model_lists_and_changes_and_keeps_the_dialog(desk: Desk) -> None:
+    desk.type("hi")
+    assert desk.type("/model")[-2:] == ["  Fake-1B  small", "  Fake-7B  large"]
+    assert desk.type("/model Fake-7B") == ["Fake-7B goes on with the dialog"]
+    assert (desk.session.describe()["model"], desk.questions()) == ("Fake-7B", ["hi"])
+    with pytest.raises(CatalogError):
+        desk.type("/model nope")
+
+
+def test_persona_begins_a_dialog_in_its_manner(desk: Desk) -> None:
+    assert desk.type("/persona") == ["  pirate  You are a pirate."]
+    desk.type("hi")
+    lines = ["Fake-7B goes on with the dialog", "a new dialog with pirate, 4 messages already said"]
+    assert desk.type("/persona pirate") == lines
+    assert [turn.text for turn in desk.session.turns()] == [
+        "You are a pirate.", "Who are you?", "A pirate.", "Where?", "At sea.",
+    ]  # fmt: skip
+    assert desk.session.parameters()["temperature"] == 0.9
+    with pytest.raises(UsageError, match="no persona is called nobody"):
+        desk.type("/persona nobody")
+
+
+# ---- files ----
+
+
+def test_dialogs_are_saved_listed_and_opened(desk: Desk) -> None:
+    assert desk.type("/sessions") == ["no saved dialogs; this one is called fake-dialog"]
+    desk.type("first\nquestion")
+    assert desk.type("/save work") == ["saved as work, and from now on after each answer"]
+    listed = desk.type("/sessions")
+    name, _day, _hour, *rest = listed[1].split()
+    assert (name, rest) == ("work", ["1", "turn", "Fake-1B", "first", "question"])
+    assert listed[2] == "this one is called work"
+    desk.type("/clear")
+    assert desk.type("/load work") == ["work: 1 question; last asked: first"]
+    with pytest.raises(UsageError, match="no dialog is called play"):
+        desk.type("/load play")
+
+
+def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    desk.type("hi")
+    assert desk.type("/export ~/a dialog.md") == [f"written to {tmp_path / 'a dialog.md'}"]
+    assert "**user**: hi" in (tmp_path / "a dialog.md").read_text()
+    with pytest.raises(UsageError, match="exists"):
+        desk.type("/export ~/a dialog.md")
+
+
+def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("some text\n")
+    said = desk.type(f"/read {tmp_path / 'notes.md'}")
+    assert said == ["attached notes.md (10 characters) to your next message"]
+    desk.session.enqueue(LlamachatError("does not fit"))
+    with pytest.raises(LlamachatError):
+        desk.type("too early")
+    desk.session.clear()
+    desk.type("what is this?")
+    desk.type("and now?")
+    assert desk.questions() == ["what is this?\n\nnotes.md:\n```\nsome text\n```", "and now?"]
+
+
+def test_a_mentioned_file_is_attached_at_a_terminal_only(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("some text")
+    assert desk.type("read @notes.md")[0] == "attached notes.md (9 characters)"
+    assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
+        "attached notes.md (9 characters)",
+        "@no/such names no file: sent as it is",
+    ]
+    desk.context.send = None
+    desk.type("read @notes.md")
+    assert desk.questions()[-1] == "read @notes.md"
+
+
+def test_copy_sends_an_answer_to_the_clipboard(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    for answer in ("first ü", "a\x1b]0;x\x07b\x1b[201~\r\n\u202e"):
+        desk.session.enqueue(answer)
+        desk.type("say")
+    assert desk.type("/copy 1") == ["7 characters sent to the terminal's clipboard"]
+    desk.type("/copy")
+    first, safe = (text.removeprefix("\x1b]52;c;").removesuffix("\x07") for text in desk.sent)
+    assert base64.b64decode(first).decode() == "first ü"
+    assert base64.b64decode(safe).decode() == "ab\n⟨U+202E⟩"
+    with pytest.raises(UsageError, match="there is no answer 3; the last is 2"):
+        desk.type("/copy 3")
+
+
+def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMUX", "/tmp/tmux")
+    desk.session.enqueue("ab")
+    desk.type("say")
+    assert "tmux must be allowed to" in desk.type("/copy")[0]
+    assert desk.sent == ["\x1b]52;c;YWI=\x07\x1bPtmux;\x1b\x1b]52;c;YWI=\x07\x1b\\"]
+
+
+def test_copy_refuses_where_it_cannot(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="no answer to copy"):
+        desk.type("/copy")
+    desk.session.enqueue("x" * 75_000)
+    desk.type("say")
+    with pytest.raises(UsageError, match="75,000 bytes are more than"):
+        desk.type("/copy")
+    desk.context.send = None
+    with pytest.raises(UsageError, match="there is no terminal"):
+        desk.type("/copy")
+    assert desk.sent == []
+
+
+# ---- seeing inside ----
+
+
+def test_stats_tell_of_model_context_and_last_answer(desk: Desk) -> None:
+    assert desk.type("/stats")[-1] == "  used     0 of 8192 tokens (0%)"
+    desk.type("hi")
+    assert desk.type("/stats")[-3:] == [
+        "  used     12 of 8192 tokens (<1%)",
+        "  prompt   10 tokens, 4 of them already in the cache; 0.25 s, 24.0 tok/s",
+        "  answer   2 tokens; 0.03 s, 40.0 tok/s",
+    ]
+
+
+def test_the_drawings_get_what_the_session_tells(desk: Desk) -> None:
+    desk.type("hi")
+    for command in ("/context", "/heat", "/alts 2", "/why"):
+        assert desk.type(command) == []
+    turns, tokens = desk.session.turns(), desk.session.tokens()
+    assert desk.screen.drawn == [
+        ("context", (turns, 12, 8192)),
+        ("heat", (tokens,)),
+        ("alternatives", (2, tokens[1])),
+        ("why", (desk.session.why(),)),
+    ]
+
+
+def test_alts_goes_on_from_an_alternative(desk: Desk) -> None:
+    desk.type("hi")
+    assert desk.type("/alts 2 3") == ["You said:  never and so on"]
+    for text, says in (("/alts 9", "has no token 9; it has 2 tokens"), ("/alts 1 9", "no alternative 9")):
+        with pytest.raises(UsageError, match=says):
+            desk.type(text)
+
+
+@pytest.mark.parametrize("command", ["/regen", "/continue", "/heat", "/why", "/undo", "/edit 1 x"])
+def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> None:
+    with pytest.raises(UsageError):
+        desk.type(command)
+
+
+# ---- completion ----
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("typed", "offered"),
     [
-        ("/s", ["/system", "/set", "/stats"]),
         ("/cl", ["/clear"]),
-        ("/set top", ["top_k", "top_p"]),
+        ("/con", ["/continue", "/context"]),
+        ("/q", ["/quit"]),
+        ("/ex", ["/exit", "/export"]),
+        ("/help re", ["/help regen", "/help read"]),
+        ("/set top", ["/set top_k", "/set top_p"]),
+        ("/set top_k ", ["/set top_k none", "/set top_k 0", "/set top_k 1", "/set top_k 20", "/set top_k 40", "/set top_k 100"]),
+        ("/set top_p 0.9", ["/set top_p 0.9", "/set top_p 0.95"]),
+        ("/set top_p 0.9 ", []),
+        ("/show s", ["/show system"]),
+        ("/model Fake-", ["/model Fake-1B", "/model Fake-7B"]),
+        ("/persona ", ["/persona pirate"]),
+        ("/load ", ["/load work", "/load at home"]),
+        ("/load at h", ["/load at home"]),
+        ("/edit ", ["/edit 2", "/edit 1"]),
+        ("/copy 1", ["/copy 1"]),
+        ("/switch ", ["/switch 1"]),
         ("hello", []),
         ("//s", []),
         ("/system s", []),
+        ("/nope ", []),
     ],
-)
-def test_completion_offers_commands_and_parameters(text: str, words: list[str]) -> None:
-    assert [word for word, _ in commands.completions(text, ["temperature", "top_k", "top_p"])] == words
+)  # fmt: skip
+def test_completion_offers_what_fits(desk: Desk, typed: str, offered: list[str]) -> None:
+    desk.type("one")
+    desk.type("/save work")
+    desk.type("/save at home")
+    desk.type("/fork")
+    desk.type("two")
+    assert desk.complete(typed) == offered
+
+
+def test_completion_offers_paths(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notes.md", "a file", ".hidden", "it\x1b[31ms"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/inner").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert desk.complete("/read n") == ["/read notes.md"]
+    assert desk.complete("/export ~/a ") == ["/export ~/a file"]
+    assert desk.complete("/read ./folder/") == ["/read ./folder/inner"]
+    assert desk.complete("see @fold") == ["see @folder/"]
+    assert desk.complete("see @a") == ['see @"a file"']
+    assert desk.complete('see @"a f') == ['see @"a file"']
+    assert desk.complete("/edit 1 see @n") == ["/edit 1 see @notes.md"]
+    assert desk.complete("/system see @n") == []
+    assert desk.complete("see @.") == ["see @.hidden"]
+    assert desk.complete("mail me@n") == desk.complete("/read missing/") == []
+    assert desk.complete(f"/model {tmp_path}/not") == [f"/model {tmp_path}/notes.md"]
+    (shown,) = ChatCompleter(desk.context).get_completions(Document("/read it"), CompleteEvent())
+    assert shown.display_text == "its", "a name cannot drive the terminal from the menu"
+
+
+def test_completion_waits_for_no_model_and_survives_a_broken_catalog(desk: Desk) -> None:
+    def broken() -> Iterator[tuple[str, str]]:
+        raise CatalogError("models.toml cannot be read")
+
+    desk.context.ready = lambda: None
+    desk.context.library.models = broken  # type: ignore[method-assign]
+    assert [desk.complete(f"/{name} ") for name in ("set", "load", "edit", "switch", "model")] == [[]] * 5

@@ -1,0 +1,97 @@
+"""What a slash command is, and what it is given to work with."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llamachat.errors import UsageError
+from llamachat.events import Event
+from llamachat.ui.attach import Attachment
+from llamachat.ui.contract import ChatSession
+from llamachat.ui.render import Screen
+
+Word = tuple[str, str]  # one that may be typed here, and a short help
+
+
+class LeaveError(Exception):
+    """The person has asked to leave."""
+
+
+class Persona(Protocol):
+    """A manner of answering that has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def system(self) -> str | None: ...
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """Parameters to set; the others stay."""
+        ...
+
+    @property
+    def said(self) -> Sequence[tuple[Literal["user", "assistant"], str]]:
+        """The dialog's first questions and answers."""
+        ...
+
+    @property
+    def model(self) -> str | None: ...
+
+
+class Library(Protocol):
+    """What can be asked for by name besides saved dialogs. Its methods raise LlamachatError."""
+
+    def models(self) -> Iterable[Word]: ...
+
+    def personas(self) -> Iterable[Word]: ...
+
+    def persona(self, name: str) -> Persona: ...
+
+
+class EmptyLibrary:
+    """Knows no names; whatever model is named may exist all the same."""
+
+    def models(self) -> Iterable[Word]:
+        return ()
+
+    def personas(self) -> Iterable[Word]:
+        return ()
+
+    def persona(self, name: str) -> Persona:
+        raise UsageError(f"no persona is called {name}")
+
+
+@dataclass
+class Context:
+    """One chat, as commands see it."""
+
+    session: Callable[[], ChatSession]  # waits for loading, so it is called only by commands that need a session
+    ready: Callable[[], ChatSession | None]  # the session if it is loaded and idle; never waits
+    screen: Screen
+    send: Callable[[str], None] | None = (
+        None  # puts a control sequence of ours on the terminal; None where there is none
+    )
+    library: Library = field(default_factory=EmptyLibrary)
+    attached: list[Attachment] = field(default_factory=list)  # to the next message
+    prefill: str = ""  # the next input begins with it
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run` gets the argument: all that follows the name, stripped. One that answers returns the events, for the caller to
+    show; the others show for themselves and return None.
+    """
+
+    names: tuple[str, ...]
+    argument: str  # as /help shows it; empty: none is taken
+    help: str
+    run: Callable[[Context, str], Iterator[Event] | None]
+    detail: str = ""  # what `/help NAME` adds
+    words: Callable[[Context, Sequence[str]], Iterable[Word]] | None = None  # may come next, given the words before
+    path: bool = False  # the argument may be a path
+
+    @property
+    def usage(self) -> str:
+        return f"{' '.join('/' + name for name in self.names)} {self.argument}".rstrip()

@@ -1,0 +1,101 @@
+"""Commands that walk the dialog's tree: answer again, go back, ask in other words, take another branch."""
+
+from collections.abc import Iterator, Sequence
+
+from llamachat.errors import UsageError
+from llamachat.events import Event
+from llamachat.ui.commands.base import Command, Context, Word
+from llamachat.ui.commands.text import first_line, first_then, number, unquoted, with_files
+from llamachat.ui.contract import ChatSession
+from llamachat.ui.render import count
+
+
+def _questions(session: ChatSession) -> dict[int, str]:
+    """Those of the active branch, by number."""
+    return {turn.number: turn.text for turn in session.turns() if turn.role == "user"}
+
+
+def question_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    session = context.ready()
+    if session and not before:
+        yield from ((str(number), first_line(text)) for number, text in reversed(_questions(session).items()))
+
+
+def _branch_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    session = context.ready()
+    if session and not before:
+        yield from ((str(branch.id), first_line(branch.last)) for branch in session.branches() if not branch.active)
+
+
+def _clear(context: Context, argument: str) -> None:
+    context.session().clear()
+    context.attached.clear()
+    context.screen.note("dialog cleared")
+
+
+def _regenerate(context: Context, argument: str) -> Iterator[Event]:
+    return context.session().regenerate()
+
+
+def _continue(context: Context, argument: str) -> Iterator[Event]:
+    return context.session().resume()
+
+
+def _undo(context: Context, argument: str) -> None:
+    undone = context.session().undo(number(argument, "questions", default=1))
+    context.screen.note(f"went back {count(undone, 'question')}; /branches still has what was said")
+
+
+def _edit(context: Context, argument: str) -> Iterator[Event] | None:
+    """A text given is asked with what it attaches; a number alone brings the old text back to be changed."""
+    word, *rest = argument.split(maxsplit=1) or [""]
+    which, session = number(word, "a question"), context.session()
+    if rest:
+        return first_then(session.edit(which, with_files(context, unquoted(rest[0]))), context.attached.clear)
+    old = _questions(session).get(which)
+    if old is None:
+        raise UsageError(f"there is no question {which}", remedy="/context numbers them")
+    context.prefill = f"/edit {which} {old}"
+    return None
+
+
+def _fork(context: Context, argument: str) -> None:
+    context.screen.note(f"a new branch from here; /switch {context.session().fork()} goes back to the other")
+
+
+def _branches(context: Context, argument: str) -> None:
+    context.screen.branches(context.session().branches())
+
+
+def _switch(context: Context, argument: str) -> None:
+    session = context.session()
+    session.switch(number(argument, "a branch"))
+    active = next(branch for branch in session.branches() if branch.active)
+    context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}: {first_line(active.last)}")
+
+
+DIALOG = (
+    Command(
+        ("clear",), "", "begin anew, keep the system prompt", _clear, "What was said stays on disk: see /sessions."
+    ),
+    Command(("regen",), "", "answer the last question again", _regenerate, "The other answer stays: see /branches."),
+    Command(("continue",), "", "go on with a stopped answer", _continue, "It goes on from exactly where it stopped."),
+    Command(
+        ("undo",),
+        "[N]",
+        "go back before the last question, or the last N",
+        _undo,
+        "What was said stays in the tree: /branches lists it and /switch goes there.",
+    ),
+    Command(
+        ("edit",),
+        "N [TEXT]",
+        "ask question N in other words",
+        _edit,
+        "Without TEXT the old words come into the input line. The old question and what followed stay: see /branches.",
+        question_words,
+    ),
+    Command(("fork",), "", "begin another branch here", _fork, "Both share all that was said so far."),
+    Command(("branches",), "", "show the dialog's branches", _branches),
+    Command(("switch",), "N", "go to branch N", _switch, words=_branch_words),
+)

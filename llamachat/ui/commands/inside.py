@@ -1,0 +1,82 @@
+"""Commands that look inside: speed, context, the last answer's probabilities, the sampler's settings."""
+
+from collections.abc import Iterator
+
+from llamachat.errors import UsageError
+from llamachat.events import Event, TokenView
+from llamachat.ui.commands.base import Command, Context
+from llamachat.ui.commands.text import number
+from llamachat.ui.render import count, percent
+
+
+def _stats(context: Context, argument: str) -> None:
+    chat = context.session()
+    last = chat.last_stats
+    used = f"{chat.context_used} of {count(chat.context_size, 'token')}"
+    rows = [*chat.describe().items(), ("used", f"{used} ({percent(chat.context_used, chat.context_size)})")]
+    if last:
+        prompt = f"{count(last.prompt_tokens, 'token')}, {last.reused_tokens} of them already in the cache"
+        answer = count(last.completion_tokens, "token")
+        rows.append(("prompt", f"{prompt}; {last.prefill_s:.2f} s, {last.prefill_tok_s:.1f} tok/s"))
+        rows.append(("answer", f"{answer}; {last.decode_s:.2f} s, {last.decode_tok_s:.1f} tok/s"))
+    context.screen.table(rows)
+
+
+def _context(context: Context, argument: str) -> None:
+    session = context.session()
+    context.screen.context(session.turns(), session.context_used, session.context_size)
+
+
+def _tokens(context: Context) -> list[TokenView]:
+    session = context.session()
+    with context.screen.waiting("scoring the last answer …"):
+        return list(session.tokens())
+
+
+def _heat(context: Context, argument: str) -> None:
+    context.screen.heat(_tokens(context))
+
+
+def _alternatives(context: Context, argument: str) -> Iterator[Event] | None:
+    words = argument.split()
+    if len(words) not in (1, 2):
+        raise UsageError("/alts takes the number of a token, and of its alternative", remedy="/heat numbers the tokens")
+    index = number(words[0], "a token")
+    if len(words) == 2:
+        return context.session().take_alternative(index, number(words[1], "an alternative"))
+    tokens = _tokens(context)
+    if index > len(tokens):
+        raise UsageError(f"the last answer has no token {index}", remedy=f"it has {count(len(tokens), 'token')}")
+    context.screen.alternatives(index, tokens[index - 1])
+    return None
+
+
+def _why(context: Context, argument: str) -> None:
+    context.screen.why(context.session().why())
+
+
+INSIDE = (
+    Command(("stats",), "", "show what runs, how fast, how full the context is", _stats),
+    Command(
+        ("context",),
+        "",
+        "show what the model sees of the dialog",
+        _context,
+        "Pinned: never dropped. Kept: seen now. Dropped: too long ago to be seen.",
+    ),
+    Command(
+        ("heat",),
+        "",
+        "show how sure the model was of each token",
+        _heat,
+        "The last answer, by each token's probability before temperature and filters.",
+    ),
+    Command(
+        ("alts",),
+        "N [K]",
+        "show token N's alternatives, or go on from the K-th",
+        _alternatives,
+        "Tokens of the last answer count from 1. Going on from another makes a branch: see /branches.",
+    ),
+    Command(("why",), "", "show which settings shaped the last answer", _why),
+)

@@ -1,0 +1,181 @@
+"""Commands that say how is answered: parameters, system prompt, model, persona."""
+
+from collections.abc import Iterator, Sequence
+
+from llamachat.errors import UsageError
+from llamachat.ui.commands.base import Command, Context, Persona, Word
+from llamachat.ui.commands.text import unquoted
+from llamachat.ui.render import count
+
+_VALUES = {  # to choose from; others may be typed
+    "temperature": ("0", "0.2", "0.6", "0.8", "1.0"),
+    "top_k": ("0", "1", "20", "40", "100"),
+    "top_p": ("0.8", "0.9", "0.95", "1.0"),
+    "min_p": ("0", "0.05", "0.1"),
+    "repetition_penalty": ("1.0", "1.1", "1.3"),
+    "presence_penalty": ("0", "0.5", "1.5"),
+    "frequency_penalty": ("0", "0.5"),
+    "seed": ("none", "0"),
+    "max_tokens": ("none", "256", "1024"),
+}
+_MEANINGS = {
+    "temperature": "0 always takes the likeliest token",
+    "top_k": "keep the K likeliest tokens; 0: all",
+    "top_p": "keep the likeliest tokens that make up P of the mass",
+    "min_p": "keep tokens at least P times as likely as the likeliest",
+    "repetition_penalty": "above 1 makes seen tokens rarer",
+    "presence_penalty": "subtracted once from each generated token",
+    "frequency_penalty": "subtracted for each time it was generated",
+    "seed": "same seed, same text; none: different each time",
+    "max_tokens": "of an answer; none: to its end",
+}
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _parameters(context: Context) -> dict[str, str]:
+    return {name: _shown(value) for name, value in context.session().parameters().items()}
+
+
+def _set_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    session = context.ready()
+    settings = session.parameters() if session else {}
+    match before:
+        case []:
+            yield from ((name, f"{_shown(value)} · {_MEANINGS.get(name, '')}") for name, value in settings.items())
+        case [name]:
+            now = _shown(settings.get(name))
+            yield from (
+                (value, "now" if value == now else "") for value in dict.fromkeys((now, *_VALUES.get(name, ())))
+            )
+
+
+def _set(context: Context, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    name = name.replace("-", "_")  # as the flag is written
+    if value:
+        context.session().set_parameter(name, value.strip())
+    settings = _parameters(context)
+    if name and name not in settings:
+        raise UsageError(f"no parameter is called {name[:40]}", remedy="/set lists them")
+    context.screen.table([(name, settings[name])] if name else settings.items())
+
+
+def _show(context: Context, argument: str) -> None:
+    session = context.session()
+    facts = {
+        "model": session.describe(),
+        "system": {"system": session.system or "none"},
+        "parameters": _parameters(context),
+    }
+    if argument and argument not in facts:
+        raise UsageError(f"/show knows no {argument[:40]}", remedy=f"it knows {', '.join(facts)}")
+    context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+
+
+def _show_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    if not before:
+        yield from ((name, "") for name in ("model", "system", "parameters"))
+
+
+def _system(context: Context, argument: str) -> None:
+    session = context.session()
+    if not argument:
+        context.screen.text(session.system or "no system prompt")
+    elif argument == '""':
+        session.set_system(None)
+        context.screen.note("system prompt removed")
+    else:
+        session.set_system(unquoted(argument))
+        context.screen.note("system prompt set")
+
+
+def _model(context: Context, argument: str) -> None:
+    if argument:
+        _use_model(context, argument)
+    else:
+        context.screen.table(context.session().describe().items())
+        context.screen.table(context.library.models())
+
+
+def _use_model(context: Context, name: str) -> None:
+    session = context.session()
+    with context.screen.waiting(f"loading {name} …"):
+        session.use_model(name)
+    context.screen.note(f"{session.describe()['model']} goes on with the dialog")
+
+
+def _model_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    if not before:
+        yield from context.library.models()
+
+
+def _persona(context: Context, argument: str) -> None:
+    if argument:
+        apply(context, context.library.persona(argument))
+        return
+    rows = list(context.library.personas())
+    context.screen.table(rows)
+    if not rows:
+        context.screen.note("no personas yet; /help persona says how to make one")
+
+
+def apply(context: Context, persona: Persona) -> None:
+    """Begin a new dialog in a persona's manner. What comes first may fail, and then nothing else has changed."""
+    if persona.model:
+        _use_model(context, persona.model)
+    session = context.session()
+    for name, value in persona.sampling.items():
+        session.set_parameter(name, str(value))
+    session.set_system(persona.system)
+    session.begin(persona.said)
+    begun = f", {count(len(persona.said), 'message')} already said" if persona.said else ""
+    context.screen.note(f"a new dialog with {persona.name}{begun}")
+
+
+def _persona_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    if not before:
+        yield from context.library.personas()
+
+
+SETTINGS = (
+    Command(
+        ("set",),
+        "[NAME [VALUE]]",
+        "show or change how answers are sampled",
+        _set,
+        "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items()),
+        _set_words,
+    ),
+    Command(("show",), "[NAME]", "show what is set: model, system, parameters", _show, words=_show_words),
+    Command(
+        ("system",),
+        "[TEXT]",
+        'show or set the system prompt; "" removes it',
+        _system,
+        'It holds from the next answer on. Several lines: put """ around them.',
+    ),
+    Command(
+        ("model",),
+        "[NAME]",
+        "show the models, or go on with another",
+        _model,
+        "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path. The dialog stays.",
+        _model_words,
+        path=True,
+    ),
+    Command(
+        ("persona",),
+        "[NAME]",
+        "show the personas, or begin anew with one",
+        _persona,
+        "A persona is a file personas/NAME.toml in the config folder, with any of these keys:\n"
+        '  system = "You are …"\n'
+        "  sampling = { temperature = 0.9 }\n"
+        '  messages = [["first question", "first answer"]]\n'
+        '  model = "name"',
+        _persona_words,
+    ),
+)

@@ -1,0 +1,55 @@
+"""Arguments of commands: texts and numbers."""
+
+from collections.abc import Callable, Iterator
+
+from llamachat.errors import UsageError
+from llamachat.events import Event
+from llamachat.ui import attach
+from llamachat.ui.commands.base import Context
+
+QUOTES = '"""'
+
+
+def unquoted(text: str) -> str:
+    '''A text without the """ around it, if they are.'''
+    block = text.strip()
+    if len(block) >= 6 and block.startswith(QUOTES) and block.endswith(QUOTES):
+        return block[3:-3].strip("\n")
+    return text
+
+
+def with_files(context: Context, text: str) -> str:
+    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names.
+
+    Off a terminal @ is left alone: there a text is data, from who knows whom.
+    """
+    if context.send is None:
+        return attach.to_message(text, context.attached)
+    mentions = attach.Mentions(text)
+    sent = attach.to_message(mentions.text, mentions.found + context.attached)
+    for note in (*map(attach.told, mentions.found), *mentions.notes):
+        context.screen.note(note)
+    return sent
+
+
+def first_then(events: Iterator[Event], action: Callable[[], None]) -> Iterator[Event]:
+    """The events; `action` is done once the first is there, so not when the message was refused."""
+    for number, event in enumerate(events):
+        if number == 0:
+            action()
+        yield event
+
+
+def number(text: str, what: str, default: int | None = None) -> int:
+    """A whole number from 1 on; `default` for an empty text. Raises UsageError."""
+    if not text and default is not None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise UsageError(f"{text[:40]!r} is no number of {what}", remedy="give a whole number from 1 on")
+    return int(text)
+
+
+def first_line(text: str, width: int = 60) -> str:
+    """The start of a text, for a list."""
+    line = next(iter(text.strip().splitlines()), "")
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,79 @@
+"""What a typed text means: a slash command, or a message."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from llamachat.errors import UsageError
+from llamachat.events import Event
+from llamachat.ui.commands.base import Command, Context
+from llamachat.ui.commands.dialog import DIALOG
+from llamachat.ui.commands.files import FILES
+from llamachat.ui.commands.general import general
+from llamachat.ui.commands.inside import INSIDE
+from llamachat.ui.commands.settings import SETTINGS
+from llamachat.ui.commands.text import QUOTES, first_then, unquoted, with_files
+
+COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *FILES, *INSIDE)
+
+
+def respond(context: Context, text: str) -> Iterator[Event] | None:
+    """Obey a command or send a message: events of an answer to show, or None. Raises LeaveError and LlamachatError."""
+    if found := find(text):
+        command, argument = found
+        return command.run(context, argument)
+    return ask(context, message(text))
+
+
+def ask(context: Context, text: str) -> Iterator[Event]:
+    """Send a message with what is attached to it, by /read or, at a terminal, by @path in it."""
+    session = context.session()
+    return first_then(session.ask(with_files(context, text)), context.attached.clear)
+
+
+def find(text: str) -> tuple[Command, str] | None:
+    """The command in a typed text, and its argument; None for a message. Raises UsageError for an unknown one."""
+    typed = re.match(r"/(?!/)(\S*)\s*(.*)", text, re.DOTALL)
+    if not typed:
+        return None
+    name, argument = typed[1], typed[2].strip()
+    command = named(name)
+    if command is None:
+        raise UsageError(f"unknown command /{name[:40]}", remedy=_near(name) + "/help lists them, // sends it as text")
+    if argument and not command.argument:
+        raise UsageError(f"/{name} takes no argument")
+    return command, argument
+
+
+def named(name: str) -> Command | None:
+    """The command of this name, without its slash."""
+    return next((command for command in COMMANDS if name in command.names), None)
+
+
+def _near(name: str) -> str:
+    names = [name for command in COMMANDS for name in command.names]
+    near = difflib.get_close_matches(name[:40].lower(), names, n=1)
+    return f"did you mean /{near[0]}? " if near else ""
+
+
+def message(text: str) -> str:
+    '''A typed text that is no command, as it is sent: // is a literal /, and """ around a block are taken off.'''
+    return text[1:] if text.startswith("//") else unquoted(text)
+
+
+def block_open(text: str) -> bool:
+    '''Whether the text began a """ block that it has not closed yet.'''
+    return text.lstrip().startswith(QUOTES) and text.count(QUOTES) % 2 == 1
+
+
+def messages(lines: Iterable[str]) -> Iterator[str]:
+    '''Lines as typed texts: one each, but a """ block is one. Blank ones are left out. Raises UsageError.'''
+    text = ""
+    for line in lines:
+        text += line
+        if not block_open(text):
+            if text.strip():
+                yield text.removesuffix("\n")
+            text = ""
+    if text:
+        raise UsageError(f"a {QUOTES} block is not closed", "it was not sent", f"end it with {QUOTES}")

@@ -1,0 +1,140 @@
+"""Only readable text files are attached, framed so that nothing in them ends the frame; the rest of a message is left alone."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamachat.errors import UsageError
+from llamachat.ui import attach
+from llamachat.ui.attach import Attachment
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with two files in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("some text")
+    (tmp_path / "a file").write_text("more")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", ""),
+        (b"\xef\xbb\xbfcaf\xc3\xa9", "café"),
+        (b"a\r\nb\rc\n", "a\nb\rc\n"),
+        (b"x" * attach.LIMIT, "x" * attach.LIMIT),
+    ],
+)
+def test_a_text_file_is_read_whole(here: Path, content: bytes, text: str) -> None:
+    (here / "f").write_bytes(content)
+    assert attach.read(here / "f") == Attachment("f", text)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"caf\xe9", "f is not UTF-8 text; it was not attached; convert it"),
+        (b"\x7fELF\0\0", "f is not text"),
+        (b"x" * (attach.LIMIT + 1), "f is larger than 1 MB; it was not attached; attach a part of it"),
+    ],
+)
+def test_what_is_no_small_text_is_refused(here: Path, content: bytes, says: str) -> None:
+    (here / "f").write_bytes(content)
+    with pytest.raises(UsageError, match=says):
+        attach.read(here / "f")
+
+
+def test_what_is_no_file_is_refused_at_once(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    cases = {".": "is no file", "missing": "is not there", "pipe": "is no file", "/dev/zero": "is no file"}
+    for name, says in {**cases, "x" * 5000: "cannot be read", "a\0b": "cannot be read|is not there"}.items():
+        with pytest.raises(UsageError, match=says):
+            attach.read(Path(name))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_refused(here: Path) -> None:
+    (here / "notes.md").chmod(0)
+    with pytest.raises(UsageError, match="cannot be read"):
+        attach.read(here / "notes.md")
+
+
+def test_a_hostile_name_is_shown_safely(here: Path) -> None:
+    path = here / "a\x1b]0;x\x07\n\u202eb"
+    path.write_text("")
+    assert attach.read(path).name == "a ⟨U+202E⟩b"
+
+
+@pytest.mark.parametrize(
+    ("text", "sent", "names"),
+    [
+        ("see @notes.md", "see notes.md", ["notes.md"]),
+        ("(see @notes.md).", "(see notes.md).", ["notes.md"]),
+        ('@"a file" and @notes.md, and @./notes.md', "a file and notes.md, and notes.md", ["a file", "notes.md"]),
+        ("```\nx\n```\n@notes.md", "```\nx\n```\nnotes.md", ["notes.md"]),
+    ],
+)
+def test_a_message_names_files(text: str, sent: str, names: list[str]) -> None:
+    found = attach.Mentions(text)
+    assert (found.text, [each.name for each in found.found], found.notes) == (sent, names, [])
+    assert attach.Mentions(attach.to_message(sent, found.found)).found == [], "once is enough"
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("me@notes.md, a/@notes.md, @@notes.md, `@notes.md`", 0),
+        ("```py\n@notes.md\n```\n~~~\n@notes.md", 0),
+        ("hello @bob! @ @, @property @3", 0),
+        ("@missing.md, and @src/main.c", 2),
+        ("@. @.. @/ @~", 0),
+        (" ".join(f"@types/{n}" for n in range(50)), 4),
+        ("@" + "x/" * 9999, 1),
+        ("@a\0b.md", 1),
+    ],
+)
+def test_the_rest_of_a_message_is_left_alone(text: str, notes: int) -> None:
+    found = attach.Mentions(text)
+    assert (found.text, found.found, len(found.notes)) == (text, [], notes)
+    assert all(len(note) < 120 for note in found.notes)
+
+
+def test_what_is_named_but_cannot_be_attached_is_an_error(here: Path) -> None:
+    (here / "data.bin").write_bytes(b"\xff\0")
+    with pytest.raises(UsageError, match=r"data\.bin is not UTF-8"):
+        attach.Mentions("see @data.bin")
+    for name in "abc":
+        (here / f"{name}.txt").write_text("x" * 400_000)
+    with pytest.raises(UsageError, match="larger than 1 MB together; nothing was sent"):
+        attach.Mentions("see @a.txt @b.txt @c.txt")
+
+
+def test_without_a_home_a_tilde_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    assert attach.as_path("~/x") == Path("~/x")
+    assert attach.Mentions("@~/x.md").notes == ["@~/x.md names no file: sent as it is"]
+
+
+def test_quotes_around_a_path_are_taken_off() -> None:
+    assert attach.as_path('"a file"') == attach.as_path("'a file'") == Path("a file")
+
+
+def test_files_follow_the_text_by_name() -> None:
+    sent = attach.to_message("compare", [Attachment("a.py", "x = 1\n"), Attachment("b", "`y`")])
+    assert sent == "compare\n\na.py:\n```\nx = 1\n```\n\nb:\n```\ny`\n```".replace("\ny`", "\n`y`")
+    assert attach.to_message("alone", []) == "alone"
+
+
+@given(st.text(alphabet="`~a\n ", max_size=60))
+def test_nothing_in_a_file_closes_its_fence(text: str) -> None:
+    sent = attach.to_message("", [Attachment("f", text)])
+    fence = sent.removeprefix("f:\n").split("\n")[0]
+    assert re.fullmatch("`{3,}", fence)
+    assert sent.count(fence) == 2 and sent == f"f:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"

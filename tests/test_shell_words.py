@@ -1,0 +1,133 @@
+"""Completion as shells ask for it: in the environment, of the whole command, and in a real bash."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamachat.cli import main
+
+SCRIPT = r"""
+eval "$(_LLAMACHAT_COMPLETE=source_bash llamachat)"
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+_llamachat_completion llamachat
+printf '%s\n' "${COMPREPLY[@]}"
+complete -p llamachat
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the folders of a person lie who has a model, two personas and a few dialogs."""
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+    (tmp_path / "llamachat/personas").mkdir(parents=True)
+    (tmp_path / "llamachat/sessions").mkdir()
+    (tmp_path / "llamachat/models.toml").write_text(
+        '[models.mine]\nsource = { path = "x" }\ndescription = "my own"\n[models.minimal]\nsource = { path = "x" }\n'
+    )
+    (tmp_path / "llamachat/personas/pirate.toml").write_text('system = "Arr."')
+    (tmp_path / "llamachat/personas/broken.toml").write_text("system = 3")
+    for name in ("2026-01-01_10-00-00", "work", "with a space", "$(reboot)"):
+        (tmp_path / f"llamachat/sessions/{name}.jsonl").touch()
+    return tmp_path
+
+
+def asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str, shell: str = "bash"
+) -> list[str]:
+    """What a shell is told for the last of these words."""
+    line = " ".join(["llamachat", *words])
+    settings = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line}
+    for name, value in {**settings, "_LLAMACHAT_COMPLETE": f"complete_{shell}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setattr(sys, "argv", ["llamachat"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    captured = capsys.readouterr()
+    assert (exit.value.code or 0, captured.err) == (0, "")
+    return captured.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["c"], ["chat", "complete", "config"]),
+        ([""], ["chat", "complete", "models", "config", "quantize", "eval", "bench"]),
+        (["-m", "mi"], ["mistral-7b", "mine", "minimal"]),
+        (["complete", "--model", "min"], ["mine", "minimal"]),
+        (["chat", "--model=min"], ["mine", "minimal"]),
+        (["models", "show", "min"], ["mine", "minimal"]),
+        (["models", "p"], ["pull"]),
+        (["chat", "--persona", ""], ["broken", "pirate"]),
+        (["--session", ""], ["2026-01-01_10-00-00", "work"]),
+        (["chat", "--engine", "t"], ["torch"]),
+        (["--top"], ["--top-k", "--top-p"]),
+        (["--vers"], ["--version"]),
+        (["complete", "--tem"], ["--temperature", "--temp"]),
+        (["config", "set", "top"], ["top-k", "top-p"]),
+        (["config", "get", "eng"], ["engine"]),
+        (["config", "set", "model", "min"], ["mine", "minimal"]),
+        (["config", "set", "overflow", "s"], ["stop"]),
+        (["config", "set", "offline", ""], ["true", "false"]),
+        (["config", "set", "nonsense", ""], []),
+        (["-m", "./"], []),
+        (["complete", "-f", ""], []),
+    ],
+)
+def test_a_shell_is_offered_what_fits_and_else_its_own_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], offered: list[str]
+) -> None:
+    assert [line for line in asked(monkeypatch, capsys, *words) if line] == offered
+
+
+def test_zsh_and_fish_are_told_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "mine\tmy own" in asked(monkeypatch, capsys, "-m", "min", shell="fish")
+    zsh = "".join(asked(monkeypatch, capsys, "-m", "min", shell="zsh"))
+    assert zsh == '_arguments \'*: :(("mine":"my own""minimal"))\''
+    assert asked(monkeypatch, capsys, "-m", "./", shell="zsh") == ["_files"]
+
+
+def test_a_broken_catalog_or_config_offers_nothing_and_says_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "llamachat/models.toml").write_text("nonsense")
+    (home / "llamachat/config.toml").write_text("nonsense")
+    assert [line for line in asked(monkeypatch, capsys, "-m", "") if line] == []
+    assert asked(monkeypatch, capsys, "--top") == ["--top-k", "--top-p"]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_a_real_bash_completes(tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "llamachat").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{LAUNCH}" "$@"\n')
+    (folder / "llamachat").chmod(0o755)
+    settings = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    words = ["llamachat", "chat", "-m", "min"]
+    done = subprocess.run(
+        ["bash", "--norc", "-c", SCRIPT, "bash", *words], env=settings, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["mine", "minimal", "complete -o default -F _llamachat_completion llamachat"]
+
+
+LAUNCH = "import sys; sys.argv[0] = 'llamachat'; from llamachat.cli import main; main()"
+HEAVY = {"torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "jinja2", "prompt_toolkit"}
+
+
+def test_an_answer_to_a_shell_imports_nothing_heavy() -> None:
+    code = f"import atexit; atexit.register(lambda: print(*sys.modules)); {LAUNCH}"
+    settings = {
+        **os.environ,
+        "_LLAMACHAT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "llamachat -m min",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
+    first, second, modules = done.stdout.splitlines()
+    assert (first, second) == ("mine", "minimal")
+    assert not HEAVY & set(modules.split())
