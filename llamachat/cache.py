@@ -25,9 +25,7 @@ class CacheStep:
 
     slots: Integers  # [T] where each key and value is written
     positions: Integers  # [T] the RoPE position of each token
-    visible: tuple[
-        range, ...
-    ]  # slots attended to, this step's own included; among them by position: none later than the query
+    visible: tuple[range, ...]  # slots attended to, its own included: by each query those of no later position
     pinned: tuple[range, int] | None = None  # first re-rotate this block of slots to start at this position
 
 
@@ -52,6 +50,11 @@ class Cache:
     def free(self) -> int:
         return self.size - len(self.log)
 
+    @property
+    def evictable(self) -> int:
+        """Tokens that are not pinned."""
+        return max(0, len(self.log) - self.pinned)
+
     def require(self, count: int) -> None:
         """Raises DoesNotFitError unless so many more tokens fit."""
         if count > self.free:
@@ -62,8 +65,13 @@ class Cache:
             )
 
     def pin(self, count: int) -> None:
-        """Never evict the first `count` tokens. Once some have been evicted, only truncating below them allows another count."""
-        assert count < self.size and (count == self.pinned or not self.evicted)
+        """Never evict the first `count` tokens.
+
+        Once some tokens have been evicted, another count is possible only after truncating below the pinned ones, and
+        until the next step not one below what has been left of them: the engine still has to turn those back.
+        """
+        assert count < self.size
+        assert count == self.pinned or (not self.evicted and (self._turn is None or count >= len(self.log)))
         self.pinned = count
 
     def plan(self, count: int) -> CacheStep:
@@ -79,7 +87,9 @@ class Cache:
 
     def evict(self, count: int) -> None:
         """Forget so many of the oldest tokens that are not pinned."""
-        assert 0 <= count <= len(self.log) - self.pinned
+        assert 0 <= count <= self.evictable
+        if not count:
+            return
         del self.log[self.pinned : self.pinned + count]
         self.evicted += count
         self._turn_pinned()
@@ -100,9 +110,13 @@ class Cache:
         if len(self.log) <= self.pinned and self.evicted:  # nothing behind the pinned ones: they go back to the start
             self.evicted = 0
             self._turn_pinned()
+        if not self.log:
+            self._turn = None
 
     def slots(self, index: Integers) -> Integers:
         """[T] the slots of these tokens of the log."""
+        if not self.evicted:
+            return self.first + index
         ring = self.pinned + (index - self.pinned + self.evicted) % (self.size - self.pinned)
         return self.first + np.where(index < self.pinned, index, ring)
 
@@ -110,9 +124,14 @@ class Cache:
         """The slots of the first `end` tokens of the log, as few ranges as they make."""
         if not self.evicted:
             return (range(self.first, self.first + end),)
-        slots = np.sort(self.slots(np.arange(end, dtype=np.int64)))
-        runs = np.split(slots, np.flatnonzero(np.diff(slots) > 1) + 1)
-        return tuple(range(int(run[0]), int(run[-1]) + 1) for run in runs)
+        start, ring = self.first + self.pinned, self.size - self.pinned
+        oldest = self.evicted % ring  # where in the ring it begins
+        last = oldest + end - self.pinned
+        wrapped = max(last - ring, 0)  # so many lie at the ring's start again, right behind the pinned ones
+        if wrapped == oldest:
+            return (range(self.first, start + min(last, ring)),)
+        runs = range(self.first, start + wrapped), range(start + oldest, start + min(last, ring))
+        return tuple(run for run in runs if run)
 
     def _turn_pinned(self) -> None:
         if self.pinned:

@@ -14,6 +14,7 @@ from llamachat.engine import Engine
 from llamachat.sample import Sampler, TokenLogprobs, token_logprobs
 
 PREFILL_CHUNK = 512  # tokens a forward: bounds the attention workspace and the wait for an interrupt
+ROLLING = 4  # a text that does not fit comes in chunks of this part of what is not pinned
 
 Logits = NDArray[np.float32]
 
@@ -30,7 +31,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """The caller asked to stop between two forwards; the cache holds what was computed."""
 
 
-Room = Callable[[int], bool]  # asked when so many tokens more do not fit in the cache: have they room now?
+# Asked when so many tokens more do not fit in the cache: may they come? If they still do not fit then, they come in
+# chunks, for each of which it is asked again.
+Room = Callable[[int], bool]
 
 
 def never() -> bool:
@@ -85,10 +88,13 @@ def _chunks(
     assert ids, "a prefill needs at least one token"
     if len(ids) > cache.free and not room(len(ids)):
         cache.require(len(ids))
-    for start in range(0, len(ids), PREFILL_CHUNK):
+    chunk = PREFILL_CHUNK
+    if len(ids) > cache.free:  # it rolls as it goes: what a chunk needs goes before it is run, and most is to be seen
+        chunk = min(chunk, max(1, (cache.size - cache.pinned) // ROLLING))
+    for start in range(0, len(ids), chunk):
         if interrupted():
             raise Interrupted
-        end = min(start + PREFILL_CHUNK, len(ids))
+        end = min(start + chunk, len(ids))
         if end - start > cache.free and not room(end - start):
             cache.require(end - start)
         yield ids[start + 1 : end + 1], advance(engine, cache, list(ids[start:end]), logits)
@@ -109,8 +115,9 @@ def generate(
 ) -> Iterator[Token]:
     """Draw tokens after a prefill that gave `logits`, each fed back into the cache before the next is drawn.
 
-    Ends after a stop id (which is yielded), after max_tokens, when the cache is full and `room` makes none, or on interruption. The
-    token yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so many alternatives.
+    Ends after a stop id (which is yielded), after max_tokens, when the cache is full and `room` makes none, or on
+    interruption. The token yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so
+    many alternatives.
     A `drafter` makes it faster where its guesses are right; wrong ones leave the cache again.
     """
     produced, rows, guessed = 0, [logits], list[int]()  # rows: logits after the last drawn token and after each guess
@@ -127,6 +134,7 @@ def generate(
                 del guessed[0], rows[0]
                 continue
             _forget(cache, guessed)
+            guessed = []
             if not cache.free and not room(1):
                 return
             most = cache.free - 1 if max_tokens is None else min(cache.free, max_tokens - produced) - 1
