@@ -1,45 +1,75 @@
-"""The loop: messages are answered, errors of a turn are survived, Ctrl-C stops an answer and never the chat."""
+"""The chat: messages are answered, errors of a turn are survived, Ctrl-C stops an answer and never the chat."""
 
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import StringIO
 from threading import Event
 
+import pyte
 import pytest
-from fakes import FakeSession
+from fakes import UNTIL_INTERRUPT, FakeSession
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.output.vt100 import Vt100_Output
 
 from llamachat.errors import DoesNotFitError, ModelError
 from llamachat.events import Evicted
 from llamachat.ui import app
-from llamachat.ui.app import Chat, ChatSession, answer_lines, converse, run
-from llamachat.ui.prompt import Prompt
+from llamachat.ui.app import Chat, ChatSession, PlainChat, Watch, answer_lines, converse, run
+from llamachat.ui.conversation import Conversation
 from llamachat.ui.render import Screen
+from llamachat.ui.theme import load as load_theme
 
 CTRL_C = partial(signal.raise_signal, signal.SIGINT)
+BANNER = ["llamachat · Fake-1B · /help for commands, Ctrl-D to leave", ""]
+LEFT = ["❯ /exit"]
 
 
-def talk(keys: str, load: Callable[[], ChatSession], wait: bool = True) -> tuple[int, list[str]]:
-    """The exit code and the lines of an interactive chat in which these keys are pressed."""
-    out = StringIO()
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        chat = Chat(load, Screen(out, out), "Fake-1B")
+def said(session: FakeSession) -> list[str]:
+    return [text for role, text in session.history if role == "user"]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """As they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def talk(keys: str, load: Callable[[], ChatSession], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
+    """The exit code of a conversation in which these keys are pressed, and what is on the screen afterwards."""
+    written = StringIO()
+    output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
+        chat = Chat(load, "Fake-1B")
         if wait:
-            chat.session()
+            chat.loading.exception()
         keyboard.send_text(keys)
-        prompt = Prompt(status=chat.status, parameters=chat.parameters, failure=chat.failure)
-        return converse(chat, prompt), out.getvalue().splitlines()
+        code = Conversation(chat, load_theme("none"), output=output, **options).run()
+    screen = pyte.Screen(80, 60)
+    pyte.Stream(screen).feed(written.getvalue().replace("\n", "\r\n"))
+    lines = "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
+    assert lines[:2] == BANNER
+    return code, lines[2:]
 
 
 def pipe(lines: str, session: FakeSession) -> tuple[int, str, str]:
     """Exit code, answers and notes of a chat off a terminal."""
     out, notes = StringIO(), StringIO()
-    code = answer_lines(Chat(lambda: session, Screen(out, notes)), StringIO(lines))
+    code = answer_lines(PlainChat(lambda: session, Screen(out, notes)), StringIO(lines))
     return code, out.getvalue(), notes.getvalue()
+
+
+# ---- at a terminal ----
 
 
 def test_messages_are_answered_with_statistics() -> None:
@@ -47,92 +77,128 @@ def test_messages_are_answered_with_statistics() -> None:
     code, lines = talk("hi\r//help\r/exit\r", lambda: session)
     assert code == 0
     assert lines == [
+        "❯ hi",
         "Hello!",
         "3 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
+        "❯ //help",
         "You said: /help",
         "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
+        *LEFT,
     ]
-    assert session.history[0] == ("user", "hi")
+    assert said(session) == ["hi", "/help"]
 
 
 def test_a_multi_line_message_is_one_message() -> None:
     session = FakeSession()
-    talk('"""a\r/b\rc"""\r\x04', lambda: session)
-    assert [text for role, text in session.history if role == "user"] == ["a\n/b\nc"]
+    _, lines = talk('"""a\r/b\rc"""\r/exit\r', lambda: session)
+    assert said(session) == ["a\n/b\nc"]
+    assert lines[:3] == ['❯ """a', "  /b", '  c"""']
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_it() -> None:
-    session = FakeSession(["half an ", lambda: (CTRL_C(), CTRL_C()), "answer"])
+    session = FakeSession(["half an ", lambda: (CTRL_C(), CTRL_C()), UNTIL_INTERRUPT, "answer"])
     before = signal.getsignal(signal.SIGINT)
-    code, lines = talk("hi\rgo on\r\x04", lambda: session)
+    code, lines = talk("hi\rgo on\r/exit\r", lambda: session)
     assert code == 0
-    assert lines[:2] == ["half an ", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
-    assert session.history[:2] == [("user", "hi"), ("assistant", "half an ")]
-    assert (session.interrupts, session.history[2]) == (2, ("user", "go on"))
+    assert lines[1:3] == ["half an", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
+    assert session.history[:3] == [("user", "hi"), ("assistant", "half an "), ("user", "go on")]
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_error_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:
     session = FakeSession(["half", DoesNotFitError("the prompt is too long", "", "shorten it")])
-    code, lines = talk("hi\r/nope\ragain\r\x04", lambda: session)
+    code, lines = talk("hi\r/nope\ragain\r/exit\r", lambda: session)
     assert code == 0
-    assert lines[:3] == ["half", "error: the prompt is too long; shorten it", ""]
-    assert lines[3].startswith("error: unknown command /nope")
-    assert lines[5] == "You said: again"
+    assert lines[:5] == ["❯ hi", "half", "error: the prompt is too long; shorten it", "", "❯ /nope"]
+    assert lines[5].startswith("error: unknown command /nope")
+    assert "You said: again" in lines
 
 
-def test_evictions_are_told() -> None:
-    _, lines = talk("hi\r\x04", lambda: FakeSession([Evicted(1, 64), "ok"]))
-    assert lines[:2] == ["no longer seen by the model: the oldest turn (64 tokens)", "ok"]
+def test_evictions_and_notices_are_told() -> None:
+    session = FakeSession([Evicted(1, 64), "ok", lambda: session.pending_notices.append("the disk is full")])
+    session.pending_notices.append("resumed from disk")
+    _, lines = talk("hi\r/exit\r", lambda: session)
+    assert lines[:4] == ["resumed from disk", "❯ hi", "no longer seen by the model: the oldest turn (64 tokens)", "ok"]
+    assert lines[5] == "the disk is full"
 
 
 def test_a_message_waits_for_loading() -> None:
-    typed = Event()
+    go_on = Event()
+    session = FakeSession()
 
     def load() -> ChatSession:
-        assert typed.wait(10)
-        return FakeSession()
+        assert go_on.wait(10)
+        return session
 
-    class Hasty(Screen):
-        def waiting(self, line: str) -> object:
-            self.note(line)
-            typed.set()
-            return super().waiting(line)
-
-    out = StringIO()
-    chat = Chat(load, Hasty(out, out), "Fake-1B")
-    assert chat.status() == "loading Fake-1B …"
-    chat.handle("hi")
-    assert out.getvalue().splitlines() == ["loading Fake-1B …", "You said: hi"]
-    assert chat.status() == "Fake-1B · 40.0 tok/s · context █░░░░░░░░░ <1% of 8192"
+    threading.Timer(0.3, go_on.set).start()
+    _, lines = talk("hi\r/exit\r", load, wait=False)
+    assert lines[:2] == ["❯ hi", "You said: hi"]
 
 
 def test_ctrl_c_while_waiting_for_loading_gives_the_text_back() -> None:
     go_on = Event()
+    session = FakeSession()
 
     def load() -> ChatSession:
         assert go_on.wait(10)
-        return FakeSession()
+        return session
 
-    class Impatient(Screen):
-        def waiting(self, line: str) -> object:
-            if not go_on.is_set():
-                go_on.set()
-                CTRL_C()
-            return super().waiting(line)
-
-    out = StringIO()
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        keyboard.send_text("hi\r there\r\x04")
-        assert converse(Chat(load, Impatient(out, out)), Prompt(status=str)) == 0
-    assert out.getvalue().splitlines()[:3] == ["still loading; your text is kept", "", "You said: hi there"]
+        talk = Conversation(Chat(load), load_theme("none"), output=DummyOutput())
+        keys = iter(["\x03", " there\r", "/exit\r"])
+
+        def press(app: object) -> None:
+            """One after the other, as soon as each makes sense."""
+            done = (talk._busy is not None, talk.prompt.text == "hi", go_on.is_set())
+            if len(pressed) < 3 and done[len(pressed)]:
+                pressed.append(next(keys))
+                keyboard.send_text(pressed[-1])
+                if len(pressed) == 2:
+                    go_on.set()
+
+        pressed: list[str] = []
+        talk.prompt.app.after_render += press
+        keyboard.send_text("hi\r")
+        assert talk.run() == 0
+    assert said(session) == ["hi there"]
 
 
-def test_a_bug_of_ours_is_not_taken_for_leaving() -> None:
-    with pytest.raises(EOFError):
-        talk("hi\r", lambda: FakeSession([EOFError()]))
+def test_the_status_tells_what_loading_is_at() -> None:
+    never, watch = Event(), Watch()
+    chat = Chat(lambda: never.wait() and FakeSession(), "Fake-1B", watch)
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        talk = Conversation(chat, load_theme("none"), output=DummyOutput())
+        assert talk.status()[0].endswith("loading Fake-1B …")
+        watch.plan = "1 GB of memory"
+        assert talk.status()[0].endswith("loading Fake-1B: 1 GB of memory")
+        watch.progress("downloading Fake-1B", 25, 100)
+        assert talk.status()[0].endswith("downloading Fake-1B ███░░░░░░░ 25%")
+    never.set()
+
+
+def test_what_is_pasted_large_is_shown_by_its_size() -> None:
+    session = FakeSession(["ok"])
+    _, lines = talk(f"see \x1b[200~{'x' * 30_000}\x1b[201~\r/exit\r", lambda: session)
+    assert lines[:2] == ["❯ see [pasted 30,000 characters]", "ok"]
+    assert said(session) == ["see " + "x" * 30_000]
+
+
+def test_an_answer_command_streams_like_a_message() -> None:
+    session = FakeSession(["**one**"], ["two"])
+    _, lines = talk("hi\r/regen\r/exit\r", lambda: session)
+    assert [line for line in lines if line in ("❯ /regen", "two")] == ["❯ /regen", "two"]
+
+
+def test_plain_shows_markdown_as_it_is() -> None:
+    _, lines = talk("hi\r/exit\r", lambda: FakeSession(["# a *b*\n", "- ", "c " * 50]), plain=True)
+    assert lines[1:5] == ["# a *b*", "- " + " ".join("c" * 39), " ".join("c" * 11), lines[4]]
+
+
+def test_a_bug_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        talk("hi\r", lambda: FakeSession([ZeroDivisionError()]))
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -148,6 +214,39 @@ def test_leaving_does_not_wait_for_loading() -> None:
     never = Event()
     assert talk("/help\r/exit\r", lambda: never.wait() and FakeSession(), wait=False)[0] == 0
     never.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_chat_after_the_answer_is_stopped(number: signal.Signals) -> None:
+    session = FakeSession(["half", lambda: os.kill(os.getpid(), number), UNTIL_INTERRUPT])
+    code, lines = talk("hi\r", lambda: session)
+    assert (code, session.history) == (128 + number, [("user", "hi"), ("assistant", "half")])
+    assert lines[1:3] == ["half", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
+
+
+# ---- at a terminal that can do nothing ----
+
+
+def test_a_dumb_terminal_gets_one_line_after_the_other() -> None:
+    keys = iter(["", "hi", '"""a', 'b"""', "/nope", KeyboardInterrupt(), EOFError()])
+
+    def read(prompt: str) -> str:
+        key = next(keys)
+        if isinstance(key, BaseException):
+            raise key
+        return key
+
+    out, session = StringIO(), FakeSession()
+    assert converse(PlainChat(lambda: session, Screen(out, out), "Fake-1B"), read) == 0
+    assert said(session) == ["hi", "a\nb"]
+    assert out.getvalue().splitlines()[:4] == [
+        *BANNER,
+        "You said: hi",
+        "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
+    ]
+
+
+# ---- off a terminal ----
 
 
 def test_off_a_terminal_each_line_is_answered_and_nothing_else_goes_out() -> None:
@@ -174,12 +273,40 @@ def test_off_a_terminal_ctrl_c_ends_after_keeping_the_answer() -> None:
     assert session.history == [("user", "one"), ("assistant", "half")]
 
 
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """When sessions were closed."""
+    times: list[float] = []
+    monkeypatch.setattr(FakeSession, "close", lambda self: times.append(time.monotonic()), raising=False)
+    yield times
+
+
 def test_run_off_a_terminal_uses_the_standard_streams(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], closed: list[float]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
     assert run(FakeSession) == 0
     assert capsys.readouterr() == ("You said: hi\n", "")
+    assert len(closed) == 1
+
+
+def test_the_session_is_closed_after_a_bug_too(monkeypatch: pytest.MonkeyPatch, closed: list[float]) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: FakeSession([ZeroDivisionError()]))
+    assert len(closed) == 1
+
+
+def test_off_a_terminal_a_signal_keeps_the_answer_and_closes_the_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], closed: list[float]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    session = FakeSession(["half", partial(signal.raise_signal, signal.SIGTERM), "never"])
+    monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
+    assert run(lambda: session) == 143
+    assert capsys.readouterr().out == "half\n"
+    assert (len(closed), session.history) == (1, [("user", "hi"), ("assistant", "half")])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_run_turns_a_failed_load_into_one_line_and_its_exit_code(

@@ -1,20 +1,51 @@
 """The keys do what /help says; the history is private."""
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from llamachat.errors import ModelError, UsageError
-from llamachat.ui.commands import LeaveError
+from llamachat.errors import UsageError
 from llamachat.ui.prompt import Prompt, open_history
 
 ALT_ENTER, UP = "\x1b\r", "\x1b[A"
-CTRL_C, CTRL_D, CTRL_J, CTRL_R, CTRL_UNDERSCORE = "\x03", "\x04", "\n", "\x12", "\x1f"
+CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R, CTRL_UNDERSCORE = "\x03", "\x04", "\x07", "\n", "\x0c", "\x12", "\x1f"
+
+
+class Listener:
+    """Hears of all; leaves at Ctrl-D and after the first text sent."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.sent: list[tuple[str, str]] = []
+        self.busy = 0
+        self.prompt: Prompt
+
+    def send(self, text: str, shown: str) -> None:
+        self.sent.append((text, shown))
+        self.prompt.app.exit(result=0)
+
+    def stop(self) -> bool:
+        self.busy -= 1
+        return self.busy >= 0
+
+    def leave(self) -> None:
+        self.heard.append("leave")
+        self.prompt.app.exit(result=0)
+
+    def status(self) -> Sequence[str]:
+        return ["status"]
+
+    def hidden(self) -> None:
+        self.heard.append("hidden")
+
+    def cleared(self) -> None:
+        self.heard.append("cleared")
 
 
 @pytest.fixture
@@ -23,9 +54,20 @@ def keyboard() -> Iterator[PipeInput]:
         yield pipe
 
 
-def reads(keyboard: PipeInput, keys: str, prompt: Prompt | None = None) -> str:
+def typed(
+    keyboard: PipeInput, keys: str, listener: Listener | None = None, until: str = "", **options: object
+) -> Listener:
+    """What is heard of these keys, and of Enter once the text is `until`."""
+    listener = listener or Listener()
+    listener.prompt = prompt = Prompt(listener, **options)  # type: ignore[arg-type]
+    prompt.app.after_render += lambda app: keyboard.send_text("\r") if until and prompt.text == until else None
     keyboard.send_text(keys)
-    return (prompt or Prompt(status=str)).read()
+    listener.prompt.app.run()
+    return listener
+
+
+def reads(keyboard: PipeInput, keys: str, **options: object) -> str:
+    return typed(keyboard, keys, **options).sent[0][0]
 
 
 @pytest.mark.parametrize(
@@ -47,39 +89,65 @@ def test_keys_make_a_text(keyboard: PipeInput, keys: str, text: str) -> None:
 
 
 def test_ctrl_d_on_an_empty_line_leaves(keyboard: PipeInput) -> None:
-    with pytest.raises(LeaveError):
-        reads(keyboard, CTRL_D)
+    assert typed(keyboard, CTRL_D).heard == ["leave"]
+
+
+def test_ctrl_c_stops_before_it_clears(keyboard: PipeInput) -> None:
+    listener = Listener()
+    listener.busy = 1
+    assert typed(keyboard, f"a{CTRL_C}b{CTRL_C}c\r", listener).sent == [("c", "c")]
+    listener = Listener()
+    listener.busy = 1
+    assert typed(keyboard, f"a{CTRL_C}b\r", listener).sent == [("ab", "ab")]
+
+
+def test_ctrl_l_keeps_what_is_typed(keyboard: PipeInput) -> None:
+    listener = typed(keyboard, f"a{CTRL_L}b\r")
+    assert (listener.heard, listener.sent) == (["cleared"], [("ab", "ab")])
 
 
 def test_what_cannot_be_a_character_becomes_a_question_mark(keyboard: PipeInput) -> None:
-    keyboard.send_bytes(b"a\xffb\r")
-    assert Prompt(status=str).read() == "a?b"
+    keyboard.send_bytes(b"a\xffb")
+    assert reads(keyboard, "\r") == "a?b"
 
 
-def test_a_default_is_there_to_be_sent_or_changed(keyboard: PipeInput) -> None:
-    keyboard.send_text("!\r")
-    assert Prompt(status=str).read("kept") == "kept!"
+def test_a_large_paste_is_shown_by_its_size_and_sent_whole(keyboard: PipeInput) -> None:
+    one, other = "x\n" * 10_000, "y" * 1001
+    pastes = "".join(f"\x1b[200~{text}\x1b[201~ and " for text in (one, other, one))
+    listener = typed(keyboard, f"{pastes}this\r")
+    assert listener.sent == [
+        (
+            f"{one} and {other} and {one} and this",
+            "[pasted 20,000 characters] and [pasted 1,001 characters #2] and [pasted 20,000 characters] and this",
+        )
+    ]
 
 
-def test_a_failure_ends_the_reading(keyboard: PipeInput) -> None:
-    with pytest.raises(ModelError, match="gone"):
-        reads(keyboard, "typed", Prompt(status=str, failure=lambda: ModelError("gone")))
+def test_a_block_that_is_pasted_is_open_or_closed_as_a_whole(keyboard: PipeInput) -> None:
+    listener = typed(keyboard, '\x1b[200~"""' + "x\n" * 1000 + '\x1b[201~\ry"""\r')
+    assert listener.sent[0][0].endswith('x\n\ny"""')
 
 
 def test_up_and_ctrl_r_look_back(keyboard: PipeInput, tmp_path: Path) -> None:
     history = open_history(tmp_path / "history")
     for line in ("first\nof two", "second"):
         history.append_string(line)
-    assert reads(keyboard, f"{CTRL_R}fir\r\r", Prompt(status=str, history=history)) == "first\nof two"
-    assert reads(keyboard, f"{UP}\r", Prompt(status=str, history=history)) == "first\nof two"
+    assert reads(keyboard, f"{CTRL_R}fir\r\r", history=history) == "first\nof two"
+    assert reads(keyboard, f"{UP}\r", history=history) == "first\nof two"
 
 
 def test_the_history_is_kept_in_a_file_for_its_owner_only(keyboard: PipeInput, tmp_path: Path) -> None:
     file = tmp_path / "new" / "history"
-    assert reads(keyboard, "remember\r", Prompt(status=str, history=open_history(file))) == "remember"
+    assert reads(keyboard, "remember\r", history=open_history(file)) == "remember"
     assert "+remember\n" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert reads(keyboard, f"{UP}\r", Prompt(status=str, history=open_history(file))) == "remember"
+    assert reads(keyboard, f"{UP}\r", history=open_history(file)) == "remember"
+
+
+def test_a_large_paste_stays_out_of_the_file(keyboard: PipeInput, tmp_path: Path) -> None:
+    file = tmp_path / "history"
+    assert len(reads(keyboard, f"\x1b[200~{'x' * 5000}\x1b[201~\r", history=open_history(file))) == 5000
+    assert file.read_text() == ""
 
 
 def test_a_history_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
@@ -99,5 +167,33 @@ def test_a_full_disk_costs_the_history_and_not_the_chat(keyboard: PipeInput, tmp
     history = open_history(file)
     file.unlink()
     file.mkdir()
-    assert reads(keyboard, "hello\r", Prompt(status=str, history=history)) == "hello"
+    assert reads(keyboard, "hello\r", history=history) == "hello"
     assert history.trouble == "your history is no longer saved: Is a directory"
+
+
+def test_tab_completes(keyboard: PipeInput) -> None:
+    completer = WordCompleter(["/clear"], sentence=True)
+    assert reads(keyboard, "/cl\t", until="/clear", completer=completer) == "/clear"
+
+
+def test_vi_keys_move_where_they_are_wanted(keyboard: PipeInput) -> None:
+    assert reads(keyboard, "ello\x1b0ih\r", vi=True) == "hello"
+
+
+def test_ctrl_g_opens_the_editor_with_what_is_typed(
+    keyboard: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho "more: $(cat "$1")" > "$1"\n')
+    editor.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(editor))
+    listener = typed(keyboard, f"typed{CTRL_G}", until="more: typed")
+    assert (listener.heard, listener.sent[0][0]) == (["hidden"], "more: typed")
+
+
+def test_a_text_is_offered_only_to_an_empty_line(keyboard: PipeInput) -> None:
+    listener = Listener()
+    listener.prompt = Prompt(listener)
+    listener.prompt.offer("kept")
+    listener.prompt.offer("other")
+    assert listener.prompt.text == "kept"

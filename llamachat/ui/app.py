@@ -1,4 +1,4 @@
-"""The chat loop: read, ask, show. Loading goes on behind the first prompt."""
+"""The chat: at a terminal a prompt that stays alive (conversation.py), else one text after the other."""
 
 import io
 import os
@@ -6,35 +6,58 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn, TextIO
 
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import LlamachatError
 from llamachat.events import TurnDone
 from llamachat.ui import commands
 from llamachat.ui.contract import ChatSession
-from llamachat.ui.prompt import Prompt, keys_held, open_history
-from llamachat.ui.render import Screen, stats_line, status_line
-from llamachat.ui.sanitise import sanitise_line
+from llamachat.ui.render import Screen, meter, percent, stats_line
+from llamachat.ui.theme import choose
 
-__all__ = ["ChatSession", "run"]
+__all__ = ["Chat", "ChatSession", "run"]
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 class StillLoadingError(KeyboardInterrupt):
     """Ctrl-C while a text waited for the model."""
 
 
-class Chat:
-    """One dialog, on one screen, with a session that may still be loading."""
+class SignalledError(BaseException):
+    """The process was asked to end."""
 
-    def __init__(self, load: Callable[[], ChatSession], screen: Screen, model: str = "") -> None:
-        self.screen = screen
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Watch:
+    """How far loading is: written by whoever loads, in any thread, and shown while one waits for it."""
+
+    def __init__(self) -> None:
+        self.plan = ""  # what memory it will take
+        self.line = ""
+        self.notes: list[str] = []  # to be shown once it is done
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        self.line = f"{what} {meter(min(done, total), total)} {percent(done, total)}" if total else what
+
+    def note(self, line: str) -> None:
+        self.line = line
+        self.notes.append(line)
+
+
+class Chat:
+    """A session that may still be loading."""
+
+    def __init__(self, load: Callable[[], ChatSession], model: str = "", watch: Watch | None = None) -> None:
+        self.watch = watch or Watch()
         self.loading: Future[ChatSession] = Future()
-        self._model = model or "the model"
+        self.model = model or "the model"
+        self.busy = False  # with something that could not be stopped
         # A daemon, so that one may leave before a download ends.
         Thread(target=self._load, args=(load,), name="load", daemon=True).start()
 
@@ -44,92 +67,147 @@ class Chat:
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread, by result()
             self.loading.set_exception(error)
 
-    def session(self) -> ChatSession:
-        """Waits for loading, and raises what it raised."""
-        if not self.loading.done():
-            with _on_ctrl_c(_give_up), self.screen.waiting(f"loading {self._model} …"):
-                self.loading.result()
-        return self.loading.result()
+    def ready(self) -> ChatSession | None:
+        return None if self.failure() or not self.loading.done() else self.loading.result()
 
     def failure(self) -> BaseException | None:
         """Why there will never be a session."""
         return self.loading.exception() if self.loading.done() else None
 
+    def close(self) -> None:
+        """Let the session write down what it wants to keep."""
+        session = self.ready()
+        if session is not None and hasattr(session, "close"):
+            session.close()
+
+
+class PlainChat(Chat):
+    """One text after the other, on a screen that nothing is redrawn on."""
+
+    def __init__(
+        self,
+        load: Callable[[], ChatSession],
+        screen: Screen,
+        model: str = "",
+        library: commands.Library | None = None,
+        send: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(load, model)
+        self.screen = screen
+        self.context = commands.Context(
+            self.session, self.ready, screen, send=send, library=library or commands.EmptyLibrary()
+        )
+
+    def session(self) -> ChatSession:
+        """Waits for loading, and raises what it raised."""
+        if not self.loading.done():
+            with _on_ctrl_c(_give_up), self.screen.waiting(f"loading {self.model} …"):
+                self.loading.result()
+        return self.loading.result()
+
     def handle(self, text: str) -> TurnDone | None:
         """Obey a command or answer a message. Raises LeaveError."""
-        found = commands.find(text)
-        if found is None:
-            return self._ask(commands.message(text))
-        command, argument = found
-        command.run(self.session, self.screen, argument)
-        return None
-
-    def _ask(self, text: str) -> TurnDone:
-        session = self.session()
-        with _on_ctrl_c(session.interrupt):
-            return self.screen.answer(session.ask(text))
-
-    def status(self) -> str:
-        if not self.loading.done() or self.failure():
-            return f"loading {sanitise_line(self._model)} …"
-        session = self.session()
-        model = sanitise_line(session.describe()["model"])
-        return status_line(model, session.last_stats, session.context_used, session.context_size)
-
-    def parameters(self) -> Iterable[str]:
-        return self.session().parameters() if self.loading.done() else ()
+        events = commands.respond(self.context, text)
+        try:
+            if events is None:
+                return None
+            with _on_ctrl_c(self.session().interrupt):
+                return self.screen.answer(events)
+        finally:
+            if session := self.ready():
+                for line in session.notices():
+                    self.screen.note(line)
 
 
 def run(
-    load: Callable[[], ChatSession], *, model: str = "", history_file: Path | None = None, no_color: bool = False
+    load: Callable[[], ChatSession],
+    *,
+    model: str = "",
+    watch: Watch | None = None,
+    history_file: Path | None = None,
+    library: commands.Library | None = None,
+    theme: str | None = None,
+    plain: bool = False,
+    think: bool = False,
+    vi: bool = False,
+    no_color: bool = False,
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
-    `load` runs in a thread and must not write to the terminal; `model` is the name to show meanwhile. Off a terminal
+    `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
     each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
     Leaving before the model is loaded ends the process.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    screen = Screen(sys.stdout, sys.stdout if at_terminal else sys.stderr, no_color=no_color)
-    chat = Chat(load, screen, model)
-    try:
-        if at_terminal:
-            screen.banner(model)
-            code = converse(chat, _prompt(chat, history_file, no_color))
-        else:
-            code = answer_lines(chat, sys.stdin)
-        return code if chat.loading.done() else _leave_now(code)
-    except LlamachatError as error:
-        screen.error(error)
-        return error.exit_code
+    at_terminal = _at_terminal()
+    notes = sys.stdout if at_terminal else sys.stderr
+    screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
+    if redraws():
+        chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
+        from llamachat.ui.conversation import Conversation
+
+        talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi).run
+    else:
+        chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
+        talk = (lambda: converse(one)) if at_terminal else (lambda: answer_lines(one, sys.stdin))
+    with _signals_raised():
+        try:
+            code = talk()
+        except LlamachatError as error:
+            screen.error(error)
+            code = error.exit_code
+        except SignalledError as error:
+            code = 128 + error.number
+        finally:
+            if not chat.busy:
+                chat.close()
+    if chat.busy or not chat.loading.done():
+        _leave_now(code)
+    return code
 
 
-def converse(chat: Chat, prompt: Prompt) -> int:
-    """The interactive loop."""
-    chat.loading.add_done_callback(lambda _: prompt.redraw())
-    typed = default = ""
-    # Ctrl-C means something in the prompt, a wait and an answer; in the instants between them it must mean nothing.
-    with _on_ctrl_c(lambda: None), keys_held():
-        while True:
-            try:
-                typed, default = prompt.read(default), ""
-                done = chat.handle(typed)
-                if done:
-                    chat.screen.note(stats_line(done))
-            except commands.LeaveError:
-                return 0
-            except StillLoadingError:
-                default = typed
-                chat.screen.note("still loading; your text is kept")
-            except LlamachatError as error:
-                if chat.failure():
-                    raise
-                chat.screen.error(error)
+def redraws() -> bool:
+    """Whether there is a terminal that a prompt can stay alive on."""
+    able = sys.platform != "win32" and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return able and _at_terminal()
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
+    """The loop at a terminal on which nothing can be redrawn."""
+    chat.screen.banner(chat.model)
+    while True:
+        try:
+            done = chat.handle(_typed(read))
+            if done:
+                chat.screen.note(stats_line(done))
+        except (commands.LeaveError, EOFError):
+            return 0
+        except StillLoadingError:
+            chat.screen.note("still loading; send it again later")
+        except KeyboardInterrupt:
             chat.screen.space()
+        except LlamachatError as error:
+            if chat.failure():
+                raise
+            chat.screen.error(error)
+        chat.screen.space()
 
 
-def answer_lines(chat: Chat, lines: Iterable[str]) -> int:
+def _typed(read: Callable[[str], str]) -> str:
+    """The next text, never blank."""
+    text = ""
+    while not text.strip():
+        text = read("> ")
+        while commands.block_open(text):
+            text += "\n" + read(". ")
+    return text
+
+
+def answer_lines(chat: PlainChat, lines: Iterable[str]) -> int:
     """The loop off a terminal."""
     code = 0
     try:
@@ -144,28 +222,18 @@ def answer_lines(chat: Chat, lines: Iterable[str]) -> int:
                 code = code or error.exit_code
             else:
                 if done and done.reason == "interrupt":
-                    return _INTERRUPTED
+                    return INTERRUPTED
     except commands.LeaveError:
         return code
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     return code
-
-
-def _prompt(chat: Chat, history_file: Path | None, no_color: bool) -> Prompt:
-    history = None
-    try:
-        history = open_history(history_file) if history_file else None
-    except UsageError as error:
-        chat.screen.warning(str(error))
-    return Prompt(
-        status=chat.status, parameters=chat.parameters, failure=chat.failure, history=history, no_color=no_color
-    )
 
 
 def _leave_now(code: int) -> NoReturn:
     """Loading may be deep in native code, whose thread an interpreter that shuts down could only crash."""
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
 
 
@@ -178,6 +246,31 @@ def _survive_bad_text(*streams: TextIO) -> None:
 
 def _give_up() -> NoReturn:
     raise StillLoadingError
+
+
+_ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+
+
+def ignore_signals() -> None:
+    """From now on nothing keeps the session from being closed; shells, for one, send SIGHUP twice."""
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        ignore_signals()
+        raise SignalledError(number)
+
+    before = [signal.signal(number, leave) for number in _ENDINGS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(_ENDINGS, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

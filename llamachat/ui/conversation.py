@@ -1,0 +1,316 @@
+"""A chat at a terminal: the prompt is alive while the model loads and while an answer streams above it.
+
+The event loop's thread owns the terminal, the queue of typed texts and all that is shown. One other thread obeys the texts,
+one at a time, and posts what comes of it.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+from prompt_toolkit.output import Output
+
+from llamachat.errors import LlamachatError, UsageError
+from llamachat.events import Stats, TurnDone
+from llamachat.ui import commands
+from llamachat.ui.above import Above, terminal
+from llamachat.ui.app import Chat, StillLoadingError, ignore_signals
+from llamachat.ui.completion import ChatCompleter
+from llamachat.ui.contract import ChatSession
+from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
+from llamachat.ui.render import status_line
+from llamachat.ui.sanitise import sanitise_line
+from llamachat.ui.theme import Theme
+
+_BEAT = 0.5  # seconds between two looks at the clock
+_PATIENCE = 5.0  # seconds that leaving waits for an answer to stop
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+@dataclass(frozen=True)
+class Typed:
+    text: str
+    shown: str  # with the size of what was pasted in place of it
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of the session, for the status line: it may not be asked while it answers."""
+
+    model: str
+    scheme: str
+    memory: str
+    last: Stats | None
+    used: int
+    size: int
+
+
+class Conversation:
+    """Listens to the prompt and has the texts obeyed."""
+
+    def __init__(
+        self,
+        chat: Chat,
+        theme: Theme,
+        history_file: Path | None = None,
+        library: commands.Library | None = None,
+        *,
+        plain: bool = False,
+        think: bool = False,
+        vi: bool = False,
+        output: Output | None = None,
+    ) -> None:
+        self._chat = chat
+        self._output = output or terminal()
+        self._above = Above(theme, self._output, self._set_waiting, plain=plain, think=think)
+        self.screen = self._above.screen
+        self.context = commands.Context(
+            self._session,
+            self._ready,
+            self.screen,
+            send=self._above.post_raw,
+            library=library or commands.EmptyLibrary(),
+        )
+        self.prompt = Prompt(
+            self,
+            completer=ChatCompleter(self.context),
+            history=self._history(history_file),
+            no_color=theme.plain,
+            vi=vi,
+            output=self._output,
+        )
+        self._facts: Facts | None = None
+        self._waiting = ""  # what a command waits for
+        self._queue: deque[Typed] = deque()
+        self._busy: Typed | None = None
+        self._jobs: SimpleQueue[Typed | None] = SimpleQueue()
+        self._worker = Thread(target=self._work, name="obey", daemon=True)
+        self._answering, self._stop_asked = False, False
+        self._lock = Lock()  # of these two
+
+    # ---- the whole ----
+
+    def run(self) -> int:
+        """Until the person leaves; returns the exit code. Raises what loading raised."""
+        self.screen.banner(self._chat.model)
+        try:
+            return self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
+        except (EOFError, OSError):  # the terminal is gone
+            return 128 + signal.SIGHUP
+        finally:
+            ignore_signals()
+            self._end()
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, told: self._exit(error=told.get("exception") or RuntimeError(told)))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._exit, 128 + number)
+        self.prompt.app.create_background_task(self._beat())
+        self._above.begin(self.prompt)
+        self._chat.loading.add_done_callback(lambda _: self._above.post(self._loaded))
+        self._worker.start()
+
+    def _end(self) -> None:
+        """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""
+        self.stop()
+        self._queue.clear()
+        self._jobs.put(None)
+        if self._worker.is_alive() and self._chat.loading.done():
+            self._worker.join(_PATIENCE)
+            self._chat.busy = self._worker.is_alive()
+        with suppress(OSError):  # a terminal that is gone
+            self._above.end()
+
+    def _exit(self, code: int = 0, error: BaseException | None = None) -> None:
+        future = self.prompt.app.future
+        if future and not future.done():
+            if error:
+                self.prompt.app.exit(exception=error)
+            else:
+                self.prompt.app.exit(result=code)
+
+    def _loaded(self) -> None:
+        if error := self._chat.failure():
+            self._exit(error=error)
+            return
+        for line in self._chat.watch.notes:
+            self.screen.note(line)
+        if not self._busy:
+            self._look()
+        self.prompt.redraw()
+
+    # ---- as the prompt's listener ----
+
+    def send(self, text: str, shown: str) -> None:
+        self._queue.append(Typed(text, shown))
+        self._next()
+
+    def stop(self) -> bool:
+        with self._lock:
+            self._stop_asked = self._busy is not None
+            if self._answering and (session := self._chat.ready()):
+                session.interrupt()
+        return self._busy is not None
+
+    def leave(self) -> None:
+        self._exit()
+
+    def hidden(self) -> None:
+        self._above.hidden()
+
+    def cleared(self) -> None:
+        self._above.cleared()
+
+    def status(self) -> Sequence[str]:
+        if not self._queue:
+            return [self._state()]
+        count = f"{len(self._queue)} waiting" if len(self._queue) > 1 else "waiting"
+        return [f"{count}: {sanitise_line(self._queue[0].shown[:200])}", self._state()]
+
+    def _state(self) -> str:
+        spinner = _SPINNER[int(time.monotonic() / _BEAT) % len(_SPINNER)]
+        if self._waiting:
+            return f"{spinner} {self._waiting}"
+        if not self._chat.loading.done():
+            return f"{spinner} {self._loading()}"
+        if self._answering:
+            speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
+            return f"{spinner} {'answering' if self._above.pieces else 'reading'}{speed} · Ctrl-C stops"
+        if self._facts is None:
+            return ""
+        facts, width = self._facts, self._output.get_size().columns - 1
+        return status_line(
+            facts.model, facts.last, facts.used, facts.size, width=width, scheme=facts.scheme, memory=facts.memory
+        )
+
+    def _loading(self) -> str:
+        watch, model = self._chat.watch, sanitise_line(self._chat.model)
+        return sanitise_line(watch.line) or (f"loading {model}: {watch.plan}" if watch.plan else f"loading {model} …")
+
+    # ---- one text after the other ----
+
+    def _next(self) -> None:
+        if self._busy is None and self._queue:
+            self._busy, self._stop_asked = self._queue.popleft(), False
+            self._above.echo(self._busy.shown)
+            self._jobs.put(self._busy)
+        self.prompt.redraw()
+
+    def _done(self, given_back: Typed | None) -> None:
+        if given_back:
+            self.prompt.offer(given_back.shown)
+            self.screen.note("not sent; your text is kept")
+        self._look()
+        self.screen.space()
+        self._busy = None
+        if self.context.prefill:
+            self.prompt.offer(self.context.prefill)
+            self.context.prefill = ""
+        self._above.post(self._next)  # after what was just said
+
+    def _look(self) -> None:
+        """See how the session is, while it is idle."""
+        session = self._chat.ready()
+        if session is None:
+            return
+        about = session.describe()
+        self._facts = Facts(
+            about["model"],
+            about["weights"].partition(",")[0],
+            about.get("memory") or _memory(),
+            session.last_stats,
+            session.context_used,
+            session.context_size,
+        )
+        for line in session.notices():
+            self.screen.note(line)
+
+    async def _beat(self) -> None:
+        """The clock's part of the status line: often while nothing else moves, rarely while an answer streams."""
+        for beat in itertools.count():
+            await asyncio.sleep(_BEAT)
+            moving = self._answering and self._above.pieces
+            if not self._chat.loading.done() or self._waiting or (self._busy and (not moving or beat % 4 == 0)):
+                self.prompt.redraw()
+
+    # ---- in the worker ----
+
+    def _work(self) -> None:
+        while (typed := self._jobs.get()) is not None:
+            after: Callable[[], None] = partial(self._done, None)
+            try:
+                self._obey(typed)
+            except commands.LeaveError:
+                after = self.leave
+            except StillLoadingError:
+                after = partial(self._done, typed)
+            except LlamachatError as error:
+                if self._chat.failure():
+                    return
+                self.screen.error(error)
+            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+                after = partial(self._exit, error=error)
+            self._above.post(after)
+
+    def _obey(self, typed: Typed) -> None:
+        events = commands.respond(self.context, typed.text)
+        if events is None:
+            return
+        session = self._session()
+        try:
+            with self._lock:
+                if self._stop_asked:
+                    raise StillLoadingError
+                self._answering = True
+            for event in events:
+                self._above.post(event)
+                with self._lock:
+                    if isinstance(event, TurnDone):
+                        self._answering = False
+                    elif self._stop_asked:  # perhaps a little before there was something to stop
+                        session.interrupt()
+        finally:
+            self._answering = False
+            self._above.post(self._above.end_answer)
+
+    def _session(self) -> ChatSession:
+        """Wait for loading, unless Ctrl-C ends the wait."""
+        while True:
+            with suppress(TimeoutError):
+                return self._chat.loading.result(0.1)
+            if self._stop_asked:
+                raise StillLoadingError
+
+    def _ready(self) -> ChatSession | None:
+        return None if self._busy else self._chat.ready()
+
+    def _set_waiting(self, line: str) -> None:
+        self._waiting = line
+        self.prompt.redraw()
+
+    def _history(self, file: Path | None) -> PrivateHistory | None:
+        try:
+            return open_history(file) if file else None
+        except UsageError as error:
+            self.screen.warning(str(error))
+            return None
+
+
+def _memory() -> str:
+    """What the process holds now, for people; nothing where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return ""
+    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e6:,.0f} MB"
