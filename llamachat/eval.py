@@ -7,13 +7,13 @@ The statistics are those of llama.cpp's `perplexity --kl-divergence`, each mean 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import Cache
-from llamachat.engine import Engine
+from llamachat.cache import Cache, CacheStep
+from llamachat.config import LlamaConfig
 from llamachat.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -56,27 +56,42 @@ def silent(done: int, total: int) -> None:
     pass
 
 
+class Predictor(Protocol):
+    """What is asked of an engine here; llama.cpp can be one too."""
+
+    config: LlamaConfig
+    slots: int
+
+    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["all"]) -> Floats: ...
+
+
 def evaluate(
-    engine: Engine, cut: Sequence[list[int]], against: Engine | None = None, progress: Progress = silent
+    engine: Predictor, cut: Sequence[list[int]], against: Predictor | None = None, progress: Progress = silent
 ) -> Tokens:
     """Run both engines over the windows. Their vocabularies must be one."""
-    if against and against.config.vocab_size != engine.config.vocab_size:
-        sizes = f"{engine.config.vocab_size} and {against.config.vocab_size}"
-        raise UsageError(f"the models have vocabularies of {sizes} tokens", "they cannot be compared")
-    parts = []
+    return evaluate_all([engine], cut, against, progress)[0]
+
+
+def evaluate_all(
+    engines: Sequence[Predictor], cut: Sequence[list[int]], against: Predictor | None, progress: Progress = silent
+) -> list[Tokens]:
+    """`evaluate` of several engines, for which the one they are compared with runs but once."""
+    for engine in engines:
+        if against and against.config.vocab_size != engine.config.vocab_size:
+            sizes = f"{engine.config.vocab_size} and {against.config.vocab_size}"
+            raise UsageError(f"the models have vocabularies of {sizes} tokens", "they cannot be compared")
+    parts: list[list[Tokens]] = [[] for _ in engines]
     for number, ids in enumerate(cut):
         progress(number, len(cut))
-        parts += list(_window(engine, ids, against))
+        reference = None if against is None else run(against, ids)
+        for engine, found in zip(engines, parts, strict=True):
+            found += _window(run(engine, ids), ids, reference)
     progress(len(cut), len(cut))
-    if against is None:
-        return Tokens(np.concatenate([part.nll for part in parts]))
-    fields = ("nll", "reference_nll", "kl", "same_top")
-    return Tokens(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
+    fields = ("nll",) if against is None else ("nll", "reference_nll", "kl", "same_top")
+    return [Tokens(*(np.concatenate([getattr(part, field) for part in found]) for field in fields)) for found in parts]
 
 
-def _window(engine: Engine, ids: list[int], against: Engine | None) -> Iterator[Tokens]:
-    logits = run(engine, ids)
-    reference = None if against is None else run(against, ids)
+def _window(logits: Floats, ids: list[int], reference: Floats | None) -> Iterator[Tokens]:
     for start in range(0, len(ids), ROWS):
         q = log_softmax(logits[start : start + ROWS])
         following = np.array(ids[start + 1 : start + 1 + len(q)], np.int64)
@@ -89,7 +104,7 @@ def _window(engine: Engine, ids: list[int], against: Engine | None) -> Iterator[
         yield Tokens(-q[rows, following], -p[rows, following], kl, q.argmax(1) == p.argmax(1))
 
 
-def run(engine: Engine, ids: list[int]) -> Floats:
+def run(engine: Predictor, ids: list[int]) -> Floats:
     """Logits [T, vocabulary] of a window that stands alone."""
     return engine.forward(ids, Cache(engine.slots).plan(len(ids)), "all")
 

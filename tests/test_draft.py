@@ -35,7 +35,7 @@ class Eager(Drafter):
     """Guesses whenever it can, whatever it costs."""
 
     def guess(self, limit: int) -> list[int]:
-        self._plain_s, self._paused = 1.0, 0
+        self._plain_s, self._balance = 1.0, 100.0
         return super().guess(limit)
 
 
@@ -93,24 +93,40 @@ def test_right_guesses_save_steps() -> None:
     assert len(engine.forwarded) <= 48 / 4
 
 
-def run_for(drafter: Drafter, steps: int, gained: int, plain_s: float, guess_s: float) -> int:
-    """Steps that guessed, of `steps`, when a guess gives `gained` tokens."""
-    guessing = 0
-    for step in range(steps):
-        guess = drafter.guess(8)
-        guessing += bool(guess)
-        drafter.stepped(guess_s if guess else plain_s)
-        for token in range(gained if guess else 1):
-            drafter.add((step + token) % 2)
-    return guessing
+def run_for(drafter: Drafter, steps: int, right: int, plain_s: float, extra_s: float) -> tuple[float, int]:
+    """Seconds of so many steps when of each guess at most `right` tokens are, and the tokens that were given."""
+    seconds, given = 0.0, 0
+    for _ in range(steps):
+        guess = drafter.guess(16)
+        taken = plain_s + extra_s * len(guess)
+        drafter.stepped(taken)
+        gained = min(right, len(guess)) + 1
+        for token in range(given, given + gained):
+            drafter.add(token % 2)
+        seconds, given = seconds + taken, given + gained
+    return seconds, given
 
 
-def test_guessing_pauses_while_it_costs_more_than_it_gains() -> None:
-    assert run_for(Drafter([0, 1] * 8), 1000, gained=1, plain_s=0.01, guess_s=0.02) < 1000 / draft.PAUSE + 2
+@pytest.mark.parametrize("steps", [20, 300, 3000])
+@pytest.mark.parametrize("extra_s", [0.0001, 0.003, 0.01, 0.5])
+def test_what_wrong_guesses_cost_is_bounded(steps: int, extra_s: float) -> None:
+    seconds, given = run_for(Drafter([0, 1] * 8), steps, right=0, plain_s=0.01, extra_s=extra_s)
+    assert given == steps
+    first = draft.FIRST * extra_s  # the cost is not known before
+    assert seconds <= 0.01 * (steps * (1 + 2 * draft.SHARE) + draft.ALLOWANCE) + first
 
 
-def test_guessing_goes_on_while_it_pays() -> None:
-    assert run_for(Drafter([0, 1] * 8), 1000, gained=4, plain_s=0.01, guess_s=0.02) > 990
+def test_guessing_goes_on_while_it_pays_and_guesses_grow_longer() -> None:
+    seconds, given = run_for(Drafter([0, 1] * 8), 1000, right=16, plain_s=0.01, extra_s=0.001)
+    assert given > 990 * (1 + draft.MOST)
+    assert seconds < 0.01 * given / 5
+
+
+def test_a_guess_never_costs_more_than_can_be_lost() -> None:
+    drafter = Drafter([0, 1] * 8)
+    drafter.stepped(0.01)
+    drafter.add(0)
+    assert 0 < len(drafter.guess(16)) * draft.EXTRA <= draft.ALLOWANCE + draft.SHARE
 
 
 @pytest.mark.parametrize("ids", [[], [1], [1, 2], [1, 2, 3, 4, 5]])
@@ -119,6 +135,7 @@ def test_nothing_is_guessed_where_nothing_repeats(ids: list[int]) -> None:
 
 
 def test_a_guess_is_what_followed_the_latest_place_up_to_the_limit() -> None:
-    ids = [1, 2, 3, 9, 9, 1, 2, 3, 7, 8, 6, 5, 1, 2, 3]
+    ids = [4, 1, 2, 3, 9, 9, 4, 1, 2, 3, 7, 8, 6, 5, 4, 1, 2, 3]
     assert Eager(ids).guess(3) == [7, 8, 6]
     assert Eager(ids).guess(0) == []
+    assert Eager([5, 6, 7] * 3).guess(4) == [5, 6, 7, 5]

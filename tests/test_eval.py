@@ -1,5 +1,6 @@
 """Perplexity and KL divergence against scipy and transformers, and against what must hold."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from checkpoints import save_hf, tiny_model
 from scipy.special import log_softmax, rel_entr
+from typer.testing import CliRunner
 
 from llamachat import eval as ev
+from llamachat.cli import app
 from llamachat.engine import Engine
 from llamachat.engine.torch_engine import TorchEngine
 from llamachat.errors import UsageError
@@ -93,3 +96,37 @@ def test_the_standard_error_covers_the_true_mean_as_often_as_it_should() -> None
     random = np.random.default_rng(0)
     hits = [abs((estimate := ev.mean(random.normal(3, 2, 200))).value - 3) < 2 * estimate.error for _ in range(500)]
     assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_several_engines_are_each_compared_as_if_alone(engine: Engine, other: Engine) -> None:
+    cut = ev.windows(TEXT, 100, 2)
+    together = ev.evaluate_all([engine, other], cut, other)
+    for each, found in zip((engine, other), together, strict=True):
+        alone = ev.evaluate(each, cut, other)
+        np.testing.assert_array_equal(found.kl, alone.kl)
+        np.testing.assert_array_equal(found.nll, alone.nll)
+
+
+def test_the_native_engine_is_measured_against_exact_arithmetic_beside_a_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2_gguf: Path
+) -> None:
+    class Peer:
+        """Always sure of token 0."""
+
+        def __init__(self, file: Path, window: int, threads: int | None) -> None:
+            self.config, self.slots = open_checkpoint(file).config, window
+
+        def forward(self, ids: list[int], step: object, logits: str) -> np.ndarray:
+            out = np.zeros((len(ids), self.config.vocab_size), np.float32)
+            out[:, 0] = 1
+            return out
+
+    monkeypatch.setattr("llamachat.bench.peer_logits.LlamaCppLogits", Peer)
+    name = str(smollm2_gguf)
+    command = ["eval", "-m", name, "--against", name, "--engine", "native", "--window", "32", "--windows", "1"]
+    result = CliRunner().invoke(app, [*command, "--vs-gguf", name, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 0 < found["kl_mean"]["value"] < 0.01
+    assert found["llama.cpp"]["kl_mean"]["value"] > 1
+    assert found["reference_perplexity"] == found["llama.cpp"]["reference_perplexity"]

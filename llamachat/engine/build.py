@@ -46,7 +46,7 @@ def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
     if cc is None:
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent), *extra]
-    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("engine", "pack", "cpu")}
+    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("engine", "pack", "cpu", "probe")}
     for name, flags in KERNELS.get(_machine(), {"portable": ""}).items():
         jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
     objects = {name: target.parent / f"{name}.o" for name in jobs}

@@ -157,7 +157,7 @@ def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
 
 def _entry(data: Array, start: int, table: list[int], **fields: Any) -> tuple[Head, Array]:
     head = Head(**fields, table=tuple(table))
-    end = start + _nbytes(head)
+    end = start + bytes_of(head)
     if (
         start % TILE
         or not 0 <= start <= end <= len(data)
@@ -177,7 +177,7 @@ def native_library() -> ctypes.CDLL:
     return lib
 
 
-def _nbytes(head: Head) -> int:
+def bytes_of(head: Head) -> int:
     if head.rows == 0:
         return -(-head.columns // TILE) * TILE * 4
     return int(native_library().packed_bytes(ctypes.byref(head.matrix())))
@@ -186,28 +186,28 @@ def _nbytes(head: Head) -> int:
 def packed_bytes(info: TensorInfo) -> int:
     """Bytes of a tensor once packed, from its header; floats are taken as stored."""
     if len(info.shape) == 1:
-        return _nbytes(Head(0, info.shape[0]))
+        return bytes_of(Head(0, info.shape[0]))
     rows, columns = info.shape
     if info.packing is None:
-        return _nbytes(Head(rows, columns, F32 if info.nbytes == 4 * rows * columns else F16))
-    return _nbytes(replace(_plan(info.packing)[0], rows=rows))
+        return bytes_of(Head(rows, columns, F32 if info.nbytes == 4 * rows * columns else F16))
+    return bytes_of(replace(_plan(info.packing)[0], rows=rows))
 
 
 def pack(tensor: Tensor) -> tuple[Head, Array]:
     """A tensor in the kernels' layout. Codes are taken as they are; see `_codes` for tables that are not integers."""
     if len(tensor.shape) == 1:
         assert isinstance(tensor, FloatTensor)
-        out = _aligned(_nbytes(head := Head(0, tensor.shape[0])))
+        out = aligned(bytes_of(head := Head(0, tensor.shape[0])))
         out.view(np.float32)[: tensor.shape[0]] = to_float32(tensor.data)
         return head, out
     head, source, kept = _plan(tensor)
-    out = _aligned(_nbytes(head))
+    out = aligned(bytes_of(head))
     native_library().pack_matrix(ctypes.byref(head.matrix()), ctypes.byref(source), ctypes.c_void_p(out.ctypes.data))
     del kept
     return head, out
 
 
-def _aligned(nbytes: int) -> Array:
+def aligned(nbytes: int) -> Array:
     raw = np.zeros(nbytes + TILE, np.uint8)
     start = -raw.ctypes.data % TILE
     return raw[start : start + nbytes]

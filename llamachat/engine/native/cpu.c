@@ -54,9 +54,12 @@ static const struct { const Kernels *kernels; int (*usable)(void); } known[] = {
     {&kernels_portable, always},
 };
 
+const Kernels *kernels_timed(const Kernels *kernels);  /* probe.c */
+
 const Kernels *select_kernels(const char *name) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if ((!name || !strcmp(name, known[i].kernels->name)) && known[i].usable()) return known[i].kernels;
+        if ((!name || !strcmp(name, known[i].kernels->name)) && known[i].usable())
+            return kernels_timed(known[i].kernels);
     return NULL;
 }
 

@@ -1,0 +1,120 @@
+"""Runs engines in turn on the same work, beside the memory's speed, and makes medians of what they took."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from llamachat.bench.runners import Facts, Spec
+from llamachat.bench.work import Work
+from llamachat.errors import UsageError
+
+
+class Contender:
+    """A runner in a process of its own, so that no two engines' threads share one."""
+
+    def __init__(self, spec: Spec) -> None:
+        command = [sys.executable, "-m", "llamachat.bench.runners", json.dumps(asdict(spec))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            self.facts = Facts(**self._answer())
+        except UsageError:
+            self.__exit__()
+            raise
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Do the work once: what `runners.serve` says of it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(work)) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise UsageError("an engine could not be measured", "its process ended", "see its own message above")
+        said: dict[str, Any] = json.loads(line)
+        if "error" in said:
+            raise UsageError(said["error"])
+        return said
+
+
+@dataclass
+class Laps:
+    """What one contender took in each repeat."""
+
+    facts: Facts
+    prefill_s: list[float] = field(default_factory=list)
+    decode_s: list[float] = field(default_factory=list)
+    peak: int = 0
+    profile: dict[str, float] = field(default_factory=dict)  # of the last repeat
+
+    def add(self, taken: dict[str, Any]) -> None:
+        self.prefill_s.append(taken["prefill_s"])
+        self.decode_s.append(taken["decode_s"])
+        self.peak, self.profile = taken["peak"], taken["profile"]
+
+
+@dataclass
+class Outcome:
+    """A contest: the contenders' laps, ours first, and the bytes a second that were read from memory in each repeat."""
+
+    work: Work
+    laps: list[Laps]
+    bandwidth: list[float]
+
+    def result(self, laps: Laps) -> dict[str, Any]:
+        """Medians of one contender, by name; without what could not be measured."""
+        facts, work = laps.facts, self.work
+        read = facts.read + facts.kv * (work.start + work.decode / 2)
+        decode = [work.decode / seconds if seconds else 0.0 for seconds in laps.decode_s]
+        found = {
+            "prefill_tok_s": work.prompt / statistics.median(laps.prefill_s) if work.prompt else 0.0,
+            "decode_tok_s": statistics.median(decode),
+            "load_s": facts.load_s,
+            "first_token_s": facts.load_s + statistics.median(laps.prefill_s) if facts.load_s and work.prompt else 0.0,
+            "weights_mb": facts.weights / 1e6,
+            "kv_mb": facts.kv * facts.slots / 1e6,
+            "loaded_mb": facts.resident / 1e6,
+            "peak_mb": laps.peak / 1e6,
+            "read_mb_per_token": read / 1e6,
+            "bandwidth_share": self._share(decode, read),
+        }
+        kept = {key: float(f"{value:.4g}") for key, value in found.items() if value}
+        return kept | ({"profile_ms": laps.profile} if laps.profile else {})
+
+    def _share(self, decode: list[float], read: float) -> float:
+        shares = [speed * read / limit for speed, limit in zip(decode, self.bandwidth, strict=True) if limit]
+        return statistics.median(shares) if shares else 0.0
+
+    def ratio(self, laps: Laps, part: str, ours: Laps | None = None) -> float:
+        """How many times faster we were: the median of the repeats' own ratios. `part` is prefill_s or decode_s."""
+        mine: list[float] = getattr(ours or self.laps[0], part)
+        theirs: list[float] = getattr(laps, part)
+        return statistics.median(b / a for a, b in zip(mine, theirs, strict=True) if a)
+
+
+def measure(
+    contenders: Sequence[Contender], work: Work, repeats: int, bandwidth: Callable[[], float] = lambda: 0.0
+) -> Outcome:
+    """All in turn in every repeat, after one to warm up."""
+    outcome = Outcome(work, [Laps(contender.facts) for contender in contenders], [])
+    for repeat in range(repeats + 1):
+        for contender, laps in zip(contenders, outcome.laps, strict=True):
+            taken = contender.run(work)
+            if repeat:
+                laps.add(taken)
+        if repeat:
+            outcome.bandwidth.append(bandwidth())
+    return outcome

@@ -1,0 +1,59 @@
+"""What the machine gives: how fast memory is read, and how much of it a process holds."""
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from llamachat.engine.build import BuildError
+from llamachat.engine.pack import aligned, native_library
+
+AMOUNT = 1 << 29  # bytes; far more than caches hold
+
+
+@cache
+def _block() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    data = aligned(AMOUNT)
+    data[:] = 1
+    return data
+
+
+def read_bandwidth(threads: int, passes: int = 3) -> float:
+    """Bytes a second that so many threads read from memory: the best of some passes. Raises build.BuildError."""
+    lib, data = native_library(), _block()
+    lib.read_memory.restype = ctypes.c_uint64
+    lib.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    best = 0.0
+    for _ in range(passes):
+        start = time.perf_counter()
+        lib.read_memory(data.ctypes.data, AMOUNT, threads)
+        best = max(best, AMOUNT / (time.perf_counter() - start))
+    return best
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of memory that this process holds now, mapped files included, and the most it has held.
+
+    Where the system does not tell the first (it is Linux that does), both are the most.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(found["VmRSS"].split()[0]) * 1024, int(found["VmHWM"].split()[0]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return most, most
+
+
+def bandwidth_of(threads: int) -> Callable[[], float]:
+    """read_bandwidth with so many threads, or 0 where there is no native library to read with."""
+    try:
+        native_library()
+    except BuildError:
+        return lambda: 0.0
+    return lambda: read_bandwidth(threads)

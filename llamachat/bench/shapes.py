@@ -1,0 +1,197 @@
+"""Models of real shapes with random weights, for speed alone: packed for the native engine, or as a GGUF file for a peer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+
+from llamachat import paths
+from llamachat.config import LlamaConfig
+from llamachat.engine.pack import F32, Q4, Q8, TILE, Arena, Head, aligned, bytes_of
+from llamachat.errors import UsageError
+from llamachat.tensors import Array
+
+Scheme = Literal["int4", "int4-head8", "int8"]
+BLOCK = 1 << 24  # random bytes that are drawn; more are these again
+
+
+def _llama3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128256, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=8, head_dim=hidden // heads, max_position_embeddings=8192,
+        rope_theta=500000.0, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
+SHAPES = {
+    "135m": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, head_dim=64, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+    ),
+    "1b": _llama3(2048, 8192, 16, 32, True),
+    "3b": _llama3(3072, 8192, 28, 24, True),
+    "8b": _llama3(4096, 14336, 32, 32, False),
+}  # fmt: skip
+
+
+def config_of(shape: str) -> LlamaConfig:
+    """Raises UsageError for a shape that is not known."""
+    if shape not in SHAPES:
+        raise UsageError(f"{shape} is no shape", remedy=f"take one of {', '.join(SHAPES)}")
+    return SHAPES[shape]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random bytes, the same at every call; drawn once, as drawing gigabytes would take longer than measuring."""
+
+    block: Array
+
+    @classmethod
+    def drawn(cls, seed: int = 0, size: int = BLOCK) -> "Noise":
+        return cls(np.random.default_rng(seed).integers(0, 256, size, np.uint8))
+
+    def fill(self, out: Array) -> None:
+        """All of a flat uint8 array."""
+        for start in range(0, len(out), len(self.block)):
+            part = out[start : start + len(self.block)]
+            part[:] = self.block[: len(part)]
+
+
+def random_arena(config: LlamaConfig, scheme: Scheme) -> Arena:
+    """Packed weights in memory: every matrix of codes with a scale per 32 columns, norms of ones."""
+    noise = Noise.drawn()
+    return Arena({name: _tensor(name, shape, scheme, noise) for name, shape in config.tensor_shapes().items()})
+
+
+def _is_eight(name: str, scheme: Scheme) -> bool:
+    return scheme == "int8" or (scheme == "int4-head8" and ("embed" in name or "lm_head" in name))
+
+
+def _tensor(name: str, shape: tuple[int, ...], scheme: Scheme, noise: Noise) -> tuple[Head, Array]:
+    if len(shape) == 1:
+        head = Head(0, shape[0], F32)
+        out = aligned(bytes_of(head))
+        out.view(np.float32)[: shape[0]] = 1.0
+        return head, out
+    eight = _is_eight(name, scheme)
+    rows, columns = shape
+    head = Head(rows, columns, Q8) if eight else Head(rows, columns, Q4, table=tuple(range(120, 136)))
+    out = aligned(bytes_of(head))
+    noise.fill(out)
+    tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # engine.h: two rows of fp16 scales, then codes
+    tiles[:, :64].view(np.float16)[:] = _scale(eight)
+    return head, out
+
+
+def _scale(eight: bool) -> float:
+    return 0.02 / (127 if eight else 8)
+
+
+def read_per_token(config: LlamaConfig, sizes: dict[str, int]) -> int:
+    """Bytes of weights that a token's step reads, of tensors of these sizes: all but an embedding that is not the head too."""
+    return sum(size for name, size in sizes.items() if config.tie_word_embeddings or "embed_tokens" not in name)
+
+
+@contextmanager
+def gguf_file(shape: str, *, eight: bool) -> Iterator[Path]:
+    """The path of a random GGUF file that is there as long as the context. Raises UsageError without the gguf package."""
+    with TemporaryDirectory(prefix="llamachat-bench-", dir=_roomy()) as folder:
+        path = Path(folder) / f"{shape}.gguf"
+        try:
+            write_gguf(path, config_of(shape), eight)
+        except ImportError as error:
+            cause = "a GGUF file is written with the gguf package, which is not installed"
+            raise UsageError(cause, "there is no peer to measure", "pip install gguf") from error
+        yield path
+
+
+def _roomy() -> Path:
+    """Our cache folder: /tmp may be memory."""
+    folder = paths.cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_gguf(path: Path, config: LlamaConfig, eight: bool) -> None:
+    """A random GGUF without a tokenizer: Q4_0 with Q8_0 embedding and head, or all Q8_0; written tensor by tensor."""
+    import gguf
+
+    kinds = gguf.GGMLQuantizationType
+    writer = gguf.GGUFWriter(path, "llama")
+    _write_header(writer, config)
+    tensors = list(_gguf_tensors(config))
+    types = [
+        kinds.F32 if not columns else kinds.Q8_0 if eight or outer else kinds.Q4_0 for _, _, columns, outer in tensors
+    ]
+    for (name, rows, columns, _), kind in zip(tensors, types, strict=True):
+        size, dtype = (
+            (rows * 4, np.dtype(np.float32)) if not columns else (_quantized(rows, columns, kind), np.dtype(np.uint8))
+        )
+        shape = (rows, size // rows) if columns else (rows,)
+        writer.add_tensor_info(name, shape, dtype, size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    noise = Noise.drawn()
+    for (_, rows, columns, _), kind in zip(tensors, types, strict=True):
+        writer.write_tensor_data(_gguf_data(rows, columns, kind, noise))
+    writer.close()
+
+
+def _quantized(rows: int, columns: int, kind: int) -> int:
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    return int(rows * columns // block * size)
+
+
+def _gguf_data(rows: int, columns: int, kind: int, noise: Noise) -> Array:
+    import gguf
+
+    if not columns:
+        return np.ones(rows, np.float32)
+    data = np.empty(_quantized(rows, columns, kind), np.uint8)
+    noise.fill(data)
+    eight = kind == gguf.GGMLQuantizationType.Q8_0
+    data.reshape(-1, 34 if eight else 18)[:, :2] = np.array([_scale(eight)], np.float16).view(np.uint8)
+    return data
+
+
+def _gguf_tensors(config: LlamaConfig) -> Iterator[tuple[str, int, int, bool]]:
+    """Name, rows, columns (0: a vector), and whether it is the embedding or the head."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield "token_embd.weight", config.vocab_size, hidden, True
+    for layer in range(config.num_hidden_layers):
+        p = f"blk.{layer}."
+        yield p + "attn_norm.weight", hidden, 0, False
+        yield p + "ffn_norm.weight", hidden, 0, False
+        yield p + "attn_q.weight", attention, hidden, False
+        yield p + "attn_k.weight", kv, hidden, False
+        yield p + "attn_v.weight", kv, hidden, False
+        yield p + "attn_output.weight", hidden, attention, False
+        yield p + "ffn_gate.weight", inner, hidden, False
+        yield p + "ffn_up.weight", inner, hidden, False
+        yield p + "ffn_down.weight", hidden, inner, False
+    yield "output_norm.weight", hidden, 0, False
+    if not config.tie_word_embeddings:
+        yield "output.weight", config.vocab_size, hidden, True
+
+
+def _write_header(writer: Any, config: LlamaConfig) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")

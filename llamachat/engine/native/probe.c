@@ -1,0 +1,123 @@
+/* Measuring: how fast memory can be read, and which part of a step takes how long. Nothing else needs this file. */
+#include <time.h>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#include "engine.h"
+
+/* ---- reading memory ---- */
+
+typedef uint64_t Line __attribute__((vector_size(64), aligned(64), may_alias));
+
+static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, const Line *end) {
+    Line sums[4] = {{0}};
+    for (; p < end; p += 4)
+        for (int i = 0; i < 4; i++) __builtin_prefetch((const char *)(p + i) + 2048), sums[i] += p[i];
+    sums[0] += sums[1] + sums[2] + sums[3];
+    uint64_t total = 0;
+    for (int i = 0; i < 8; i++) total += sums[0][i];
+    return total;
+}
+
+static uint64_t add_up_plain(const Line *p, const Line *end) { return add_up(p, end); }
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static uint64_t add_up_wide(const Line *p, const Line *end) { return add_up(p, end); }
+#endif
+
+/* Reads all of it once (64-byte aligned, a multiple of 256 bytes for each thread); returns the sum of its words. */
+uint64_t read_memory(const void *data, size_t bytes, int threads) {
+    uint64_t (*read)(const Line *, const Line *) = add_up_plain;
+    uint64_t total = 0;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) read = add_up_wide;
+#endif
+    #pragma omp parallel num_threads(threads) reduction(+ : total)
+    {
+        size_t thread = omp_get_thread_num(), count = omp_get_num_threads(), blocks = bytes / 256;
+        const Line *start = data;
+        total += read(start + 4 * (blocks * thread / count), start + 4 * (blocks * (thread + 1) / count));
+    }
+    return total;
+}
+
+/* ---- where a step's time goes ----
+
+   A table of kernels that time themselves stands in for the real one while profiling is on; an engine made meanwhile uses
+   it. What is left of a thread's time is spent on what lies between kernels: RoPE, keeping keys, waiting for the others. */
+
+enum { PARTS = 16, THREADS = 256 };  /* a part: each of the seven linears of a layer, then these */
+enum { HEAD = 7, NORM, QUANTIZE, SWIGLU, ATTEND, OTHER, STEP };
+
+static const Kernels *real;
+static Kernels timed;
+static const Matrix *linears;
+static int per_layer, count;
+static struct { _Alignas(64) double seconds[PARTS]; } spent[THREADS];
+static double begun;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void add(int part, double start) { spent[omp_get_thread_num() % THREADS].seconds[part] += now() - start; }
+
+#define TIMED(part, call) double start = now(); call; add(part, start)
+
+static void fetch(const Matrix *w, int row, float *out) {
+    double start = now();
+    if (omp_get_thread_num() == 0) begun = start;
+    real->fetch(w, row, out);
+    add(OTHER, start);
+}
+static void rmsnorm(const float *x, const float *weight, int n, float eps, float *out) {
+    TIMED(NORM, real->rmsnorm(x, weight, n, eps, out));
+}
+static void quantize(const Acts *a, int token, int first, int last, int fine) {
+    TIMED(QUANTIZE, real->quantize(a, token, first, last, fine));
+}
+static void swiglu(const float *gate, const float *upper, float *out, int n) {
+    TIMED(SWIGLU, real->swiglu(gate, upper, out, n));
+}
+static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                   void *scratch) {
+    int part = w >= linears && w < linears + count ? (int)((w - linears) % per_layer) : HEAD;
+    TIMED(part, real->matmul(w, a, fine, token, tokens, y, stride, strip, strips, scratch));
+    if (part == HEAD && omp_get_thread_num() == 0) spent[0].seconds[STEP] += now() - begun, begun = now();
+}
+static void attend(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part) {
+    TIMED(ATTEND, real->attend(keys, q, position, rows, slots, part));
+}
+static void merge(float *into, const float *part, int dim) { TIMED(ATTEND, real->merge(into, part, dim)); }
+static float narrow(int kind, const float *x, void *out, int n) {
+    double start = now();
+    float scale = real->narrow(kind, x, out, n);
+    add(OTHER, start);
+    return scale;
+}
+
+/* Engines made from now on time themselves, or (0) no longer do. */
+static int profiling;
+void profile(int on) { profiling = on; }
+
+const Kernels *kernels_timed(const Kernels *kernels) {
+    if (!profiling || !kernels) return kernels;
+    real = kernels, timed = *kernels;
+    timed.fetch = fetch, timed.rmsnorm = rmsnorm, timed.quantize = quantize, timed.swiglu = swiglu;
+    timed.matmul = matmul, timed.attend = attend, timed.merge = merge, timed.narrow = narrow;
+    return &timed;
+}
+
+/* Starts counting anew, for the engine with these matrices: so many, of which every layer has `each`. */
+void profile_start(const Matrix *matrices, int number, int each) {
+    linears = matrices, count = number, per_layer = each;
+    memset(spent, 0, sizeof spent);
+}
+
+/* Seconds that one thread spent on each part since. */
+void profile_read(int thread, double *out) { memcpy(out, spent[thread].seconds, sizeof spent[thread].seconds); }
