@@ -1,18 +1,18 @@
 """One answer in progress: prompt ids in, pieces of text out, and afterwards everything there is to know about it."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamachat.cache import Cache
 from llamachat.config import SamplingParams
 from llamachat.detokenize import Detokenizer, StopMatcher
-from llamachat.draft import Drafter
+from llamachat.draft import Drafter, ForcedDrafter
 from llamachat.engine import Engine
 from llamachat.errors import ModelError
 from llamachat.events import FinishReason, Stats
-from llamachat.generate import Interrupted, Logits, Room, generate, never, no_room, prefill, score
-from llamachat.sample import Sampler, TokenLogprobs
+from llamachat.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
+from llamachat.sample import Constraint, Sampler, TokenLogprobs
 from llamachat.tokenizer import Tokenizer
 
 
@@ -26,6 +26,7 @@ class AnswerSettings:
     max_tokens: int | None = None  # None: to the end of the turn or of the context
     top_logprobs: int | None = None  # None: no logprobs; K: with K alternatives each
     score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
+    constraint: Callable[[], Constraint] | None = None  # makes one for each answer: what its text must be
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Answer:
     continues_text: bool = False  # the prompt is text that the answer goes on with (no dialog header between them)
     interrupted: Callable[[], bool] = never
     room: Room = no_room  # makes room when the context is full: see generate
+    begun: Sequence[int] = ()  # the prompt's last ids, where they are the answer's first ones: it goes on exactly there
+    spelled: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that are not left out of the text
     ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
     stop_id: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
@@ -49,16 +52,23 @@ class Answer:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
+        for token in self.begun:
+            self._detokenizer.add(token)
+        self._stops = StopMatcher(self.settings.stop_strings)
+        self._constraint = self.settings.constraint and self.settings.constraint()
+
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()
         try:
-            logits = self._prefill()
+            self.check()
+            logits = self.prefill()
         except Interrupted:
             return
         finally:
             self.prefill_s = time.perf_counter() - start
-        sampler = Sampler(self.settings.sampling, self.engine.config.vocab_size)
-        sampler.observe_prompt(self.prompt)
+        sampler = self.sampler()
         tokens = generate(
             self.engine,
             self.cache,
@@ -68,39 +78,59 @@ class Answer:
             max_tokens=self.settings.max_tokens,
             top=self.settings.top_logprobs,
             interrupted=self.interrupted,
-            drafter=Drafter(self.prompt) if self.engine.repeatable else None,
+            drafter=self._drafter() if self.engine.repeatable else None,
             room=self.room,
         )
-        detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text)
-        stops = StopMatcher(self.settings.stop_strings)
         begin = time.perf_counter()
         for token in tokens:
             self.decode_s = time.perf_counter() - begin
-            if token.id in self.settings.stop_ids:
-                self.stop_id, self.reason = token.id, "stop"
-                break
-            self.ids.append(token.id)
-            if token.logprobs is not None:
-                self.logprobs.append(token.logprobs)
-            text, stopped = stops.add(detokenizer.add(token.id))
-            if text:
+            if text := self.take(token):
                 yield text
-            if stopped:
-                self.reason = "stop"
+            if self.reason == "stop":
                 return
-        else:
-            self.reason = "interrupt" if self.interrupted() else "length"
-        text, stopped = stops.add(detokenizer.finish())
-        text += "" if stopped else stops.finish()
-        if text:
+        if text := self.finish("interrupt" if self.interrupted() else "length"):
             yield text
 
-    def _prefill(self) -> Logits:
-        """Raises ModelError when the prompt has tokens that the model lacks, DoesNotFitError, Interrupted."""
+    def sampler(self) -> Sampler:
+        """What draws this answer's tokens."""
+        sampler = Sampler(self.settings.sampling, self.engine.config.vocab_size, self._constraint)
+        sampler.observe_prompt(self.prompt)
+        sampler.observe_drawn(self.begun)
+        return sampler
+
+    def _drafter(self) -> Drafter:
+        return ForcedDrafter(self.prompt, self._constraint) if self._constraint else Drafter(self.prompt)
+
+    def take(self, token: Token) -> str:
+        """The text that a further token completes; `reason` is "stop" if the answer ends there."""
+        if token.id in self.settings.stop_ids:
+            self.stop_id = token.id
+            return self.finish("stop")
+        self.ids.append(token.id)
+        if token.logprobs is not None:
+            self.logprobs.append(token.logprobs)
+        text, stopped = self._stops.add(self._detokenizer.add(token.id))
+        if stopped:
+            self.reason = "stop"
+        elif self._constraint and self._constraint.complete:
+            text += self.finish("stop")
+        return text
+
+    def finish(self, reason: FinishReason) -> str:
+        """End the answer; returns the text that was held back."""
+        text, stopped = self._stops.add(self._detokenizer.finish())
+        self.reason = reason
+        return text if stopped else text + self._stops.finish()
+
+    def check(self) -> None:
+        """Raises ModelError when the prompt has tokens that the model lacks."""
         size = self.engine.config.vocab_size
         if unknown := next((token for token in self.prompt if not 0 <= token < size), None):
             cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
             raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
+
+    def prefill(self) -> Logits:
+        """Logits after the prompt. Raises DoesNotFitError, Interrupted."""
         if self.settings.score_prompt and self.settings.top_logprobs is not None:
             self.cache.truncate(0)
             top = self.settings.top_logprobs
@@ -108,6 +138,11 @@ class Answer:
             return logits
         self.reused = self.cache.keep_common_prefix(self.prompt)
         return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted, self.room)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the ids stand for the text; not where a stop string cut them."""
+        return self.reason != "stop" or self.stop_id is not None
 
     def stats(self) -> Stats:
         """Counts and seconds so far."""

@@ -1,15 +1,16 @@
 """The Python API, with the meaning of Meta's Llama 3 reference code (`llama/generation.py`), on any checkpoint we read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
 from llamachat.answer import Answer, AnswerSettings
+from llamachat.batch import Batch, Request
 from llamachat.cache import Cache
 from llamachat.config import require_whole
 from llamachat.dialog import Message
-from llamachat.errors import DoesNotFitError, UsageError
+from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.load import LoadedModel, load
 
 
@@ -39,7 +40,7 @@ class Llama:
         require_whole("seed", seed, 0, 2**64 - 1, UsageError)
         self.model = model
         self.max_batch_size = max_batch_size
-        self.max_seq_len = model.engine.slots
+        self.max_seq_len = model.context
         self._cache = Cache(self.max_seq_len)
         self._seeds = np.random.default_rng(seed)
 
@@ -48,7 +49,7 @@ class Llama:
         cls, path_or_name: str, max_seq_len: int | None = None, max_batch_size: int = 32, seed: int = 1, **options: Any
     ) -> "Llama":
         """Load a model by path or catalog name; `options` are those of llamachat.load.load (device, engine, ...)."""
-        return cls(load(path_or_name, ctx_size=max_seq_len, **options), max_batch_size, seed)
+        return cls(load(path_or_name, ctx_size=max_seq_len, parallel=max_batch_size, **options), max_batch_size, seed)
 
     def generate(
         self,
@@ -76,9 +77,11 @@ class Llama:
         if longest >= self.max_seq_len:
             raise DoesNotFitError(f"a prompt of {longest} tokens leaves no room in max_seq_len={self.max_seq_len}")
         tokens, scores = [], []
-        for prompt in prompt_tokens:
-            answer = self._answer(list(prompt), max_gen_len, temperature, top_p, logprobs, echo)
-            tokens.append([*prompt, *answer.ids] if echo else answer.ids)
+        requests = [
+            self._request(list(prompt), max_gen_len, temperature, top_p, logprobs, echo) for prompt in prompt_tokens
+        ]
+        for answer in self._answers(requests):
+            tokens.append([*answer.prompt, *answer.ids] if echo else answer.ids)
             before = [0.0, *(entry.logprob for entry in answer.prompt_logprobs)] if echo and logprobs else []
             scores.append(before + [entry.logprob for entry in answer.logprobs])
         return tokens, scores if logprobs else None
@@ -127,9 +130,9 @@ class Llama:
             for sequence, logprobs in zip(tokens, scores, strict=True)
         ]
 
-    def _answer(
+    def _request(
         self, prompt: list[int], limit: int | None, temperature: float, top_p: float, logprobs: bool, echo: bool
-    ) -> Answer:
+    ) -> Request:
         sampling = self.model.sampling.replace(
             temperature=temperature, top_p=top_p, top_k=0, seed=int(self._seeds.integers(2**63))
         )
@@ -140,7 +143,18 @@ class Llama:
             top_logprobs=0 if logprobs else None,
             score_prompt=logprobs and echo,
         )
-        answer = self.model.answer(prompt, settings, self._cache)
-        for _ in answer:
-            pass
-        return answer
+        return Request(prompt, settings)
+
+    def _answers(self, requests: list[Request]) -> Iterator[Answer]:
+        """A single prompt goes on from what the single one before left in the cache; several run at once."""
+        if len(requests) == 1:
+            answer = self.model.answer(requests[0].prompt, requests[0].settings, self._cache)
+            for _ in answer:
+                pass
+            yield answer
+            return
+        self._cache.truncate(0)  # the batch takes its slots
+        for outcome in Batch(self.model, self.max_batch_size).run(iter(requests)):
+            if isinstance(outcome, LlamachatError):
+                raise outcome
+            yield outcome.answer

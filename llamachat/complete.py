@@ -1,21 +1,32 @@
 """`llamachat complete`: one prompt, or a JSONL file of them, to stdout; a filter that scripts can rely on."""
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from llamachat.answer import Answer, AnswerSettings
+from llamachat.batch import Answered, Batch, Request
 from llamachat.cache import Cache
+from llamachat.constrain import Constrainer, from_lark, from_regex, from_schema
 from llamachat.dialog import Message
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.generate import never
 from llamachat.load import LoadedModel
 from llamachat.sample import TokenLogprobs
 from llamachat.ui.sanitise import Sanitiser
+
+PARALLEL = 32  # requests at once, unless told otherwise
+
+
+class Source(Protocol):
+    """Where requests come from: see jsonl.Lines."""
+
+    def take(self, wait: bool) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -28,17 +39,39 @@ class Completer:
     raw: bool
     echo: bool
     interrupted: Callable[[], bool] = never
+    grammar: str | None = None  # of every answer: see constrain.py
 
     @cached_property
     def cache(self) -> Cache:
         """One for all prompts: what they begin with in common is computed once."""
-        return Cache(self.model.engine.slots)
+        return Cache(self.model.context)
 
     def start(self, messages: list[Message] | str) -> Answer:
         """The answer to a dialog, or (raw) the continuation of a text; iterate it for the text."""
-        raw = isinstance(messages, str)
-        prompt = self.model.encode_text(messages) if isinstance(messages, str) else self.model.dialog.encode(messages)
-        return self.model.answer(prompt, self.settings, self.cache, self.interrupted, continues_text=raw)
+        request = self._request(messages, self.grammar)
+        return self.model.answer(request.prompt, request.settings, self.cache, self.interrupted, request.continues_text)
+
+    def ids(self, prompt: str) -> list[int]:
+        """Of one prompt text, as the model is given it."""
+        return self._encoded(self.dialog(prompt))
+
+    def _encoded(self, messages: list[Message] | str) -> list[int]:
+        return self.model.encode_text(messages) if isinstance(messages, str) else self.model.dialog.encode(messages)
+
+    def _request(self, messages: list[Message] | str, grammar: str | None) -> Request:
+        return Request(self._encoded(messages), self._constrained(grammar), isinstance(messages, str))
+
+    def _constrained(self, grammar: str | None) -> AnswerSettings:
+        if grammar is None:
+            return self.settings
+        if self.settings.stop_strings:
+            raise UsageError("a stop string could cut an answer short of its grammar", remedy="leave --stop out")
+        return replace(self.settings, constraint=self._constrainer.of(grammar))
+
+    @cached_property
+    def _constrainer(self) -> Constrainer:
+        drops_space = self.model.tokenizer.dummy_prefix and not self.raw
+        return Constrainer(self.model.tokenizer, self.model.engine.config.vocab_size, self.model.stop_ids, drops_space)
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""
@@ -64,7 +97,11 @@ class Completer:
     def result(self, messages: list[Message] | str) -> dict[str, Any]:
         """The JSON object of the CLI contract for one prompt."""
         answer = self.start(messages)
-        text = "".join(self._text(answer))
+        return self._object(answer, "".join(answer))
+
+    def _object(self, answer: Answer, text: str) -> dict[str, Any]:
+        if self.echo:
+            text = self.model.tokenizer.decode(answer.prompt) + text
         stats = answer.stats()
         result = {
             "model": self.model.name,
@@ -84,31 +121,53 @@ class Completer:
             result["logprobs"] = self._logprobs(answer)
         return result
 
-    def batch(self, lines: Iterable[str], out: TextIO) -> bool:
-        """One result a line for each line of JSON, in order; a bad line gives {"error": ...}. True when none was bad."""
+    def batch(self, lines: Source, out: TextIO, parallel: int, skip: int = 0) -> bool:
+        """One result a line for each line of JSON, in order; a bad line gives {"error": ...}. True when none was bad.
+
+        parallel: requests to run at once. skip: requests that were answered before.
+        """
         good = True
-        for number, line in enumerate(lines, 1):
-            if self.interrupted():
-                break
-            if not line.strip():
-                continue
-            try:
-                result = self.result(self._parse(line, number))
-            except LlamachatError as error:
-                result, good = {"error": str(error)}, False
-            write_json(result, out)
+        batch = Batch(self.model, parallel, self.interrupted)
+        for outcome in batch.run(self._requests(lines, batch, skip)):
+            if isinstance(outcome, Answered):
+                write_json(self._object(outcome.answer, outcome.text), out)
+            else:
+                good = False
+                write_json({"error": str(outcome)}, out)
         return good
 
-    def _parse(self, line: str, number: int) -> list[Message] | str:
+    def _requests(self, lines: Source, batch: Batch, skip: int) -> Iterator[Request | LlamachatError | None]:
+        number = 0
+        while (line := lines.take(batch.idle)) != "":
+            if line is None:
+                yield None
+                continue
+            number += 1
+            if not line.strip():
+                continue
+            if skip:
+                skip -= 1
+                continue
+            try:
+                yield self._parse(line, number)
+            except LlamachatError as error:
+                yield error
+
+    def _parse(self, line: str, number: int) -> Request:
+        """{"prompt": ...} or {"messages": ...}, and a "schema" if the answer must follow one."""
         try:
             request = json.loads(_utf8(line, f"line {number}"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
-        keys = set(request) if isinstance(request, dict) else set()
+        keys, grammar = set(request) if isinstance(request, dict) else set(), self.grammar
+        if "schema" in keys:
+            grammar = from_schema(request["schema"])
+        keys.discard("schema")
         if keys == {"prompt"} and isinstance(request["prompt"], str):
-            return self.dialog(request["prompt"])
+            return self._request(self.dialog(request["prompt"]), grammar)
         if keys == {"messages"} and isinstance(request["messages"], list) and request["messages"] and not self.raw:
-            return self._with_system([Message.parse(message) for message in request["messages"]])
+            messages = [Message.parse(message) for message in request["messages"]]
+            return self._request(self._with_system(messages), grammar)
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
         raise UsageError(f"line {number} is not a request", "it was skipped", f"write {expected}")
 
@@ -158,9 +217,23 @@ def read_text(file: Path) -> str:
         return _utf8(text.read(), str(file)).removesuffix("\n")
 
 
-def open_lines(file: Path) -> TextIO:
-    """A file for `Completer.batch`; "-" is stdin."""
-    return sys.stdin if str(file) == "-" else _open(file)
+def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> str | None:
+    """The grammar that --schema, --regex or --grammar asks for; schemas and grammars may be in files."""
+    if sum(given is not None for given in (schema, regex, grammar)) > 1:
+        raise UsageError("only one of --schema, --regex and --grammar can be followed", remedy="give one of them")
+    if schema is not None:
+        return from_schema(schema if schema.lstrip().startswith(("{", "[")) else read_text(Path(schema)))
+    if grammar is not None:
+        return from_lark(grammar if re.search(r"^\s*start\s*:", grammar, re.MULTILINE) else read_text(Path(grammar)))
+    return None if regex is None else from_regex(regex)
+
+
+def open_lines(file: Path) -> BinaryIO:
+    """A file of requests; "-" is stdin."""
+    try:
+        return sys.stdin.buffer if str(file) == "-" else file.open("rb")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _open(file: Path) -> TextIO:

@@ -1,7 +1,7 @@
 """Ids -> text as they come, across UTF-8 boundaries and up to a stop string."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llamachat.errors import UsageError
 from llamachat.tokenizer import Tokenizer
@@ -11,16 +11,20 @@ class Detokenizer:
     """Text of ids one by one; all that `add` and `finish` return makes what `tokenizer.decode` gives for all ids.
 
     `continues`: the text goes on from another one, so that its first space, which `decode` may drop, is kept.
+    `spelled`: bytes of control tokens that are to be in the text, which leaves them out otherwise.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, continues: bool = False, spelled: Mapping[int, bytes] | None = None
+    ) -> None:
         self._token_bytes = tokenizer.token_bytes
+        self._spelled = spelled or {}
         self._drop_space = tokenizer.dummy_prefix and not continues
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
         """The characters that this token completes; bytes of an unfinished one are held back."""
-        data = self._token_bytes(token)
+        data = self._spelled.get(token) or self._token_bytes(token)
         if data and self._drop_space:
             data, self._drop_space = data.removeprefix(b" "), False
         return self._decoder.decode(data)

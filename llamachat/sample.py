@@ -1,12 +1,13 @@
 """Logits -> one token id. numpy only; the sampler owns its random state.
 
-Order: logit bias -> repetition, frequency, presence penalty -> temperature -> top-k -> top-p -> min-p -> draw. The
-filters are functions of an array and return the positions they keep. Each finds a cheap bound first and sorts only what
-is left in doubt, so that a token out of 128,000 costs well under a millisecond in the usual settings.
+Order: constraint -> logit bias -> repetition, frequency, presence penalty -> temperature -> top-k -> top-p -> min-p ->
+draw. The filters are functions of an array and return the positions they keep. Each finds a cheap bound first and sorts
+only what is left in doubt, so that a token out of 128,000 costs well under a millisecond in the usual settings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Floats = NDArray[np.floating]
 Positions = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5  # a lower temperature is argmax, to float32 at least
+UNDERFLOW = 87  # exp of less than this, negated, is no normal float32: next to nothing, and it takes ten times as long
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,27 @@ def drawn(weights: Floats, random: np.random.Generator) -> int:
     return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
 
 
+class Constraint(Protocol):
+    """What an answer must be, token by token; see constrain.py."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing may follow, not even more of the same."""
+        ...
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """[vocab_size] which tokens may come next; those that end the answer too, where it may end."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Tokens that come next as there is no other way; not all of them need be known."""
+        ...
+
+    def add(self, token: int) -> None:
+        """This one, which is allowed, came."""
+        ...
+
+
 class Sampler:
     """Draws the tokens of one answer.
 
@@ -117,12 +140,13 @@ class Sampler:
     penalties count only what was drawn (as OpenAI and vLLM do).
     """
 
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+    def __init__(self, params: SamplingParams, vocab_size: int, constraint: Constraint | None = None) -> None:
         """Raises UsageError when logit_bias names a token that the vocabulary lacks."""
         for token in params.logit_bias:
             if token >= vocab_size:
                 raise UsageError(f"logit_bias names token {token}", remedy=f"ids are below {vocab_size}")
         self.params = params
+        self._constraint = constraint
         self._random = np.random.default_rng(params.seed)
         self._seen = np.zeros(vocab_size, bool)
         self._drawn = np.zeros(vocab_size, np.int64)
@@ -133,18 +157,29 @@ class Sampler:
         """Let the repetition penalty count these."""
         self._seen[np.fromiter(ids, np.int64)] = True
 
+    def observe_drawn(self, ids: Sequence[int]) -> None:
+        """Go on as if these had been drawn, the random state included: one number was taken for each."""
+        self._random.random(len(ids))
+        for token in ids:
+            self._seen[token] = True
+            self._drawn[token] += 1
+
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token, from logits [vocab_size], which stay as they are. Raises ModelError, see peak."""
         ids, weights = self.candidates(logits)
         token = int(ids[drawn(weights, self._random)])
         self._seen[token] = True
         self._drawn[token] += 1
+        if self._constraint:
+            self._constraint.add(token)
         return token
 
     def _adjusted(self, logits: Floats) -> Floats:
-        """Logits with bias and penalties; the same array when there are none."""
+        """Logits with constraint, bias and penalties; the same array when there are none."""
         params = self.params
         counting = bool(params.frequency_penalty or params.presence_penalty)
+        if self._constraint:
+            logits = np.where(self._constraint.allowed(), logits, -np.inf)
         if params.repetition_penalty == 1 and not counting and not len(self._biased):
             return logits
         logits = logits.copy()
@@ -167,6 +202,9 @@ class Sampler:
             return np.array([logits.argmax()]), np.ones(1)
         ids = largest(logits, params.top_k) if params.top_k else np.arange(len(logits))
         values = logits[ids] if params.top_k else logits
+        if values.min() < (least := highest - UNDERFLOW * params.temperature):
+            kept = np.flatnonzero(values >= least)
+            ids, values = ids[kept], values[kept]
         weights = np.exp((values - highest) / params.temperature)
         for keep, limit, off in ((nucleus, params.top_p, 1), (likely, params.min_p, 0)):
             if limit != off:

@@ -1,6 +1,7 @@
 """api.py against Meta's algorithm (llama/generation.py), written out slowly for one prompt of a batch."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ STOPS = {257, 258}
 prompts = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20), min_size=1, max_size=4)
 
 
-def build(slots: int = 40, batch: int = 4, seed: int = 1) -> Llama:
-    return Llama(hash_model(slots), max_batch_size=batch, seed=seed)
+def build(slots: int = 40, batch: int = 4, seed: int = 1, texts: int = 2) -> Llama:
+    """Room for so many texts of so many slots, so that larger batches have to wait for each other."""
+    return Llama(replace(hash_model(slots * texts), parallel=texts), max_batch_size=batch, seed=seed)
 
 
 def metas(prompt: list[int], max_seq_len: int, max_gen_len: int | None, echo: bool) -> tuple[list[int], list[float]]:
@@ -58,6 +60,23 @@ def test_same_seed_same_text_and_prompts_of_a_batch_draw_apart() -> None:
     assert first == again
     assert len({tuple(tokens) for tokens in first}) == 4
     assert build(seed=8).generate(batch, 20, temperature=1.0)[0] != first
+
+
+def test_a_prompt_gives_the_same_alone_and_in_a_batch_and_again_after_one() -> None:
+    llama, batch = build(), [[1, 2, 3], [1, 2, 4], [7]]
+    alone = [llama.generate([prompt], 9, temperature=0)[0][0] for prompt in batch]
+    assert llama.generate(batch, 9, temperature=0)[0] == alone
+    assert llama.generate(batch[:1], 9, temperature=0)[0] == alone[:1]
+
+
+def test_a_dialog_that_goes_on_is_not_computed_again() -> None:
+    llama = build(slots=200)
+    engine = llama.model.engine
+    assert isinstance(engine, HashEngine)
+    llama.generate([list(range(100))], 5, temperature=0)
+    before = sum(engine.forwarded)
+    llama.generate([list(range(110))], 5, temperature=0)
+    assert sum(engine.forwarded) - before < 20
 
 
 def test_too_many_empty_and_too_long_prompts_are_refused() -> None:

@@ -9,9 +9,11 @@ import pytest
 from engines import HashEngine, hash_model
 
 from llamachat.answer import AnswerSettings
-from llamachat.complete import Completer, open_lines, read_prompt, write_json
+from llamachat.complete import Completer, open_lines, read_grammar, read_prompt, write_json
 from llamachat.config import SamplingParams
+from llamachat.constrain import from_regex
 from llamachat.errors import DoesNotFitError, UsageError
+from llamachat.jsonl import Lines
 from llamachat.sample import token_logprobs
 
 GREEDY = SamplingParams(temperature=0)
@@ -20,8 +22,26 @@ GREEDY = SamplingParams(temperature=0)
 def completer(
     *, raw: bool = True, echo: bool = False, system: str | None = None, slots: int = 512, **s: Any
 ) -> Completer:
+    grammar = s.pop("grammar", None)
     settings = AnswerSettings(GREEDY, frozenset({257, 258}), **{"max_tokens": 6, **s})
-    return Completer(hash_model(slots), settings, system, raw, echo)
+    return Completer(hash_model(slots), settings, system, raw, echo, grammar=grammar)
+
+
+class Given:
+    """Lines that are all there."""
+
+    def __init__(self, *lines: str) -> None:
+        self._lines = iter([line + "\n" for line in lines])
+
+    def take(self, wait: bool) -> str:
+        return next(self._lines, "")
+
+
+def batched(run: Completer, *lines: str, skip: int = 0) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether all lines were good, and the results."""
+    out = io.StringIO()
+    good = run.batch(Given(*lines), out, 3, skip)
+    return good, [json.loads(line) for line in out.getvalue().splitlines()]
 
 
 def expected(prompt: list[int], count: int = 6) -> list[int]:
@@ -109,9 +129,8 @@ def script(said: bytes, at: int) -> Any:
 
 def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place() -> None:
     lines = ['{"prompt": "one"}', "", "nonsense", '{"prompt": 3}', '{"messages": []}', '{"prompt": "two"}']
-    out = io.StringIO()
-    assert completer().batch(io.StringIO("\n".join(lines)), out) is False
-    results = [json.loads(line) for line in out.getvalue().splitlines()]
+    good, results = batched(completer(), *lines)
+    assert not good
     assert [result.get("tokens") for result in results] == [
         expected(list(b"one")),
         None,
@@ -126,8 +145,23 @@ def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place(
     ]
 
 
+def test_a_batch_gives_what_each_prompt_gives_alone() -> None:
+    texts = ["one", "two", "three " * 20, "four", "x" * 600]
+    options: dict[str, Any] = {"top_logprobs": 2, "score_prompt": True, "echo": True}
+    good, results = batched(completer(**options), *(json.dumps({"prompt": text}) for text in texts))
+    assert not good and "the context holds 512" in results.pop()["error"]
+    for text, result in zip(texts, results, strict=False):
+        alone = completer(**options).result(text)
+        assert {**result, "timings": 0} == {**json.loads(json.dumps(alone)), "timings": 0}
+
+
+def test_a_batch_skips_what_was_answered_before() -> None:
+    lines = ['{"prompt": "one"}', "", "nonsense", "", '{"prompt": "two"}']
+    assert batched(completer(), *lines, skip=2)[1][0]["tokens"] == expected(list(b"two"))
+    assert batched(completer(), *lines, skip=3) == (True, [])
+
+
 def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> None:
-    run = completer(raw=False, system="S")
     request = {
         "messages": [
             {"role": "user", "content": "1"},
@@ -136,19 +170,37 @@ def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> N
         ]
     }
     own = {"messages": [{"role": "system", "content": "T"}, *request["messages"]]}
-    for body, system in ((request, b"S"), (own, b"T")):
-        assert run.batch(io.StringIO(json.dumps(body)), io.StringIO()) is True
-        text = bytes(t for t in run.cache.log if t < 256)
-        assert text.startswith(b"system\n" + system + b"\nuser\n1\nassistant\n2\nuser\n3\nassistant\n")
+    run = completer(raw=False, system="S", echo=True)
+    for body, system in ((request, "S"), (own, "T")):
+        good, (result,) = batched(run, json.dumps(body))
+        assert good
+        assert result["text"].startswith(f"system\n{system}\nuser\n1\nassistant\n2\nuser\n3\nassistant\n")
 
 
 @pytest.mark.parametrize(
     "message", [{}, {"role": "user"}, {"role": "boss", "content": ""}, {"role": "user", "content": 1}, 7]
 )
 def test_a_batch_refuses_what_is_no_message(message: object) -> None:
-    out = io.StringIO()
-    assert not completer(raw=False).batch(io.StringIO(json.dumps({"messages": [message]})), out)
-    assert "error" in json.loads(out.getvalue())
+    good, (result,) = batched(completer(raw=False), json.dumps({"messages": [message]}))
+    assert not good and "error" in result
+
+
+def test_a_batch_follows_the_schema_of_each_line_and_reports_a_bad_one_in_place() -> None:
+    lines = [
+        {"prompt": "a", "schema": {"enum": ["yes", "no"]}},
+        {"prompt": "b", "schema": {"type": "objekt"}},
+        {"prompt": "c"},
+    ]
+    good, (follows, bad, free) = batched(completer(grammar=from_regex("[0-9]{3}")), *map(json.dumps, lines))
+    assert not good
+    assert json.loads(follows["text"]) in ("yes", "no") and follows["finish_reason"] == "stop"
+    assert bad == {"error": "the JSON schema cannot be used: Invalid type: objekt; nothing was generated"}
+    assert free["text"].isdigit() and len(free["text"]) == 3
+
+
+def test_stop_strings_and_grammars_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="leave --stop out"):
+        completer(grammar=from_regex("a"), stop_strings=["x"]).result("a")
 
 
 def test_a_prompt_that_does_not_fit_is_an_error() -> None:
@@ -208,12 +260,26 @@ def test_a_batch_reports_what_is_no_utf_8_in_place_and_reads_a_byte_order_mark(t
     file, out = tmp_path / "requests", io.StringIO()
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "\xff"}\n{"prompt": "\\ud800"}\n' + b"[" * 100_000)
     with open_lines(file) as lines:
-        assert completer().batch(lines, out) is False
+        assert completer().batch(Lines(lines), out, 2) is False
     first, bad, surrogate, deep = map(json.loads, out.getvalue().splitlines())
     assert first["tokens"] == expected(list(b"one"))
     assert bad == {"error": "line 2 is not UTF-8; it was not sent; convert it"}
     assert surrogate["tokens"] == expected(list("\ufffd".encode()))
     assert "recursion" in deep["error"]
+
+
+@pytest.mark.parametrize("kind", ["schema", "grammar"])
+def test_a_schema_or_grammar_is_given_as_text_or_in_a_file(kind: str, tmp_path: Path) -> None:
+    text = {"schema": '{"enum": ["a", "b"]}', "grammar": 'start: "a" | "b"'}[kind]
+    (tmp_path / "file").write_text(text)
+    given: dict[str, str | None] = dict.fromkeys(("schema", "regex", "grammar"))
+    read = [read_grammar(**{**given, kind: each}) for each in (text, str(tmp_path / "file"))]
+    assert read[0] == read[1] is not None
+    with pytest.raises(UsageError, match="missing cannot be read"):
+        read_grammar(**{**given, kind: "missing"})
+    with pytest.raises(UsageError, match="only one of"):
+        read_grammar(**{**given, kind: text, "regex": "a"})
+    assert read_grammar(**given) is None
 
 
 def test_json_is_ascii_where_the_encoding_lacks_characters() -> None:

@@ -94,6 +94,8 @@ def test_penalties_follow_their_papers() -> None:
     [
         PLAIN,
         PLAIN.replace(temperature=0.7),
+        PLAIN.replace(temperature=0.02),  # most weights are too small for a float32
+        PLAIN.replace(temperature=0.02, top_k=50, top_p=0.99),
         PLAIN.replace(top_k=12),
         PLAIN.replace(top_k=500),
         PLAIN.replace(top_p=0.8),
@@ -261,3 +263,49 @@ def test_logprobs_are_of_the_plain_softmax_with_ties_by_lower_id(size: int, top:
 
 def test_peak_is_the_largest_logit() -> None:
     assert peak(floats([-np.inf, -3, -2])) == -2
+
+
+class Only:
+    """A constraint that allows some tokens, and notes what came."""
+
+    complete = False
+
+    def __init__(self, size: int, *tokens: int) -> None:
+        self.mask = np.zeros(size, np.bool_)
+        self.mask[list(tokens)] = True
+        self.came: list[int] = []
+
+    def allowed(self) -> NDArray[np.bool_]:
+        return self.mask
+
+    def forced(self) -> list[int]:
+        return []
+
+    def add(self, token: int) -> None:
+        self.came.append(token)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        PLAIN,
+        PLAIN.replace(temperature=0),
+        PLAIN.replace(temperature=100, repetition_penalty=2, frequency_penalty=2),
+        PLAIN.replace(top_k=150, top_p=0.999, min_p=0.001),
+        PLAIN.replace(logit_bias={5: 1e6, 7: -50.0}),
+    ],
+)
+def test_a_constraint_goes_before_everything_and_is_told_what_came(params: SamplingParams) -> None:
+    logits, only = random_logits(), Only(200, 3, 7, 60)
+    kept = logits.copy()
+    sampler = Sampler(params, 200, only)
+    drawn_tokens = [sampler.sample(logits) for _ in range(50)]
+    assert set(drawn_tokens) <= {3, 7, 60} and only.came == drawn_tokens
+    np.testing.assert_array_equal(logits, kept)
+    if params.temperature == 0:
+        assert drawn_tokens == [max((3, 7, 60), key=lambda i: logits[i])] * 50
+
+
+def test_a_constraint_that_leaves_the_model_nothing_is_an_error() -> None:
+    with pytest.raises(ModelError, match="every token is banned"):
+        Sampler(PLAIN, 200, Only(200)).sample(random_logits())

@@ -1,0 +1,93 @@
+"""Requests from a file as they come, and results in one that a broken run can go on with."""
+
+import json
+import os
+import select
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from llamachat.errors import UsageError
+
+LONGEST = 64 << 20  # bytes of a line
+_BEGINNINGS = (b'{"model": ', b'{"error": ')  # of a result
+
+
+class Lines:
+    """A file's lines, which, unlike a text file's, can be asked for without waiting.
+
+    What is no UTF-8 in them comes as lone surrogates; a byte-order mark is left out.
+    """
+
+    def __init__(
+        self, file: BinaryIO, while_waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        """`while_waiting` is entered wherever the next line is waited for."""
+        self._file = file.fileno()
+        self._while_waiting = while_waiting
+        self._data = bytearray()
+        self._ended = self._begun = False
+
+    def take(self, wait: bool) -> str | None:
+        """The next line; "" at the end; None if it has not come yet, and is not to be waited for."""
+        searched = 0
+        while (end := self._data.find(b"\n", searched) + 1) == 0 and not self._ended:
+            if not wait and not self._ready():
+                return None
+            searched = len(self._data)
+            self._read()
+        line = bytes(self._data[: end or len(self._data)])
+        del self._data[: len(line)]
+        text = line.decode(errors="surrogateescape")
+        text, self._begun = text if self._begun else text.removeprefix("\ufeff"), True
+        return text
+
+    def _ready(self) -> bool:
+        if sys.platform == "win32":  # only knows sockets
+            return True
+        return bool(select.select([self._file], [], [], 0)[0])
+
+    def _read(self) -> None:
+        with self._while_waiting():
+            data = os.read(self._file, 1 << 16)
+        self._ended = not data
+        self._data += data
+        if len(self._data) > LONGEST:
+            raise UsageError(f"a line is longer than {LONGEST >> 20} MiB", "the rest was not read")
+
+
+def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:
+    """A file to append results to, and how many it holds. Raises UsageError rather than lose what is in it."""
+    if file.exists() and not resume:
+        raise UsageError(f"{file} exists", "nothing was run", "add --resume to go on with it, or remove it")
+    try:
+        held = _cut(file) if file.exists() else 0
+        return file.open("a", encoding="utf-8", newline="\n"), held
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}", "nothing was run") from error
+
+
+def _cut(file: Path) -> int:
+    """Cut off a torn last line and interrupted answers; returns how many results are left."""
+    with file.open("r+b") as results:
+        count = end = 0
+        for line in results:
+            result = _parsed(line)
+            if not line.endswith(b"\n") and any(line.startswith(b[: len(line)]) for b in _BEGINNINGS):
+                break
+            if not isinstance(result, dict) or not ("error" in result or "finish_reason" in result):
+                raise UsageError(f"line {count + 1} of {file} is no result", "nothing was run", "give another --output")
+            if result.get("finish_reason") == "interrupt":
+                break
+            count, end = count + 1, end + len(line)
+        results.truncate(end)
+    return count
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
