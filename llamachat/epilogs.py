@@ -50,11 +50,15 @@ QUANTIZE = examples(
 EVALUATE = examples(
     ("llamachat eval -m ./llama-int4", "perplexity"),
     ("llamachat eval -m ./llama-int4 --against ./llama-3.2-1b", "and KL divergence from the original"),
+    ("llamachat eval -m X.gguf --engine native --against X.gguf --vs-gguf X.gguf", "what our engine's rounding costs"),
     note=CODES,
 )
 BENCH = examples(
     ("llamachat bench", "the default model on this machine"),
     ("llamachat bench -m ./model.gguf --vs-gguf ./model.gguf", "beside llama.cpp, in the same run"),
+    ("llamachat bench --shape 8b --vs-llamacpp", "random weights of a real shape; no download"),
+    ("llamachat bench --profile", "where the time of a token goes"),
+    ("llamachat bench --bars", "all that the project holds itself to; about 10 minutes"),
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)

@@ -85,17 +85,17 @@ def entry_weights(entry: ModelEntry) -> int:
 
 def check(plan: Plan, force: bool = False) -> None:
     """Raises DoesNotFitError, which says what to change, unless the plan fits or is forced."""
-    if plan.fits or force:
-        return
+    if not (plan.fits or force):
+        raise DoesNotFitError(f"the model needs {describe(plan)}", "it was not loaded", f"try {advice(plan)}")
+
+
+def advice(plan: Plan) -> str:
+    """What to change where a plan does not fit."""
     remedies = [f"--ctx-size {plan.largest_context}"] if plan.largest_context else []
     if plan.kv_bits > 8 and plan.needed - plan.kv // 2 <= plan.available:
         remedies.append("--kv-bits 8")
     remedies += ["a smaller model or fewer bits (llamachat quantize)", "--force to try all the same"]
-    raise DoesNotFitError(
-        f"the model needs {describe(plan)}",
-        "it was not loaded",
-        "try " + " or ".join([", ".join(remedies[:-1]), remedies[-1]]),
-    )
+    return " or ".join([", ".join(remedies[:-1]), remedies[-1]])
 
 
 def describe(plan: Plan) -> str:

@@ -38,10 +38,27 @@ class LoadedModel:
     tokenizer: Tokenizer
     engine: Engine
     load_s: float
+    parallel: int = 1  # texts of full length that the engine holds at once
 
     @property
     def name(self) -> str:
         return self.entry.name
+
+    @property
+    def context(self) -> int:
+        """Tokens that one text may have."""
+        return self.engine.slots // self.parallel
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know before using it."""
+        made_for = made_for_context(self.entry, self.checkpoint)
+        if self.context <= made_for:
+            return []
+        return [
+            f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
+            f"answers may get worse past these; --ctx-size {made_for} stays within them"
+        ]
 
     @property
     def system(self) -> str | None:
@@ -98,6 +115,7 @@ def load(
     name_or_path: str | ModelEntry | None = None,
     *,
     ctx_size: int | None = None,
+    parallel: int = 1,
     kv_bits: int | None = None,
     device: str = "auto",
     engine: EngineName = "auto",
@@ -110,8 +128,9 @@ def load(
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
-    ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. dtype: "float32" computes with
-    the exact values of the weights. Raises LlamachatError: unknown model, damaged files, or too little memory.
+    ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. parallel: texts of that length
+    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights. Raises
+    LlamachatError: unknown model, damaged files, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
     begin = time.perf_counter()
@@ -120,14 +139,16 @@ def load(
     checkpoint = _quantized(open_checkpoint(path))
     config = checkpoint.config
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
-    limit = entry.context or checkpoint.sampling.get("max_length") or config.max_position_embeddings
-    slots = ctx_size or min(limit, fit.DEFAULT_CONTEXT)
+    slots = ctx_size or min(made_for_context(entry, checkpoint), fit.DEFAULT_CONTEXT)
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
     tokenizer = checkpoint.tokenizer()
-    ready = _built(
+    if config.rope_scaling and config.rope_scaling.length_dependent:
+        parallel = 1  # the angles depend on how many slots there are
+    ready, parallel = _built(
         checkpoint,
-        slots=slots,
+        slots,
+        parallel,
         engine=engine,
         device=device,
         dtype=dtype,
@@ -136,14 +157,29 @@ def load(
         force=force,
         say=report or silent,
     )
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin)
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+
+
+def made_for_context(entry: ModelEntry, checkpoint: Checkpoint) -> int:
+    """Tokens of context that a model was made for."""
+    return int(entry.context or checkpoint.sampling.get("max_length") or checkpoint.config.max_position_embeddings)
 
 
 def silent(line: str) -> None:
     """A report that nobody reads."""
 
 
-def _built(checkpoint: Checkpoint, **options: Any) -> Engine:
+def _built(checkpoint: Checkpoint, slots: int, parallel: int, **options: Any) -> tuple[Engine, int]:
+    """An engine for so many texts of so many slots, or for as many as fit; and how many these are."""
+    try:
+        return _engine(checkpoint, slots=slots * parallel, **options), parallel
+    except DoesNotFitError:
+        if parallel == 1:
+            raise
+    return _built(checkpoint, slots, parallel // 2, **options)
+
+
+def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
     try:
         return build_engine(checkpoint, lambda: _checked(checkpoint), **options)
     except MemoryError as error:

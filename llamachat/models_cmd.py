@@ -11,17 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from llamachat import fetch, fit
+from llamachat import epilogs, fetch, fit
 from llamachat.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
+from llamachat.shell_words import models
 from llamachat.ui.sanitise import sanitise, sanitise_line
 from llamachat.verified import Progress, folder_size
 
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="A name from `llamachat models list`, hf:owner/repo, or a path.")]
+Name = Annotated[
+    str, typer.Argument(help="A name from `llamachat models list`, hf:owner/repo, or a path.", autocompletion=models)
+]
 
 
-@models_app.command("list")
+@models_app.command("list", epilog=epilogs.LIST)
 def list_models(as_json: AsJson = False) -> None:
     """All models by name: what they weigh, whether they are here, whether they would fit in memory."""
     catalog = load_catalog()
@@ -39,7 +42,7 @@ def list_models(as_json: AsJson = False) -> None:
     _print(f"* default   Your own models go to {user_file()}")
 
 
-@models_app.command("show")
+@models_app.command("show", epilog=epilogs.SHOW)
 def show_model(name: Name, as_json: AsJson = False) -> None:
     """Everything known of a model: source, licence, files, memory plan."""
     entry = resolve(name)
@@ -52,25 +55,27 @@ def show_model(name: Name, as_json: AsJson = False) -> None:
         **facts,
         "download_bytes": fit.size(entry.download_bytes) if entry.download_bytes else None,
         "disk_bytes": fit.size(facts["disk_bytes"]),
-        "memory": fit.describe(plan) + (": fits" if plan.fits else ": does not fit") if plan else None,
+        "memory": fit.describe(plan) + (": fits" if plan.fits else f": does not fit; try {fit.advice(plan)}")
+        if plan
+        else None,
     }
     lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {})}
     _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
 
 
-@models_app.command("pull")
+@models_app.command("pull", epilog=epilogs.PULL)
 def pull_model(name: Name) -> None:
     """Fetch a model, or go on with an interrupted fetch; prints where it lies."""
     entry = resolve(name)
     plan = fit.entry_plan(entry)
     if plan and not plan.fits:
-        _note(f"note: {entry.name} needs {fit.describe(plan)}")
+        _note(f"note: {entry.name} needs {fit.describe(plan)}; to run it, try {fit.advice(plan)}")
     with shown_progress() as progress:
         path = fetch.fetch(entry, progress)
     _print(str(path))
 
 
-@models_app.command("rm")
+@models_app.command("rm", epilog=epilogs.REMOVE)
 def remove_model(name: Name) -> None:
     """Delete the files that were fetched for a model, and what its quant_config made of them."""
     entry = resolve(name)
@@ -93,21 +98,21 @@ def _quantized_copy(entry: ModelEntry) -> Path | None:
     return quantized_path(open_checkpoint(path), entry.quant_config)
 
 
-@models_app.command("cache")
+@models_app.command("cache", epilog=epilogs.CACHE)
 def packed_weights(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete them all; the next start packs anew.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete them all; the next start makes them anew.")] = False,
 ) -> None:
-    """List the weights kept in the native engine's layout, which make a second start quick, or delete them."""
-    from llamachat import arena_cache
+    """List what makes a second start quick, or delete it: weights in the native engine's layout, dialogs' keys and values."""
+    from llamachat import arena_cache, snapshot
 
     if clear:
-        _print(f"{fit.size(arena_cache.clear())} freed")
+        _print(f"{fit.size(arena_cache.clear() + snapshot.clear())} freed")
         return
-    held = arena_cache.entries()
-    _print(*(f"{fit.size(path.stat().st_size):>8}  {path}" for path in held))
-    _print(
-        f"{fit.size(sum(path.stat().st_size for path in held)):>8}  in all, of at most {fit.size(arena_cache.LIMIT)}"
-    )
+    for kept in (arena_cache, snapshot):
+        held = kept.entries()
+        _print(*(f"{fit.size(path.stat().st_size):>8}  {path}" for path in held))
+        total = sum(path.stat().st_size for path in held)
+        _print(f"{fit.size(total):>8}  in all, of at most {fit.size(kept.LIMIT)}")
 
 
 @contextmanager

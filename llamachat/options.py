@@ -1,4 +1,4 @@
-"""The command-line flags that chat and complete share, each with its environment variable. Imports typer and no more."""
+"""The command-line flags that chat and complete share, each with its environment variable. Imports nothing heavy."""
 
 import functools
 import inspect
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from llamachat.shell_words import models
 
 
 class Device(StrEnum):
@@ -24,18 +26,37 @@ class EngineName(StrEnum):
 
 
 class Overflow(StrEnum):
+    roll = "roll"
     refill = "refill"
     stop = "stop"
+
+
+class ThemeName(StrEnum):
+    auto = "auto"
+    dark = "dark"
+    light = "light"
+    none = "none"
+
+
+def examples(*lines: tuple[str, str], note: str = "") -> str:
+    """The end of a help page: command lines, each with a word on it, then a note."""
+    width = max((len(line) for line, word in lines if word and len(line + word) < 73), default=0)
+    told = [
+        f"  {line:{width}}  {word}".rstrip() if width + len(word) < 74 else f"  {line}\n      {word}"
+        for line, word in lines
+    ]
+    return "\n".join(["Examples:", *told, *(["", note] if note else [])]).replace("[", r"\[")
 
 
 def flag(*names: str, help: str, panel: str, **limits: Any) -> Any:
     """A typer option that the environment variable LLAMACHAT_<LONG NAME> sets as well."""
     longest = next(name for name in names if name.startswith("--"))
-    variable = "LLAMACHAT_" + longest[2:].replace("-", "_").upper()
-    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, **limits)
+    variable = "LLAMACHAT_" + longest[2:].partition("/")[0].replace("-", "_").upper()
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **limits)
 
 
 MODEL, SAMPLING, RUN = "Model and context", "Sampling", "Running"
+DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,8 @@ class Options:
     """Values of the common flags; None means that the model's own default holds."""
 
     model: Annotated[
-        str | None, flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL)
+        str | None,
+        flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL, autocompletion=models),
     ] = None
     system: Annotated[str | None, flag("--system", "-s", help="System prompt.", panel=MODEL)] = None
     system_file: Annotated[
@@ -54,8 +76,13 @@ class Options:
         flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
     ] = None
     overflow: Annotated[
-        Overflow, flag("--overflow", help="When the context is full: drop the oldest turns, or stop.", panel=MODEL)
-    ] = Overflow.refill
+        Overflow,
+        flag(
+            "--overflow",
+            help="When the context is full: roll (the oldest turns go), refill (they go, the rest is computed anew), stop.",
+            panel=MODEL,
+        ),
+    ] = Overflow.roll
     kv_bits: Annotated[
         int | None, flag("--kv-bits", help="Bits of a cached key or value: 8, 16 or 32.", panel=MODEL)
     ] = None

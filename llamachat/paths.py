@@ -15,12 +15,12 @@ def data_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """Input history and session logs."""
+    """Input history."""
     return _dirs("state")
 
 
 def cache_dir() -> Path:
-    """Fetched models, and which files were verified: all of it can be had again."""
+    """Fetched models, which files were verified, packed weights, keys and values of dialogs: all of it can be had again."""
     return _dirs("cache")
 
 

@@ -3,18 +3,22 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat.cli import main
+from llamachat.cli import _as_persona, main
 from llamachat.engine import build, pack
+from llamachat.options import Options
+from llamachat.persona import Persona
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -92,6 +96,76 @@ def test_environment_variables_mirror_flags(run: Run, monkeypatch: pytest.Monkey
     assert run("complete", "the quick", "--raw") == expected
 
 
+def test_the_config_file_sets_defaults(run: Run, tmp_path: Path, tiny: str) -> None:
+    expected = run("complete", "the quick", *TINY)
+    (tmp_path / "CONFIG/llamachat").mkdir(parents=True)
+    (tmp_path / "CONFIG/llamachat/config.toml").write_text(f'model = "{tiny}"\nmax-tokens = 8\ntemperature = 0')
+    assert run("complete", "the quick", "--raw") == expected
+    assert run("config", "get", "max-tokens") == (0, "8\n", "")
+
+
+def test_a_context_beyond_the_models_own_is_noted(run: Run) -> None:
+    code, out, err = run("complete", "the quick", *TINY, "--ctx-size", "100000")
+    assert (code, out) == (0, run("complete", "the quick", *TINY)[1])
+    assert re.fullmatch(
+        r"note: the context is 100000 tokens, .* was made for \d+; .*--ctx-size \d+ stays within them\n", err
+    )
+
+
+def test_what_would_not_fit_is_told_before_a_download(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.fit.available_memory", lambda: 10**9)
+    for command in (("complete", "hi", "-m", "llama-3.1-8b"), ("chat", "-m", "llama-3.1-8b")):
+        code, _, err = run(*command)
+        assert code == 4 and re.search(r"needs .* of memory \(weights .*\), and 1.0 GB is free; .* try .*--force", err)
+    code, _, err = run("models", "pull", "llama-3.1-8b")
+    assert re.match(r"note: llama-3.1-8b needs .* is free; to run it, try a smaller model or fewer bits", err)
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/deep/er"])
+def test_without_usable_folders_it_answers_all_the_same(run: Run, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    expected = run("complete", "the quick", *TINY)
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", folder)
+    code, out, err = run("complete", "the quick", *TINY)
+    assert (code, out) == expected[:2] and err.count("\n") <= 2
+    assert run("config")[::2] == run("models", "list")[::2] == (0, "")
+    code, _, err = run("config", "set", "top-k", "3")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_without_a_home_help_version_and_config_work() -> None:
+    for arguments in (("--help",), ("--version",), ("config",), ("models", "list")):
+        code, out, err = ended(start(*arguments, before="unset HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME"))
+        assert code == 0 and out and not err
+
+
+def test_a_persona_goes_after_what_is_typed_and_before_all_else() -> None:
+    def told(*typed: str) -> Options:
+        context = SimpleNamespace(get_parameter_source=lambda name: "COMMANDLINE" if name in typed else "DEFAULT_MAP")
+        return _as_persona(Options(model="mine", system="S", temperature=0.1, top_k=5), pirate, context)  # type: ignore[arg-type]
+
+    pirate = Persona("pirate", "Arr.", {"temperature": 0.9}, (), "theirs")
+    assert told() == Options(model="theirs", system="Arr.", temperature=0.9, top_k=5)
+    assert told("model", "temperature") == Options(model="mine", system="Arr.", temperature=0.1, top_k=5)
+    assert told("system").system == told("system_file").system == "S"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("chat",), ("complete",), ("config",), ("quantize",), ("eval",), ("bench",)]
+    + [("models", name) for name in ("list", "show", "pull", "rm", "cache")],
+)
+def test_every_command_has_help_with_examples_in_80_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(*command, "--help")
+    assert (code, err) == (0, "") and "Examples:" in out and f"llamachat {' '.join(command)}".rstrip() in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    examples = [line for line in out.partition("Examples:")[2].splitlines() if line.startswith("   llamachat")]
+    assert examples
+
+
 def test_echo_and_logprobs(run: Run) -> None:
     _, out, _ = run("complete", "the quick", *TINY, "--json", "--logprobs", "2", "--echo")
     result = json.loads(out)
@@ -107,7 +181,8 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
     alone = [json.loads(run("complete", text, *TINY, "--json")[1]) for text in ("the quick", "brown fox")]
     assert code == 0
     assert [json.loads(line)["tokens"] for line in out.splitlines()] == [result["tokens"] for result in alone]
-    code, out, _ = run("complete", "--jsonl", "-", *TINY, stdin='nonsense\n{"prompt": "the"}\n')
+    requests.write_text('nonsense\n{"prompt": "the"}\n')
+    code, out, _ = run("complete", "--jsonl", str(requests), *TINY)
     assert (code, [sorted(json.loads(line))[0] for line in out.splitlines()]) == (2, ["error", "finish_reason"])
 
 
@@ -257,6 +332,6 @@ def test_a_closed_pipe_ends_quietly(tiny: str) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
-    assert process.wait(60) == 3
+    assert process.wait(60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
