@@ -1,16 +1,17 @@
 """Stand-ins for engine, tokenizer and loaded model: exact, instant, and strict about how the cache is used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import CacheStep
+from llamachat.cache import CacheStep, Integers
 from llamachat.catalog import LocalPath, ModelEntry
 from llamachat.config import LlamaConfig
+from llamachat.errors import FormatError
 from llamachat.load import LoadedModel
 from llamachat.tokenizers.base import TextTokenizer
 
@@ -44,11 +45,29 @@ class HashEngine:
         assert len(ids) == len(step.slots) == len(step.positions) > 0
         assert step.slots.max() < self.slots
         self.forwarded.append(len(ids))
+        if step.pinned is not None:
+            block, start = step.pinned
+            self.held |= {slot: (start + i, self.held[slot][1]) for i, slot in enumerate(block)}
         for token, slot, position in zip(ids, step.slots.tolist(), step.positions.tolist(), strict=True):
             self.held[slot] = (position, token)
         seen = sorted(self.held[slot] for visible in step.visible for slot in visible)
         rows = [self.row([token for at, token in seen if at <= position]) for position in step.positions.tolist()]
         return rows[-1] if logits == "last" else np.stack(rows)
+
+    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+        assert all(step.pinned is None for step in steps)
+        slots = np.concatenate([step.slots for step in steps])
+        assert len(set(slots.tolist())) == len(slots)
+        return np.stack([self.forward(text, step, "last") for text, step in zip(ids, steps, strict=True)])
+
+    def export(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
+        return {"tokens": np.array([self.held[slot][1] for slot in slots.tolist()])}
+
+    def restore(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
+        if set(saved) != {"tokens"} or saved["tokens"].shape != slots.shape:
+            raise FormatError("not this engine's")
+        held = zip(positions.tolist(), saved["tokens"].tolist(), strict=True)
+        self.held |= dict(zip(slots.tolist(), held, strict=True))
 
     def row(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after these tokens."""
@@ -76,7 +95,8 @@ def byte_tokenizer() -> TextTokenizer:
 def hash_model(slots: int = 512) -> LoadedModel:
     """A ChatML model that says bytes as the hash of all before them has it."""
     checkpoint = SimpleNamespace(
-        path=Path("hash"), config=tiny_config(259), sampling={"temperature": 0.0}, chat_template=None, ignored=()
-    )
+        path=Path("hash"), config=tiny_config(259), sampling={"temperature": 0.0}, chat_template=None, ignored=(),
+        index=dict,
+    )  # fmt: skip
     entry = ModelEntry("hash", LocalPath(Path("hash")), dialog="chatml")
-    return LoadedModel(entry, checkpoint, byte_tokenizer(), HashEngine(slots, 259), load_s=0.0)  # type: ignore[arg-type]
+    return LoadedModel(entry, checkpoint, byte_tokenizer(), HashEngine(slots, 259), load_s=0.0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from llamachat.cache import CacheStep
 from llamachat.config import LlamaConfig, RopeScaling
 from llamachat.engine import build
-from llamachat.engine.native import NativeEngine, single_product, single_rows, usable_kernels
+from llamachat.engine.native import NativeEngine, single_attend, single_product, single_rows, usable_kernels
 from llamachat.engine.pack import Arena, pack
 from llamachat.errors import FormatError
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize
@@ -134,6 +134,68 @@ def test_a_table_of_any_values_is_rounded_by_a_fraction_of_its_steps() -> None:
     codes = np.random.default_rng(0).integers(0, 256, (16, 32), dtype=np.uint8)
     tensor = QuantTensor(codes, np.ones((16, 1), np.float32), 64, 4, NF4)
     assert np.abs(single_rows(*pack(tensor), range(16), "portable") - dequantize(tensor)).max() < 0.005
+
+
+def stored(kv: str, x: Array) -> tuple[Array, Array]:
+    """Keys or values [slots, dim] as they are kept, and the scale of each slot."""
+    if kv == "int8":
+        scale = np.maximum(np.abs(x).max(1), np.float32(1e-30)) / np.float32(127)
+        return np.rint(x / scale[:, None]).astype(np.int8), scale
+    kept = (x.view(np.uint32) >> 16).astype(np.uint16) if kv == "bfloat16" else x.astype(kv)
+    return kept, np.ones(len(x), np.float32)
+
+
+def as_floats(kv: str, kept: Array, scale: Array) -> Array:
+    wide = (kept.astype(np.uint32) << 16).view(np.float32) if kv == "bfloat16" else kept
+    return wide.astype(np.float64) * scale[:, None]
+
+
+def laid_out(kv: str, keys: Array, values: Array) -> tuple[Array, Array]:
+    """As engine.h has it; behind the keys lie others, as in an engine: blocks are read in pairs."""
+    keys = np.concatenate((keys, np.full_like(keys[:16], 77)))
+    blocks = keys.reshape(len(keys) // 16, 16, -1)
+    if kv != "int8":
+        return np.ascontiguousarray(blocks.transpose(0, 2, 1)), values
+    fours = blocks.reshape(len(blocks), 16, -1, 4).transpose(0, 2, 1, 3)
+    by_four = values.reshape(len(values) // 4, 4, -1).transpose(0, 2, 1)
+    return np.ascontiguousarray(fours), np.ascontiguousarray(by_four)
+
+
+@pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(deadline=None, max_examples=25)
+@given(
+    dim=st.integers(1, 17).map(lambda n: 16 * n), slots=st.integers(1, 8).map(lambda n: 16 * n), rows=st.integers(1, 8),
+    sharp=st.sampled_from([0.0, 0.1, 1.0, 30.0]), spread=st.sampled_from([1e-6, 1.0, 100.0]),
+    window=st.sampled_from([1, 20, 2**31 - 1]), seed=st.integers(0, 2**32),
+)  # fmt: skip
+def test_attention_equals_its_definition(
+    kernels: str, kv: Any, dim: int, slots: int, rows: int, sharp: float, spread: float, window: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    k, v = rng.standard_normal((2, slots, dim)).astype(np.float32)
+    v *= (spread * rng.uniform(0.1, 1, (slots, 1))).astype(np.float32)
+    q = (rng.standard_normal((rows, dim)) * sharp / np.sqrt(dim)).astype(np.float32)
+    seen = rng.permutation(slots).astype(np.int32)
+    seen[rng.random(slots) < 0.2] = 2**31 - 1
+    positions = rng.integers(0, slots, rows).astype(np.int32)
+    (keys, k_scale), (values, v_scale) = stored(kv, k), stored(kv, v)
+    scales = np.stack((k_scale, v_scale))
+    part = single_attend(kernels, kv, *laid_out(kv, keys, values), scales, seen, q, positions, window)
+    k, v = as_floats(kv, keys, k_scale), as_floats(kv, values, v_scale)
+    sight = (seen <= positions[:, None]) & (seen.astype(np.int64) > positions[:, None] - window)
+    for row, query, visible in zip(part, q, sight, strict=True):
+        if not visible.any():
+            assert row[1] == 0
+            continue
+        scores = k[visible] @ query.astype(np.float64)
+        weights = np.exp(scores - scores.max())
+        step = 2.0**-16 if kv == "int8" else 2.0**-22  # of queries and of weights, relative to the largest
+        off = step * (np.abs(k) @ np.ones(dim)).max() * np.abs(query).max() + 1e-6
+        assert abs(row[0] - scores.max()) <= off
+        assert row[1] == pytest.approx(weights.sum(), rel=2 * off + 1e-5)
+        wrong = np.abs(row[16:] / row[1] - weights @ v[visible] / weights.sum())
+        assert np.all(wrong <= (2 * off + 1e-5 + step * slots / weights.sum()) * np.abs(v[visible]).max())
 
 
 BASE = LlamaConfig(
@@ -285,6 +347,7 @@ from pathlib import Path
 from llamachat.engine import build
 build.library = lambda: Path(sys.argv[1])
 import numpy as np
+from llamachat.cache import Cache
 from tests import test_native as t
 rng = np.random.default_rng(1)
 for kernels in t.KERNELS:
@@ -297,18 +360,30 @@ for kernels in t.KERNELS:
         engine = t.NativeEngine.build(config, t.random_model(config).items(), slots=150, kv=kv, kernels=kernels, threads=2)
         for first, count in ((0, 140), (140, 1), (141, 9)):
             engine.forward(t.tokens_of(config, count), t.in_order(first, count), "all")
+        texts = [Cache(40, first=5), Cache(37, first=60), Cache(50, first=100)]
+        texts[2].pin(3)
+        for counts in ((33, 1, 30), (1, 2, 17)):
+            ids = [t.tokens_of(config, count) for count in counts]
+            engine.forward_many(ids, [text.plan(len(piece)) for text, piece in zip(texts, ids)])
+            for text, piece in zip(texts, ids):
+                text.commit(piece)
+        texts[2].evict(21)
+        engine.forward([1], texts[2].plan(1), "last")
+        slots = texts[2].slots(np.arange(len(texts[2].log)))
+        engine.restore(slots, np.arange(len(slots)), engine.export(slots))
 """
 
 
 def test_kernels_run_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    find = [build.compiler() or "", "-print-file-name=libasan.so"]
+    runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no address sanitizer")
     target = tmp_path / build.LIBRARY
     build.compile_library(target, ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0"])
-    runtime = subprocess.run(
-        [build.compiler() or "", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    )
     root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-c", SANITIZED, str(target)], capture_output=True, text=True, cwd=root, check=False,
-        env={**os.environ, "LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"},
+        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

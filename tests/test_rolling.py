@@ -156,8 +156,9 @@ def test_rounded_keys_and_values_are_those_of_a_cache_with_room_for_everything(k
     of = random_model(**ONE_LAYER)
     history = Roll(built("native", of, 48, kv), Cache(48), 6).random(300, 9)
     everything = replay(built("native", of, len(history.ids), kv), history)
-    assert history.errors(everything).max() < 1e-5
-    assert history.errors(of.dense(history)).max() > 1e-4, "they are rounded indeed"
+    bound = 5e-4 if kv == "int8" else 1e-5  # beside codes, the weights of 128 slots together are rounded to 15 bits
+    assert history.errors(everything).max() < bound
+    assert history.errors(of.dense(history)).max() > 2 * bound, "they are rounded indeed"
 
 
 @pytest.mark.parametrize(

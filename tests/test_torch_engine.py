@@ -23,7 +23,7 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from llamachat.cache import CacheStep
 from llamachat.config import Dtypes, LlamaConfig, RopeScaling
-from llamachat.engine.model import Precision, Sight, attention
+from llamachat.engine.model import Context, Precision, Sight, attention
 from llamachat.engine.torch_engine import TorchEngine, planned_bytes, quantize
 from llamachat.formats.gguf import open_gguf
 from llamachat.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
@@ -181,8 +181,10 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def exact_logits(engine: TorchEngine, ids: Sequence[int], where: CacheStep) -> torch.Tensor:
     """As `forward`, but not rounded to float32."""
     with torch.inference_mode():
-        memory = engine.keys_values.begin(where)
-        return engine.model(ids, *engine.keys_values.rotations(where.positions), memory, False)
+        if where.pinned is not None:
+            engine.keys_values.pin(*where.pinned)
+        memory = engine.keys_values.begin([where])
+        return engine.model(ids, *engine.keys_values.rotations(where.positions), memory)
 
 
 @pytest.mark.parametrize("case", ["grouped query", "biases", "mistral, sliding window", "qwen2, windows above layer 1"])
@@ -298,16 +300,16 @@ def test_int8_keys_and_values_change_little() -> None:
 def test_int8_keys_and_values_equal_their_plain_twin() -> None:
     engine, kept = built(kv_bits=8), []
 
-    def memory(layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Sight]:
+    def memory(layer: int, keys: torch.Tensor, values: torch.Tensor) -> list[Context]:
         kept.append(layer)
         rounded = []
         for x in (keys.numpy(), values.numpy()):
             scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
             rounded.append(torch.from_numpy(np.rint(x / scale).astype(np.int8) * scale).transpose(0, 1))
-        return rounded[0], rounded[1], Sight(causal=True)
+        return [Context(slice(None), *rounded, Sight(causal=True))]
 
     with torch.inference_mode():
-        twin = engine.model(some_ids(), *engine.keys_values.rotations(np.arange(TOKENS)), memory, False)
+        twin = engine.model(some_ids(), *engine.keys_values.rotations(np.arange(TOKENS)), memory)
     assert kept == [0, 1, 2]
     np.testing.assert_allclose(run(engine, some_ids()), twin.numpy(), atol=1e-5, rtol=0)
 

@@ -37,9 +37,10 @@ class Engine(Protocol):
         ...
 
     def restore(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
-        """Put what an engine of the same configuration, kv type and number of slots exported into the same slots.
+        """Put what an engine of the same configuration, kv type and number of slots exported into as many slots, any ones.
 
-        Raises FormatError where its shapes or types are not this engine's; nothing has changed then.
+        The positions are those that it was computed at: keys are rotated. Raises FormatError where its shapes or types are
+        not this engine's; nothing has changed then.
         """
         ...
 

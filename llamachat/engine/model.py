@@ -4,7 +4,7 @@ Knows neither file formats nor quantization nor how keys and values are kept: li
 In shapes, T is this step's tokens, S those they may see, H and G the query and key/value heads, D the size of a head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,8 +24,17 @@ class Sight(NamedTuple):
     causal: bool = False
 
 
-# Keeps a layer's new keys and values [T, G, D]; returns all visible ones [G, S, D] and what each query sees of them.
-Memory = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, Sight]]
+class Context(NamedTuple):
+    """The keys and values [G, S, D] that a run of queries may see, and what each of them sees of these."""
+
+    queries: slice
+    keys: Tensor
+    values: Tensor
+    sight: Sight
+
+
+# Keeps a layer's new keys and values [T, G, D]; gives the context of every query, runs of them in order.
+Memory = Callable[[int, Tensor, Tensor], Iterable[Context]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,16 @@ class Llama:
         self.config, self.embed, self.blocks, self.final_norm, self.head = config, embed, blocks, norm, head
         self.precision = precision
 
-    def __call__(self, ids: Sequence[int], cos: Tensor, sin: Tensor, memory: Memory, last: bool) -> Tensor:
-        """Logits [T, vocabulary], or [1, vocabulary] if only the last are wanted. cos and sin are those of `spread`."""
+    def __call__(
+        self, ids: Sequence[int], cos: Tensor, sin: Tensor, memory: Memory, wanted: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits [T, vocabulary], or of the wanted tokens only. cos and sin are those of `spread`."""
         x = self.embed(ids).to(self.precision.residual)
         for layer, block in enumerate(self.blocks):
             x += self._attend(layer, block, self._norm(x, block.input_norm), cos, sin, memory)
             gate, up = block.gate_up(self._norm(x, block.post_norm)).chunk(2, -1)
             x += block.down(silu(gate) * up)
-        return self.head(self._norm(x[-1:] if last else x, self.final_norm))
+        return self.head(self._norm(x if wanted is None else x[wanted], self.final_norm))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         normed = rms_norm(x.to(self.precision.norm), weight.shape, weight, self.config.rms_norm_eps)
@@ -83,8 +94,9 @@ class Llama:
         heads, groups, size = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         qkv = block.qkv(x).view(-1, heads + 2 * groups, size)
         qk = rotate(qkv[:, : heads + groups].to(self.precision.rotary), cos, sin).to(self.precision.compute)
-        keys, values, sight = memory(layer, qk[:, heads:], qkv[:, heads + groups :])
-        return block.output(attention(qk[:, :heads], keys, values, sight, self.precision.softmax))
+        contexts = memory(layer, qk[:, heads:], qkv[:, heads + groups :])
+        parts = [attention(qk[c.queries, :heads], *c[1:], self.precision.softmax) for c in contexts]
+        return block.output(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 def spread(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,19 +8,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import CacheStep
+from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
 from llamachat.engine.pack import BF16, F16, F32, LANES, Q8, TILE, Arena, Head, Matrix, native_library, packed_bytes
 from llamachat.engine.rope import frequencies
+from llamachat.engine.saved import Layout, Saved, pinned_among
 from llamachat.tensors import Array, Tensor, TensorInfo
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
 KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
+KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
 BATCH = 512  # tokens a call; longer prompts take several
 LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
 )
-_NONE, _LAST, _ALL = range(3)
 _UNSEEN = np.iinfo(np.int32).max
 
 
@@ -37,8 +38,8 @@ class _Model(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("ids", "slots", "positions", "visible")),
-        *((name, ctypes.c_int32) for name in ("tokens", "ranges", "wanted")),
+        *((name, ctypes.c_void_p) for name in ("ids", "slots", "positions", "visible", "runs")),
+        *((name, ctypes.c_int32) for name in ("tokens", "texts", "ranges", "run_count", "wanted")),
         ("logits", ctypes.c_void_p),
     ]
 
@@ -62,6 +63,7 @@ class NativeEngine:
         arena.require(config.tensor_shapes())
         self.config, self.slots, self.arena = config, slots, arena
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
+        self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
         self._lib = _declared(native_library())
         self._model, self._kept = self._describe()
         self._engine = self._lib.engine_new(ctypes.byref(self._model), self.kernels.encode())
@@ -88,29 +90,90 @@ class NativeEngine:
         return _kv_bytes(self.config, self.slots, self.kv)
 
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
-        assert len(ids) == len(step.slots) == len(step.positions) > 0
-        tokens = np.asarray(ids, np.int32)
-        slots, positions = np.ascontiguousarray(step.slots, np.int64), np.ascontiguousarray(step.positions, np.int64)
-        visible = np.array([(span.start, span.stop) for span in step.visible], np.int64)
-        assert tokens.min() >= 0 and tokens.max() < self.config.vocab_size
-        assert min(slots.min(), visible.min()) >= 0 and max(slots.max() + 1, visible.max()) <= self.slots
         if step.pinned is not None:
             self._pin(*step.pinned)
+        out = self._run([ids], [step], every=logits == "all")
+        return out if logits == "all" else out[0]
+
+    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+        assert all(step.pinned is None for step in steps)
+        return self._run(ids, steps)
+
+    def _run(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], every: bool = False
+    ) -> NDArray[np.float32]:
+        """Logits of each text's last token, or of every token.
+
+        Tokens go text by text, those that want logits behind all others; within a call of the C side, before them.
+        """
+        counts = np.array([len(text) for text in ids])
+        tokens, text = np.concatenate(ids).astype(np.int32), np.repeat(np.arange(len(counts)), counts)
+        slots = np.concatenate([step.slots for step in steps]).astype(np.int64)
+        positions = np.concatenate([step.positions for step in steps]).astype(np.int64)
+        visible = np.array([(r.start, r.stop, i) for i, step in enumerate(steps) for r in step.visible], np.int64)
+        assert counts.min() > 0 and len(tokens) == len(slots) == len(positions)
+        assert tokens.min() >= 0 and tokens.max() < self.config.vocab_size
+        assert min(slots.min(), visible.min()) >= 0 and max(slots.max() + 1, visible[:, :2].max()) <= self.slots
+        self._overwritten(slots)
+        self._lib.engine_place(self._engine, _at(slots), _at(positions), len(slots))
+        wants = np.full(len(tokens), every)
+        wants[counts.cumsum() - 1] = True
+        order = np.argsort(wants, kind="stable")
+        out = np.empty((int(wants.sum()), -(-self.config.vocab_size // LANES) * LANES), np.float32)
+        for first in range(0, len(order), BATCH):
+            part = order[first : first + BATCH]
+            wanted = int(wants[part].sum())
+            row = first + len(part) - wanted - (len(order) - len(out))
+            part = np.roll(part, wanted)
+            self._call(
+                tokens[part], slots[part], positions[part], visible, text[part], len(ids), out[row : row + wanted]
+            )
+        return out[:, : self.config.vocab_size]
+
+    def _call(
+        self, ids: Array, slots: Array, positions: Array, visible: Array, text: Array, texts: int, logits: Array
+    ) -> None:
+        """Up to BATCH tokens; the first len(logits) of them want logits."""
+        starts = np.flatnonzero(np.diff(text, prepend=-1))
+        runs = np.stack((starts, np.append(starts[1:], len(text)), text[starts]), 1).astype(np.int32)
+        arrays = [_at(array) for array in (ids, slots, positions, visible, runs)]
+        step = _Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), _at(logits))
+        if not self._lib.engine_forward(self._engine, step):
+            raise MemoryError("no memory for what a step sees")
+
+    def export(self, slots: Integers) -> Saved:
+        config = self.config
+        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
+        saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
+        if self._layout.scaled:
+            saved["scale"] = np.empty(shape[:-1], np.float32)
+        self._transfer(slots, saved, out=True)
+        if self._master is not None and (pinned := pinned_among(slots, self._master[0])) is not None:
+            saved |= {"pinned": pinned, "master": self._master[1]}
+        return saved
+
+    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        block = self._layout.check(saved, slots)
+        self._overwritten(slots)
+        self._transfer(slots, saved, out=False)
+        slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
+        self._lib.engine_place(self._engine, _at(slots), _at(positions), len(slots))
+        if block is not None:
+            self._master = block, np.ascontiguousarray(saved["master"])
+
+    def _transfer(self, slots: Integers, saved: Saved, out: bool) -> None:
+        assert slots.min() >= 0 and slots.max() < self.slots
+        slots = np.ascontiguousarray(slots, np.int64)
+        kv, scale = (np.ascontiguousarray(saved[name]) if name in saved else None for name in ("kv", "scale"))
+        assert kv is not None
+        self._lib.engine_transfer(
+            self._engine, out, _at(slots), len(slots), _at(kv), None if scale is None else _at(scale)
+        )
+
+    def _overwritten(self, slots: Integers) -> None:
+        """A pinned block that is written to begins anew."""
         if self._master is not None and any(slot in self._master[0] for slot in slots.tolist()):
             self._master = None
-        self._lib.engine_place(self._engine, _at(slots), _at(positions), len(slots))
-        width = -(-self.config.vocab_size // LANES) * LANES
-        out = np.empty((len(tokens) if logits == "all" else 1, width), np.float32)
-        for first in range(0, len(tokens), BATCH):
-            part = slice(first, first + BATCH)
-            wanted = _ALL if logits == "all" else _LAST if first + BATCH >= len(tokens) else _NONE
-            arrays = (tokens[part], slots[part], positions[part], visible)
-            to = _at(out[first:]) if logits == "all" else _at(out)
-            self._lib.engine_forward(
-                self._engine, _Step(*(_at(array) for array in arrays), len(arrays[0]), len(visible), wanted, to)
-            )
-        out = out[:, : self.config.vocab_size]
-        return out if logits == "all" else out[0]
 
     def describe(self) -> str:
         size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
@@ -136,10 +199,9 @@ class NativeEngine:
         embed = self._matrix("model.embed_tokens")
         head = embed if c.tie_word_embeddings else self._matrix("lm_head")
         norms = self._norms()
-        kind = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}[self.kv]
         model = _Model(
             c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
-            c.num_key_value_heads, c.head_dim, self.slots, kind, self.threads, BATCH, c.rms_norm_eps, factor,
+            c.num_key_value_heads, c.head_dim, self.slots, KV_KINDS[self.kv], self.threads, BATCH, c.rms_norm_eps, factor,
             _at(frequency), _at(windows), _at(norms), ctypes.pointer(embed), ctypes.pointer(head), linears,
         )  # fmt: skip
         return model, [frequency, windows, norms, embed, head, linears]
@@ -153,6 +215,13 @@ class NativeEngine:
         names = [f"layers.{layer}.{name}_layernorm" for layer in range(self.config.num_hidden_layers)
                  for name in ("input", "post_attention")]  # fmt: skip
         return np.stack([self.arena.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
+
+
+class _Keys(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("k", "v", "k_scale", "v_scale", "position")),
+        *((name, ctypes.c_int32) for name in ("kind", "dim", "window")),
+    ]
 
 
 def planned_bytes(config: LlamaConfig, index: Mapping[str, TensorInfo], slots: int, kv: KvType) -> tuple[int, int]:
@@ -190,8 +259,10 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.engine_free.argtypes = [pointer]
     lib.single_product.argtypes = [ctypes.c_char_p, pointer, pointer, integer, integer, integer, pointer]
     lib.single_rows.argtypes = [ctypes.c_char_p, pointer, pointer, integer, pointer]
+    lib.single_attend.argtypes = [ctypes.c_char_p, pointer, pointer, pointer, integer, integer, pointer]
     lib.engine_place.argtypes = [pointer, pointer, pointer, integer]
     lib.engine_forward.argtypes = [pointer, ctypes.POINTER(_Step)]
+    lib.engine_transfer.argtypes = [pointer, integer, pointer, integer, pointer, pointer]
     lib.engine_read_keys.argtypes = [pointer, integer, integer, pointer]
     lib.engine_write_keys.argtypes = [pointer, integer, integer, ctypes.c_int64, pointer]
     return lib
@@ -217,3 +288,23 @@ def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> N
         kernels.encode(), ctypes.byref(head.matrix(data)), _at(index), len(rows), _at(out)
     )
     return out[:, : head.columns]
+
+
+def single_attend(
+    kernels: str,
+    kv: KvType,
+    keys: Array,
+    values: Array,
+    scales: Array,
+    seen: Array,
+    q: Array,
+    positions: Array,
+    window: int,
+) -> NDArray[np.float32]:
+    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see engine.h, which says how keys and
+    values lie; scales [2, slots] float32, seen and positions int32."""
+    out = np.zeros((len(q), 16 + q.shape[1]), np.float32)
+    held = _Keys(_at(keys), _at(values), _at(scales[0]), _at(scales[1]), _at(seen), KV_KINDS[kv], q.shape[1], window)
+    lib = _declared(native_library())
+    lib.single_attend(kernels.encode(), ctypes.byref(held), _at(q), _at(positions), len(q), len(seen), _at(out))
+    return out

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from llamachat.cache import CacheStep, Integers
 from llamachat.config import Dtype, KvBits, LlamaConfig
 from llamachat.engine.linear import Dense, Linear, dense, kernel_for, make_linear
-from llamachat.engine.model import Block, Llama, Memory, Precision, Sight, rotate, spread
+from llamachat.engine.model import Block, Context, Llama, Memory, Precision, Sight, rotate, spread
 from llamachat.engine.rope import cos_sin, frequencies
+from llamachat.engine.saved import Layout, Saved, pinned_among
 from llamachat.tensors import QuantTensor, TensorInfo, dequantize
 from llamachat.tensors import Tensor as Weight
 
@@ -68,12 +70,35 @@ class TorchEngine:
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
-        assert len(ids) == len(step.slots) == len(step.positions) > 0
-        memory = self.keys_values.begin(step)
-        cos, sin = self.keys_values.rotations(step.positions)
-        out = self.model(list(ids), cos, sin, memory, logits == "last")
-        rows: NDArray[np.float32] = out.float().cpu().numpy()
+        if step.pinned is not None:
+            self.keys_values.pin(*step.pinned)
+        rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None)
         return rows[-1] if logits == "last" else rows
+
+    @torch.inference_mode()
+    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+        assert all(step.pinned is None for step in steps)
+        ends = np.cumsum([len(text) for text in ids])
+        return self._run(ids, steps, (ends - 1).tolist())
+
+    def _run(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], wanted: Sequence[int] | None
+    ) -> NDArray[np.float32]:
+        assert all(
+            len(text) == len(step.slots) == len(step.positions) > 0 for text, step in zip(ids, steps, strict=True)
+        )
+        cos, sin = self.keys_values.rotations(np.concatenate([step.positions for step in steps]))
+        out = self.model(list(chain.from_iterable(ids)), cos, sin, self.keys_values.begin(steps), wanted)
+        rows: NDArray[np.float32] = out.float().cpu().numpy()
+        return rows
+
+    @torch.inference_mode()
+    def export(self, slots: Integers) -> Saved:
+        return self.keys_values.export(slots)
+
+    @torch.inference_mode()
+    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        self.keys_values.restore(slots, positions, saved)
 
     def describe(self) -> str:
         kernels = ", ".join(f"{kernel} {size / 1e6:.0f} MB" for kernel, size in self.kernels.items())
@@ -227,6 +252,10 @@ class KeysValues:
         self.data = torch.empty(shape, dtype=kept, device=device)  # [layer, key or value, G, slot, D]
         self.scale = torch.empty((*shape[:-1], 1), device=device) if kept == torch.int8 else None
         self.kind = str(kept).removeprefix("torch.")
+        master = str(torch.promote_types(torch.float32 if kept == torch.int8 else kept, torch.float32)).removeprefix(
+            "torch."
+        )
+        self.layout = Layout(config, "uint16" if kept == torch.bfloat16 else self.kind, kept == torch.int8, master)
         self.nbytes = slots * self.bytes_per_slot(config, precision, bits)
         self.windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
         self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
@@ -238,22 +267,50 @@ class KeysValues:
         head = config.head_dim * kept.itemsize + (4 if kept == torch.int8 else 0)
         return config.num_hidden_layers * 2 * config.num_key_value_heads * head
 
-    def begin(self, step: CacheStep) -> Memory:
-        """Rotate the pinned block if the step says so, note positions, and give the memory that the model works on."""
-        if step.pinned is not None:
-            self._pin(*step.pinned)
-        self.positions[step.slots] = step.positions
-        if self.master is not None and any(slot in self.master[0] for slot in step.slots):
-            self.master = None
-        where = _span(step.slots)
-        views = {window: self._view(step, window) for window in set(self.windows)}
+    def begin(self, steps: Sequence[CacheStep]) -> Memory:
+        """Note the positions of these texts' tokens, and give the memory that the model works on."""
+        slots = np.concatenate([step.slots for step in steps])
+        self.positions[slots] = np.concatenate([step.positions for step in steps])
+        self._overwritten(slots)
+        where, ends = _span(slots), np.cumsum([len(step.slots) for step in steps]).tolist()
+        runs = [slice(end - len(step.slots), end) for end, step in zip(ends, steps, strict=True)]
+        views = {window: [self._view(step, window) for step in steps] for window in set(self.windows)}
 
-        def memory(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Sight]:
+        def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
             self._write((layer, slice(None), slice(None), where), torch.stack((keys, values)).transpose(1, 2))
-            spans, sight = views[self.windows[layer]]
-            return (*self._read(layer, spans), sight)
+            for run, (spans, sight) in zip(runs, views[self.windows[layer]], strict=True):
+                keys, values = self._read(layer, spans)
+                yield Context(run, keys, values, sight)
 
         return memory
+
+    def export(self, slots: Integers) -> Saved:
+        """See engine.saved."""
+        where = (slice(None), slice(None), slice(None), _span(slots))
+        saved = {"kv": _to_numpy(self.data[where])}
+        if self.scale is not None:
+            saved["scale"] = _to_numpy(self.scale[where][..., 0])
+        if self.master is not None and (pinned := pinned_among(slots, self.master[0])) is not None:
+            saved |= {"pinned": pinned, "master": _to_numpy(self.master[1])}
+        return saved
+
+    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        """Raises FormatError."""
+        block = self.layout.check(saved, slots)
+        where = (slice(None), slice(None), slice(None), _span(slots))
+        kv = torch.from_numpy(saved["kv"].view(np.int16) if self.data.dtype == torch.bfloat16 else saved["kv"])
+        self.data[where] = kv.to(self.device).view(self.data.dtype)
+        if self.scale is not None:
+            self.scale[where] = torch.from_numpy(saved["scale"]).to(self.device)[..., None]
+        self.positions[slots] = positions
+        self._overwritten(slots)
+        if block is not None:
+            self.master = block, torch.from_numpy(saved["master"]).to(self.device)
+
+    def _overwritten(self, slots: Integers) -> None:
+        """A pinned block that is written to begins anew."""
+        if self.master is not None and any(slot in self.master[0] for slot in slots.tolist()):
+            self.master = None
 
     def rotations(self, positions: Integers) -> tuple[Tensor, Tensor]:
         """For `rotate` on [T, heads, D]."""
@@ -290,7 +347,7 @@ class KeysValues:
             x = x * _gather(self.scale[layer], spans)
         return x.to(self.precision.compute)
 
-    def _pin(self, block: range, start: int) -> None:
+    def pin(self, block: range, start: int) -> None:
         """Turn the keys of a block of slots to positions from `start` on.
 
         Always from the un-rotated keys that are made when the block is first turned, so that rounding never adds up.
@@ -318,6 +375,13 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gather(x: Tensor, spans: Sequence[slice]) -> Tensor:
     return x[:, :, spans[0]] if len(spans) == 1 else torch.cat([x[:, :, span] for span in spans], 2)
+
+
+def _to_numpy(x: Tensor) -> NDArray[Any]:
+    """A copy; bfloat16, which numpy has not, as its bits."""
+    bits = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    out: NDArray[Any] = bits.cpu().numpy().copy()
+    return out.view(np.uint16) if x.dtype == torch.bfloat16 else out
 
 
 def _span(slots: Integers) -> Span:

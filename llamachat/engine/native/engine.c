@@ -26,6 +26,7 @@ static int omp_get_num_threads(void) { return 1; }
    that of query, key and value 0.0009. These two are a small part of all multiplications; with 15 bits there it is 0.0012. */
 enum { FINE_QKV = 1, FINE_HEAD = 1 };
 
+enum { FEW = 64 };  /* so many tokens' keys are turned sooner than another thread is woken */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
 enum linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LINEARS };
@@ -39,12 +40,17 @@ typedef struct {
     const Matrix *embed, *head, *linears;  /* linears: [layers][LINEARS] */
 } Model;
 
+/* Pieces of one or more texts. A run is tokens of one text that lie side by side; it sees the slots of its text's ranges. */
 typedef struct {
     const int32_t *ids;
-    const int64_t *slots, *positions, *visible;  /* visible: [ranges][2] */
-    int32_t tokens, ranges, wanted;
-    float *logits;            /* [tokens or 1][vocab up to 16] */
+    const int64_t *slots, *positions, *visible;  /* visible: [ranges][first slot, end, text] */
+    const int32_t *runs;                         /* [runs][first token, end, text] */
+    int32_t tokens, texts, ranges, run_count, wanted;  /* wanted: how many tokens, the first ones, want logits */
+    float *logits;                               /* [wanted][vocab up to 16] */
 } Step;
+
+typedef struct { int base, chunks; size_t at; } Text;  /* the chunks of slots it may see, from the base-th; from the at-th of `seen` */
+typedef struct { int first, end, text, unit; } Run;    /* its work in attention starts with this unit */
 
 typedef struct {
     _Alignas(64) atomic_int arrived, sleepers;
@@ -61,9 +67,13 @@ typedef struct {
     Own *own;
     Acts acts, mlp;                          /* of a batch */
     float *x, *out, *qkv_out, *gate, *cosine, *sine, *parts;
+    Text *texts;                             /* of this step; and for the chunks of each, one text after the other: */
     int32_t *seen, *first, *last;            /* position of each slot or INT32_MAX; the least and largest seen of each block */
+    size_t texts_room, chunks_room;
+    Run *runs;
+    int units, chunks;                       /* of all runs; of the text that has most */
     int64_t *position;                       /* of each slot */
-    char *kv;                                /* [layers][2][kv_heads][cap * dim] */
+    char *kv;                                /* [chunks][layers][kv_heads][2][CHUNK * dim] */
     float *kv_scale;                         /* [layers][2][kv_heads][cap] */
     size_t kv_bytes;
     Team team;
@@ -114,8 +124,23 @@ static int group_rows(const Engine *e) { return e->m.heads / e->m.kv_heads; }
 static int most(int a, int b) { return a > b ? a : b; }
 static int least(int a, int b) { return a < b ? a : b; }
 
-/* Work of a few rows is cut along the slots too: up to this many rows of queries. */
-static int cut_rows(const Engine *e) { return most(e->m.heads, 4 * ROWS * e->m.threads); }
+/* Work on a few queries is cut along the slots too: up to so many units, and always that on one token. */
+static int cut_units(const Engine *e) { return most(e->m.kv_heads * (up(group_rows(e), ROWS) / ROWS), 4 * e->m.threads); }
+
+/* For what so many texts see, so many chunks of slots in all. */
+static int make_room(Engine *e, size_t texts, size_t chunks) {
+    if (texts > e->texts_room) {
+        free(e->texts);
+        e->texts_room = (e->texts = zeroed(texts * sizeof *e->texts)) ? texts : 0;
+    }
+    if (chunks > e->chunks_room) {
+        free(e->seen), free(e->first), free(e->last);
+        e->seen = zeroed(chunks * CHUNK * 4);
+        e->first = zeroed(chunks * CHUNK / LANES * 4), e->last = zeroed(chunks * CHUNK / LANES * 4);
+        e->chunks_room = e->seen && e->first && e->last ? chunks : 0;
+    }
+    return texts <= e->texts_room && chunks <= e->chunks_room;
+}
 
 void engine_free(Engine *e) {
     if (!e) return;
@@ -125,7 +150,7 @@ void engine_free(Engine *e) {
     }
     free_acts(&e->acts), free_acts(&e->mlp);
     free(e->own), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->parts);
-    free(e->seen), free(e->first), free(e->last), free(e->position), free(e->kv_scale);
+    free(e->texts), free(e->seen), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
     release(e->kv, e->kv_bytes);
     free(e);
 }
@@ -155,9 +180,8 @@ Engine *engine_new(const Model *m, const char *kernels) {
     ok = ok && (e->x = zeroed((size_t)batch * e->hidden * 4)) && (e->out = zeroed((size_t)batch * e->hidden * 4)) &&
          (e->qkv_out = zeroed((size_t)batch * e->qkv * 4)) && (e->gate = zeroed((size_t)batch * 2 * e->inner * 4)) &&
          (e->cosine = zeroed((size_t)batch * m->head_dim * 2)) && (e->sine = zeroed((size_t)batch * m->head_dim * 2)) &&
-         (e->parts = zeroed((cut_rows(e) + ROWS * m->kv_heads) * chunks * part_size(e) * 4)) &&
-         (e->seen = zeroed(e->cap * 4)) && (e->first = zeroed(e->cap / LANES * 4)) && (e->last = zeroed(e->cap / LANES * 4)) &&
-         (e->position = zeroed((size_t)e->cap * 8)) && (e->kv = reserve(e->kv_bytes)) &&
+         (e->parts = zeroed(cut_units(e) * ROWS * chunks * part_size(e) * 4)) &&
+         (e->runs = zeroed(batch * sizeof *e->runs)) && make_room(e, 1, chunks) && (e->position = zeroed((size_t)e->cap * 8)) && (e->kv = reserve(e->kv_bytes)) &&
          (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
     if (!ok) {
         engine_free(e);
@@ -205,7 +229,7 @@ static void meet(Team *team, int threads) {
 typedef struct {
     Engine *e;
     const Step *s;
-    int thread, threads, first;  /* first: the first token that is still needed */
+    int thread, threads, tokens; /* tokens: so many of the first ones are still needed */
     int alone;                   /* one token: norms and quantizing are repeated by each thread */
     Own *own;
     Acts *acts;
@@ -217,9 +241,9 @@ static void meet_tokens(const Task *t) { if (!t->alone) meet_all(t); }
 
 /* The tokens that this thread works on one by one: for (int i = next_token(t, -1); i < tokens; i = next_token(t, i)) */
 #define EACH_TOKEN(t, i) \
-    for (int i = (t)->alone ? 0 : (t)->first + (t)->thread; i < (t)->s->tokens; i += (t)->alone ? 1 : (t)->threads)
+    for (int i = (t)->alone ? 0 : (t)->thread; i < (t)->tokens; i += (t)->alone ? 1 : (t)->threads)
 
-typedef struct { const Matrix *w; int first; float *y; size_t stride; } Product;
+typedef struct { const Matrix *w; int tokens; float *y; size_t stride; } Product;
 
 /* Takes the next part [lo, hi) of `total` equal pieces of work since the last meeting; 0 when all is taken. Parts shrink, so
    that threads end together although one may have been interrupted, or runs on a slower core. */
@@ -245,16 +269,17 @@ static void multiply(const Task *t, const Acts *a, int fine, const Product *prod
             const Product *p = &products[i];
             int from = most(lo - start, 0), to = least(hi - start, strips_of(p->w));
             if (from < to)
-                t->e->k->matmul(p->w, a, fine, p->first, t->s->tokens - p->first, p->y + p->first * p->stride, p->stride, from,
-                                to - from, t->own->unpacked);
+                t->e->k->matmul(p->w, a, fine, 0, p->tokens, p->y, p->stride, from, to - from, t->own->unpacked);
         }
 }
 
 /* ---- keys and values ---- */
 
+/* Of one head's keys or values; see `place` for where in it. Slots lie chunk by chunk, so that few of them take little memory;
+   in a chunk, what a layer's attention reads lies in the order of reading. */
 static char *plane(const Engine *e, int layer, int value, int head) {
-    size_t index = ((size_t)layer * 2 + value) * e->m.kv_heads + head;
-    return e->kv + index * e->cap * e->dim * element(e->m.kv_kind);
+    size_t index = ((size_t)layer * e->m.kv_heads + head) * 2 + value;
+    return e->kv + index * CHUNK * e->dim * element(e->m.kv_kind);
 }
 
 static float *scales(const Engine *e, int layer, int value, int head) {
@@ -262,26 +287,30 @@ static float *scales(const Engine *e, int layer, int value, int head) {
 }
 
 /* Where element d of a slot's key or value lies. */
-static size_t place(const Engine *e, int value, int64_t slot, int d) {
-    return value ? (size_t)slot * e->dim + d : ((size_t)slot / LANES * e->dim + d) * LANES + slot % LANES;
+static inline size_t place(const Engine *e, int value, int64_t slot, int d) {
+    size_t planes = (size_t)e->m.layers * 2 * e->m.kv_heads, chunk = slot / CHUNK * planes * CHUNK * e->dim, at = slot % CHUNK;
+    int four = e->m.kv_kind == Q8 ? 4 : 1;  /* elements of a row side by side */
+    if (value) return chunk + (at / four * e->dim + d) * four + at % four;
+    return chunk + (at / LANES * e->dim + d / four * four) * LANES + at % LANES * four + d % four;
+}
+
+/* A slot's key or value out to a row of elements, or back in. */
+static void copy(const Engine *e, int layer, int value, int head, int64_t slot, char *row, int out) {
+    char *held = plane(e, layer, value, head);
+    size_t bytes = element(e->m.kv_kind);
+    for (int d = 0; d < e->m.head_dim; d++, row += bytes) {
+        char *at = held + place(e, value, slot, d) * bytes, *to = out ? row : at, *from = out ? at : row;
+        if (bytes == 4) memcpy(to, from, 4);
+        else if (bytes == 2) memcpy(to, from, 2);
+        else *to = *from;
+    }
 }
 
 static void keep(const Engine *e, int layer, int value, int head, int64_t slot, const float *x) {
-    char *to = plane(e, layer, value, head);
-    _Alignas(64) char narrow[4 * 1024];
+    _Alignas(64) char narrow[4 * DIM];
     float scale = e->k->narrow(e->m.kv_kind, x, narrow, e->m.head_dim);
     if (e->m.kv_kind == Q8) scales(e, layer, value, head)[slot] = scale;
-    size_t bytes = element(e->m.kv_kind);
-    if (value) {
-        memcpy(to + place(e, 1, slot, 0) * bytes, narrow, bytes * e->m.head_dim);
-        return;
-    }
-    to += place(e, 0, slot, 0) * bytes;
-    for (int d = 0; d < e->m.head_dim; d++, to += LANES * bytes) {
-        if (bytes == 4) memcpy(to, narrow + 4 * d, 4);
-        else if (bytes == 2) memcpy(to, narrow + 2 * d, 2);
-        else *to = narrow[d];
-    }
+    copy(e, layer, value, head, slot, narrow, 0);
 }
 
 static void turn(float *x, const float *cosine, const float *sine, int half, float scale) {
@@ -311,7 +340,7 @@ static void remember(const Task *t, int layer) {
         const float *cosine = e->cosine + (size_t)token * (dim / 2), *sine = e->sine + (size_t)token * (dim / 2);
         int64_t slot = t->s->slots[token];
         if (head < heads) {
-            if (token >= t->first) turn(row + head * dim, cosine, sine, dim / 2, 1.0f / sqrtf((float)dim));
+            if (token < t->tokens) turn(row + head * dim, cosine, sine, dim / 2, 1.0f / sqrtf((float)dim));
         } else if (head < heads + groups) {
             float *x = row + keys + (head - heads) * dim;
             turn(x, cosine, sine, dim / 2, 1.0f);
@@ -324,20 +353,38 @@ static void remember(const Task *t, int layer) {
 
 /* ---- attention ---- */
 
-/* The rows of queries (token by token, heads of a group within) that one call attends with. */
-typedef struct { const float *q[ROWS]; int32_t position[ROWS]; int rows, group, row, low, high; } Queries;
+/* The rows of queries (token by token of a run, heads of a group within) that one call attends with. */
+typedef struct {
+    const float *q[ROWS];
+    float *out[ROWS];
+    int32_t position[ROWS];
+    const Text *text;
+    int rows, group, low, high;
+} Queries;
 
+static const Run *run_of(const Engine *e, int runs, int unit) {
+    int low = 0, high = runs;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (e->runs[middle].unit <= unit) low = middle;
+        else high = middle;
+    }
+    return e->runs + low;
+}
+
+/* rows is 0 where no query of the unit is still needed. */
 static Queries queries_of(const Task *t, int unit) {
     const Engine *e = t->e;
-    Queries u = {.group = unit % e->m.kv_heads, .row = unit / e->m.kv_heads * ROWS, .low = INT32_MAX, .high = INT32_MIN};
-    int per = group_rows(e), all = (t->s->tokens - t->first) * per;
-    u.rows = least(ROWS, all - u.row);
-    for (int r = 0; r < u.rows; r++) {
-        int token = t->first + (u.row + r) / per, head = u.group * per + (u.row + r) % per;
-        u.q[r] = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
-        u.position[r] = (int32_t)t->s->positions[token];
-        u.low = least(u.low, u.position[r]);
-        u.high = most(u.high, u.position[r]);
+    const Run *run = run_of(e, t->s->run_count, unit);
+    int per = group_rows(e), row = (unit - run->unit) / e->m.kv_heads * ROWS;
+    Queries u = {.text = e->texts + run->text, .group = (unit - run->unit) % e->m.kv_heads, .low = INT32_MAX, .high = INT32_MIN};
+    for (; u.rows < ROWS && run->first + (row + u.rows) / per < least(run->end, t->tokens); u.rows++) {
+        int token = run->first + (row + u.rows) / per, head = u.group * per + (row + u.rows) % per;
+        u.q[u.rows] = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
+        u.out[u.rows] = e->acts.x + (size_t)token * e->acts.width + head * e->m.head_dim;
+        u.position[u.rows] = (int32_t)t->s->positions[token];
+        u.low = least(u.low, u.position[u.rows]);
+        u.high = most(u.high, u.position[u.rows]);
     }
     return u;
 }
@@ -349,17 +396,22 @@ static void start_parts(const Engine *e, float *part, int rows) {
     }
 }
 
-/* One chunk of slots; returns 0 if nobody sees any of it. */
+/* One of the chunks of slots that the queries' text has; returns 0 if nobody sees any of it. */
 static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, float *part) {
     const Engine *e = t->e;
-    int window = e->m.window[layer], lo = chunk * (CHUNK / LANES), hi = lo + CHUNK / LANES;
-    while (lo < hi && !(e->first[lo] <= u->high && e->last[lo] > u->low - window)) lo++;
-    while (hi > lo && !(e->first[hi - 1] <= u->high && e->last[hi - 1] > u->low - window)) hi--;
+    if (chunk >= u->text->chunks) return 0;
+    int window = e->m.window[layer], lo = 0, hi = CHUNK / LANES, quantized = e->m.kv_kind == Q8;
+    size_t at = (u->text->at + chunk) * CHUNK, slot = (size_t)(u->text->base + chunk) * CHUNK;
+    const int32_t *first = e->first + at / LANES, *last = e->last + at / LANES;
+    while (lo < hi && !(first[lo] <= u->high && last[lo] > u->low - window)) lo++;
+    while (hi > lo && !(first[hi - 1] <= u->high && last[hi - 1] > u->low - window)) hi--;
     if (lo == hi) return 0;
-    int quantized = e->m.kv_kind == Q8;
-    Keys keys = {plane(e, layer, 0, u->group), plane(e, layer, 1, u->group), quantized ? scales(e, layer, 0, u->group) : NULL,
-                 quantized ? scales(e, layer, 1, u->group) : NULL, e->seen, e->m.kv_kind, e->dim, window};
-    e->k->attend(&keys, u->q, u->position, u->rows, lo * LANES, (hi - lo) * LANES, part);
+    at += lo * LANES, slot += lo * LANES;
+    size_t bytes = place(e, 1, slot, 0) * element(e->m.kv_kind);
+    Keys keys = {plane(e, layer, 0, u->group) + bytes, plane(e, layer, 1, u->group) + bytes,
+                 quantized ? scales(e, layer, 0, u->group) + slot : NULL, quantized ? scales(e, layer, 1, u->group) + slot : NULL,
+                 e->seen + at, e->m.kv_kind, e->dim, window};
+    e->k->attend(&keys, u->q, u->position, u->rows, (hi - lo) * LANES, part);
     return 1;
 }
 
@@ -368,45 +420,40 @@ static void merge_rows(const Engine *e, float *into, const float *part, int rows
 }
 
 /* Softmax-weighted values to the activations that the output projection reads. */
-static void put_rows(const Task *t, const Queries *u, const float *part) {
-    const Engine *e = t->e;
-    int per = group_rows(e), dim = e->m.head_dim;
-    for (int r = 0; r < u->rows; r++, part += part_size(e)) {
-        int token = t->first + (u->row + r) / per, head = u->group * per + (u->row + r) % per;
-        float *to = e->acts.x + (size_t)token * e->acts.width + head * dim;
-        for (int d = 0; d < dim; d++) to[d] = part[PART + d] / part[1];
-    }
+static void put_rows(const Engine *e, const Queries *u, const float *part) {
+    for (int r = 0; r < u->rows; r++, part += part_size(e))
+        for (int d = 0; d < e->m.head_dim; d++) u->out[r][d] = part[PART + d] / part[1];
 }
 
-static void attend(const Task *t, int layer, int chunks) {
+static void attend(const Task *t, int layer) {
     const Engine *e = t->e;
-    int rows = (t->s->tokens - t->first) * group_rows(e), units = (rows + ROWS - 1) / ROWS * e->m.kv_heads;
+    int units = e->units, chunks = e->chunks;
     float *mine = t->own->part, *part = mine + ROWS * part_size(e);
-    if (units >= 4 * t->threads || chunks == 1) {
+    if (units > cut_units(e) || chunks == 1) {
         for (int lo, hi; take(t, units, &lo, &hi);)
             for (int unit = lo; unit < hi; unit++) {
                 Queries u = queries_of(t, unit);
                 start_parts(e, mine, u.rows);
-                for (int chunk = 0; chunk < chunks; chunk++)
+                for (int chunk = 0; u.rows && chunk < u.text->chunks; chunk++)
                     if (attend_chunk(t, layer, &u, chunk, part)) merge_rows(e, mine, part, u.rows);
-                put_rows(t, &u, mine);
+                put_rows(e, &u, mine);
             }
         meet_all(t);
         return;
     }
     for (int lo, hi; take(t, units * chunks, &lo, &hi);)
         for (int i = lo; i < hi; i++) {
-            Queries u = queries_of(t, i / chunks);
+            Queries u = queries_of(t, i % units);
             float *to = e->parts + (size_t)i * ROWS * part_size(e);
-            if (!attend_chunk(t, layer, &u, i % chunks, to)) start_parts(e, to, u.rows);
+            if (!attend_chunk(t, layer, &u, i / units, to)) start_parts(e, to, u.rows);
         }
     meet_all(t);
     for (int unit = t->thread; unit < units; unit += t->threads) {
         Queries u = queries_of(t, unit);
         start_parts(e, mine, u.rows);
         for (int chunk = 0; chunk < chunks; chunk++)
-            merge_rows(e, mine, e->parts + ((size_t)unit * chunks + chunk) * ROWS * part_size(e), u.rows);
-        put_rows(t, &u, mine);
+            merge_rows(e, mine, e->parts + ((size_t)chunk * units + unit) * ROWS * part_size(e), u.rows);
+        put_rows(e, &u, mine);
     }
     meet_all(t);
 }
@@ -425,26 +472,25 @@ static void normalize(const Task *t, const float *weight, int residual, int fine
     meet_tokens(t);
 }
 
-static void attention(Task *t, int layer, int chunks) {
+static void attention(Task *t, int layer) {
     const Engine *e = t->e;
     const Matrix *w = e->m.linears + layer * LINEARS;
-    int last = layer == e->m.layers - 1, keys = up(e->m.heads * e->m.head_dim, LANES);
-    int values = keys + up(e->m.kv_heads * e->m.head_dim, LANES);
-    if (last && t->s->wanted != ALL) t->first = t->s->tokens - (t->s->wanted == LAST);  /* beyond the keys only what is asked for */
-    Product qkv[] = {{w + QUERY, t->first, e->qkv_out, e->qkv}, {w + KEY, 0, e->qkv_out + keys, e->qkv},
-                     {w + VALUE, 0, e->qkv_out + values, e->qkv}};
+    int all = t->s->tokens, keys = up(e->m.heads * e->m.head_dim, LANES), values = keys + up(e->m.kv_heads * e->m.head_dim, LANES);
+    if (layer == e->m.layers - 1) t->tokens = t->s->wanted;  /* beyond the keys only what is asked for */
+    Product qkv[] = {{w + QUERY, t->tokens, e->qkv_out, e->qkv}, {w + KEY, all, e->qkv_out + keys, e->qkv},
+                     {w + VALUE, all, e->qkv_out + values, e->qkv}};
     multiply(t, t->acts, FINE_QKV, qkv, 3);
     meet_all(t);
     remember(t, layer);
     meet_all(t);
-    if (t->first == t->s->tokens) return;
-    attend(t, layer, chunks);
+    if (!t->tokens) return;
+    attend(t, layer);
     EACH_TOKEN(t, i) {
         if (t->alone) memcpy(t->acts->x, e->acts.x, e->attn * 4);
         e->k->quantize(t->acts, i, 0, e->attn, 0);
     }
     meet_tokens(t);
-    multiply(t, t->acts, 0, &(Product){w + OUTPUT, t->first, e->out, e->hidden}, 1);
+    multiply(t, t->acts, 0, &(Product){w + OUTPUT, t->tokens, e->out, e->hidden}, 1);
     meet_all(t);
 }
 
@@ -452,20 +498,20 @@ static void attention(Task *t, int layer, int chunks) {
 static void feed_forward(const Task *t, int layer) {
     const Engine *e = t->e;
     const Matrix *w = e->m.linears + layer * LINEARS;
-    int tokens = t->s->tokens - t->first, strips = strips_of(w + GATE), each = TILE / LANES;
-    float *gate = e->gate + (size_t)t->first * 2 * e->inner, *upper = gate + e->inner;
+    int tokens = t->tokens, strips = strips_of(w + GATE), each = TILE / LANES;
+    float *gate = e->gate, *upper = gate + e->inner;
     for (int lo, hi; take(t, e->inner / TILE, &lo, &hi);) {
         int count = least(hi * each, strips) - lo * each;
-        e->k->matmul(w + GATE, t->acts, 0, t->first, tokens, gate, 2 * e->inner, lo * each, count, t->own->unpacked);
-        e->k->matmul(w + UP, t->acts, 0, t->first, tokens, upper, 2 * e->inner, lo * each, count, t->own->unpacked);
+        e->k->matmul(w + GATE, t->acts, 0, 0, tokens, gate, 2 * e->inner, lo * each, count, t->own->unpacked);
+        e->k->matmul(w + UP, t->acts, 0, 0, tokens, upper, 2 * e->inner, lo * each, count, t->own->unpacked);
         for (int i = 0; i < tokens; i++) {
             size_t row = (size_t)i * 2 * e->inner + lo * TILE;
-            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)(t->first + i) * e->inner + lo * TILE, (hi - lo) * TILE);
-            e->k->quantize(&e->mlp, t->first + i, lo * TILE, hi * TILE, 0);
+            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)i * e->inner + lo * TILE, (hi - lo) * TILE);
+            e->k->quantize(&e->mlp, i, lo * TILE, hi * TILE, 0);
         }
     }
     meet_all(t);
-    multiply(t, &e->mlp, 0, &(Product){w + DOWN, t->first, e->out, e->hidden}, 1);
+    multiply(t, &e->mlp, 0, &(Product){w + DOWN, t->tokens, e->out, e->hidden}, 1);
     meet_all(t);
 }
 
@@ -473,27 +519,26 @@ static void begin(const Task *t) {
     const Engine *e = t->e;
     EACH_TOKEN(t, i) e->k->fetch(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
     int half = e->m.head_dim / 2;
-    for (int i = t->thread; i < t->s->tokens; i += t->threads)
+    for (int i = t->thread; i < t->tokens; i += t->threads)
         angles(e, (double)t->s->positions[i], e->m.rope_factor, e->cosine + (size_t)i * half, e->sine + (size_t)i * half);
 }
 
-static void run(Engine *e, const Step *s, int chunks, int thread, int threads) {
-    Task t = {e, s, thread, threads, 0, s->tokens == 1, &e->own[thread], &e->acts, e->x};
+static void run(Engine *e, const Step *s, int thread, int threads) {
+    Task t = {e, s, thread, threads, s->tokens, s->tokens == 1, &e->own[thread], &e->acts, e->x};
     if (t.alone) t.acts = &t.own->acts, t.x = t.own->x;
     if (s->tokens > 1) e->k->enter();
     begin(&t);
     for (int layer = 0; layer < e->m.layers; layer++) {
         const float *norms = e->m.norms + (size_t)2 * layer * e->hidden;
         normalize(&t, norms, layer > 0, FINE_QKV);
-        attention(&t, layer, chunks);
-        if (t.first == s->tokens) break;
+        attention(&t, layer);
+        if (!t.tokens) break;
         normalize(&t, norms + e->hidden, 1, 0);
         feed_forward(&t, layer);
     }
-    if (t.first < s->tokens) {
-        size_t stride = up(e->m.vocab, LANES);
+    if (t.tokens) {
         normalize(&t, e->m.norms + (size_t)2 * e->m.layers * e->hidden, 1, FINE_HEAD);
-        multiply(&t, t.acts, FINE_HEAD, &(Product){e->m.head, t.first, s->logits - t.first * stride, stride}, 1);
+        multiply(&t, t.acts, FINE_HEAD, &(Product){e->m.head, t.tokens, s->logits, up(e->m.vocab, LANES)}, 1);
     }
     if (s->tokens > 1) e->k->leave();
 }
@@ -503,15 +548,36 @@ void engine_place(Engine *e, const int64_t *slots, const int64_t *positions, int
     for (int i = 0; i < count; i++) e->position[slots[i]] = positions[i];
 }
 
-/* Notes what is visible; returns how many chunks of slots there are to look at. */
-static int prepare(Engine *e, const Step *s) {
-    int end = 0;
-    for (int slot = 0; slot < e->cap; slot++) e->seen[slot] = INT32_MAX;
+/* Which chunks of slots each text may see; returns how many in all. */
+static size_t find_chunks(Engine *e, const Step *s) {
+    size_t all = 0;
+    for (int t = 0; t < s->texts; t++) e->texts[t] = (Text){INT32_MAX, 0, 0};
     for (int r = 0; r < s->ranges; r++) {
-        for (int64_t slot = s->visible[2 * r]; slot < s->visible[2 * r + 1]; slot++) e->seen[slot] = (int32_t)e->position[slot];
-        end = most(end, (int)s->visible[2 * r + 1]);
+        const int64_t *range = s->visible + 3 * r;
+        Text *text = e->texts + range[2];
+        text->base = least(text->base, (int)(range[0] / CHUNK));
+        text->chunks = most(text->chunks, up((int)range[1], CHUNK) / CHUNK);  /* their end, for now */
     }
-    for (int block = 0; block < up(end, CHUNK) / LANES; block++) {
+    e->chunks = 0;
+    for (int t = 0; t < s->texts; t++) {
+        Text *text = e->texts + t;
+        text->chunks -= text->base;
+        text->at = all;
+        all += text->chunks;
+        e->chunks = most(e->chunks, text->chunks);
+    }
+    return all;
+}
+
+static void find_seen(Engine *e, const Step *s, size_t chunks) {
+    for (size_t i = 0; i < chunks * CHUNK; i++) e->seen[i] = INT32_MAX;
+    for (int r = 0; r < s->ranges; r++) {
+        const int64_t *range = s->visible + 3 * r;
+        const Text *text = e->texts + range[2];
+        int32_t *seen = e->seen + text->at * CHUNK;
+        for (int64_t slot = range[0]; slot < range[1]; slot++) seen[slot - (int64_t)text->base * CHUNK] = (int32_t)e->position[slot];
+    }
+    for (size_t block = 0; block < chunks * (CHUNK / LANES); block++) {
         e->first[block] = INT32_MAX, e->last[block] = INT32_MIN;
         for (int i = 0; i < LANES; i++) {
             int at = e->seen[block * LANES + i];
@@ -519,45 +585,80 @@ static int prepare(Engine *e, const Step *s) {
             if (at != INT32_MAX) e->last[block] = most(e->last[block], at);
         }
     }
-    return up(end, CHUNK) / CHUNK;
 }
 
-void engine_forward(Engine *e, const Step *s) {
-    int chunks = prepare(e, s);
+/* A unit is up to ROWS queries of one run and the heads of one group. */
+static void find_units(Engine *e, const Step *s) {
+    e->units = 0;
+    for (int r = 0; r < s->run_count; r++) {
+        const int32_t *run = s->runs + 3 * r;
+        e->runs[r] = (Run){run[0], run[1], run[2], e->units};
+        e->units += up((run[1] - run[0]) * group_rows(e), ROWS) / ROWS * e->m.kv_heads;
+    }
+}
+
+/* Returns 0 when there is no memory. */
+int engine_forward(Engine *e, const Step *s) {
+    if (!make_room(e, s->texts, 0)) return 0;
+    size_t chunks = find_chunks(e, s);
+    if (!make_room(e, 0, chunks)) return 0;
+    find_seen(e, s, chunks);
+    find_units(e, s);
     atomic_store(&e->team.taken, 0);
     e->acts.lanes = e->mlp.lanes = least(s->tokens, LANES);
     #pragma omp parallel num_threads(e->m.threads)
-    run(e, s, chunks, omp_get_thread_num(), omp_get_num_threads());
+    run(e, s, omp_get_thread_num(), omp_get_num_threads());
+    return 1;
 }
 
 /* Reads the keys of `count` slots, turned back by their positions: out is [layers][kv_heads][count][head_dim]. */
 void engine_read_keys(const Engine *e, int first, int count, float *out) {
-    int dim = e->m.head_dim, kind = e->m.kv_kind;
-    float cosine[dim / 2 + 1], sine[dim / 2 + 1];
-    for (int layer = 0; layer < e->m.layers; layer++)
-        for (int head = 0; head < e->m.kv_heads; head++)
-            for (int slot = first; slot < first + count; slot++, out += dim) {
-                const char *from = plane(e, layer, 0, head);
-                float scale = kind == Q8 ? scales(e, layer, 0, head)[slot] : 1.0f;
-                for (int d = 0; d < dim; d++) out[d] = e->k->widen(kind, from, place(e, 0, slot, d)) * scale;
-                angles(e, -(double)e->position[slot], 1.0f, cosine, sine);
-                turn(out, cosine, sine, dim / 2, 1.0f);
-            }
+    int dim = e->m.head_dim, kind = e->m.kv_kind, heads = e->m.kv_heads;
+    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    for (int i = 0; i < count; i++) {
+        float cosine[dim / 2 + 1], sine[dim / 2 + 1];
+        angles(e, -(double)e->position[first + i], 1.0f, cosine, sine);
+        for (int p = 0; p < e->m.layers * heads; p++) {
+            const char *from = plane(e, p / heads, 0, p % heads);
+            float scale = kind == Q8 ? scales(e, p / heads, 0, p % heads)[first + i] : 1.0f, *x = out + ((size_t)p * count + i) * dim;
+            for (int d = 0; d < dim; d++) x[d] = e->k->widen(kind, from, place(e, 0, first + i, d)) * scale;
+            turn(x, cosine, sine, dim / 2, 1.0f);
+        }
+    }
 }
 
 /* Writes such keys back, turned to the positions from `start` on. */
 void engine_write_keys(Engine *e, int first, int count, int64_t start, const float *keys) {
-    int dim = e->m.head_dim;
-    float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
-    for (int layer = 0; layer < e->m.layers; layer++)
-        for (int head = 0; head < e->m.kv_heads; head++)
-            for (int i = 0; i < count; i++, keys += dim) {
-                memcpy(x, keys, dim * 4);
-                angles(e, (double)(start + i), 1.0f, cosine, sine);
-                turn(x, cosine, sine, dim / 2, 1.0f);
-                keep(e, layer, 0, head, first + i, x);
-            }
-    for (int i = 0; i < count; i++) e->position[first + i] = start + i;
+    int dim = e->m.head_dim, heads = e->m.kv_heads;
+    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    for (int i = 0; i < count; i++) {
+        float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
+        angles(e, (double)(start + i), 1.0f, cosine, sine);
+        for (int p = 0; p < e->m.layers * heads; p++) {
+            memcpy(x, keys + ((size_t)p * count + i) * dim, dim * 4);
+            turn(x, cosine, sine, dim / 2, 1.0f);
+            keep(e, p / heads, 0, p % heads, first + i, x);
+        }
+        e->position[first + i] = start + i;
+    }
+}
+
+/* Copies what is stored of these slots out to kv [layers][2][kv_heads][count][head_dim] and, if Q8, to scale
+   [layers][2][kv_heads][count]; or back in. No other slot's memory is touched. */
+void engine_transfer(Engine *e, int out, const int64_t *slots, int count, char *kv, float *scale) {
+    int dim = e->m.head_dim, planes = e->m.layers * 2 * e->m.kv_heads;
+    size_t bytes = element(e->m.kv_kind);
+    #pragma omp parallel for num_threads(e->m.threads)
+    for (int i = 0; i < planes; i++) {
+        int layer = i / (2 * e->m.kv_heads), value = i / e->m.kv_heads % 2, head = i % e->m.kv_heads;
+        char *rows = kv + (size_t)i * count * dim * bytes;
+        float *factors = scale ? scales(e, layer, value, head) : NULL, *saved = scale ? scale + (size_t)i * count : NULL;
+        for (int s = 0; s < count; s++) {
+            copy(e, layer, value, head, slots[s], rows + s * dim * bytes, out);
+            if (scale && out) saved[s] = factors[slots[s]];
+            else if (scale) factors[slots[s]] = saved[s];
+        }
+    }
 }
 
 /* ---- one operation at a time, for tests and measurements ---- */
@@ -591,4 +692,11 @@ int single_product(const char *kernels, const Matrix *w, const float *x, int tok
 /* out[count][columns up to 64]: rows of a matrix as floats. */
 void single_rows(const char *kernels, const Matrix *w, const int32_t *rows, int count, float *out) {
     for (int i = 0; i < count; i++) select_kernels(kernels)->fetch(w, rows[i], out + (size_t)i * up(w->columns, TILE));
+}
+
+/* Attention over `slots` slots as Keys says, q[rows][dim]; part as in engine.h. */
+void single_attend(const char *kernels, const Keys *keys, const float *q, const int32_t *position, int rows, int slots, float *part) {
+    const float *each[ROWS];
+    for (int r = 0; r < rows; r++) each[r] = q + (size_t)r * keys->dim;
+    select_kernels(kernels)->attend(keys, each, position, rows, slots, part);
 }

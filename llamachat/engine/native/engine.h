@@ -19,8 +19,8 @@ enum { LANES = 16, TILE = 64, GROUP = 32 };  /* rows of a strip, columns of a ti
 enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
 enum { SCRATCH = 24 << 10 };                 /* bytes that matmul wants for each thread */
 enum { ROWS = 8 };                           /* queries that attend together */
+enum { DIM = 1024 };                         /* elements of the largest head */
 enum kind { F32, F16, BF16, Q8, Q4 };
-enum wanted { NONE, LAST, ALL };             /* logits of which tokens */
 
 typedef struct {
     const uint8_t *data;  /* 64-byte aligned */
@@ -44,8 +44,9 @@ typedef struct {
 } Acts;
 
 typedef struct {
-    const void *k;                /* [slots / 16][head_dim up to 16][16] of one key-value head */
-    const void *v;                /* [slots][head_dim up to 16] */
+    const void *k;                /* [slots / 16][head_dim up to 16][16] of one key-value head, from some slot on, as are all these;
+                                     Q8: [slots / 16][head_dim / 4][16][4]; one block more may be read, its scores are not used */
+    const void *v;                /* [slots][head_dim up to 16]; Q8: [slots / 4][head_dim up to 16][4] */
     const float *k_scale, *v_scale;  /* [slots], Q8 only */
     const int32_t *position;      /* [slots]; INT32_MAX where not visible */
     int32_t kind, dim, window;    /* dim: head_dim up to 16; window: a query sees this many positions */
@@ -59,7 +60,7 @@ typedef struct {
     void (*swiglu)(const float *gate, const float *up, float *out, int n);
     void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch);
-    void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot, int slots, float *part);
+    void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
     void (*merge)(float *into, const float *part, int dim);
     float (*narrow)(int kind, const float *x, void *out, int n);  /* returns the scale of Q8 */
     float (*widen)(int kind, const void *p, size_t i);

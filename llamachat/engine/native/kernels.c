@@ -107,6 +107,7 @@ static void swiglu(const float *gate, const float *up, float *out, int n) {
 
 /* ---- matrix products ---- */
 
+enum { ABREAST = 4 };  /* most strips side by side */
 enum { AHEAD = 1536 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
@@ -133,57 +134,63 @@ INLINE vb load_table(const Matrix *w) {
     return table ^ (BIASED ? 0 : 128);
 }
 
-/* One strip times `tokens` tokens (a constant once inlined, as are kind, subs and fine). */
-INLINE void strip_quant(int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y,
+/* `abreast` strips side by side times `tokens` tokens (constants once inlined, as are kind, subs and fine). Each strip is a stream
+   of weights of its own, and processors fetch several ahead better than one: four give a third more bytes a second. */
+INLINE void strip_quant(int abreast, int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y,
                         size_t stride, int strip) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    size_t bytes = tile_bytes(w), groups = up(w->columns, TILE) / GROUP, lanes = a->lanes;
+    size_t bytes = tile_bytes(w), next = strip_bytes(w), groups = up(w->columns, TILE) / GROUP, lanes = a->lanes;
     size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
     int minimum = w->minimum, per = subs / 2;
     const int32_t *bias = per == 1 ? a->sum32 + at : a->sum16 + at16;
     const float *mass = per == 1 ? a->mass32 + at : a->mass16 + at16, *scale = a->scale + at;
     const int8_t *high = a->high + at * GROUP, *low = (fine ? a->low : a->high) + at * GROUP;
     vb table = load_table(w);
-    vf sums[8][PARTS];
+    vf sums[ABREAST][8][PARTS];
     UNROLL
-    for (int i = 0; i < tokens; i++)
+    for (int s = 0; s < abreast; s++)
         UNROLL
-        for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
-    for (size_t g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes) {
-        const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * subs * (1 + minimum);
-        if (tokens == 1)
-            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(tile + (g % 2) * bytes / 2 + AHEAD + 64 * i);
-        UNROLL
-        for (int part = 0; part < PARTS; part++) {
-            vb quads[8];
-            unpack(kind, table, codes, g % 2, part, quads);
+        for (int i = 0; i < tokens; i++)
             UNROLL
-            for (int sub = 0; sub < per; sub++) {
-                vf weight = load_half(scales + 32 * sub + 2 * VL * part);
+            for (int part = 0; part < PARTS; part++) sums[s][i][part] = splat(0);
+    for (size_t g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes)
+        UNROLL
+        for (int s = 0; s < abreast; s++) {
+            const uint8_t *here = tile + s * next, *scales = here + (g % 2) * per * 32, *codes = here + 32 * subs * (1 + minimum);
+            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(here + (g % 2) * bytes / 2 + AHEAD + 64 * i);
+            UNROLL
+            for (int part = 0; part < PARTS; part++) {
+                vb quads[8];
+                unpack(kind, table, codes, g % 2, part, quads);
                 UNROLL
-                for (int i = 0; i < tokens; i++) {
-                    vi sum = BIASED ? splat_int(bias[sub * lanes + i]) : splat_int(0), above = splat_int(0);
+                for (int sub = 0; sub < per; sub++) {
+                    vf weight = load_half(scales + 32 * sub + 2 * VL * part);
                     UNROLL
-                    for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
-                        if (fine) above = dot4(above, quads[v], splat_quad(high + i * GROUP + 4 * v));
-                        sum = dot4(sum, quads[v], splat_quad(low + i * GROUP + 4 * v));
+                    for (int i = 0; i < tokens; i++) {
+                        const int8_t *x = low + (g * lanes + i) * GROUP, *above_x = high + (g * lanes + i) * GROUP;
+                        vi sum = BIASED ? splat_int(bias[(g * per + sub) * lanes + i]) : splat_int(0), above = splat_int(0);
+                        UNROLL
+                        for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
+                            if (fine) above = dot4(above, quads[v], splat_quad(above_x + 4 * v));
+                            sum = dot4(sum, quads[v], splat_quad(x + 4 * v));
+                        }
+                        if (fine) sum += above << 8;
+                        sums[s][i][part] += weight * splat(scale[g * lanes + i]) * to_float(sum);
                     }
-                    if (fine) sum += above << 8;
-                    sums[i][part] += weight * splat(scale[i]) * to_float(sum);
-                }
-                if (minimum) {
-                    vf lowest = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
-                    UNROLL
-                    for (int i = 0; i < tokens; i++) sums[i][part] += lowest * splat(mass[sub * lanes + i]);
+                    if (minimum) {
+                        vf lowest = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
+                        UNROLL
+                        for (int i = 0; i < tokens; i++) sums[s][i][part] += lowest * splat(mass[(g * per + sub) * lanes + i]);
+                    }
                 }
             }
         }
-        high += lanes * GROUP, low += lanes * GROUP, scale += lanes, bias += per * lanes, mass += per * lanes;
-    }
     UNROLL
-    for (int i = 0; i < tokens; i++)
+    for (int s = 0; s < abreast; s++)
         UNROLL
-        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+        for (int i = 0; i < tokens; i++)
+            UNROLL
+            for (int part = 0; part < PARTS; part++) finish(w, strip + s, part, sums[s][i][part], y + i * stride);
 }
 
 INLINE void strip_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip) {
@@ -207,28 +214,30 @@ INLINE void strip_float(int kind, int tokens, const Matrix *w, const Acts *a, in
         for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
 }
 
-#define STRIPS(n)                                                                                                        \
-    static void strips_##n(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip) {    \
-        switch (w->kind <= BF16 ? w->kind : 4 * w->kind + 2 * (w->subs == 4) + (fine != 0)) {                            \
-        case F32: strip_float(F32, n, w, a, token, y, stride, strip); return;                                            \
-        case F16: strip_float(F16, n, w, a, token, y, stride, strip); return;                                            \
-        case BF16: strip_float(BF16, n, w, a, token, y, stride, strip); return;                                          \
-        case 4 * Q8: strip_quant(Q8, 2, n, 0, w, a, token, y, stride, strip); return;                                    \
-        case 4 * Q8 + 1: strip_quant(Q8, 2, n, 1, w, a, token, y, stride, strip); return;                                \
-        case 4 * Q8 + 2: strip_quant(Q8, 4, n, 0, w, a, token, y, stride, strip); return;                                \
-        case 4 * Q8 + 3: strip_quant(Q8, 4, n, 1, w, a, token, y, stride, strip); return;                                \
-        case 4 * Q4: strip_quant(Q4, 2, n, 0, w, a, token, y, stride, strip); return;                                    \
-        case 4 * Q4 + 1: strip_quant(Q4, 2, n, 1, w, a, token, y, stride, strip); return;                                \
-        case 4 * Q4 + 2: strip_quant(Q4, 4, n, 0, w, a, token, y, stride, strip); return;                                \
-        default: strip_quant(Q4, 4, n, 1, w, a, token, y, stride, strip);                                                \
-        }                                                                                                                \
+#define STRIPS(name, abreast, n)                                                                                                \
+    static void strips_##name(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip) {        \
+        switch (w->kind <= BF16 ? w->kind : 4 * w->kind + 2 * (w->subs == 4) + (fine != 0)) {                                   \
+        case F32: strip_float(F32, n, w, a, token, y, stride, strip); return;                                                   \
+        case F16: strip_float(F16, n, w, a, token, y, stride, strip); return;                                                   \
+        case BF16: strip_float(BF16, n, w, a, token, y, stride, strip); return;                                                 \
+        case 4 * Q8: strip_quant(abreast, Q8, 2, n, 0, w, a, token, y, stride, strip); return;                                  \
+        case 4 * Q8 + 1: strip_quant(abreast, Q8, 2, n, 1, w, a, token, y, stride, strip); return;                              \
+        case 4 * Q8 + 2: strip_quant(abreast, Q8, 4, n, 0, w, a, token, y, stride, strip); return;                              \
+        case 4 * Q8 + 3: strip_quant(abreast, Q8, 4, n, 1, w, a, token, y, stride, strip); return;                              \
+        case 4 * Q4: strip_quant(abreast, Q4, 2, n, 0, w, a, token, y, stride, strip); return;                                  \
+        case 4 * Q4 + 1: strip_quant(abreast, Q4, 2, n, 1, w, a, token, y, stride, strip); return;                              \
+        case 4 * Q4 + 2: strip_quant(abreast, Q4, 4, n, 0, w, a, token, y, stride, strip); return;                              \
+        default: strip_quant(abreast, Q4, 4, n, 1, w, a, token, y, stride, strip);                                              \
+        }                                                                                                                       \
     }
-STRIPS(1)
-STRIPS(2)
-STRIPS(4)
+STRIPS(1, 1, 1)
+STRIPS(2, 1, 2)
+STRIPS(4, 1, 4)
 #if VL == 16
-STRIPS(8)
+STRIPS(8, 1, 8)
+STRIPS(four, 4, 1)
 #endif
+STRIPS(pair, 2, 1)
 
 /* One strip times any number of tokens. */
 static void strip_tokens(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip) {
@@ -254,8 +263,8 @@ static void enter(void) {
 }
 static void leave(void) { _tile_release(); }
 
-/* A strip's codes as signed bytes in tiles of AMX, its scales and minima as floats. */
-typedef struct { int8_t *codes; float *scale, *low; } Unpacked;
+/* A strip's codes as signed bytes in tiles of AMX, its scales and minima as floats; and where the next weights lie. */
+typedef struct { int8_t *codes; float *scale, *low; const uint8_t *next; size_t ahead; } Unpacked;
 
 static void unpack_strip(const Matrix *w, int from, int to, int strip, Unpacked u) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
@@ -313,6 +322,7 @@ INLINE void tile_tokens(int per, int fine, int minimum, const Matrix *w, Unpacke
     tile_step(per, fine, u, high, low, lanes, 0, sums);
     tile_step(per, fine, u, high, low, lanes, 1, sums);
     for (size_t run = 0; run < runs; run++) {
+        for (size_t i = 0; i < u.ahead; i += 64) __builtin_prefetch(u.next + run * u.ahead + i, 0, 2);
         if (run + 2 < runs) tile_step(per, fine, u, high, low, lanes, run + 2, sums);
         vf weight = load(u.scale + run * LANES);
         const float *x = scale + run / per * lanes, *m = mass + run * lanes;
@@ -346,9 +356,12 @@ static void strip_tiles(const Matrix *w, const Acts *a, int fine, int token, int
     for (int from = 0; from < groups; from += BLOCK) {
         int to = least(from + BLOCK, groups);
         unpack_strip(w, from, to, strip, u);
+        u.next = w->data + strip_bytes(w) * strip + tile_bytes(w) * (to / 2);
+        u.ahead = tile_bytes(w) / w->subs;
         for (int i = 0; i < tokens - rest; i += LANES) {
             int n = least(tokens - i, LANES);
             float *out = y + (size_t)i * stride;
+            if (i) u.ahead = 0;
             if (per == 1 && !fine && w->minimum) tile_tokens(1, 0, 1, w, u, a, token + i, n, from, to, out, stride, strip);
             else if (per == 1 && !fine) tile_tokens(1, 0, 0, w, u, a, token + i, n, from, to, out, stride, strip);
             else if (per == 1) tile_tokens(1, 1, w->minimum, w, u, a, token + i, n, from, to, out, stride, strip);
@@ -374,18 +387,34 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
 #if defined(__AMX_INT8__)
             if (n >= 12 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
 #endif
-            strip_tokens(w, a, fine, token + first, n, to, stride, s);
+            int left = n == 1 && w->kind >= Q8 ? strip + strips - s : 1;
+#if VL == 16
+            if (left >= 4) { strips_four(w, a, fine, token + first, to, stride, s), s += 3; continue; }
+#endif
+            if (left >= 2) strips_pair(w, a, fine, token + first, to, stride, s++);
+            else strip_tokens(w, a, fine, token + first, n, to, stride, s);
         }
     }
 }
 
 /* ---- attention ---- */
 
+enum { FAR = 2048 };  /* bytes of keys and values fetched ahead of use */
+
+INLINE const void *offset(int kind, const void *p, size_t elements) {
+    return (const char *)p + elements * (kind == F32 ? 4 : kind == Q8 ? 1 : 2);
+}
+
+INLINE vf load_ahead(int kind, const void *p, size_t i) {
+    __builtin_prefetch((const char *)offset(kind, p, i) + FAR);
+    return load_as(kind, p, i);
+}
+
 /* out[r][0 or 1] += sum over k of a[r][k] * b[k], b a row of one or two vectors. Everything but a, b, n is a constant. */
 INLINE void outer(int rows, int vectors, int kind, const float *const *a, const void *b, size_t step, size_t second, int n,
                   vf out[ROWS][2]) {
     for (int k = 0; k < n; k++) {
-        vf x = load_as(kind, b, k * step), y = vectors == 2 ? load_as(kind, b, k * step + second) : x;
+        vf x = load_ahead(kind, b, k * step), y = vectors == 2 ? load_ahead(kind, b, k * step + second) : x;
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf scalar = splat(a[r][k]);
@@ -395,31 +424,27 @@ INLINE void outer(int rows, int vectors, int kind, const float *const *a, const 
     }
 }
 
-INLINE const void *offset(int kind, const void *p, size_t elements) {
-    return (const char *)p + elements * (kind == F32 ? 4 : kind == Q8 ? 1 : 2);
-}
-
-INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *q, int slot, int slots, float scores[][CHUNK]) {
+INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
     size_t block = (size_t)keys->dim * LANES;
     for (int s = 0; s < slots; s += 2 * VL) {  /* two vectors of slots; a block holds 16 */
         vf out[ROWS][2];
         UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
-        const void *k = offset(kind, keys->k, (slot + s) / LANES * block + (slot + s) % LANES);
+        const void *k = offset(kind, keys->k, s / LANES * block + s % LANES);
         outer(rows, 2, kind, q, k, LANES, VL == LANES ? block : VL, keys->dim, out);
         UNROLL
         for (int r = 0; r < rows; r++) store(scores[r] + s, out[r][0]), store(scores[r] + s + VL, out[r][1]);
     }
 }
 
-INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *weights, int slot, int slots, float *part) {
+INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *weights, int slots, float *part) {
     int d = 0, size = PART + keys->dim;
     for (; d < keys->dim; d += 2 * VL) {
         int two = d + VL < keys->dim;
         vf out[ROWS][2];
         UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
-        const void *v = offset(kind, keys->v, (size_t)slot * keys->dim + d);
+        const void *v = offset(kind, keys->v, d);
         if (two) outer(rows, 2, kind, weights, v, keys->dim, VL, slots, out);
         else outer(rows, 1, kind, weights, v, keys->dim, VL, slots, out);
         UNROLL
@@ -430,14 +455,92 @@ INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *
     }
 }
 
+/* Numbers as integers of 15 bits, x ~ (256 * high + low) * scale, as activations are when fine. */
+typedef struct { int8_t high[DIM], low[DIM]; float scale; int32_t bias[2]; } Integers;  /* bias: takes back 128 added to each code */
+
+/* n is a multiple of 16. */
+INLINE void to_integers(const float *x, int n, Integers *to) {
+    vf most = splat(0);
+    vi sums[2] = {splat_int(0), splat_int(0)};
+    for (int i = 0; i < n; i += VL) most = larger(most, (vf)((vi)load(x + i) & 0x7fffffff));
+    float top = largest_lane(most) / 127.0f, inverse = top > 0x1p-126f ? 1.0f / top : 0.0f;
+    for (int i = 0; i < n; i += VL) {
+        vf scaled = rounded(load(x + i) * inverse);
+        vi above = nearest(scaled);
+        vi below = nearest(larger(-larger((scaled - to_float(above)) * -256.0f, splat(-127.0f)), splat(-127.0f)));
+        *(vc_u *)(to->high + i) = __builtin_convertvector(above, vc);
+        *(vc_u *)(to->low + i) = __builtin_convertvector(below, vc);
+        sums[0] += above, sums[1] += below;
+    }
+    to->scale = top * 0x1p-8f;
+    for (int i = 0; i < 2; i++) to->bias[i] = BIASED ? -128 * sum_ints(sums[i]) : 0;
+}
+
+/* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. */
+INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
+                           vf out[ROWS][2]) {
+    vi above[ROWS][2], below[ROWS][2];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) above[r][v] = splat_int(a[r].bias[0]), below[r][v] = splat_int(a[r].bias[1]);
+    for (int k = 0; k < n; k += 4, codes += step)
+        UNROLL
+        for (int v = 0; v < vectors; v++) {
+            vb quads = *(const vb_u *)(codes + v * second) ^ (BIASED ? 128 : 0);
+            __builtin_prefetch(codes + v * second + FAR);
+            UNROLL
+            for (int r = 0; r < rows; r++) {
+                above[r][v] = dot4(above[r][v], quads, splat_quad(a[r].high + k));
+                below[r][v] = dot4(below[r][v], quads, splat_quad(a[r].low + k));
+            }
+        }
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) out[r][v] = (to_float(above[r][v]) * 256.0f + to_float(below[r][v])) * a[r].scale;
+}
+
+INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
+    enum { WIDE = 2 };
+    int vectors = rows <= 4 ? WIDE : 1;
+    size_t block = (size_t)keys->dim * LANES;
+    Integers a[ROWS];
+    vf out[ROWS][2];
+    for (int r = 0; r < rows; r++) to_integers(q[r], keys->dim, a + r);
+    for (int s = 0; s < slots; s += vectors * VL) {
+        const int8_t *k = (const int8_t *)keys->k + s / LANES * block + s % LANES * 4;
+        outer_integers(rows, vectors, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) store(scores[r] + s + v * VL, out[r][v]);
+    }
+}
+
+INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weights, int slots, float *part) {
+    int size = PART + keys->dim, vectors = rows <= 4 ? 2 : 1;
+    Integers a[ROWS];
+    vf out[ROWS][2];
+    for (int r = 0; r < rows; r++) to_integers(weights[r], slots, a + r);
+    for (int d = 0, n; d < keys->dim; d += n * VL) {
+        const int8_t *v = (const int8_t *)keys->v + 4 * d;
+        n = least(vectors, (keys->dim - d) / VL);
+        if (n == 2) outer_integers(rows, 2, a, v, 4 * keys->dim, 4 * VL, slots, out);
+        else outer_integers(rows, 1, a, v, 4 * keys->dim, 0, slots, out);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            store(part + r * size + PART + d, out[r][0]);
+            if (n == 2) store(part + r * size + PART + d + VL, out[r][1]);
+        }
+    }
+}
+
 /* Scores to exponentials, in place; the largest score and the sum go to part. A slot that is not seen weighs exactly 0. */
-static void soften(const Keys *keys, int position, int slot, int slots, float *scores, float *part) {
+static void soften(const Keys *keys, int position, int slots, float *scores, float *part) {
     vf most = splat(-INFINITY), total = splat(0);
     for (int s = 0; s < slots; s += VL) {
-        vi at = *(const vi_u *)(keys->position + slot + s);
+        vi at = *(const vi_u *)(keys->position + s);
         vi seen = (at <= position) & (at > position - keys->window);
         vf score = load(scores + s);
-        if (keys->kind == Q8) score *= load(keys->k_scale + slot + s);
+        if (keys->kind == Q8) score *= load(keys->k_scale + s);
         score = choose(seen, score, splat(-INFINITY));
         store(scores + s, score);
         most = larger(most, score);
@@ -446,37 +549,39 @@ static void soften(const Keys *keys, int position, int slot, int slots, float *s
     for (int s = 0; s < slots; s += VL) {
         vf score = load(scores + s), weight = choose(score > -INFINITY, exponential(score - top), splat(0));
         total += weight;
-        if (keys->kind == Q8) weight *= load(keys->v_scale + slot + s);
+        if (keys->kind == Q8) weight *= load(keys->v_scale + s);
         store(scores + s, weight);
     }
     part[0] = top;
     part[1] = sum_lanes(total);
 }
 
-INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const *q, const int32_t *position, int slot, int slots,
+INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const *q, const int32_t *position, int slots,
                         float *part) {
     _Alignas(64) float scores[ROWS][CHUNK];
     const float *weights[ROWS];
-    scores_of(rows, kind, keys, q, slot, slots, scores);
+    if (kind == Q8) scores_of_codes(rows, keys, q, slots, scores);
+    else scores_of(rows, kind, keys, q, slots, scores);
     for (int r = 0; r < rows; r++) {
-        soften(keys, position[r], slot, slots, scores[r], part + r * (PART + keys->dim));
+        soften(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
         weights[r] = scores[r];
     }
-    values_of(rows, kind, keys, weights, slot, slots, part);
+    if (kind == Q8) values_of_codes(rows, keys, weights, slots, part);
+    else values_of(rows, kind, keys, weights, slots, part);
 }
 
 #define ATTEND(kind)                                                                                                     \
-    static void attend_##kind(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot,      \
-                              int slots, float *part) {                                                                  \
+    static void attend_##kind(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots,     \
+                              float *part) {                                                                             \
         switch (rows) {                                                                                                  \
-        case 1: attend_rows(1, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 2: attend_rows(2, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 3: attend_rows(3, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 4: attend_rows(4, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 5: attend_rows(5, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 6: attend_rows(6, kind, keys, q, position, slot, slots, part); return;                                      \
-        case 7: attend_rows(7, kind, keys, q, position, slot, slots, part); return;                                      \
-        default: attend_rows(8, kind, keys, q, position, slot, slots, part);                                             \
+        case 1: attend_rows(1, kind, keys, q, position, slots, part); return;                                      \
+        case 2: attend_rows(2, kind, keys, q, position, slots, part); return;                                      \
+        case 3: attend_rows(3, kind, keys, q, position, slots, part); return;                                      \
+        case 4: attend_rows(4, kind, keys, q, position, slots, part); return;                                      \
+        case 5: attend_rows(5, kind, keys, q, position, slots, part); return;                                      \
+        case 6: attend_rows(6, kind, keys, q, position, slots, part); return;                                      \
+        case 7: attend_rows(7, kind, keys, q, position, slots, part); return;                                      \
+        default: attend_rows(8, kind, keys, q, position, slots, part);                                             \
         }                                                                                                                \
     }
 ATTEND(F32)
@@ -485,12 +590,12 @@ ATTEND(BF16)
 ATTEND(Q8)
 
 /* Softmax-weighted sums of values over `slots` slots (whole blocks of one chunk), for up to 8 queries of one head's group. */
-static void attend(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slot, int slots, float *part) {
+static void attend(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part) {
     switch (keys->kind) {
-    case F32: attend_F32(keys, q, position, rows, slot, slots, part); return;
-    case F16: attend_F16(keys, q, position, rows, slot, slots, part); return;
-    case BF16: attend_BF16(keys, q, position, rows, slot, slots, part); return;
-    default: attend_Q8(keys, q, position, rows, slot, slots, part);
+    case F32: attend_F32(keys, q, position, rows, slots, part); return;
+    case F16: attend_F16(keys, q, position, rows, slots, part); return;
+    case BF16: attend_BF16(keys, q, position, rows, slots, part); return;
+    default: attend_Q8(keys, q, position, rows, slots, part);
     }
 }
 

@@ -58,6 +58,7 @@ INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (v
 INLINE vi dot4(vi sum, vb w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+INLINE vf load_bytes(const void *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 #elif VL == 8
 INLINE vi dot4(vi sum, vb w, vi x) {
@@ -70,8 +71,10 @@ INLINE vi dot4(vi sum, vb w, vi x) {
 }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vf load_bytes(const void *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 #else
+INLINE vf load_bytes(const void *p) { return __builtin_convertvector(*(const vc_u *)p, vf); }
 INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf load_half(const void *p) {  /* exact, subnormals included; infinities are not expected */
     vi bits = __builtin_convertvector(*(const vh_u *)p, vi);
@@ -101,7 +104,7 @@ INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the 
     case F32: return load((const float *)p + i);
     case F16: return load_half((const uint16_t *)p + i);
     case BF16: return load_bfloat((const uint16_t *)p + i);
-    default: return __builtin_convertvector(*(const vc_u *)((const int8_t *)p + i), vf);
+    default: return load_bytes((const int8_t *)p + i);
     }
 }
 INLINE uint16_t to_bfloat(float x) {
