@@ -9,7 +9,7 @@ from llamachat.config import SamplingParams
 from llamachat.detokenize import Detokenizer, StopMatcher
 from llamachat.draft import Drafter, ForcedDrafter
 from llamachat.engine import Engine
-from llamachat.errors import ModelError
+from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats
 from llamachat.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
 from llamachat.sample import Constraint, Sampler, TokenLogprobs
@@ -123,7 +123,9 @@ class Answer:
         return text if stopped else text + self._stops.finish()
 
     def check(self) -> None:
-        """Raises ModelError when the prompt has tokens that the model lacks."""
+        """Raises UsageError when there is no prompt, ModelError when it has tokens that the model lacks."""
+        if not self.prompt:
+            raise UsageError("the prompt is empty", "nothing was computed", "this model needs a text to go on with")
         size = self.engine.config.vocab_size
         if unknown := next((token for token in self.prompt if not 0 <= token < size), None):
             cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"

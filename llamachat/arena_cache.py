@@ -4,7 +4,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llamachat.tensors import Tensor
 
 LIMIT = 64_000_000_000  # bytes of all arenas
 SPARE = 2_000_000_000  # bytes that stay free on the disk
+TORN = 3600  # seconds after which nobody is still writing a file
 SAMPLES, SAMPLE = 64, 4096  # of each file: so many pieces of so many bytes go into the fingerprint
 SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
@@ -87,13 +89,34 @@ def _files(path: Path) -> list[Path]:
 
 
 def _make_room(needed: int) -> None:
-    """Delete the longest unused arenas until this one may be added. Raises OSError when it never may."""
+    """For an arena of so many bytes. Raises OSError where there never is any."""
     folder().mkdir(parents=True, exist_ok=True)
-    held = entries()
-    while held and (sum(path.stat().st_size for path in held) + needed > LIMIT or _free() < needed + SPARE):
-        held.pop(0).unlink()
-    if _free() < needed + SPARE:
+    remove_torn(folder())
+    if not make_room(entries(), needed, max(LIMIT, needed), SPARE, _free):
         raise OSError(28, f"{size(_free())} are free")
+
+
+def make_room(held: Sequence[Path], needed: int, limit: float, spare: int, free: Callable[[], int]) -> bool:
+    """Delete the first of `held` until so many bytes more make at most `limit`, and leave `spare` of the disk free.
+
+    False, and nothing is deleted, where that would not do.
+    """
+    sizes = {path: path.stat().st_size for path in held}
+    if needed > limit or free() + sum(sizes.values()) < needed + spare:
+        return False
+    while sizes and (sum(sizes.values()) + needed > limit or free() < needed + spare):
+        oldest = next(iter(sizes))
+        oldest.unlink(missing_ok=True)
+        del sizes[oldest]
+    return free() >= needed + spare
+
+
+def remove_torn(folder: Path) -> None:
+    """Delete what kills left of files that were being written."""
+    for path in folder.glob("*.part"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > TORN:
+                path.unlink()
 
 
 def _free() -> int:

@@ -198,7 +198,10 @@ class Batch:
             self._engine.restore(cache.slots(index), index, saved)
             cache.commit(ids)
         if common - len(cache) >= WORTH:
-            prefill(self._engine, cache, prompt[len(cache) : common])
+            try:
+                prefill(self._engine, cache, prompt[len(cache) : common], self._interrupted)
+            except Interrupted:  # which `run` sees next
+                return len(cache)
             self._kept = prompt[:common], self._engine.export(cache.slots(np.arange(common)))
         return len(cache)
 

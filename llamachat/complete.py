@@ -137,21 +137,22 @@ class Completer:
         return good
 
     def _requests(self, lines: Source, batch: Batch, skip: int) -> Iterator[Request | LlamachatError | None]:
-        number = 0
-        while (line := lines.take(batch.idle)) != "":
-            if line is None:
-                yield None
-                continue
-            number += 1
-            if not line.strip():
-                continue
-            if skip:
-                skip -= 1
-                continue
-            try:
-                yield self._parse(line, number)
-            except LlamachatError as error:
-                yield error
+        try:
+            for number, line in _numbered(lines, batch):
+                if line is None:
+                    yield None
+                elif skip:
+                    skip -= 1
+                else:
+                    yield self._parsed(line, number)
+        except LlamachatError as error:  # nothing can be read behind this; what was begun is still answered
+            yield error
+
+    def _parsed(self, line: str, number: int) -> Request | LlamachatError:
+        try:
+            return self._parse(line, number)
+        except LlamachatError as error:
+            return error
 
     def _parse(self, line: str, number: int) -> Request:
         """{"prompt": ...} or {"messages": ...}, and a "schema" if the answer must follow one."""
@@ -190,6 +191,15 @@ class Completer:
         return {"id": token, "token": self.model.token_text(token)}
 
 
+def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | None]]:
+    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet."""
+    number = 0
+    while (line := lines.take(batch.idle)) != "":
+        number += line is not None
+        if line is None or line.strip():
+            yield number, line
+
+
 def write_json(value: dict[str, Any], out: TextIO) -> None:
     """One line; in ASCII where its characters could act (a terminal) or would be lost (an encoding that lacks them)."""
     ascii_only = out.isatty() or (out.encoding or "utf-8").lower() != "utf-8"
@@ -213,8 +223,11 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 def read_text(file: Path) -> str:
     """A user's text file, without its last newline."""
-    with _open(file) as text:
-        return _utf8(text.read(), str(file)).removesuffix("\n")
+    try:  # with or without a byte-order mark; what is no UTF-8 comes as lone surrogates, for _utf8
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return _utf8(text, str(file)).removesuffix("\n")
 
 
 def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> str | None:
@@ -224,22 +237,15 @@ def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> 
     if schema is not None:
         return from_schema(schema if schema.lstrip().startswith(("{", "[")) else read_text(Path(schema)))
     if grammar is not None:
-        return from_lark(grammar if re.search(r"^\s*start\s*:", grammar, re.MULTILINE) else read_text(Path(grammar)))
-    return None if regex is None else from_regex(regex)
+        inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE)
+        return from_lark(_utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
+    return None if regex is None else from_regex(_utf8(regex, "--regex"))
 
 
 def open_lines(file: Path) -> BinaryIO:
     """A file of requests; "-" is stdin."""
     try:
         return sys.stdin.buffer if str(file) == "-" else file.open("rb")
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-
-
-def _open(file: Path) -> TextIO:
-    """A text file, with or without a byte-order mark; what is no UTF-8 in it comes as lone surrogates, for _utf8."""
-    try:
-        return file.open(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
 

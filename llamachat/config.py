@@ -287,7 +287,7 @@ class SamplingParams:
             if bias != -math.inf:  # which bans the token
                 require_number(f"logit_bias of token {token}", bias, -1e6, 1e6, UsageError)
 
-    def replace(self, **changes: Any) -> "SamplingParams":
+    def replace(self, /, **changes: Any) -> "SamplingParams":
         """A copy with these fields changed. Raises UsageError on an unknown field or a bad value."""
         known = [each.name for each in dataclasses.fields(self)]
         for name in changes:

@@ -60,10 +60,10 @@ class Lines:
 
 def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:
     """A file to append results to, and how many it holds. Raises UsageError rather than lose what is in it."""
-    if file.exists() and not resume:
-        raise UsageError(f"{file} exists", "nothing was run", "add --resume to go on with it, or remove it")
     try:
-        held = _cut(file) if file.exists() else 0
+        if (there := file.exists()) and not resume:
+            raise UsageError(f"{file} exists", "nothing was run", "add --resume to go on with it, or remove it")
+        held = _cut(file) if there else 0
         return file.open("a", encoding="utf-8", newline="\n"), held
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}", "nothing was run") from error

@@ -19,12 +19,12 @@ from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
+from llamachat.fetch.verified import Progress
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generate import Room, never, no_room
 from llamachat.tensors import QuantTensor, Tensor, to_float32
 from llamachat.tokenizer import Tokenizer
-from llamachat.verified import Progress
 
 Report = Callable[[str], None]
 

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Callable
 from itertools import takewhile
 
-from llamachat import snapshot
 from llamachat.cache import Cache
+from llamachat.chat import snapshot
 from llamachat.generate import Interrupted, prefill
 from llamachat.load import LoadedModel
 

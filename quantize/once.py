@@ -6,10 +6,10 @@ from pathlib import Path
 
 from llamachat import paths
 from llamachat.config import QuantConfig
+from llamachat.fetch.verified import lock
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.packed import MANIFEST
-from llamachat.verified import lock
 from quantize.convert import Progress, convert, making, silent
 from quantize.recipe import from_config
 

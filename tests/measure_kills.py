@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from dialogs import quick_session
 
-from llamachat import stream as module
+from llamachat.chat import stream as module
+from llamachat.chat.session import Session
+from llamachat.chat.store import Archive
+from llamachat.chat.tree import path
 from llamachat.events import TurnDone
-from llamachat.session import Session
-from llamachat.store import Archive
-from llamachat.tree import path
 
 NAME = "victim"
 

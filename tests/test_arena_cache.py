@@ -103,6 +103,19 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {path.stem for path in entries()} == {fingerprint(models[0]), fingerprint(models[2])}
 
 
+def test_a_disk_that_is_full_in_any_case_takes_no_arena_away_and_half_a_file_goes(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Counted(checkpoint).get()
+    held, torn = entries(), arena_cache.folder() / "x.arena.1.part"
+    torn.touch()
+    os.utime(torn, (1, 1))
+    monkeypatch.setattr(arena_cache, "_free", lambda: 1000)
+    other = Counted(open_checkpoint(save_gguf(tiny_model(), tmp_path / "other", quant="Q8_0")))
+    other.get()
+    assert other.said and held and entries() == held and not torn.exists()
+
+
 def test_clear_deletes_all_and_says_how_much(checkpoint: Checkpoint) -> None:
     arena = Counted(checkpoint).get()
     assert clear() > arena.nbytes

@@ -176,10 +176,11 @@ def test_what_cannot_be_answered_is_an_error_in_its_place() -> None:
         request([97] * 31),
         UsageError("a bad line"),
         request([300]),
+        request([]),
         request([97] * 30),
     ]
     errors = list(Batch(hash_model(30), 2).run(iter(given)))
-    assert [type(each) for each in errors] == [DoesNotFitError, UsageError, ModelError, Answered]
+    assert [type(each) for each in errors] == [DoesNotFitError, UsageError, ModelError, UsageError, Answered]
 
 
 def test_an_interrupt_keeps_what_was_said_and_begins_no_more() -> None:
@@ -194,6 +195,21 @@ def test_an_interrupt_keeps_what_was_said_and_begins_no_more() -> None:
         assert isinstance(outcome, Answered) and outcome.answer.reason == "interrupt"
         whole = alone(model, request([97 + number], max_tokens=90))
         assert whole[1][: len(outcome.answer.ids)] == outcome.answer.ids != []
+
+
+def test_an_interrupt_does_not_wait_for_what_prompts_begin_with() -> None:
+    model, asked = hash_model(400), list[Request]()
+    engine = model.engine
+    assert isinstance(engine, HashEngine)
+
+    def given() -> Iterator[Request]:
+        for i in range(2):
+            asked.append(request([*range(60), 70 + i]))
+            yield asked[-1]
+
+    outcomes = list(Batch(model, 2, lambda: len(asked) == 2).run(given()))
+    assert [each.answer.reason for each in outcomes if isinstance(each, Answered)] == ["interrupt"] * 2
+    assert engine.forwarded == []
 
 
 needs_native = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")

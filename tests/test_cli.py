@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat.cli import _as_persona, main
+from llamachat.chat.persona import Persona
+from llamachat.cli import main
+from llamachat.commands.chat import as_persona
+from llamachat.commands.options import Options
 from llamachat.engine import build, pack
-from llamachat.options import Options
-from llamachat.persona import Persona
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -142,7 +143,7 @@ def test_without_a_home_help_version_and_config_work() -> None:
 def test_a_persona_goes_after_what_is_typed_and_before_all_else() -> None:
     def told(*typed: str) -> Options:
         context = SimpleNamespace(get_parameter_source=lambda name: "COMMANDLINE" if name in typed else "DEFAULT_MAP")
-        return _as_persona(Options(model="mine", system="S", temperature=0.1, top_k=5), pirate, context)  # type: ignore[arg-type]
+        return as_persona(Options(model="mine", system="S", temperature=0.1, top_k=5), pirate, context)  # type: ignore[arg-type]
 
     pirate = Persona("pirate", "Arr.", {"temperature": 0.9}, (), "theirs")
     assert told() == Options(model="theirs", system="Arr.", temperature=0.9, top_k=5)

@@ -78,6 +78,7 @@ def test_no_history_leaves_no_trace(run: Run, tmp_path: Path) -> None:
         (("--no-history", "--continue"), "exclude each other"),
         (("--no-history", "--session", "a"), "exclude each other"),
         (("--session", "../a"), "cannot be the name"),
+        (("--session", ""), "cannot be the name"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error_before_anything_is_loaded(

@@ -161,6 +161,20 @@ def test_a_batch_skips_what_was_answered_before() -> None:
     assert batched(completer(), *lines, skip=3) == (True, [])
 
 
+def test_what_was_begun_before_a_line_that_cannot_be_read_is_answered() -> None:
+    out, taken = io.StringIO(), iter(['{"prompt": "one"}\n', "\n"])
+
+    class Broken:
+        def take(self, wait: bool) -> str:
+            if line := next(taken, None):
+                return line
+            raise UsageError("a line is longer than 1 MiB", "the rest was not read")
+
+    assert not completer().batch(Broken(), out, 4)
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first["text"] and second == {"error": "a line is longer than 1 MiB; the rest was not read"}
+
+
 def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> None:
     request = {
         "messages": [
@@ -250,10 +264,22 @@ def test_no_prompt_or_two_is_a_usage_error(
         read_prompt(argument, file)
 
 
+@pytest.mark.parametrize("name", [".", "no\0ne", "x" * 300])
+def test_a_prompt_file_that_cannot_be_read_is_a_usage_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_prompt(None, tmp_path / name)
+
+
 def test_a_prompt_file_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="is not UTF-8"):
         read_prompt(None, tmp_path / "binary")
+
+
+def test_a_grammar_that_is_no_utf_8_is_a_usage_error() -> None:
+    for given in ((None, "\udcff", None), (None, None, 'start: "\udcff"')):
+        with pytest.raises(UsageError, match="is not UTF-8"):
+            read_grammar(*given)
 
 
 def test_a_batch_reports_what_is_no_utf_8_in_place_and_reads_a_byte_order_mark(tmp_path: Path) -> None:

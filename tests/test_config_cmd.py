@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from llamachat import settings
 from llamachat.cli import app, main
+from llamachat.commands import settings
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -156,6 +156,8 @@ def test_get_prints_the_value_alone(file: Path, run: Run) -> None:
     write(file, 'top-k = 10\nstop = ["a", "b c"]\noffline = true')
     values = [run("config", "get", name) for name in ("top-k", "stop", "offline", "seed", "engine")]
     assert values == [(0, out, "") for out in ("10\n", "a\nb c\n", "true\n", "", "auto\n")]
+    write(file, 'system = "two\\nlines\\u001b[2J"')
+    assert run("config", "get", "system") == (0, "two\nlines\n", "")
     code, _, err = run("config", "get", "topk")
     assert code == 3 and "did you mean top-k?" in err
 

@@ -19,9 +19,8 @@ from vocabularies import (
     write_folder,
 )
 
-from llamachat import templates
-from llamachat.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr, choose
-from llamachat.dialog_jinja import Jinja
+from llamachat.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr, choose, templates
+from llamachat.dialog.jinja import Jinja
 from llamachat.errors import ConfigError, UsageError
 from llamachat.tokenizer import Tokenizer, open_folder
 

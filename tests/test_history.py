@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamachat.chat.history import History, everything, mend, replay
+from llamachat.chat.tree import path
 from llamachat.errors import FormatError
-from llamachat.history import History, everything, replay
-from llamachat.tree import path
 
 HEAD = {"type": "session", "version": 1, "uid": "u"}
 QUESTION = {"type": "message", "id": 1, "parent": 0, "role": "user", "text": "hi"}
@@ -19,7 +19,9 @@ END = {"type": "end", "id": 2, "reason": "stop", "exact": True, "text": None}
 
 
 def opened(*records: Any) -> History:
-    return replay(((number, json.dumps(each).encode()) for number, each in enumerate(records, 1)), "x.jsonl")
+    history = replay(((number, json.dumps(each).encode()) for number, each in enumerate(records, 1)), "x.jsonl")
+    mend(history)
+    return history
 
 
 def facts(history: History) -> object:
@@ -34,10 +36,43 @@ def test_pieces_of_an_answer_come_together() -> None:
     assert (answer.text, answer.ids, answer.reason) == ("yes it is", (5, 6, 7), "stop")
 
 
+def test_pieces_in_a_row_are_joined_at_once_and_others_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined, join = list[int](), History.join
+
+    def noted(history: History) -> None:
+        joined.append(0 if history._pieces is None else len(history._pieces[1]))
+        join(history)
+
+    monkeypatch.setattr(History, "join", noted)
+    other = {**ANSWER, "id": 3}
+    history = opened(HEAD, QUESTION, ANSWER, *[PIECE] * 1000, other, {**PIECE, "id": 3}, PIECE)
+    assert [(node.text, len(node.ids or ())) for node in history.tree][1:] == [("yes" * 1001, 2002), ("yes", 2)]
+    assert sorted(joined)[-3:] == [1, 1, 1000]
+
+
 def test_an_answer_without_its_end_was_interrupted_and_a_question_without_answer_gets_an_empty_one() -> None:
     assert path(opened(HEAD, QUESTION, ANSWER, PIECE).tree.active)[-1].reason == "interrupt"
     history = opened(HEAD, QUESTION)
     assert [node.role for node in path(history.tree.active)] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "records", [[QUESTION], [QUESTION, ANSWER, {**ANSWER, "id": 3}, {"type": "drop", "id": 3}], [QUESTION, ANSWER, END]]
+)
+def test_what_was_mended_is_told_so_that_the_file_can_be_gone_on_with(records: list[dict[str, Any]]) -> None:
+    history = replay([(n, json.dumps(each).encode()) for n, each in enumerate([HEAD, *records], 1)], "x.jsonl")
+    mended = mend(history)
+    assert bool(mended) == (records[-1] is not END)
+    again = {**QUESTION, "id": history.tree.next_id, "parent": history.tree.active.id}
+    assert facts(opened(HEAD, *records, *mended)) == facts(history) and opened(HEAD, *records, *mended, again)
+
+
+def test_each_answer_keeps_the_parameters_that_it_was_given_with() -> None:
+    values: list[dict[str, Any]] = [{"type": "parameters", "values": {"top_k": n}} for n in range(3)]
+    later = [{**QUESTION, "id": 3, "parent": 2}, {**ANSWER, "id": 4, "parent": 3}]
+    history = opened(HEAD, values[0], QUESTION, ANSWER, values[1], *later, values[2])
+    again = opened(*everything(history))
+    assert [node.parameters["top_k"] for node in again.tree] == [0, 0, 1, 1] and again.parameters == {"top_k": 2}
 
 
 def test_another_tokenizer_makes_ids_worthless() -> None:

@@ -24,14 +24,14 @@ MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in
 ABOVE_ENGINE = sorted(name for name in MODULES - BELOW if not name.endswith(("__init__", "__main__", "_worker")))
 LIGHT = [
     "cli",
-    "quantize_cmd",
-    "eval_cmd",
-    "bench_cmd",
+    "commands.quantize",
+    "commands.evaluate",
+    "commands.bench",
     "catalog",
     "errors",
     "config",
-    "options",
-    "models_cmd",
+    "commands.options",
+    "commands.models",
     "ui.app",
 ]
 ALLOWED = {  # what of llamachat a layer may load; the layers above it are not in there

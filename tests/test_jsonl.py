@@ -105,4 +105,6 @@ def test_a_new_file_is_made_and_a_missing_folder_is_a_usage_error(tmp_path: Path
     assert count == 0 and (tmp_path / "new").read_text() == ""
     with pytest.raises(UsageError, match="cannot be written: No such file"):
         open_results(tmp_path / "none/new", resume=False)
+    with pytest.raises(UsageError, match="cannot be written: File name too long"):
+        open_results(tmp_path / ("x" * 300), resume=False)
     assert json.loads(DONE)

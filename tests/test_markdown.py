@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
 from llamachat.ui.markdown import Block, MarkdownStream, draw
-from llamachat.ui.markdown_blocks import DEPTH, LIMIT, LINES, ROWS
-from llamachat.ui.markdown_code import LANGUAGES, LONGEST, coloured
+from llamachat.ui.markdown.blocks import DEPTH, LIMIT, LINES, ROWS
+from llamachat.ui.markdown.code import LANGUAGES, LONGEST, coloured
 from llamachat.ui.theme import load
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")

@@ -8,12 +8,14 @@ import pytest
 from checkpoints import save_hf, tiny_model
 from typer.testing import CliRunner, Result
 
-from llamachat import fetch, models_cmd, verified
+from llamachat import fetch
 from llamachat.catalog import resolve
+from llamachat.commands import models as models_cmd
+from llamachat.commands.models import models_app
 from llamachat.errors import CatalogError
+from llamachat.fetch import verified
+from llamachat.fetch.verified import Progress
 from llamachat.formats.detect import open_checkpoint
-from llamachat.models_cmd import models_app
-from llamachat.verified import Progress
 from quantize.once import quantized_once
 
 
@@ -131,6 +133,17 @@ def test_rm_deletes_what_was_quantized_from_it_too(home: Path, monkeypatch: pyte
     monkeypatch.setattr(fetch, "remove", lambda entry: 0)
     assert "freed" in run("rm", "small").stdout
     assert not copy.exists()
+
+
+def test_rm_deletes_what_is_damaged(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (home / "CONFIG/llamachat/models.toml").open("a") as file:
+        file.write('[models.small]\nsource = { hub = "a/b" }\nquant_config = { scheme = "int8" }\n')
+    (home / "fetched").mkdir()
+    monkeypatch.setattr(fetch, "locate", lambda entry: home / "fetched")
+    monkeypatch.setattr(fetch, "remove", lambda entry: 2_000_000)
+    result = run("rm", "small")
+    assert result.stdout == "small: 2 MB freed\n"
+    assert result.stderr.startswith("note: what was quantized from it is not deleted: ")
 
 
 def test_show_lines_up_and_survives_files_that_vanish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

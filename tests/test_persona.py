@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import persona
+from llamachat.chat import persona
+from llamachat.chat.persona import Library, Persona
 from llamachat.errors import ConfigError, UsageError
-from llamachat.persona import Library, Persona
 
 FULL = """
 system = "You are a pirate."
@@ -47,6 +47,7 @@ def test_every_key_is_read_and_all_may_be_left_out(tmp_path: Path) -> None:
         ("model = ['a']", "model = "),
         ("sampling = 3", "sampling = 3"),
         ("sampling = { warmth = 1 }", "sampling in .*p.toml: sampling parameter is 'warmth'"),
+        ("sampling = { self = 1 }", "sampling parameter is 'self'"),
         ("sampling = { temperature = -1 }", "sampling in .*p.toml: temperature is -1"),
         ("sampling = { top_k = 1.5 }", "top_k is 1.5"),
         ("sampling = { logit_bias = { } }", "sampling = "),

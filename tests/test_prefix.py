@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from engines import HashEngine, hash_model
 
-from llamachat import snapshot
 from llamachat.answer import AnswerSettings
+from llamachat.chat import snapshot
 from llamachat.complete import Completer
 from llamachat.config import SamplingParams
 from llamachat.errors import DoesNotFitError

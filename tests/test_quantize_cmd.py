@@ -9,10 +9,10 @@ import typer
 from checkpoints import save_hf, save_tokenizer, tiny_model
 from typer.testing import CliRunner
 
+from llamachat.commands.evaluate import evaluate_model
+from llamachat.commands.quantize import quantize_model
 from llamachat.errors import UsageError
-from llamachat.eval_cmd import evaluate_model
 from llamachat.formats.detect import open_checkpoint
-from llamachat.quantize_cmd import quantize_model
 
 app = typer.Typer()
 app.command("quantize")(quantize_model)

@@ -22,6 +22,8 @@ from llamachat.events import (
     Turn,
     TurnDone,
 )
+from llamachat.ui.markdown.blocks import LIMIT
+from llamachat.ui.plain import PlainStream
 from llamachat.ui.render import AnswerLines, Screen, eviction_line, meter, percent, stats_line, status_line
 from llamachat.ui.theme import load
 
@@ -184,11 +186,10 @@ def test_the_status_line_says_what_there_is_to_say() -> None:
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (80, "A-model Q4_1 · 44.0 tok/s · first token 0.21 s · context █████░░░░░ 50% of 512"),
-        (70, "A-model Q4_1 · 44.0 tok/s · context █████░░░░░ 50% of 512"),
-        (55, "A-model · 44.0 tok/s · context █████░░░░░ 50% of 512"),
-        (40, "A-model · context █████░░░░░ 50% of 512"),
-        (30, "A-model · context 50% of 512"),
+        (80, "A-model Q4_1 · 44.0 tok/s · first 0.21 s · ███░░ 50% of 512 · 190 MB"),
+        (55, "A-model Q4_1 · 44.0 tok/s · ███░░ 50% of 512"),
+        (40, "A-model Q4_1 · ███░░ 50% of 512"),
+        (30, "A-model Q4_1 · 50% of 512"),
         (20, "context 50% of 512"),
         (5, "50%"),
     ],
@@ -211,8 +212,13 @@ def test_a_status_line_is_safe_and_never_too_wide(name: str, width: int) -> None
 
 def test_the_status_line_shortens_a_long_name() -> None:
     line = status_line("A-very-long-model-name-" * 4, STATS, 131072, 131072)
-    assert line.endswith("… · 44.0 tok/s · context ██████████ 100% of 131072")
+    assert line.endswith("… · 44.0 tok/s · first 0.21 s · █████ 100% of 131072")
     assert len(line) <= 80
+
+
+def test_in_80_columns_the_status_line_has_all_that_it_should_even_of_a_long_name() -> None:
+    line = status_line("SmolLM2-135M-Instruct.Q4_1.gguf", STATS, 246, 8192, width=79, scheme="int4", memory="190 MB")
+    assert line == "SmolLM2-135M-… int4 · 44.0 tok/s · first 0.21 s · █░░░░ 3% of 8192 · 190 MB"
 
 
 @pytest.mark.parametrize(("used", "filled"), [(0, 0), (1, 1), (100, 1), (101, 2), (999, 9), (1000, 10), (1001, 10)])
@@ -360,3 +366,11 @@ def test_the_screen_prints_what_is_inside() -> None:
     assert printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", "Tiny")]), 80)[1].endswith(
         "1 turn  Tiny   hi"
     )
+
+
+@pytest.mark.parametrize("word", ["x" * 20_000, "ab cd" * 4000, "日" * 5000])
+def test_a_plain_line_without_end_waits_for_no_more_than_a_few_rows_and_loses_nothing(word: str) -> None:
+    stream = PlainStream()
+    blocks = [block for start in range(0, len(word), 7) for block in stream.feed(word[start : start + 7])]
+    assert sum(len(block.raw) for block in stream.tail) <= LIMIT
+    assert "".join(block.raw for block in blocks + stream.finish()) == word

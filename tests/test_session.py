@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llamachat.answer import AnswerSettings
+from llamachat.chat.session import Session
+from llamachat.chat.tree import Node, path
 from llamachat.config import RopeScaling, SamplingParams
 from llamachat.dialog import Message
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TurnDone
 from llamachat.load import LoadedModel
-from llamachat.session import Session
-from llamachat.tree import Node, path
+from llamachat.sample import TokenLogprobs, token_logprobs
 
 GREEDY = AnswerSettings(SamplingParams(temperature=0), frozenset({257, 258}), max_tokens=12)
 
@@ -331,6 +332,21 @@ def test_an_alternative_token_begins_a_branch_and_the_first_piece_brings_the_tex
             chat.take_alternative(index, choice)
 
 
+def test_an_alternative_however_unlikely_is_looked_up_for_its_own_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = session()
+    ask(chat, "hello")
+    expected, looked_up = chat.tokens(200)[4].top[199][1], list[int]()
+
+    def noted(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
+        looked_up.append(token)
+        return token_logprobs(logits, token, top)
+
+    for module in ("generate", "chat.insight"):
+        monkeypatch.setattr(f"llamachat.{module}.token_logprobs", noted)
+    list(chat.take_alternative(5, 200))
+    assert len(looked_up) == 1 and (line(chat)[-1].ids or ())[4] == expected
+
+
 def test_clear_forgets_the_dialog_but_not_the_system_prompt() -> None:
     chat = session(system="s")
     first, _ = ask(chat, "hello")
@@ -427,7 +443,11 @@ def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing(
     old = chat.model
     with pytest.raises(CatalogError):
         chat.use_model("missing")
+    load_model, chat._load_model = chat._load_model, lambda name: (chat.interrupt(), load(name))[1]
+    with pytest.raises(UsageError, match=f"stopped; {old.name} stays"):
+        chat.use_model("other")
     assert chat.model is old and line(chat)[-1].ids
+    chat._load_model = load_model
     chat.use_model("other")
     assert (chat.describe()["model"], chat.context_size, chat.context_used) == ("other", 256, 0)
     assert line(chat)[-1].ids is None, "another tokenizer's ids mean nothing"
@@ -505,6 +525,9 @@ def test_without_an_answer_there_is_nothing_to_look_into(act: object) -> None:
 def test_a_message_beyond_what_a_line_of_the_file_may_have_is_refused() -> None:
     with pytest.raises(UsageError, match="characters"):
         session().ask("x" * (4 << 20) + "x")
+    for act in (lambda text: session(system=text), session().set_system):
+        with pytest.raises(UsageError, match="the system prompt has"):
+            act("x" * (4 << 20) + "x")
 
 
 def test_thoughts_that_the_models_template_opens_are_thoughts_and_the_next_turn_sees_them_as_said() -> None:

@@ -12,12 +12,13 @@ from dialogs import SETTINGS
 from engines import HashEngine, hash_model
 from measure_kills import survive
 
-from llamachat import snapshot
+from llamachat.cache import Integers
+from llamachat.chat import snapshot
+from llamachat.chat.session import Session
+from llamachat.chat.store import Archive
 from llamachat.errors import FormatError, UsageError
 from llamachat.events import TextDelta, TurnDone
 from llamachat.load import LoadedModel
-from llamachat.session import Session
-from llamachat.store import Archive
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_an_opened_dialog_is_the_one_that_was_left(archive: Archive) -> None:
 
 
 def test_a_file_holds_an_answer_while_it_streams(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.stream.FLUSH_S", 0.0)
+    monkeypatch.setattr("llamachat.chat.stream.FLUSH_S", 0.0)
     chat = chat_on(archive)
     events = chat.ask("hello")
     text = "".join(event.text for event in (next(events) for _ in range(4)) if isinstance(event, TextDelta))
@@ -217,6 +218,57 @@ def test_a_disk_that_cannot_be_written_is_told_once_and_the_chat_goes_on(archive
     assert chat.saved()[0].turns == 3, "nothing of it is missing"
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_leaving_writes_what_found_no_room_before(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    chat = chat_on(archive)
+    for number in range(before):
+        ask(chat, f"number {number}")
+    with monkeypatch.context() as full:
+        full.setattr("os.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        ask(chat, "unsaved")
+    chat.close()
+    chat.close()
+    (saved,) = archive.saved()
+    again = chat_on(archive)
+    again.load(saved.name)
+    assert said(again) == said(chat)
+
+
+def test_a_name_that_is_held_though_there_is_no_such_file_does_not_keep_anyone_from_asking(archive: Archive) -> None:
+    held = archive.hold("mine")
+    chat = chat_on(archive)
+    chat.open("mine")
+    ask(chat, "one")
+    assert held and chat.name == "mine-2" and archive.saved()[0].turns == 1
+
+
+def test_a_question_left_without_its_answer_does_not_spoil_the_file(archive: Archive) -> None:
+    chat = chat_on(archive)
+    ask(chat, "one")
+    chat.save("a")
+    chat.close()
+    path = archive.folder / "a.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b'"role": "assistant"')])
+    for _ in range(2):
+        again = chat_on(archive)
+        again.load("a")
+        ask(again, "more")
+        again.close()
+    assert [role for role, _ in said(again)] == ["system", *["user", "assistant"] * 3]
+
+
+def test_parameters_that_no_chat_sets_are_passed_over(archive: Archive) -> None:
+    left(archive)
+    path = archive.folder / "a.jsonl"
+    path.write_text(path.read_text().replace('"values": {', '"values": {"logit_bias": 5, '))
+    chat = chat_on(archive)
+    chat.load("a")
+    assert dict(chat.why()) and ask(chat, "on")
+
+
 def test_what_cannot_be_answered_is_not_in_the_file(archive: Archive) -> None:
     chat = chat_on(archive, overflow="stop", slots=128)
     ask(chat, "one")
@@ -289,12 +341,15 @@ def spoil(path: Path, how: str) -> None:
             "header": b"[" * 50_000,
             "numbers": data.replace(b'"pinned": ', b'"pinned": 9999', 1),
             "negative": data.replace(b'"evicted": ', b'"evicted": -1', 1),
+            "about": data.replace(b'"opened": [2', b'"opened": [3', 1),
             "shapes": data.replace(b'"arrays": [[', b'"arrays": [["x", "int8", [1099511627775, 9]], [', 1),
         }[how]
     )
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "longer", "empty", "header", "numbers", "negative", "shapes"])
+@pytest.mark.parametrize(
+    "how", ["flipped", "cut", "longer", "empty", "header", "numbers", "negative", "about", "shapes"]
+)
 def test_a_damaged_snapshot_is_made_anew_without_a_word(archive: Archive, how: str) -> None:
     left(archive)
     (path,) = snapshot.entries()
@@ -327,6 +382,16 @@ def test_a_snapshot_of_another_model_window_or_dialog_is_not_taken(archive: Arch
         chat.close()
 
 
+def test_a_model_whose_file_was_removed_meanwhile_goes_on_without_snapshots(archive: Archive, tmp_path: Path) -> None:
+    left(archive)
+    chat = chat_on(archive, snapshots=True)
+    chat.model.checkpoint.path = tmp_path / "gone"  # type: ignore[misc]
+    chat.load("a")
+    ask(chat, "on")
+    chat.close()
+    assert len(chat.turns()) == 9
+
+
 def test_a_stale_snapshot_is_not_taken(archive: Archive) -> None:
     left(archive)
     path = archive.folder / "a.jsonl"
@@ -346,6 +411,37 @@ def test_all_snapshots_together_stay_within_their_limit(archive: Archive, monkey
     assert first not in snapshot.entries()
     assert sum(path.stat().st_size for path in snapshot.entries()) <= snapshot.LIMIT
     assert snapshot.clear() > 0 and snapshot.entries() == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("LIMIT", 100), ("LIMIT", 400), ("SPARE", 1 << 60)])
+def test_a_snapshot_that_has_no_room_in_any_case_makes_none(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    left(archive)
+    held = snapshot.entries()
+    monkeypatch.setattr(snapshot, name, value)
+    chat, exported = chat_on(archive, snapshots=True), list[int]()
+    export = engine(chat).export
+
+    def noted(slots: Integers) -> object:
+        exported.append(len(slots))
+        return export(slots)
+
+    monkeypatch.setattr(engine(chat), "export", noted)
+    ask(chat, "another dialog")
+    chat.close()
+    assert held and snapshot.entries() == held
+    assert max(exported) == (1 if value == 100 else len(chat._cache))
+
+
+def test_half_a_file_that_a_kill_left_goes_and_one_that_is_being_written_stays(archive: Archive) -> None:
+    snapshot.folder().mkdir(parents=True)
+    torn, fresh = (snapshot.folder() / name for name in ("torn.part", "fresh.part"))
+    torn.touch()
+    fresh.touch()
+    os.utime(torn, (1, 1))
+    left(archive)
+    assert not torn.exists() and fresh.exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

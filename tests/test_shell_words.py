@@ -131,3 +131,13 @@ def test_an_answer_to_a_shell_imports_nothing_heavy() -> None:
     first, second, modules = done.stdout.splitlines()
     assert (first, second) == ("mine", "minimal")
     assert not HEAVY & set(modules.split())
+
+
+def test_what_is_told_of_a_name_cannot_drive_the_terminal(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "llamachat/personas/pirate.toml").write_text('system = "\\u001b]0;x\\u0007Arr\\u202e."')
+    (home / "llamachat/models.toml").write_text('[models."mi\\u001b[2Jne"]\nsource = { path = "x" }\n')
+    told = asked(monkeypatch, capsys, "--persona", "p", shell="fish")
+    assert told == ["pirate\tArr⟨U+202E⟩."]
+    assert asked(monkeypatch, capsys, "-m", "mi") == [""]

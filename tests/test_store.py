@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import store
+from llamachat.chat import store
+from llamachat.chat.store import Archive, check_name
 from llamachat.errors import FormatError, UsageError
-from llamachat.store import Archive, check_name
 
 RECORDS = [{"type": "system", "text": str(number)} for number in range(3)]
 
@@ -146,6 +146,24 @@ def test_a_list_shows_the_latest_first_with_title_and_model(archive: Archive) ->
     found = [(each.name, each.modified, each.turns, each.title, each.model) for each in archive.saved()]
     assert found == [("new", 200, 1, "about new", "m"), ("old", 100, 1, "about old", "m"), ("broken", 50, 0, "", "")]
     assert archive.latest() == "new" and archive.model_of("old") == "m" and archive.model_of("none") is None
+
+
+def test_what_cannot_be_read_is_passed_over(archive: Archive) -> None:
+    write(archive, "good")
+    (archive.folder / "folder.jsonl").mkdir()
+    (archive.folder / "gone.jsonl").symlink_to(archive.folder / "nowhere")
+    (archive.folder / "odd.jsonl").write_text('{"type": "message", "role": "user", "text": 5}\n')
+    assert {each.name for each in archive.saved()} == {"good", "odd"}
+    assert archive.latest() in ("good", "odd", "folder") and archive.model_of("folder") is None
+
+
+def test_a_name_held_without_a_file_or_too_long_for_a_number_gets_one_all_the_same(archive: Archive) -> None:
+    held = archive.hold("a")
+    assert held and archive.create_fresh("a").name == "a-2"
+    write(archive, "é" * 40)
+    assert archive.create_fresh("é" * 40).name == "é" * 39 + "-2"
+    with pytest.raises(UsageError, match="cannot be the name"):
+        archive.create_fresh("../x")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file size")

@@ -5,7 +5,7 @@ from engines import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.thinking import TAGS, ThinkSplitter, opened_by, spelled_tags, without_thinking
+from llamachat.chat.thinking import TAGS, ThinkSplitter, opened_by, spelled_tags, without_thinking
 
 
 def split(pieces: list[str]) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import __version__, version
+from llamachat import __version__
+from llamachat.commands import version
 from llamachat.engine import build
 
 

@@ -8,14 +8,14 @@ import pytest
 from engines import HashEngine, hash_model
 
 from llamachat.answer import AnswerSettings
+from llamachat.chat.session import Session
+from llamachat.chat.tree import path
 from llamachat.config import SamplingParams
 from llamachat.dialog import Message, choose
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
-from llamachat.session import Session
 from llamachat.tokenizer import Tokenizer
 from llamachat.tokenizers.base import TextTokenizer
-from llamachat.tree import path
 
 NAMES = [
     "<|begin_of_text|>",

@@ -1,0 +1,62 @@
+"""A dialog as a document: Markdown for people, JSON for programs."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llamachat.chat.thinking import ThinkSplitter, without_thinking
+from llamachat.chat.tree import Node, first_line
+from llamachat.errors import UsageError
+
+
+def export(file: Path, nodes: Sequence[Node], about: dict[str, Any]) -> None:
+    """Write these messages to a new file: JSON where its name ends so, else Markdown. `about` holds "system" and more.
+
+    Raises UsageError where the file is there already or cannot be written; it appears whole or not at all.
+    """
+    text = _json(nodes, about) if file.suffix == ".json" else _markdown(nodes, about)
+    try:
+        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
+                stream.write(text)
+            os.link(partial, file)  # unlike a rename this never takes another file's place
+        finally:
+            Path(partial).unlink()
+    except FileExistsError as error:
+        raise UsageError(f"{file} exists", "nothing was written", "take another name") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        cause = f"{file} cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise UsageError(cause, "nothing was exported") from error
+
+
+def _json(nodes: Sequence[Node], about: dict[str, Any]) -> str:
+    messages = [{"role": "system", "content": about["system"]}] if about["system"] else []
+    for node in nodes:
+        said, thought = _parts(node)
+        messages.append({"role": node.role, "content": said} | ({"thinking": thought} if thought else {}))
+    about = {key: value for key, value in about.items() if key != "system"}
+    return json.dumps({**about, "messages": messages}, ensure_ascii=False, indent=1) + "\n"
+
+
+def _markdown(nodes: Sequence[Node], about: dict[str, Any]) -> str:
+    title = first_line(nodes[0].text)[:80] if nodes else about["name"]
+    parts = [f"# {title}", f"*{about['model']}*"]
+    parts += [f"## System\n\n{about['system']}"] if about["system"] else []
+    for node in nodes:
+        said, thought = _parts(node)
+        folded = f"<details><summary>Thoughts</summary>\n\n{thought}\n\n</details>\n\n" if thought else ""
+        parts.append(f"## {'You' if node.role == 'user' else 'Model'}\n\n{folded}{said}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _parts(node: Node) -> tuple[str, str]:
+    """What was said, and what was thought before it."""
+    if node.role == "user":
+        return node.text, ""
+    splitter = ThinkSplitter()
+    pieces = [*splitter.add(node.text), *splitter.finish()]
+    return without_thinking(node.text).strip(), "".join(text for text, thought in pieces if thought).strip()

@@ -1,0 +1,261 @@
+"""Roles and messages -> token ids, so that nothing in a message can pass for a control token or for another turn.
+
+A format writes the skeleton; contents are encoded apart from it, as plain text. Where a format marks turns with plain
+text (`[INST]`), a content that spells such a tag is encoded character by character there: the same text, other ids.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+from llamachat.errors import ConfigError, UsageError
+from llamachat.tokenizer import Tokenizer
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn's text. `ids` are those the model generated for it, if it did: they then stand for the text."""
+
+    role: Role
+    content: str
+    ids: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> "Message":
+        """From {"role": ..., "content": ...}; raises UsageError for anything else."""
+        if not isinstance(value, Mapping) or value.keys() != {"role", "content"}:
+            raise UsageError('a message is not {"role": ..., "content": "..."}', "it was not sent")
+        role, content = value["role"], value["content"]
+        if role not in ROLES or not isinstance(content, str):
+            raise UsageError("a message has no known role or no text", "it was not sent", f"roles: {', '.join(ROLES)}")
+        return cls(role, content)
+
+
+class DialogFormat(Protocol):
+    """How one model's dialogs are written."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Each ends the assistant's turn."""
+        ...
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The whole dialog and the header of the assistant's next turn. Raises UsageError, ConfigError."""
+        ...
+
+    def turns(self, messages: Sequence[Message]) -> list[list[int]]:
+        """`encode` in its parts: one list a message (BOS is in the first), the open header last."""
+        ...
+
+
+@dataclass(frozen=True)
+class Content:
+    """What of a turn a person or the model wrote."""
+
+    text: str
+    ids: tuple[int, ...] | None = None
+
+
+Part = str | int | Content  # skeleton text; a control token before it; content
+Layout = list[list[Part]]
+
+
+class Format:
+    """A format is its `layout`; this turns it into ids."""
+
+    def __init__(self, tokenizer: Tokenizer, needs: Sequence[str] = (), ends: Iterable[str] = ()) -> None:
+        missing = [name for name in needs if name not in tokenizer.specials]
+        if missing:
+            raise ConfigError(f"the tokenizer has no {missing[0]!r}", "the dialog format is another", "set `dialog`")
+        self.tokenizer = tokenizer
+        self._stop_ids = tokenizer.eos_ids | {tokenizer.specials[name] for name in ends if name in tokenizer.specials}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """See DialogFormat."""
+        return self._stop_ids
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """What of its skeleton is plain text and marks turns."""
+        return ()
+
+    def layout(self, messages: Sequence[Message]) -> Layout:
+        """The parts of each message, and of the open header last."""
+        raise NotImplementedError
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """See DialogFormat."""
+        return [token for turn in self.turns(messages) for token in turn]
+
+    def turns(self, messages: Sequence[Message]) -> list[list[int]]:
+        """See DialogFormat."""
+        bos = self.tokenizer.bos_id
+        start, turns = True, list[list[int]]()
+        for parts in self.layout(messages):
+            turns.append([])
+            for part in parts:
+                turns[-1] += self._ids(part, start)
+                start = isinstance(part, int)  # after BOS a text starts
+        if bos is not None and turns[0][:1] != [bos]:
+            turns[0].insert(0, bos)
+        return turns
+
+    def _ids(self, part: Part, start: bool) -> Sequence[int]:
+        if isinstance(part, str):
+            return self.tokenizer.encode_skeleton(part, start=start)
+        if isinstance(part, int):
+            return [part]
+        return self._guard.encode(part.text) if part.ids is None else part.ids
+
+    @cached_property
+    def _guard(self) -> "Guard":
+        return Guard(self.tokenizer, self.tags)
+
+
+class Guard:
+    """Encodes contents such that no tag of the format is among their ids."""
+
+    def __init__(self, tokenizer: Tokenizer, tags: Iterable[str]) -> None:
+        self._tokenizer = tokenizer
+        plain = [tag for tag in tags if tag not in tokenizer.specials]
+        for tag in plain:
+            if tokenizer.encode(tag, start=False) == self._by_character(tag):
+                raise ConfigError(
+                    f"the tokenizer writes {tag!r} in one way only", "texts could forge turns", "set `dialog`"
+                )
+        self._tag = re.compile("|".join(f"(?=({re.escape(tag)}))" for tag in plain) or "(?!)")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a content; tags are looked for in what the ids say, after whatever the tokenizer normalised."""
+        ids = self._tokenizer.encode(text, start=False)
+        text = b"".join(map(self._tokenizer.token_bytes, ids)).decode(errors="replace")
+        out, at = [], 0
+        for first, end in self._spans(text):
+            out += self._tokenizer.encode(text[at:first], start=False) + self._by_character(text[first:end])
+            at = end
+        return out + self._tokenizer.encode(text[at:], start=False) if at else ids
+
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where tags are, overlapping ones as one."""
+        first = end = -1
+        for match in self._tag.finditer(text):
+            start, stop = match.span(match.lastindex or 0)
+            if start > end:
+                if end > 0:
+                    yield first, end
+                first = start
+            end = max(end, stop)
+        if end > 0:
+            yield first, end
+
+    def _by_character(self, text: str) -> list[int]:
+        return [token for character in text for token in self._tokenizer.encode(character, start=False)]
+
+
+class Llama3(Format):
+    """Meta's Llama 3 to 3.3: https://github.com/meta-llama/llama3, llama/tokenizer.py (ChatFormat)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        needs = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+        super().__init__(tokenizer, needs, ends=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
+
+    def layout(self, messages: Sequence[Message]) -> Layout:
+        """BOS; a header, the content without spaces around it and <|eot_id|> for each message."""
+        turns = [[self._header(m.role), Content(m.content.strip(), m.ids), "<|eot_id|>"] for m in messages]
+        turns.append([self._header("assistant")])
+        turns[0].insert(0, self.tokenizer.specials["<|begin_of_text|>"])
+        return turns
+
+    def _header(self, role: Role) -> Part:
+        return f"<|start_header_id|>{'ipython' if role == 'tool' else role}<|end_header_id|>\n\n"
+
+
+class ChatML(Format):
+    """OpenAI's ChatML, as Qwen, SmolLM and many fine-tunes have it; no system turn unless one is given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer, needs=("<|im_start|>", "<|im_end|>"), ends=("<|im_end|>", "<|endoftext|>"))
+
+    def layout(self, messages: Sequence[Message]) -> Layout:
+        """Contents as they are."""
+        turns: Layout = [[f"<|im_start|>{m.role}\n", Content(m.content, m.ids), "<|im_end|>\n"] for m in messages]
+        return [*turns, ["<|im_start|>assistant\n"]]
+
+
+class Zephyr(Format):
+    """Hugging Face's Zephyr and TinyLlama's chat: tags of plain text, and EOS after every message."""
+
+    tags = ("<|system|>", "<|user|>", "<|assistant|>")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._eos = tokenizer.names.get("eos_token", "</s>")
+        super().__init__(tokenizer, needs=(self._eos,), ends=(self._eos,))
+
+    def layout(self, messages: Sequence[Message]) -> Layout:
+        """Contents as they are. Raises UsageError for the role "tool"."""
+        if any(m.role == "tool" for m in messages):
+            raise UsageError("this model's dialogs have no role 'tool'", "it cannot answer", "leave it out")
+        turns: Layout = [[f"<|{m.role}|>\n", Content(m.content, m.ids), f"{self._eos}\n"] for m in messages]
+        return [*turns, ["<|assistant|>\n"]]
+
+
+class Llama2(Format):
+    """Llama 2 chat and Mistral: https://github.com/meta-llama/llama, llama/generation.py. BOS and EOS around each pair.
+
+    The space before a content is encoded with it: sentencepiece's words begin with their space.
+    """
+
+    tags = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        bos, eos = (tokenizer.names.get(name, "") for name in ("bos_token", "eos_token"))
+        super().__init__(tokenizer, needs=(bos, eos), ends=(eos,))
+        self._bos, self._eos = tokenizer.specials[bos], tokenizer.specials[eos]
+
+    def layout(self, messages: Sequence[Message]) -> Layout:
+        """Contents without spaces around them. Raises UsageError unless user and assistant take turns, user first."""
+        spoken = messages[1:] if messages and messages[0].role == "system" else messages
+        if not spoken or any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(spoken)):
+            raise UsageError("user and assistant do not take turns", "this model cannot answer", "reorder the messages")
+        turns: Layout = []
+        if spoken is not messages:
+            turns.append([self._bos, "[INST] <<SYS>>\n", Content(messages[0].content), "\n<</SYS>>\n\n"])
+        for m in spoken:
+            if m.role == "assistant":
+                turns.append([Content(" " + m.content.strip(), m.ids), " ", self._eos])
+            elif not turns or turns[-1][-1] == self._eos:
+                turns.append([self._bos, "[INST]", Content(" " + m.content.strip()), " [/INST]"])
+            else:
+                turns.append([Content(m.content.rstrip()), " [/INST]"])
+        return [*turns, []]
+
+
+_BUILTIN = {"llama3": Llama3, "llama2": Llama2, "chatml": ChatML, "zephyr": Zephyr}
+
+
+def choose(name: str | None, tokenizer: Tokenizer, chat_template: str | None) -> DialogFormat:
+    """The format called `name` in the catalog ("jinja" is the model's own template), or what the model says itself.
+
+    That is its template, else what its control tokens tell. Raises UsageError when nothing does, and ConfigError when
+    the one named cannot be used.
+    """
+    if name in _BUILTIN:
+        return _BUILTIN[name](tokenizer)
+    if name not in (None, "jinja"):
+        raise ConfigError(f"{name!r} is no dialog format", "", f"use {', '.join(_BUILTIN)} or jinja")
+    if chat_template is not None:
+        from llamachat.dialog.jinja import Jinja
+
+        return Jinja(tokenizer, chat_template)
+    if name == "jinja":
+        raise ConfigError("the model has no chat template", "", f"set `dialog` to {', '.join(_BUILTIN)}")
+    for mark, kind in (("<|start_header_id|>", Llama3), ("<|im_start|>", ChatML)):
+        if mark in tokenizer.specials:
+            return kind(tokenizer)
+    raise UsageError("the model has no dialog format", "it cannot chat", "let it continue text: complete --raw")
