@@ -13,7 +13,7 @@ import numpy as np
 from llamachat import catalog, fetch, fit
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
-from llamachat.catalog import ModelEntry
+from llamachat.catalog import LocalPath, ModelEntry
 from llamachat.config import LARGEST, Dtype, KvBits, SamplingParams, require_choice, require_whole
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
@@ -59,6 +59,13 @@ class LoadedModel:
             f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
             f"answers may get worse past these; --ctx-size {made_for} stays within them"
         ]
+
+    @property
+    def reference(self) -> str:
+        """What names it from any folder: its catalog name, or the whole path."""
+        path = os.path.abspath(os.path.expanduser(self.name))  # noqa: PTH100, PTH111 - links stay, a missing home is no error
+        own = isinstance(self.entry.source, LocalPath) and path == os.path.abspath(self.entry.source.path)  # noqa: PTH100
+        return path if own else self.name
 
     @property
     def system(self) -> str | None:

@@ -64,6 +64,7 @@ class FakeSession:
         self._dropped = 0
         self._answering = False
         self._interrupted = Flag()
+        self.at_work: Callable[[], object] | None = None  # what happens while something slow, no answer, is done
 
     def enqueue(self, *steps: Step) -> None:
         """The next answer: pieces of text, events, exceptions to raise and functions to call there."""
@@ -108,23 +109,23 @@ class FakeSession:
     # ---- answering ----
 
     def ask(self, text: str) -> Iterator[Event]:
-        yield from self._answer(self._dialog(), Exchange(text))
+        return self._answer(self._dialog(), Exchange(text))
 
     def regenerate(self) -> Iterator[Event]:
         *before, last = self._some_dialog()
-        yield from self._answer(self._branch(before), Exchange(last.question))
+        return self._answer(self._branch(before), Exchange(last.question))
 
     def resume(self) -> Iterator[Event]:
         dialog = self._some_dialog()
         if dialog[-1].reason == "stop":
             raise UsageError("the last answer had ended by itself")
-        yield from self._answer(dialog, dialog.pop())
+        return self._answer(dialog, dialog.pop())
 
     def edit(self, number: int, text: str) -> Iterator[Event]:
         dialog = self._some_dialog()
         if not 1 <= number <= len(dialog):
             raise UsageError(f"there is no question {number}")
-        yield from self._answer(self._branch(dialog[: number - 1]), Exchange(text))
+        return self._answer(self._branch(dialog[: number - 1]), Exchange(text))
 
     def take_alternative(self, index: int, choice: int) -> Iterator[Event]:
         *before, last = self._some_dialog()
@@ -133,7 +134,7 @@ class FakeSession:
             raise UsageError(f"there is no alternative {choice} of token {index}")
         start = last.answer[: len("".join(last.pieces[: index - 1]))] + tokens[index - 1].top[choice - 1][0]
         self._answers.insert(0, (start, " and so on"))
-        yield from self._answer(self._branch(before), Exchange(last.question))
+        return self._answer(self._branch(before), Exchange(last.question))
 
     def interrupt(self) -> None:
         self.interrupts += 1
@@ -141,6 +142,10 @@ class FakeSession:
 
     def _answer(self, dialog: list[Exchange], exchange: Exchange) -> Iterator[Event]:
         self._idle()
+        self._interrupted.clear()  # what is stopped is what comes from here on
+        return self._stream(dialog, exchange)
+
+    def _stream(self, dialog: list[Exchange], exchange: Exchange) -> Iterator[Event]:
         steps = self._answers.pop(0) if self._answers else ("You said: ", exchange.question)
         pieces = list(exchange.pieces)
         self._answering = True
@@ -279,6 +284,9 @@ class FakeSession:
         text = json.dumps(said) if path.suffix == ".json" else "".join(f"**{role}**: {text}\n\n" for role, text in said)
         path.write_text(text, encoding="utf-8")
 
+    def close(self) -> None:
+        self._idle()
+
     # ---- settings ----
 
     def parameters(self) -> Mapping[str, object]:
@@ -295,6 +303,7 @@ class FakeSession:
         self._idle()
         if name not in self.models:
             raise CatalogError(f"there is no model {name}")
+        self._at_work()
         self._model = name
 
     # ---- seeing inside ----
@@ -302,6 +311,7 @@ class FakeSession:
     def tokens(self, alternatives: int = 10) -> Sequence[TokenView]:
         """Each token is as likely as its length says; the alternatives are the same three."""
         pieces = self._some_dialog()[-1].pieces
+        self._at_work()
         others = ((" maybe", 2, -1.5), (" never", 3, -3.0), (" ever", 4, -4.5))
         return [
             TokenView(piece, 1, -len(piece) / 4, ((piece, 1, -len(piece) / 4), *others)[:alternatives])
@@ -311,6 +321,13 @@ class FakeSession:
     def why(self) -> Sequence[tuple[str, str]]:
         self._some_dialog()
         return [("temperature 0.6", "sharpened every choice"), ("top_p 0.9", "cut 3 of 10 choices")]
+
+    def _at_work(self) -> None:
+        self._interrupted.clear()
+        if self.at_work:
+            self.at_work()
+        if self._interrupted.is_set():
+            raise UsageError("stopped")
 
     def _idle(self) -> None:
         assert not self._answering, "only interrupt() may be called while an answer is under way"

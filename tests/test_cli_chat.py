@@ -48,6 +48,26 @@ def test_a_chat_is_saved_and_continued_with_its_model_and_settings(run: Run, tmp
     assert [each["values"]["max_tokens"] for each in records if each["type"] == "parameters"][-1] == 6
 
 
+def test_a_model_given_by_a_relative_path_is_found_from_another_folder(
+    run: Run, tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(tiny).parent)
+    code, _, err = run("chat", "-m", f"./{Path(tiny).name}", *CHAT[2:], stdin="one\n")
+    assert code == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("chat", "--continue", stdin="two\n")[0] == 0
+
+
+def test_a_persona_is_not_put_on_a_dialog_that_goes_on(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "CONFIG/llamachat/personas"
+    folder.mkdir(parents=True)
+    (folder / "pirate.toml").write_text('system = "Talk like a pirate."')
+    assert run("chat", *CHAT, "--session", "sea", "--persona", "pirate", stdin="one\n")[0] == 0
+    code, _, err = run("chat", "--session", "sea", "--persona", "pirate", stdin="two\n")
+    assert code == 2 and "a persona begins a dialog" in err
+
+
 def test_what_is_typed_goes_before_what_was_saved(run: Run, tmp_path: Path) -> None:
     run("chat", *CHAT, stdin="one\n")
     run("chat", "--continue", "-m", "TINY", "--temp", "0.5", "-s", "New.", stdin="two\n")

@@ -14,18 +14,29 @@ REGION = ["> typed", "status"]
 
 
 class Terminal:
-    """A flow above a region of two rows, in a terminal with scroll-back."""
+    """A flow above a region, in a terminal with scroll-back."""
 
     def __init__(self, columns: int = 20, rows: int = 10, above: int = 0) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.0001)
         self.stream = pyte.Stream(self.screen)
-        self.stream.feed("before\r\n" * above + "\r\n".join(REGION) + "\x1b[A\r\x1b[7C")
+        self.stream.feed("before\r\n" * above)
         self.flow = Flow()
         self.written = 0
+        self.place = Region()
+        self.draw(REGION)
+
+    def draw(self, region: Sequence[str], y: int = 0) -> None:
+        """Draw a region, its cursor in row y, in place of the last one: from its top, as prompt-toolkit does."""
+        if self.place.y:
+            self.stream.feed(f"\x1b[{self.place.y}A")
+        self.region, self.place = region, Region(len(region), 7, y)
+        self.stream.feed("\r\x1b[J" + "\r\n".join(region) + "\r\x1b[7C")
+        if y < len(region) - 1:
+            self.stream.feed(f"\x1b[{len(region) - 1 - y}A")
+        self.flow.squeezed(self.screen.lines - len(region))
 
     def paint(self, finished: Sequence[str], tail: Sequence[str] = ()) -> None:
-        region = Region(len(REGION), 7, 0)
-        written = self.flow.paint(finished, tail, self.screen.columns, self.screen.lines, region)
+        written = self.flow.paint(finished, tail, self.screen.columns, self.screen.lines, self.place)
         self.written += len(written)
         self.stream.feed(written.replace("\n", "\r\n"))  # as a terminal line does
 
@@ -34,8 +45,9 @@ class Terminal:
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display]).rstrip().split("\n")
 
     def check(self, expected: Sequence[str]) -> None:
-        assert self.lines() == [*(re.sub(r"\x1b\[[\d;]*m", "", row).rstrip() for row in expected), *REGION]
-        assert (self.screen.cursor.x, self.screen.display[self.screen.cursor.y].rstrip()) == (7, REGION[0])
+        assert self.lines() == [*(re.sub(r"\x1b\[[\d;]*m", "", row).rstrip() for row in expected), *self.region]
+        line = self.screen.display[self.screen.cursor.y].rstrip()
+        assert (self.screen.cursor.x, line) == (7, self.region[self.place.y])
 
 
 ROW = st.lists(
@@ -57,6 +69,65 @@ def test_the_rows_painted_last_stand_above_the_region(steps: list[tuple[list[str
         terminal.paint(finished, tail)
         said += finished
         terminal.check(["before"] * above + said + tail)
+
+
+HEIGHTS = st.lists(st.tuples(st.integers(1, 99), st.integers(0, 99)), max_size=3)
+LINES = st.lists(st.sampled_from(["", "──┼──", "row", "row and more"]), max_size=30)
+STEPS = st.lists(st.tuples(HEIGHTS, st.integers(0, 4), st.integers(0, 8), st.integers(0, 4)), min_size=4, max_size=12)
+
+
+def words(rows: Sequence[str]) -> list[str]:
+    """Their text, however it is set off."""
+    return [re.sub("[ ─┼]", "", row) for row in rows]
+
+
+@settings(deadline=None)
+@given(st.integers(3, 12), st.integers(0, 12), LINES, STEPS)
+def test_a_region_that_grows_and_shrinks_costs_no_row_and_doubles_none(
+    rows: int, above: int, lines: list[str], steps: list[tuple[list[tuple[int, int]], int, int, int]]
+) -> None:
+    """Rows that are unfinished may look different from one painting to the next; those off the screen stay as they are."""
+    terminal = Terminal(20, rows, above)
+    text = [f"{line}{number}" if line.strip("─┼") else line for number, line in enumerate(lines)]
+    done = said = 0
+    for regions, more, unfinished, indent in steps:
+        for height, y in regions:
+            height = 1 + height % (rows - 1)
+            terminal.draw([f"region {row} of {height}" for row in range(height)], y % height)
+        said = min(len(text), said + more)
+        start, done = done, max(done, said - unfinished)
+        terminal.paint(text[start:done], [" " * indent + row if row.strip("─┼") else row for row in text[done:said]])
+        assert words(terminal.lines()) == words([*["before"] * above, *text[:said], *terminal.region])
+        assert terminal.screen.display[terminal.screen.cursor.y].startswith(terminal.region[terminal.place.y])
+
+
+@pytest.mark.parametrize("bare", [[""], ["──┼──"], ["", "──┼──"]], ids=str)
+def test_rows_without_text_that_left_the_screen_are_not_painted_again(bare: list[str]) -> None:
+    terminal = Terminal(rows=6)
+    tail = ["one", *bare, "two", "three"]
+    terminal.paint([], tail)
+    terminal.draw(["> typed", *["menu"] * 3])
+    for finished, unfinished in ([], tail), (tail[:1], tail[1:]), (tail[1:], []):
+        terminal.paint(finished, unfinished)
+        terminal.check(tail)
+
+
+def test_a_row_without_text_that_left_the_screen_but_was_none_takes_no_later_one_with_it() -> None:
+    terminal = Terminal()
+    terminal.paint([], ["text", "```"])
+    terminal.flow.let_go()
+    terminal.paint(["text"])
+    terminal.paint(["", "next"])
+    terminal.check(["text", "```", "", "next"])
+
+
+def test_a_menu_that_comes_and_goes_between_two_paintings_moves_no_row() -> None:
+    terminal = Terminal(rows=6)
+    terminal.paint([], ["one", "two", "three", "four"])
+    terminal.draw(["> typed", *["menu"] * 3])
+    terminal.draw(REGION)
+    terminal.paint([], ["  one", "  two", "  three", "  four", "five"])
+    terminal.check(["one", "two", "  three", "  four", "five"])
 
 
 @pytest.mark.parametrize("rows", [4, 10])

@@ -217,8 +217,8 @@ def test_a_dialog_looks_tidy(start: Callable[..., Terminal], size: tuple[int, in
     assert lines[1].startswith("error: unknown command /nope;")
     assert terminal.lines()[:8] == [BANNER, "", "❯ hello", "First line.", "Second.", STATS, "", "❯ /nope"]
     assert terminal.lines()[-3:-1] == ["", "❯"]
-    status = "Fake-1B int4 · 40.0 tok/s · first token 0.25 s · context █░░░░░░░░░ <1% of 8192"
-    assert terminal.lines()[-1] == status + (" · 0.7 GB" if size[0] > 80 else "")
+    first, meter = ("first token", "context █░░░░░░░░░") if size[0] > 80 else ("first", "█░░░░")
+    assert terminal.lines()[-1] == f"Fake-1B int4 · 40.0 tok/s · {first} 0.25 s · {meter} <1% of 8192 · 0.7 GB"
     assert terminal.leave() == 0
     assert "closed" in terminal.lines()
 
@@ -271,6 +271,44 @@ def test_typing_menus_and_searches_leave_the_answer_alone(
     expected = drawn(LONG, size[0])
     assert lines[begin : begin + len(expected)] == expected
     assert [lines.count(line) for line in ("❯ one", "  four", "  queue", "You said: one")] == [1, 1, 1, 1]
+
+
+def test_a_menu_that_comes_and_goes_while_nothing_streams_leaves_the_answer_alone(
+    start: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    table = "| a | b |\n|---|---|\n" + "".join(f"| {row} | {row}{row} |\n" for row in range(5))
+    rest = "| wider | cell |\n\nend"
+    wait = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    terminal = start(f"def wait():\n    {wait}\nsession.enqueue({table!r}, wait, {rest!r})", (50, 10))
+    terminal.prompted()
+    terminal.child.send("go\r")
+    terminal.wait_for("4 │ 44")
+    terminal.child.send("/s\t")
+    terminal.wait_for("/set")
+    terminal.child.send("\x15")
+    terminal.wait(lambda lines: terminal.line() == "❯")
+    go.touch()
+    terminal.wait_for("first token")
+    lines = terminal.all_lines()
+    begin, expected = lines.index("❯ go") + 1, drawn(table + rest, 50)
+    assert [words([line]) for line in lines[begin : begin + len(expected)]] == [words([line]) for line in expected]
+
+
+def test_a_search_in_a_terminal_of_three_rows_leaves_the_answer_alone(start: Callable[..., Terminal]) -> None:
+    text = "".join(f"line {number}\n\n" for number in range(40))
+    slow = f"session.enqueue(*[step for piece in pieces({text!r}) for step in (piece, lambda: time.sleep(0.02))])"
+    terminal = start(slow, (50, 3))
+    terminal.prompted()
+    terminal.child.send("go\r")
+    terminal.wait(lambda lines: "line 1" in terminal.all_lines())
+    terminal.child.send("\x12g")
+    terminal.wait(lambda lines: "line 30" in terminal.all_lines())
+    terminal.child.send("\x07")
+    terminal.wait(lambda lines: terminal.line() == "❯" and any("first token" in line for line in terminal.all_lines()))
+    lines = terminal.all_lines()
+    begin, expected = lines.index("❯ go") + 1, drawn(text, 50)
+    assert lines[begin : begin + len(expected)] == expected
 
 
 def test_the_finished_answer_has_its_colours(start: Callable[..., Terminal]) -> None:

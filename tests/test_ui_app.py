@@ -20,7 +20,7 @@ from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from llamachat.errors import DoesNotFitError, ModelError
-from llamachat.events import Evicted
+from llamachat.events import Evicted, SavedDialog
 from llamachat.ui import app
 from llamachat.ui.app import Chat, ChatSession, PlainChat, Watch, answer_lines, converse, run
 from llamachat.ui.conversation import Conversation
@@ -43,6 +43,13 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def talk(keys: str, load: Callable[[], ChatSession], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
@@ -224,6 +231,46 @@ def test_a_signal_ends_the_chat_after_the_answer_is_stopped(number: signal.Signa
     assert lines[1:3] == ["half", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
 
 
+@pytest.mark.parametrize("command", ["/heat", "/model Fake-7B"])
+def test_ctrl_c_stops_a_slow_command_and_says_so(command: str) -> None:
+    session = FakeSession(["one"], ["two"])
+    session.at_work = lambda: (CTRL_C(), wait_for(lambda: session.interrupts > 0))
+    _, lines = talk(f"hi\r{command}\rthere\r/exit\r", lambda: session)
+    assert lines[lines.index(f"❯ {command}") + 1] == "error: stopped"
+    assert (session.describe()["model"], said(session)) == ("Fake-1B", ["hi", "there"])
+    assert "two" in lines, "nothing of it stops the next answer"
+
+
+def test_ctrl_c_is_acknowledged_in_the_status_until_what_is_slow_has_ended() -> None:
+    told: list[str] = []
+    session = FakeSession()
+    output = DummyOutput()
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
+        talk = Conversation(Chat(lambda: session, "Fake-1B"), load_theme("none"), output=output)
+
+        def saved() -> list[SavedDialog]:
+            CTRL_C()
+            wait_for(lambda: session.interrupts > 0)
+            told.extend(talk.status())
+            return []
+
+        session.saved = saved  # type: ignore[method-assign]
+        keyboard.send_text("/sessions\r/exit\r")
+        assert talk.run() == 0
+    assert told[-1].endswith("stopping as soon as that can be")
+
+
+@pytest.mark.parametrize("keys", ["hi\r", "/sessions\r"])
+def test_a_fault_of_the_machine_is_not_taken_for_a_terminal_that_is_gone(keys: str) -> None:
+    def full() -> list[SavedDialog]:
+        raise OSError(28, "No space left on device")
+
+    session = FakeSession([OSError(28, "No space left on device")])
+    session.saved = full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        talk(keys, lambda: session)
+
+
 # ---- at a terminal that can do nothing ----
 
 
@@ -244,6 +291,22 @@ def test_a_dumb_terminal_gets_one_line_after_the_other() -> None:
         "You said: hi",
         "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
     ]
+
+
+def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> None:
+    keys, out, session = iter(["hi", "/edit 1", "/heat", "more", EOFError()]), StringIO(), FakeSession()
+    session.at_work = CTRL_C
+
+    def read(prompt: str) -> str:
+        key = next(keys)
+        if isinstance(key, BaseException):
+            raise key
+        return key
+
+    assert converse(PlainChat(lambda: session, Screen(out, out)), read) == 0
+    lines = out.getvalue().splitlines()
+    assert "/edit 1 hi" in lines and "error: stopped" in lines
+    assert said(session) == ["hi", "more"]
 
 
 # ---- off a terminal ----
@@ -271,6 +334,20 @@ def test_off_a_terminal_ctrl_c_ends_after_keeping_the_answer() -> None:
     session = FakeSession(["half", CTRL_C, " more"])
     assert pipe("one\ntwo\n", session) == (130, "half\n", "")
     assert session.history == [("user", "one"), ("assistant", "half")]
+
+
+def test_off_a_terminal_ctrl_c_ends_a_slow_command_and_the_chat() -> None:
+    session = FakeSession()
+    session.at_work = CTRL_C
+    assert pipe("one\n/heat\ntwo\n", session) == (130, "You said: one\n", "error: stopped\n")
+    assert said(session) == ["one"]
+
+
+def test_off_a_terminal_ctrl_c_twice_breaks_off_what_does_not_stop() -> None:
+    never = Event()
+    session = FakeSession()
+    session.at_work = lambda: (CTRL_C(), CTRL_C(), never.wait())
+    assert pipe("one\n/heat\ntwo\n", session) == (130, "You said: one\n", "")
 
 
 @pytest.fixture
@@ -307,6 +384,18 @@ def test_off_a_terminal_a_signal_keeps_the_answer_and_closes_the_session(
     assert capsys.readouterr().out == "half\n"
     assert (len(closed), session.history) == (1, [("user", "hi"), ("assistant", "half")])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_off_a_terminal_a_signal_does_not_keep_the_session_from_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, session = list[str](), FakeSession()
+
+    def close() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        closed.append("whole")
+
+    session.close = close  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "stdin", StringIO(""))
+    assert run(lambda: session) == 0 and closed == ["whole"]
 
 
 def test_run_turns_a_failed_load_into_one_line_and_its_exit_code(

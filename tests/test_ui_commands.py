@@ -11,9 +11,9 @@ from fakes import FakeSession
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from llamachat.chat.persona import Persona
 from llamachat.errors import CatalogError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
-from llamachat.persona import Persona
 from llamachat.ui import commands
 from llamachat.ui.commands import Context
 from llamachat.ui.completion import ChatCompleter
@@ -378,17 +378,35 @@ def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.
     assert desk.sent == ["\x1b]52;c;YWI=\x07\x1bPtmux;\x1b\x1b]52;c;YWI=\x07\x1b\\"]
 
 
-def test_copy_refuses_where_it_cannot(desk: Desk) -> None:
+def test_copy_refuses_where_it_cannot(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no answer to copy"):
         desk.type("/copy")
     desk.session.enqueue("x" * 75_000)
     desk.type("say")
     with pytest.raises(UsageError, match="75,000 bytes are more than"):
         desk.type("/copy")
-    desk.context.send = None
-    with pytest.raises(UsageError, match="there is no terminal"):
+    monkeypatch.setenv("TERM", "dumb")
+    desk.session.enqueue("")
+    desk.type("say")
+    with pytest.raises(UsageError, match="there is no answer 2"):
+        desk.type("/copy 2")
+    desk.type("/regen")
+    with pytest.raises(UsageError, match="this terminal has no clipboard"):
         desk.type("/copy")
     assert desk.sent == []
+
+
+@pytest.mark.parametrize(
+    "command", ["/read notes.md", "/export notes.md", "/save x", "/load x", "/copy", "/model Fake-7B"]
+)
+def test_what_is_piped_in_opens_no_files(
+    desk: Desk, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    desk.context.send = None
+    with pytest.raises(UsageError, match=r"works at a terminal only; piped lines are data, .*; // sends it as text"):
+        desk.type(command)
+    assert (desk.session.disk, list(tmp_path.iterdir()), desk.context.attached) == ({}, [], [])
 
 
 # ---- seeing inside ----
@@ -402,6 +420,15 @@ def test_stats_tell_of_model_context_and_last_answer(desk: Desk) -> None:
         "  prompt   10 tokens, 4 of them already in the cache; 0.25 s, 24.0 tok/s",
         "  answer   2 tokens; 0.03 s, 40.0 tok/s",
     ]
+
+
+def test_the_path_of_a_model_is_told_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"model": "/a/long/b.gguf", "file": "/a/long/b.gguf", "weights": "int4; 1 GB", "engine": "a script"}
+    monkeypatch.setattr(desk.session, "describe", lambda: about)
+    for command in ("/stats", "/show model", "/model"):
+        assert desk.type(command)[:2] == ["  model    b.gguf", "  file     /a/long/b.gguf"]
+    about["model"] = "hf:owner/repo/b.gguf"
+    assert desk.type("/stats")[0] == "  model    hf:owner/repo/b.gguf"
 
 
 def test_the_drawings_get_what_the_session_tells(desk: Desk) -> None:

@@ -191,6 +191,39 @@ def test_ctrl_g_opens_the_editor_with_what_is_typed(
     assert (listener.heard, listener.sent[0][0]) == (["hidden"], "more: typed")
 
 
+@pytest.mark.parametrize(
+    ("editor", "text", "hint"),
+    [
+        ('printf "caf\\351" > "$1"', "caf\ufffd", "status"),
+        ('rm "$1"', "typed", "the editor failed: No such file or directory; your text is kept"),
+        ("exit 1", "typed", "status"),
+        (None, "typed", "the editor failed: No closing quotation; your text is kept"),
+    ],
+)
+def test_an_editor_that_fails_costs_neither_text_nor_chat(
+    keyboard: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editor: str | None, text: str, hint: str
+) -> None:
+    file = tmp_path / "editor"
+    file.write_text(f"#!/bin/sh\n{editor}\n")
+    file.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(file) if editor else "vi 'x")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    listener = Listener()
+    listener.prompt = prompt = Prompt(listener)
+    hints: list[str] = []
+
+    def look(app: object) -> None:
+        if listener.heard and not prompt.hidden and prompt.text == text and not hints:
+            hints.append(prompt._status()[0][1])
+            keyboard.send_text("\r")
+
+    prompt.app.after_render += look
+    keyboard.send_text(f"typed{CTRL_G}")
+    prompt.app.run()
+    assert (listener.sent, hints) == ([(text, text)], [hint])
+    assert list(tmp_path.glob("llamachat-*")) == []
+
+
 def test_a_text_is_offered_only_to_an_empty_line(keyboard: PipeInput) -> None:
     listener = Listener()
     listener.prompt = Prompt(listener)

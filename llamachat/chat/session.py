@@ -71,7 +71,7 @@ class Session:
         self.overflow: Overflow = "refill" if refills else self._wanted
         self._cache = Cache(model.engine.slots)
         self._window = Window(model, self._cache, self.overflow, lambda: self._stop_asked)
-        self._do({"type": "model", "name": model.name, "tokenizer": tokenizer_fingerprint(model.tokenizer)})
+        self._do({"type": "model", "name": model.reference, "tokenizer": tokenizer_fingerprint(model.tokenizer)})
         self._do({"type": "parameters", "values": dict(self.parameters())})
 
     # ---- what it is ----
@@ -328,7 +328,7 @@ class Session:
         self._keeper.adopt(opened)
         self.history, self.last_stats = opened.history, None
         self._adopt(self.model, settings)
-        if held_with != self.model.name:
+        if held_with != self.model.reference:
             self._notices.append(f"this dialog was held with {held_with}; {self.model.name} goes on with it")
         self._restore()
 

@@ -61,6 +61,10 @@ def chat(
         options = as_persona(options, manner, ctx)
     archive = None if no_history else Archive(paths.data_dir() / "sessions")
     name = _dialog(archive, continued, session)
+    if manner and archive and name and archive.exists(name):
+        raise UsageError(
+            "a persona begins a dialog", "this one is not opened", "leave out --persona, or /persona in the chat"
+        )
     if archive and name and not _typed(ctx, "model"):
         options = replace(options, model=archive.model_of(name) or options.model)
     system = given_system(options)

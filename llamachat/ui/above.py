@@ -51,6 +51,7 @@ class Above:
     def begin(self, prompt: Prompt) -> None:
         """Show what comes above this prompt, from now on."""
         self._prompt, self._loop = prompt, asyncio.get_running_loop()
+        prompt.app.after_render += lambda _: self._drawn(prompt.size, prompt.region)
         self.wake()
 
     def end(self) -> None:
@@ -106,15 +107,19 @@ class Above:
         seconds = time.monotonic() - self._since
         return (self.pieces - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
 
+    def _drawn(self, size: Size, region: Region) -> None:
+        """Each time counts: a menu may come and go between two paintings, and leave the screen scrolled."""
+        if size.columns < self._columns:
+            self._flow.narrowed(size.columns)
+        self._columns = size.columns
+        self._flow.squeezed(size.rows - region.height)
+
     def _show(self) -> None:
         if not (self._loop and self._prompt):
             return
         size = self._output.get_size()
         self._due = self._prompt.hidden or self._prompt.size != size  # not our terminal, or one not redrawn yet
         if not self._due:
-            if size.columns < self._columns:
-                self._flow.narrowed(size.columns)
-            self._columns = size.columns
             self._take_in()
             self._paint(size, self._prompt.region)
         self._loop.call_later(_FRAME, self._rest)

@@ -76,8 +76,7 @@ class Chat:
 
     def close(self) -> None:
         """Let the session write down what it wants to keep."""
-        session = self.ready()
-        if session is not None and hasattr(session, "close"):
+        if session := self.ready():
             session.close()
 
 
@@ -94,6 +93,7 @@ class PlainChat(Chat):
     ) -> None:
         super().__init__(load, model)
         self.screen = screen
+        self._stopped = False  # by Ctrl-C
         self.context = commands.Context(
             self.session, self.ready, screen, send=send, library=library or commands.EmptyLibrary()
         )
@@ -106,17 +106,44 @@ class PlainChat(Chat):
         return self.loading.result()
 
     def handle(self, text: str) -> TurnDone | None:
-        """Obey a command or answer a message. Raises LeaveError."""
-        events = commands.respond(self.context, text)
+        """Obey a command or answer a message. Raises LeaveError, and KeyboardInterrupt where Ctrl-C stopped a command."""
+        self._stopped = False
         try:
-            if events is None:
-                return None
-            with _on_ctrl_c(self.session().interrupt):
-                return self.screen.answer(events)
+            with _on_ctrl_c(self._stop):
+                events = commands.respond(self.context, text)
+            if events and not self._stopped:
+                with _on_ctrl_c(self.session().interrupt):
+                    return self.screen.answer(events)
+            self._show_prefill()
+        except LlamachatError as error:
+            if not self._stopped:
+                raise
+            self.screen.error(error)
         finally:
-            if session := self.ready():
-                for line in session.notices():
-                    self.screen.note(line)
+            self._show_notices()
+        if self._stopped:
+            raise KeyboardInterrupt
+        return None
+
+    def _stop(self) -> None:
+        """A session ends what it computes in its own time, but no one has to wait for it: twice breaks it off."""
+        again, self._stopped, session = self._stopped, True, self.ready()
+        if session is None:
+            raise StillLoadingError
+        if again:
+            raise KeyboardInterrupt
+        session.interrupt()
+
+    def _show_prefill(self) -> None:
+        """No text can be put on this terminal's input line."""
+        if self.context.prefill:
+            self.screen.text(self.context.prefill)
+            self.context.prefill = ""
+
+    def _show_notices(self) -> None:
+        if session := self.ready():
+            for line in session.notices():
+                self.screen.note(line)
 
 
 def run(
@@ -159,6 +186,7 @@ def run(
         except SignalledError as error:
             code = 128 + error.number
         finally:
+            ignore_signals()
             if not chat.busy:
                 chat.close()
     if chat.busy or not chat.loading.done():

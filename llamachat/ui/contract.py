@@ -12,7 +12,7 @@ class ChatSession(Protocol):
 
     What returns an iterator of events answers something: it ends with TurnDone, and whatever was answered is kept, even of
     a stopped turn, and even when the iterator is left. Every method raises LlamachatError (UsageError for what makes no
-    sense now) and then has changed nothing. Only `interrupt` may be called while an answer is under way.
+    sense now) and then has changed nothing. Only `interrupt` may be called while another is at work.
     """
 
     # ---- what it is ----
@@ -74,7 +74,8 @@ class ChatSession(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Stop the answer under way, soon: its iterator then ends with TurnDone("interrupt"). Harmless otherwise.
+        """Stop what is under way, soon: an answer's iterator then ends with TurnDone("interrupt"), and what is slow raises
+        UsageError. Harmless otherwise.
 
         Called from a signal handler or another thread, perhaps more than once.
         """
@@ -132,6 +133,10 @@ class ChatSession(Protocol):
         """The active branch as Markdown, or as JSON where the name ends in .json; an existing file is refused."""
         ...
 
+    def close(self) -> None:
+        """Leave the dialog, which stays as it was saved; harmless when repeated."""
+        ...
+
     # ---- settings ----
 
     def parameters(self) -> Mapping[str, object]:
@@ -143,7 +148,7 @@ class ChatSession(Protocol):
         ...
 
     def use_model(self, name: str) -> None:
-        """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails."""
+        """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""
         ...
 
     # ---- seeing inside ----

@@ -7,6 +7,7 @@ one at a time, and posts what comes of it.
 import asyncio
 import itertools
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -97,6 +98,7 @@ class Conversation:
         self._worker = Thread(target=self._work, name="obey", daemon=True)
         self._answering, self._stop_asked = False, False
         self._lock = Lock()  # of these two
+        self._bug: BaseException | None = None  # the worker's
 
     # ---- the whole ----
 
@@ -104,12 +106,15 @@ class Conversation:
         """Until the person leaves; returns the exit code. Raises what loading raised."""
         self.screen.banner(self._chat.model)
         try:
-            return self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
+            code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone
             return 128 + signal.SIGHUP
         finally:
             ignore_signals()
             self._end()
+        if self._bug:
+            raise self._bug
+        return code
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
@@ -159,8 +164,9 @@ class Conversation:
     def stop(self) -> bool:
         with self._lock:
             self._stop_asked = self._busy is not None
-            if self._answering and (session := self._chat.ready()):
+            if self._busy and (session := self._chat.ready()):
                 session.interrupt()
+        self.prompt.redraw()
         return self._busy is not None
 
     def leave(self) -> None:
@@ -180,6 +186,8 @@ class Conversation:
 
     def _state(self) -> str:
         spinner = _SPINNER[int(time.monotonic() / _BEAT) % len(_SPINNER)]
+        if self._busy and self._stop_asked:
+            return f"{spinner} stopping as soon as that can be"
         if self._waiting:
             return f"{spinner} {self._waiting}"
         if not self._chat.loading.done():
@@ -209,8 +217,8 @@ class Conversation:
 
     def _done(self, given_back: Typed | None) -> None:
         if given_back:
-            self.prompt.offer(given_back.shown)
-            self.screen.note("not sent; your text is kept")
+            offered = self.prompt.offer(given_back.shown)
+            self.screen.note("not sent; your text is kept" if offered else "not sent; Up brings your text back")
         self._look()
         self.screen.space()
         self._busy = None
@@ -227,7 +235,7 @@ class Conversation:
         about = session.describe()
         self._facts = Facts(
             about["model"],
-            about["weights"].partition(",")[0],
+            re.split("[,;]", about["weights"])[0],
             about.get("memory") or _memory(),
             session.last_stats,
             session.context_used,
@@ -260,7 +268,8 @@ class Conversation:
                     return
                 self.screen.error(error)
             except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-                after = partial(self._exit, error=error)
+                self._bug = error  # not by prompt-toolkit, where an OSError is one of the terminal
+                after = self.leave
             self._above.post(after)
 
     def _obey(self, typed: Typed) -> None:

@@ -35,24 +35,39 @@ class Region(NamedTuple):
     y: int = 0
 
 
+class _LetGo(NamedTuple):
+    """What of the unfinished text stands above for good: so many characters, then rows that have none (blank ones, rules)."""
+
+    characters: int = 0
+    bare: int = 0
+
+    def and_also(self, row: str) -> "_LetGo":
+        size = _measure(row)
+        return _LetGo(self.characters + size) if size else _LetGo(self.characters, self.bare + 1)
+
+
 class Flow:
     """Paints rows above the region. A row is text with SGR sequences and no other control characters, reset at its end."""
 
     def __init__(self) -> None:
         self._painted: list[str] = []  # rows right above the region that may still change
-        self._let_go = 0  # characters of the unfinished text that stand above those for good
+        self._let_go = _LetGo()
 
     def paint(self, finished: Sequence[str], tail: Sequence[str], columns: int, rows: int, region: Region) -> str:
         """What to write so that `finished` and then `tail` follow what was finished before."""
         self._keep(rows - region.height)
         done, left = _after(fold(finished, columns), self._let_go)
         rest, _ = _after(fold(tail, columns), left)
-        self._let_go = left
+        self._let_go = left if tail else _LetGo()  # where nothing is unfinished, nothing of it stands above
         pen = _Pen(region, len(self._painted))
         pen.repaint(self._painted, done + rest, rows)
         self._painted = rest
         self._keep(rows - region.height)
         return pen.written()
+
+    def squeezed(self, room: int) -> None:
+        """The region left so few rows above it, if only for a moment: what was higher has left the screen."""
+        self._keep(room)
 
     def narrowed(self, columns: int) -> None:
         """The screen has so many columns now: rows that no longer fit are wherever the terminal has put them."""
@@ -69,7 +84,8 @@ class Flow:
 
     def _keep(self, room: int) -> None:
         gone = max(0, len(self._painted) - max(0, room))
-        self._let_go += sum(map(_measure, self._painted[:gone]))
+        for row in self._painted[:gone]:
+            self._let_go = self._let_go.and_also(row)
         del self._painted[:gone]
 
 
@@ -141,16 +157,19 @@ def _fold(row: str, columns: int) -> list[str]:
     return [theme.load("dark").ansi(part) for part in wrap(Text.from_ansi(row), columns)]
 
 
-def _after(rows: Sequence[str], seen: int) -> tuple[list[str], int]:
-    """The rows after so many characters of their text, and how many of those they did not have."""
+def _after(rows: Sequence[str], gone: _LetGo) -> tuple[list[str], _LetGo]:
+    """The rows after what was let go of, and how much of that was not among them."""
+    characters, bare = gone
     for place, row in enumerate(rows):
-        if not seen:
-            return list(rows[place:]), 0
         size = _measure(row)
-        if size > seen:
-            return [_cut(row, seen), *rows[place + 1 :]], 0
-        seen -= size
-    return [], seen
+        if size > characters:
+            return [_cut(row, characters) if characters else row, *rows[place + 1 :]], _LetGo()
+        if not characters:
+            if not bare:
+                return list(rows[place:]), _LetGo()
+            bare -= 1
+        characters -= size
+    return [], _LetGo(characters, bare)
 
 
 def _cut(row: str, seen: int) -> str:

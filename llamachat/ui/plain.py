@@ -1,6 +1,7 @@
 """An answer as it is, line by line: what is drawn where Markdown is not wanted."""
 
-from llamachat.ui.markdown_blocks import LIMIT, Block
+from llamachat.ui.markdown.blocks import LIMIT, Block
+from llamachat.ui.markdown.stream import word_end
 
 
 class PlainStream:
@@ -12,8 +13,9 @@ class PlainStream:
     def feed(self, safe: str) -> list[Block]:
         *lines, self._line = (self._line + safe).split("\n")
         blocks = [Block("text", line + "\n", line) for line in lines]
-        if len(self._line) > LIMIT and (end := self._line.rfind(" ") + 1):
-            blocks.append(Block("text", self._line[:end], self._line[: end - 1]))
+        while len(self._line) > LIMIT:
+            end = word_end(self._line, 0)
+            blocks.append(Block("text", self._line[:end], self._line[:end].removesuffix(" ")))
             self._line = self._line[end:]
         return blocks
 

@@ -6,18 +6,19 @@ import re
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from prompt_toolkit.application import Application
-from prompt_toolkit.application.run_in_terminal import in_terminal
+from prompt_toolkit.application.run_in_terminal import in_terminal, run_in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.cursor_shapes import ModalCursorShapeConfig
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition, has_focus
+from prompt_toolkit.filters import Condition, has_focus, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -33,7 +34,9 @@ from prompt_toolkit.widgets import SearchToolbar
 from llamachat.errors import UsageError
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
+from llamachat.ui.editor import edited
 from llamachat.ui.live import Region
+from llamachat.ui.sanitise import sanitise_line
 
 _STYLE = Style.from_dict({"prompt": "ansicyan bold", "status": "dim", "hint": "italic"})
 _LEAVE_HINT = "Ctrl-D or /exit to leave"
@@ -115,9 +118,7 @@ class Prompt:
         self._pasted: dict[str, str] = {}
         self.hidden = False  # something else has the terminal
         self.region, self.size = Region(), Size(0, 0)  # as they were last drawn
-        self._buffer = Buffer(
-            multiline=True, completer=completer, history=history or InMemoryHistory(), tempfile_suffix=".md"
-        )
+        self._buffer = Buffer(multiline=True, completer=completer, history=history or InMemoryHistory())
         self._buffer.on_text_changed += self._forget_hint
         search = SearchToolbar()
         self.app: Application[int] = Application(
@@ -139,10 +140,12 @@ class Prompt:
     def text(self) -> str:
         return self._buffer.text
 
-    def offer(self, text: str) -> None:
-        """Put a text there to be sent or changed, unless something is being typed."""
-        if not self._buffer.text:
+    def offer(self, text: str) -> bool:
+        """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
+        free = not self._buffer.text
+        if free:
             self._buffer.document = Document(text)
+        return free
 
     # ---- looks ----
 
@@ -157,7 +160,7 @@ class Prompt:
         typed = Window(control, height=self._height, get_line_prefix=_prefix, wrap_lines=True)
         menu = Float(CompletionsMenu(max_height=_MENU, scroll_offset=1), xcursor=True, ycursor=True, transparent=True)
         status = Window(FormattedTextControl(self._status), dont_extend_height=True, style="class:status")
-        tall = Condition(lambda: self.app.output.get_size().rows > 2)
+        tall = Condition(lambda: self.app.output.get_size().rows > 2 + is_searching())  # one row is not the region's
         return Layout(HSplit([FloatContainer(typed, [menu]), search, ConditionalContainer(status, tall)]), typed)
 
     def _height(self) -> Dimension:
@@ -252,11 +255,15 @@ class Prompt:
         return _PASTED.sub(lambda match: self._pasted.get(match[0], match[0]), shown) if self._pasted else shown
 
     def _edit(self, event: KeyPressEvent) -> None:
-        self._buffer.document = Document(self._whole(self._buffer.text))
         self._while_hidden(event, self._editor())
 
     async def _editor(self) -> None:
-        await self._buffer.open_in_editor()
+        try:
+            text = await run_in_terminal(partial(edited, self._whole(self._buffer.text)), in_executor=True)
+        except UsageError as error:
+            self._hint = sanitise_line(str(error))
+        else:
+            self._buffer.document = Document(text)
 
     def _suspend(self, event: KeyPressEvent) -> None:
         self._while_hidden(event, _sleep())
@@ -267,6 +274,7 @@ class Prompt:
                 await action
             finally:
                 self.hidden = False
+                self.redraw()
 
         self.hidden = True
         self._listener.hidden()

@@ -79,7 +79,7 @@ class Screen:
         self._notes.flush()
 
     def banner(self, model: str) -> None:
-        name = [" · " + _brief(model)] if model else []
+        name = [" · " + short_name(model)] if model else []
         hint = (" · /help for commands, Ctrl-D to leave", self.theme.style("note"))
         self._print(Text.assemble(("llamachat", self.theme.style("heading")), *name, hint))
         self.space()
@@ -346,21 +346,21 @@ def status_line(
 ) -> str:
     """Like "SmolLM2-135M-Instruct Q4_1 · 45.1 tok/s · first token 0.21 s · context ███░░░░░░░ 30% of 8192 · 190 MB".
 
-    Where that is too wide, the less important goes first; how full the context is stays longest.
+    Where that is too wide it is said shorter, then the less important goes first; how full the context is stays longest.
     """
-    name, scheme, memory = _brief(model), sanitise_line(scheme), sanitise_line(memory)
+    name, scheme, memory = short_name(model), sanitise_line(scheme), sanitise_line(memory)
     speed, first = (_speed(last), _first_token(last)) if last else ([], [])
     share = f"{percent(used, size)} of {size}"
-    context, brief = f"context {meter(used, size)} {share}", f"context {share}"
-    named, short = [f"{name} {scheme}".rstrip()], [cut(name, 30)]
+    named, *shorter = ([f"{cut(name, most)} {scheme}".rstrip()] for most in (cells(name), 24, 14))
+    held, small = [memory] if memory else [], f"{meter(used, size, 5)} {share}"
+    soon = [part.replace(" token", "") for part in first]
     candidates = (
-        [*named, *speed, *first, context, *([memory] if memory else [])],
-        [*named, *speed, *first, context],
-        [*named, *speed, context],
-        [*short, *speed, context],
-        [*short, context],
-        [*short, brief],
-        [brief],
+        [*named, *speed, *first, f"context {meter(used, size)} {share}", *held],
+        *([*each, *speed, *soon, small, *held] for each in (named, *shorter)),
+        [*shorter[-1], *speed, small],
+        [*shorter[-1], small],
+        [*shorter[-1], share],
+        [f"context {share}"],
     )
     lines = [" · ".join(parts) for parts in candidates]
     return next((line for line in lines if cells(line) <= width), cut(percent(used, size), width))
@@ -381,7 +381,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _brief(model: str) -> str:
+def short_name(model: str) -> str:
     """A model's name, or the last part of its path."""
     return sanitise_line(model).rstrip("/").rpartition("/")[2]
 

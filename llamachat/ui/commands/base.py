@@ -70,9 +70,7 @@ class Context:
     session: Callable[[], ChatSession]  # waits for loading, so it is called only by commands that need a session
     ready: Callable[[], ChatSession | None]  # the session if it is loaded and idle; never waits
     screen: Screen
-    send: Callable[[str], None] | None = (
-        None  # puts a control sequence of ours on the terminal; None where there is none
-    )
+    send: Callable[[str], None] | None = None  # puts a control sequence of ours on the terminal; None off one
     library: Library = field(default_factory=EmptyLibrary)
     attached: list[Attachment] = field(default_factory=list)  # to the next message
     prefill: str = ""  # the next input begins with it
@@ -91,6 +89,9 @@ class Command:
     detail: str = ""  # what `/help NAME` adds
     words: Callable[[Context, Sequence[str]], Iterable[Word]] | None = None  # may come next, given the words before
     path: bool = False  # the argument may be a path
+    private: bool = (
+        False  # opens files or the clipboard: for people only, not for lines of who knows whose that are piped in
+    )
 
     @property
     def usage(self) -> str:

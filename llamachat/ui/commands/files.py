@@ -71,11 +71,8 @@ def _read(context: Context, argument: str) -> None:
 
 
 def _copy(context: Context, argument: str) -> None:
-    if context.send is None:
-        raise UsageError(
-            "there is no terminal whose clipboard could be set", "nothing was copied", "/export writes a file"
-        )
-    answers = {turn.number: turn.text for turn in context.session().turns() if turn.role == "assistant"}
+    assert context.send is not None, "a private command"
+    answers = {turn.number: turn.text for turn in context.session().turns() if turn.role == "assistant" and turn.text}
     if not answers:
         raise UsageError("there is no answer to copy yet")
     which = number(argument, "an answer", default=max(answers))
@@ -91,8 +88,10 @@ def _need(argument: str, command: str, what: str) -> str:
 
 
 FILES = (
-    Command(("save",), "NAME", "save the dialog under a name", _save, "It is then saved after each answer."),
-    Command(("load",), "NAME", "leave this dialog and open a saved one", _load, words=session_words),
+    Command(
+        ("save",), "NAME", "save the dialog under a name", _save, "It is then saved after each answer.", private=True
+    ),
+    Command(("load",), "NAME", "leave this dialog and open a saved one", _load, words=session_words, private=True),
     Command(("sessions",), "", "list the saved dialogs", _sessions),
     Command(
         ("export",),
@@ -101,6 +100,7 @@ FILES = (
         _export,
         "Markdown, or JSON where the name ends in .json. A file that exists is not overwritten.",
         path=True,
+        private=True,
     ),
     Command(
         ("read",),
@@ -109,6 +109,7 @@ FILES = (
         _read,
         f'UTF-8, of at most {attach.LIMIT_TOLD}. In a message, @FILE or @"a name with spaces" does the same.',
         path=True,
+        private=True,
     ),
     Command(
         ("copy",),
@@ -117,5 +118,6 @@ FILES = (
         _copy,
         "The terminal does it (OSC 52), also through ssh; some need it allowed in their settings.",
         question_words,
+        private=True,
     ),
 )

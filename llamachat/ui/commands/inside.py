@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from llamachat.errors import UsageError
 from llamachat.events import Event, TokenView
 from llamachat.ui.commands.base import Command, Context
-from llamachat.ui.commands.text import number
+from llamachat.ui.commands.text import described, number
 from llamachat.ui.render import count, percent
 
 
@@ -13,7 +13,7 @@ def _stats(context: Context, argument: str) -> None:
     chat = context.session()
     last = chat.last_stats
     used = f"{chat.context_used} of {count(chat.context_size, 'token')}"
-    rows = [*chat.describe().items(), ("used", f"{used} ({percent(chat.context_used, chat.context_size)})")]
+    rows = [*described(chat).items(), ("used", f"{used} ({percent(chat.context_used, chat.context_size)})")]
     if last:
         prompt = f"{count(last.prompt_tokens, 'token')}, {last.reused_tokens} of them already in the cache"
         answer = count(last.completion_tokens, "token")

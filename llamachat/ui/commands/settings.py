@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from llamachat.errors import UsageError
 from llamachat.ui.commands.base import Command, Context, Persona, Word
-from llamachat.ui.commands.text import unquoted
+from llamachat.ui.commands.text import described, unquoted
 from llamachat.ui.render import count
 
 _VALUES = {  # to choose from; others may be typed
@@ -66,7 +66,7 @@ def _set(context: Context, argument: str) -> None:
 def _show(context: Context, argument: str) -> None:
     session = context.session()
     facts = {
-        "model": session.describe(),
+        "model": described(session),
         "system": {"system": session.system or "none"},
         "parameters": _parameters(context),
     }
@@ -96,7 +96,7 @@ def _model(context: Context, argument: str) -> None:
     if argument:
         _use_model(context, argument)
     else:
-        context.screen.table(context.session().describe().items())
+        context.screen.table(described(context.session()).items())
         context.screen.table(context.library.models())
 
 
@@ -104,7 +104,7 @@ def _use_model(context: Context, name: str) -> None:
     session = context.session()
     with context.screen.waiting(f"loading {name} …"):
         session.use_model(name)
-    context.screen.note(f"{session.describe()['model']} goes on with the dialog")
+    context.screen.note(f"{described(session)['model']} goes on with the dialog")
 
 
 def _model_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
@@ -165,6 +165,7 @@ SETTINGS = (
         "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path. The dialog stays.",
         _model_words,
         path=True,
+        private=True,
     ),
     Command(
         ("persona",),

@@ -1,11 +1,14 @@
 """Arguments of commands: texts and numbers."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui import attach
 from llamachat.ui.commands.base import Context
+from llamachat.ui.contract import ChatSession
+from llamachat.ui.render import short_name
 
 QUOTES = '"""'
 
@@ -47,6 +50,13 @@ def number(text: str, what: str, default: int | None = None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise UsageError(f"{text[:40]!r} is no number of {what}", remedy="give a whole number from 1 on")
     return int(text)
+
+
+def described(session: ChatSession) -> dict[str, str]:
+    """What runs, as rows. A model named by its path is shown by the end of that: the path has a row of its own."""
+    about = dict(session.describe())
+    named_by_path = Path(about.get("file", "")) == Path(about["model"])
+    return about | {"model": short_name(about["model"])} if named_by_path else about
 
 
 def first_line(text: str, width: int = 60) -> str:

@@ -21,6 +21,7 @@ def respond(context: Context, text: str) -> Iterator[Event] | None:
     """Obey a command or send a message: events of an answer to show, or None. Raises LeaveError and LlamachatError."""
     if found := find(text):
         command, argument = found
+        _check_private(context, command)
         return command.run(context, argument)
     return ask(context, message(text))
 
@@ -43,6 +44,12 @@ def find(text: str) -> tuple[Command, str] | None:
     if argument and not command.argument:
         raise UsageError(f"/{name} takes no argument")
     return command, argument
+
+
+def _check_private(context: Context, command: Command) -> None:
+    if command.private and context.send is None:
+        cause = f"/{command.names[0]} works at a terminal only"
+        raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
 def named(name: str) -> Command | None:
