@@ -138,7 +138,8 @@ def print_statistics(statistics: dict[str, Any]) -> None:
     """A table for people; percentiles of one quantity share a line."""
     for key, label in LABELS.items():
         if key in statistics:
-            typer.echo(f"{label:29} {statistics[key]}")
+            value = statistics[key]
+            typer.echo(f"{label:29} {f'{value:.6g}' if isinstance(value, float) else value}")
     for name, label in (("kl", "KL divergence"), ("dp", "Δp")):
         marks = {key.partition("_p")[2]: value for key, value in statistics.items() if key.startswith(f"{name}_p")}
         if marks:

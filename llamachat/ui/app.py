@@ -5,26 +5,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import NoReturn, TextIO
 
 from llamachat.errors import LlamachatError
 from llamachat.events import TurnDone
 from llamachat.ui import commands
+from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.contract import ChatSession
-from llamachat.ui.render import Screen, meter, percent, stats_line
+from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import choose
 
-__all__ = ["Chat", "ChatSession", "run"]
+__all__ = ["Chat", "ChatSession", "Watch", "run"]
 
 INTERRUPTED = 130
-
-
-class StillLoadingError(KeyboardInterrupt):
-    """Ctrl-C while a text waited for the model."""
 
 
 class SignalledError(BaseException):
@@ -32,52 +27,6 @@ class SignalledError(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-
-class Watch:
-    """How far loading is: written by whoever loads, in any thread, and shown while one waits for it."""
-
-    def __init__(self) -> None:
-        self.plan = ""  # what memory it will take
-        self.line = ""
-        self.notes: list[str] = []  # to be shown once it is done
-
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        self.line = f"{what} {meter(min(done, total), total)} {percent(done, total)}" if total else what
-
-    def note(self, line: str) -> None:
-        self.line = line
-        self.notes.append(line)
-
-
-class Chat:
-    """A session that may still be loading."""
-
-    def __init__(self, load: Callable[[], ChatSession], model: str = "", watch: Watch | None = None) -> None:
-        self.watch = watch or Watch()
-        self.loading: Future[ChatSession] = Future()
-        self.model = model or "the model"
-        self.busy = False  # with something that could not be stopped
-        # A daemon, so that one may leave before a download ends.
-        Thread(target=self._load, args=(load,), name="load", daemon=True).start()
-
-    def _load(self, load: Callable[[], ChatSession]) -> None:
-        try:
-            self.loading.set_result(load())
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread, by result()
-            self.loading.set_exception(error)
-
-    def ready(self) -> ChatSession | None:
-        return None if self.failure() or not self.loading.done() else self.loading.result()
-
-    def failure(self) -> BaseException | None:
-        """Why there will never be a session."""
-        return self.loading.exception() if self.loading.done() else None
-
-    def close(self) -> None:
-        """Let the session write down what it wants to keep."""
-        if session := self.ready():
-            session.close()
 
 
 class PlainChat(Chat):
@@ -276,15 +225,6 @@ def _give_up() -> NoReturn:
     raise StillLoadingError
 
 
-_ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-
-
-def ignore_signals() -> None:
-    """From now on nothing keeps the session from being closed; shells, for one, send SIGHUP twice."""
-    for number in _ENDINGS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 @contextmanager
 def _signals_raised() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind the stack."""
@@ -293,11 +233,11 @@ def _signals_raised() -> Iterator[None]:
         ignore_signals()
         raise SignalledError(number)
 
-    before = [signal.signal(number, leave) for number in _ENDINGS]
+    before = [signal.signal(number, leave) for number in ENDINGS]
     try:
         yield
     finally:
-        for number, handler in zip(_ENDINGS, before, strict=True):
+        for number, handler in zip(ENDINGS, before, strict=True):
             signal.signal(number, handler)
 
 

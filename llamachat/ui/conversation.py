@@ -25,7 +25,7 @@ from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Stats, TurnDone
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
-from llamachat.ui.app import Chat, StillLoadingError, ignore_signals
+from llamachat.ui.chat import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.completion import ChatCompleter
 from llamachat.ui.contract import ChatSession
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history

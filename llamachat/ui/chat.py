@@ -1,0 +1,67 @@
+"""A chat from the first moment on: while its session loads, and how far that is."""
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+
+from llamachat.ui.contract import ChatSession
+from llamachat.ui.render import meter, percent
+
+ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+
+
+class StillLoadingError(KeyboardInterrupt):
+    """Ctrl-C while a text waited for the model."""
+
+
+class Watch:
+    """How far loading is: written by whoever loads, in any thread, and shown while one waits for it."""
+
+    def __init__(self) -> None:
+        self.plan = ""  # what memory it will take
+        self.line = ""
+        self.notes: list[str] = []  # to be shown once it is done
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        self.line = f"{what} {meter(min(done, total), total)} {percent(done, total)}" if total else what
+
+    def note(self, line: str) -> None:
+        self.line = line
+        self.notes.append(line)
+
+
+class Chat:
+    """A session that may still be loading."""
+
+    def __init__(self, load: Callable[[], ChatSession], model: str = "", watch: Watch | None = None) -> None:
+        self.watch = watch or Watch()
+        self.loading: Future[ChatSession] = Future()
+        self.model = model or "the model"
+        self.busy = False  # with something that could not be stopped
+        # A daemon, so that one may leave before a download ends.
+        Thread(target=self._load, args=(load,), name="load", daemon=True).start()
+
+    def _load(self, load: Callable[[], ChatSession]) -> None:
+        try:
+            self.loading.set_result(load())
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread, by result()
+            self.loading.set_exception(error)
+
+    def ready(self) -> ChatSession | None:
+        return None if self.failure() or not self.loading.done() else self.loading.result()
+
+    def failure(self) -> BaseException | None:
+        """Why there will never be a session."""
+        return self.loading.exception() if self.loading.done() else None
+
+    def close(self) -> None:
+        """Let the session write down what it wants to keep."""
+        if session := self.ready():
+            session.close()
+
+
+def ignore_signals() -> None:
+    """From now on nothing keeps the session from being closed; shells, for one, send SIGHUP twice."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
