@@ -193,5 +193,11 @@ class Guided:
         self._check()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise ModelError(f"the grammar is too much: {_reason(self._matcher.get_error())}", "the answer ends here")
+        if not self._matcher.is_error():
+            return
+        reason = _reason(self._matcher.get_error())
+        if (
+            "doesn't satisfy the grammar" in reason
+        ):  # it was allowed: where nothing fits, llguidance offers what does not
+            raise ModelError("the model's tokenizer cannot write what the grammar wants", "the answer ends here")
+        raise ModelError(f"the grammar is too much: {reason}", "the answer ends here")

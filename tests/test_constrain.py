@@ -22,7 +22,7 @@ from llamachat.constrain import Constrainer, from_lark, from_regex, from_schema
 from llamachat.detokenize import Detokenizer
 from llamachat.draft import Drafter
 from llamachat.engine import build
-from llamachat.errors import UsageError
+from llamachat.errors import ModelError, UsageError
 from llamachat.load import load
 from llamachat.tokenizer import Tokenizer
 from llamachat.tokenizers.base import TextTokenizer
@@ -104,6 +104,16 @@ def test_a_finished_answer_matches_its_regex(
     assert text is None or re.fullmatch(regex, text)
 
 
+WRITTEN = st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs"])  # SmolLM2 has no token for the byte F1
+
+
+def test_what_a_tokenizer_cannot_write_is_an_error_that_says_so(
+    constrainers: dict[str, tuple[Tokenizer, Constrainer]],
+) -> None:
+    with pytest.raises(ModelError, match="tokenizer cannot write what the grammar wants"):
+        random_answer(*constrainers["gguf"], from_schema({"enum": ["\U00040000"]}), 0)
+
+
 leaves: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({"type": "boolean"}),
     st.just({"type": "null"}),
@@ -111,7 +121,7 @@ leaves: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.builds(lambda n: {"type": "string", "maxLength": n}, st.integers(0, 6)),
     st.just({"type": "string", "pattern": "^[A-Z][a-z]{1,5}$"}),
     st.just({"type": "string", "format": "date"}),
-    st.lists(st.text(max_size=4) | st.integers(-(2**53), 2**53) | st.none(), min_size=1, max_size=3).map(
+    st.lists(st.text(WRITTEN, max_size=4) | st.integers(-(2**53), 2**53) | st.none(), min_size=1, max_size=3).map(
         lambda values: {"enum": values}
     ),
 )
