@@ -1,5 +1,6 @@
 """The chat in a real pseudo-terminal, its screen and scroll-back read through a terminal emulator."""
 
+import io
 import os
 import re
 import shutil
@@ -14,9 +15,14 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
+from fakes import FakeSession
 
+from llamachat.errors import LlamachatError
 from llamachat.ui import theme
+from llamachat.ui.commands.base import Context
+from llamachat.ui.commands.typed import respond
 from llamachat.ui.markdown import MarkdownStream, draw
+from llamachat.ui.render import Screen
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
@@ -221,6 +227,39 @@ def test_a_dialog_looks_tidy(start: Callable[..., Terminal], size: tuple[int, in
     assert terminal.lines()[-1] == f"Fake-1B int4 · 40.0 tok/s · {first} 0.25 s · {meter} <1% of 8192 · 0.7 GB"
     assert terminal.leave() == 0
     assert "closed" in terminal.lines()
+
+
+SHOWING = (  # commands that only show or change something
+    "/help", "/help edit", "/set", "/set temperature 0.5", "/set nothing 1", "/show", "/system", "/system Be kind.", "/stats",
+    "/why", "/context", "/heat", "/alts 1", "/alts 99", "/branches", "/fork", "/undo", "/switch 99", "/sessions", "/persona",
+    "/save", "/read", "/export", "/read nowhere.txt", "/continue now", "/clear", "/heta",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_command_shows_in_the_live_terminal_what_it_draws(
+    start: Callable[..., Terminal], size: tuple[int, int]
+) -> None:
+    terminal, session, paper = start("", size), FakeSession(), io.StringIO()
+    screen = Screen(paper, paper, theme=theme.load("none"), width=lambda: size[0])
+    screen.at_terminal = True
+    context = Context(lambda: session, lambda: session, screen, send=lambda text: None)
+    terminal.prompted()
+    terminal.say("hello")
+    list(session.ask("hello"))
+    for typed in SHOWING:
+        paper.seek(0), paper.truncate()
+        try:
+            assert respond(context, typed) is None
+        except LlamachatError as error:
+            screen.error(error)
+        expected = [row.rstrip() for line in paper.getvalue().splitlines() for row in folded(line, size[0])]
+        assert terminal.say(typed)[1 : len(expected) + 1] == expected, typed
+
+
+def folded(line: str, columns: int) -> list[str]:
+    """As a terminal wraps it."""
+    return [line[at : at + columns] for at in range(0, max(len(line), 1), columns)]
 
 
 @pytest.mark.parametrize("size", [*SIZES, (20, 10), (30, 3)])
