@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat import paths
-from llamachat.arena_cache import fingerprint, make_room, remove_torn
+from llamachat.arena_cache import delete, fingerprint, make_room, remove_torn
 from llamachat.cache import Cache
 from llamachat.config import is_whole
 from llamachat.engine import Engine
@@ -48,11 +48,7 @@ def entries() -> list[Path]:
 
 def clear() -> int:
     """Delete them all; returns the bytes freed."""
-    freed = 0
-    for path in [*entries(), *folder().glob("*.part")]:
-        freed += path.stat().st_size
-        path.unlink()
-    return freed
+    return delete([*entries(), *folder().glob("*.part")])
 
 
 def place(model: LoadedModel, what: str) -> Path:
