@@ -142,7 +142,7 @@ def test_every_engine_holds_the_same_text_whatever_it_did_before(tasks: list[Wor
 
 def test_ours_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with Contender(Spec("llamachat", 1, 24, shape="135m", scheme="int4", profile=True)) as contender:
-        outcome = measure([contender], Work(prompt=8, decode=2), 2, lambda: 1e10)
+        outcome = measure([contender], Work(prompt=8, decode=2), 2, lambda amount: 1e10)
     (laps,) = outcome.laps
     result = outcome.result(laps)
     assert laps.facts.weights == pytest.approx(134.5e6 * 0.5625, rel=0.01)
@@ -232,7 +232,7 @@ def test_every_part_gives_its_rows_from_one_contest(
     monkeypatch.setattr(bars, "Contender", Pretended)
     monkeypatch.setattr(bars, "gguf_file", lambda shape, eight: nullcontext(tmp_path / f"{shape}.gguf"))
     monkeypatch.setattr(bars, "_default_file", lambda: "default.gguf")
-    monkeypatch.setattr(bars, "bandwidth_of", lambda threads: lambda: 1e11)
+    monkeypatch.setattr(bars, "bandwidth_of", lambda threads: lambda amount: 1e11)
     rows = list(bars.PARTS[part](bars.Lab(2, 3, pytest.fail)))
     assert len(rows) == len(names)
     for row, name in zip(rows, names, strict=True):

@@ -68,16 +68,19 @@ class Laps:
 
 @dataclass
 class Outcome:
-    """A contest: the contenders' laps, ours first, and the bytes a second that were read from memory in each repeat."""
+    """A contest: the contenders' laps, ours first, and the bytes a second that memory gave in each repeat."""
 
     work: Work
     laps: list[Laps]
     bandwidth: list[float]
 
+    def read(self, laps: Laps) -> float:
+        """Bytes of weights, keys and values that a decoded token reads."""
+        return laps.facts.read + laps.facts.kv * (self.work.start + self.work.decode / 2)
+
     def result(self, laps: Laps) -> dict[str, Any]:
         """Medians of one contender, by name; without what could not be measured."""
-        facts, work = laps.facts, self.work
-        read = facts.read + facts.kv * (work.start + work.decode / 2)
+        facts, work, read = laps.facts, self.work, self.read(laps)
         decode = [work.decode / seconds if seconds else 0.0 for seconds in laps.decode_s]
         found = {
             "prefill_tok_s": work.prompt / statistics.median(laps.prefill_s) if work.prompt else 0.0,
@@ -106,9 +109,9 @@ class Outcome:
 
 
 def measure(
-    contenders: Sequence[Contender], work: Work, repeats: int, bandwidth: Callable[[], float] = lambda: 0.0
+    contenders: Sequence[Contender], work: Work, repeats: int, bandwidth: Callable[[int], float] = lambda amount: 0.0
 ) -> Outcome:
-    """All in turn in every repeat, after one to warm up."""
+    """All in turn in every repeat, after one to warm up; `bandwidth` is of as many bytes as our decoded token reads."""
     outcome = Outcome(work, [Laps(contender.facts) for contender in contenders], [])
     for repeat in range(repeats + 1):
         for contender, laps in zip(contenders, outcome.laps, strict=True):
@@ -116,5 +119,5 @@ def measure(
             if repeat:
                 laps.add(taken)
         if repeat:
-            outcome.bandwidth.append(bandwidth())
+            outcome.bandwidth.append(bandwidth(int(outcome.read(outcome.laps[0]))))
     return outcome

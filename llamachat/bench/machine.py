@@ -1,6 +1,7 @@
 """What the machine gives: how fast memory is read, and how much of it a process holds."""
 
 import ctypes
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -12,27 +13,32 @@ import numpy as np
 from llamachat.engine.build import BuildError
 from llamachat.engine.pack import aligned, native_library
 
-AMOUNT = 1 << 29  # bytes; far more than caches hold
+MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 
 
 @cache
-def _block() -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    data = aligned(AMOUNT)
+def _block(amount: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    data = aligned(amount)
     data[:] = 1
     return data
 
 
-def read_bandwidth(threads: int, passes: int = 3) -> float:
-    """Bytes a second that so many threads read from memory: the best of some passes. Raises build.BuildError."""
-    lib, data = native_library(), _block()
+def read_bandwidth(threads: int, amount: int, passes: int = 3) -> float:
+    """Bytes a second that so many threads read of so many bytes, again and again: what caches keep of them counts as it
+    does for weights. Each thread reads one stream, and then four side by side: the faster way's median of some passes.
+    Raises build.BuildError."""
+    lib = native_library()
+    amount = min(max(amount // 1024, threads) * 1024, MOST)
+    data = _block(amount)
     lib.read_memory.restype = ctypes.c_uint64
-    lib.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    best = 0.0
-    for _ in range(passes):
+    lib.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
+
+    def seconds(streams: int) -> float:
         start = time.perf_counter()
-        lib.read_memory(data.ctypes.data, AMOUNT, threads)
-        best = max(best, AMOUNT / (time.perf_counter() - start))
-    return best
+        lib.read_memory(data.ctypes.data, amount, threads, streams)
+        return time.perf_counter() - start
+
+    return amount / min(statistics.median(seconds(streams) for _ in range(passes)) for streams in (1, 4))
 
 
 def resident() -> tuple[int, int]:
@@ -50,10 +56,10 @@ def resident() -> tuple[int, int]:
     return most, most
 
 
-def bandwidth_of(threads: int) -> Callable[[], float]:
-    """read_bandwidth with so many threads, or 0 where there is no native library to read with."""
+def bandwidth_of(threads: int) -> Callable[[int], float]:
+    """read_bandwidth with so many threads, of an amount; or 0 where there is no native library to read with."""
     try:
         native_library()
     except BuildError:
-        return lambda: 0.0
-    return lambda: read_bandwidth(threads)
+        return lambda amount: 0.0
+    return lambda amount: read_bandwidth(threads, amount)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llamachat import paths
 from llamachat.config import LlamaConfig
-from llamachat.engine.pack import F32, Q4, Q8, TILE, Arena, Head, aligned, bytes_of
+from llamachat.engine.pack import F32, PAGE, Q4, Q8, TILE, Arena, Head, aligned, bytes_of
 from llamachat.errors import UsageError
 from llamachat.tensors import Array
 
@@ -64,28 +64,36 @@ class Noise:
 
 def random_arena(config: LlamaConfig, scheme: Scheme) -> Arena:
     """Packed weights in memory: every matrix of codes with a scale per 32 columns, norms of ones."""
-    noise = Noise.drawn()
-    return Arena({name: _tensor(name, shape, scheme, noise) for name, shape in config.tensor_shapes().items()})
+    heads = {name: _head(name, shape, scheme) for name, shape in config.tensor_shapes().items()}
+    starts = np.cumsum([0, *(-(-bytes_of(head) // PAGE) * PAGE for head in heads.values())]).tolist()
+    block, noise = aligned(starts[-1]), Noise.drawn()  # one block, as a mapped file is: it lies in huge pages
+    tensors = {}
+    for (name, head), start in zip(heads.items(), starts, strict=False):
+        data = block[start : start + bytes_of(head)]
+        _fill(head, data, noise)
+        tensors[name] = head, data
+    return Arena(tensors)
 
 
 def _is_eight(name: str, scheme: Scheme) -> bool:
     return scheme == "int8" or (scheme == "int4-head8" and ("embed" in name or "lm_head" in name))
 
 
-def _tensor(name: str, shape: tuple[int, ...], scheme: Scheme, noise: Noise) -> tuple[Head, Array]:
+def _head(name: str, shape: tuple[int, ...], scheme: Scheme) -> Head:
     if len(shape) == 1:
-        head = Head(0, shape[0], F32)
-        out = aligned(bytes_of(head))
-        out.view(np.float32)[: shape[0]] = 1.0
-        return head, out
-    eight = _is_eight(name, scheme)
+        return Head(0, shape[0], F32)
     rows, columns = shape
-    head = Head(rows, columns, Q8) if eight else Head(rows, columns, Q4, table=tuple(range(120, 136)))
-    out = aligned(bytes_of(head))
+    return Head(rows, columns, Q8) if _is_eight(name, scheme) else Head(rows, columns, Q4, table=tuple(range(120, 136)))
+
+
+def _fill(head: Head, out: Array, noise: Noise) -> None:
+    if head.rows == 0:
+        out.view(np.float32)[: head.columns] = 1.0
+        return
     noise.fill(out)
+    eight = head.kind == Q8
     tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # engine.h: two rows of fp16 scales, then codes
     tiles[:, :64].view(np.float16)[:] = _scale(eight)
-    return head, out
 
 
 def _scale(eight: bool) -> float:

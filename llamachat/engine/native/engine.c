@@ -27,6 +27,7 @@ static int omp_get_num_threads(void) { return 1; }
 enum { FINE_QKV = 1, FINE_HEAD = 1 };
 
 enum { FEW = 64 };  /* so many tokens' keys are turned sooner than another thread is woken */
+enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
 enum linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LINEARS };
@@ -201,9 +202,9 @@ static inline void relax(void) {
 #endif
 }
 
-/* All threads wait for each other. Meetings are microseconds apart, so they spin; but only so long: when another program has
-   a core, the thread that waits must sleep, so that the one waited for can have its core. */
-static void meet(Team *team, int threads) {
+/* All threads wait for each other. Meetings are microseconds apart, so they spin, and meanwhile fetch what they read next; but
+   only so long: when another program has a core, the thread that waits must sleep, so that the one waited for can have it. */
+static void meet(Team *team, int threads, const uint8_t *next, const uint8_t *end) {
     int round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add(&team->arrived, 1) + 1 == threads) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
@@ -215,6 +216,7 @@ static void meet(Team *team, int threads) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
+        for (int i = 0; i < 4 && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
         relax();
 #if defined(__linux__)
         if (spins < SPINS) continue;
@@ -236,7 +238,19 @@ typedef struct {
     float *x;                    /* residual stream [tokens][hidden] */
 } Task;
 
-static void meet_all(const Task *t) { meet(&t->e->team, t->threads); }
+static int strips_of(const Matrix *w) { return up(w->rows, LANES) / LANES; }
+
+/* Of so many strips each thread has some to itself; the rest, a quarter, goes to who comes first. */
+static int own_share(const Task *t, int strips) { return strips * 3 / (4 * t->threads) / CUT * CUT; }
+
+/* Before the next product, of so many strips, whose first matrix this is. */
+static void meet_before(const Task *t, const Matrix *next, int strips) {
+    int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
+    if (!t->alone) first = end;
+    meet(&t->e->team, t->threads, next->data + strip_bytes(next) * first, next->data + strip_bytes(next) * end);
+}
+static void meet_all(const Task *t) { meet(&t->e->team, t->threads, NULL, NULL); }
+static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of(w + KEY) + strips_of(w + VALUE); }
 static void meet_tokens(const Task *t) { if (!t->alone) meet_all(t); }
 
 /* The tokens that this thread works on one by one: for (int i = next_token(t, -1); i < tokens; i = next_token(t, i)) */
@@ -245,26 +259,33 @@ static void meet_tokens(const Task *t) { if (!t->alone) meet_all(t); }
 
 typedef struct { const Matrix *w; int tokens; float *y; size_t stride; } Product;
 
-/* Takes the next part [lo, hi) of `total` equal pieces of work since the last meeting; 0 when all is taken. Parts shrink, so
-   that threads end together although one may have been interrupted, or runs on a slower core. */
-static int take(const Task *t, int total, int *lo, int *hi) {
+/* Takes the next part [lo, hi) of `total` equal pieces of work since the last meeting, *hi being 0 at first, and each thread
+   having `own` to itself; 0 when all is taken. Parts are multiples of `cut` and shrink, so that threads end together although
+   one may have been interrupted, or runs on a slower core. */
+static int take(const Task *t, int total, int own, int cut, int *lo, int *hi) {
     atomic_int *taken = &t->e->team.taken;
-    int start = atomic_load_explicit(taken, memory_order_relaxed), size;
+    if (*hi == 0 && own) {
+        *lo = own * t->thread, *hi = *lo + own;
+        return 1;
+    }
+    int start = atomic_load_explicit(taken, memory_order_relaxed), size, left;
     do {
-        if (start >= total) return 0;
-        size = most(1, (total - start) * 3 / (4 * t->threads));
+        left = total - own * t->threads - start;
+        if (left <= 0) return 0;
+        size = least(left, up(most(1, left * 3 / (4 * t->threads)), cut));
     } while (!atomic_compare_exchange_weak_explicit(taken, &start, start + size, memory_order_relaxed, memory_order_relaxed));
-    *lo = start, *hi = start + size;
+    *lo = own * t->threads + start, *hi = *lo + size;
     return 1;
 }
 
-static int strips_of(const Matrix *w) { return up(w->rows, LANES) / LANES; }
+static int take_strips(const Task *t, int total, int *lo, int *hi) { return take(t, total, own_share(t, total), CUT, lo, hi); }
+static int take_units(const Task *t, int total, int *lo, int *hi) { return take(t, total, 0, 1, lo, hi); }
 
 /* Products of the same activations. */
 static void multiply(const Task *t, const Acts *a, int fine, const Product *products, int count) {
-    int total = 0, lo, hi;
+    int total = 0, lo, hi = 0;
     for (int i = 0; i < count; i++) total += strips_of(products[i].w);
-    while (take(t, total, &lo, &hi))
+    while (take_strips(t, total, &lo, &hi))
         for (int i = 0, start = 0; i < count; start += strips_of(products[i++].w)) {
             const Product *p = &products[i];
             int from = most(lo - start, 0), to = least(hi - start, strips_of(p->w));
@@ -427,10 +448,11 @@ static void put_rows(const Engine *e, const Queries *u, const float *part) {
 
 static void attend(const Task *t, int layer) {
     const Engine *e = t->e;
+    const Matrix *next = e->m.linears + layer * LINEARS + OUTPUT;
     int units = e->units, chunks = e->chunks;
     float *mine = t->own->part, *part = mine + ROWS * part_size(e);
     if (units > cut_units(e) || chunks == 1) {
-        for (int lo, hi; take(t, units, &lo, &hi);)
+        for (int lo, hi = 0; take_units(t, units, &lo, &hi);)
             for (int unit = lo; unit < hi; unit++) {
                 Queries u = queries_of(t, unit);
                 start_parts(e, mine, u.rows);
@@ -438,16 +460,16 @@ static void attend(const Task *t, int layer) {
                     if (attend_chunk(t, layer, &u, chunk, part)) merge_rows(e, mine, part, u.rows);
                 put_rows(e, &u, mine);
             }
-        meet_all(t);
+        meet_before(t, next, strips_of(next));
         return;
     }
-    for (int lo, hi; take(t, units * chunks, &lo, &hi);)
+    for (int lo, hi = 0; take_units(t, units * chunks, &lo, &hi);)
         for (int i = lo; i < hi; i++) {
             Queries u = queries_of(t, i % units);
             float *to = e->parts + (size_t)i * ROWS * part_size(e);
             if (!attend_chunk(t, layer, &u, i / units, to)) start_parts(e, to, u.rows);
         }
-    meet_all(t);
+    meet_before(t, next, strips_of(next));
     for (int unit = t->thread; unit < units; unit += t->threads) {
         Queries u = queries_of(t, unit);
         start_parts(e, mine, u.rows);
@@ -455,7 +477,7 @@ static void attend(const Task *t, int layer) {
             merge_rows(e, mine, e->parts + ((size_t)chunk * units + unit) * ROWS * part_size(e), u.rows);
         put_rows(e, &u, mine);
     }
-    meet_all(t);
+    meet_before(t, next, strips_of(next));
 }
 
 /* ---- layers ---- */
@@ -480,9 +502,9 @@ static void attention(Task *t, int layer) {
     Product qkv[] = {{w + QUERY, t->tokens, e->qkv_out, e->qkv}, {w + KEY, all, e->qkv_out + keys, e->qkv},
                      {w + VALUE, all, e->qkv_out + values, e->qkv}};
     multiply(t, t->acts, FINE_QKV, qkv, 3);
-    meet_all(t);
+    meet_before(t, w + OUTPUT, strips_of(w + OUTPUT));
     remember(t, layer);
-    meet_all(t);
+    meet_before(t, w + OUTPUT, strips_of(w + OUTPUT));
     if (!t->tokens) return;
     attend(t, layer);
     EACH_TOKEN(t, i) {
@@ -491,28 +513,29 @@ static void attention(Task *t, int layer) {
     }
     meet_tokens(t);
     multiply(t, t->acts, 0, &(Product){w + OUTPUT, t->tokens, e->out, e->hidden}, 1);
-    meet_all(t);
+    meet_before(t, w + GATE, e->inner / LANES);
 }
 
 /* Gate and up share cuts of 64 rows, so that who computes them turns them into the next product's activations. */
 static void feed_forward(const Task *t, int layer) {
     const Engine *e = t->e;
     const Matrix *w = e->m.linears + layer * LINEARS;
-    int tokens = t->tokens, strips = strips_of(w + GATE), each = TILE / LANES;
+    int tokens = t->tokens, strips = strips_of(w + GATE);
     float *gate = e->gate, *upper = gate + e->inner;
-    for (int lo, hi; take(t, e->inner / TILE, &lo, &hi);) {
-        int count = least(hi * each, strips) - lo * each;
-        e->k->matmul(w + GATE, t->acts, 0, 0, tokens, gate, 2 * e->inner, lo * each, count, t->own->unpacked);
-        e->k->matmul(w + UP, t->acts, 0, 0, tokens, upper, 2 * e->inner, lo * each, count, t->own->unpacked);
+    for (int lo, hi = 0; take_strips(t, e->inner / LANES, &lo, &hi);) {
+        int count = least(hi, strips) - lo, from = lo * LANES, to = hi * LANES;
+        e->k->matmul(w + GATE, t->acts, 0, 0, tokens, gate, 2 * e->inner, lo, count, t->own->unpacked);
+        e->k->matmul(w + UP, t->acts, 0, 0, tokens, upper, 2 * e->inner, lo, count, t->own->unpacked);
         for (int i = 0; i < tokens; i++) {
-            size_t row = (size_t)i * 2 * e->inner + lo * TILE;
-            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)i * e->inner + lo * TILE, (hi - lo) * TILE);
-            e->k->quantize(&e->mlp, i, lo * TILE, hi * TILE, 0);
+            size_t row = (size_t)i * 2 * e->inner + from;
+            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)i * e->inner + from, to - from);
+            e->k->quantize(&e->mlp, i, from, to, 0);
         }
     }
-    meet_all(t);
+    meet_before(t, w + DOWN, strips_of(w + DOWN));
     multiply(t, &e->mlp, 0, &(Product){w + DOWN, t->tokens, e->out, e->hidden}, 1);
-    meet_all(t);
+    if (layer + 1 < e->m.layers) meet_before(t, w + LINEARS + QUERY, qkv_strips(w));
+    else meet_before(t, e->m.head, strips_of(e->m.head));
 }
 
 static void begin(const Task *t) {

@@ -107,8 +107,8 @@ static void swiglu(const float *gate, const float *up, float *out, int n) {
 
 /* ---- matrix products ---- */
 
-enum { ABREAST = 4 };  /* most strips side by side */
-enum { AHEAD = 1536 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
+enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
+enum { AHEAD = 1152 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -116,12 +116,24 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
+/* 4 bits whose table is consecutive numbers: the codes themselves are multiplied, those of high nibbles sixteenfold. */
+enum { EVEN = Q4 + 1 };
+
+static int coding(const Matrix *w) {
+    int even = BIASED && w->kind == Q4;
+    for (int i = 1; i < 16; i++) even &= w->table[i] == w->table[0] + i;
+    return even ? EVEN : w->kind;
+}
+
+/* The first four of 4 bits come from low nibbles, the others from high ones. */
 INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part, vb quads[8]) {
-    for (int v = 0; v < (kind == Q4 ? 4 : 8); v++) {
-        vb bytes = *(const vb_u *)(codes + (kind == Q4 ? 256 : 512) * half + 64 * v + 4 * VL * part);
+    for (int v = 0; v < (kind >= Q4 ? 4 : 8); v++) {
+        vb bytes = *(const vb_u *)(codes + (kind >= Q4 ? 256 : 512) * half + 64 * v + 4 * VL * part);
         if (kind == Q4) {
             quads[v] = lookup(table, bytes & 15);
             quads[v + 4] = lookup(table, (vb)((vi)bytes >> 4 & 0x0f0f0f0f));
+        } else if (kind == EVEN) {
+            quads[v] = bytes & 15, quads[v + 4] = bytes & 0xf0;
         } else {
             quads[v] = bytes ^ (BIASED ? 0 : 128);
         }
@@ -134,110 +146,143 @@ INLINE vb load_table(const Matrix *w) {
     return table ^ (BIASED ? 0 : 128);
 }
 
-/* `abreast` strips side by side times `tokens` tokens (constants once inlined, as are kind, subs and fine). Each strip is a stream
-   of weights of its own, and processors fetch several ahead better than one: four give a third more bytes a second. */
-INLINE void strip_quant(int abreast, int kind, int subs, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y,
-                        size_t stride, int strip) {
-    const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    size_t bytes = tile_bytes(w), next = strip_bytes(w), groups = up(w->columns, TILE) / GROUP, lanes = a->lanes;
-    size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
-    int minimum = w->minimum, per = subs / 2;
-    const int32_t *bias = per == 1 ? a->sum32 + at : a->sum16 + at16;
-    const float *mass = per == 1 ? a->mass32 + at : a->mass16 + at16, *scale = a->scale + at;
-    const int8_t *high = a->high + at * GROUP, *low = (fine ? a->low : a->high) + at * GROUP;
-    vb table = load_table(w);
-    vf sums[ABREAST][8][PARTS];
+/* What half a tile is multiplied with: some tokens' activations in two groups of columns. See Acts. */
+typedef struct { const int8_t *high, *low; const float *scale, *mass; const int32_t *bias; size_t lanes; } Inputs;
+
+/* Half of one strip's tile times some tokens. All but the pointers and `half` are constants once inlined. */
+INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, const Matrix *w, vb table, const uint8_t *tile,
+                      int half, const Inputs *in, vf sums[8][PARTS]) {
+    int per = subs / 2, first = w->table[0] - 128;  /* of EVEN: what code 0 stands for */
+    size_t lanes = in->lanes;
     UNROLL
-    for (int s = 0; s < abreast; s++)
+    for (int part = 0; part < PARTS; part++) {
+        vb quads[8];
+        unpack(kind, table, tile + 32 * subs * (1 + minimum), half, part, quads);
         UNROLL
-        for (int i = 0; i < tokens; i++)
+        for (int sub = 0; sub < per; sub++) {
+            int scales = half * per + sub;
+            vf weight = load_half(tile + 32 * scales + 2 * VL * part), lowest = splat(0);
+            if (minimum) lowest = load_half(tile + 32 * (subs + scales) + 2 * VL * part);
             UNROLL
-            for (int part = 0; part < PARTS; part++) sums[s][i][part] = splat(0);
-    for (size_t g = 0; g < groups; g++, tile += g % 2 ? 0 : bytes)
-        UNROLL
-        for (int s = 0; s < abreast; s++) {
-            const uint8_t *here = tile + s * next, *scales = here + (g % 2) * per * 32, *codes = here + 32 * subs * (1 + minimum);
-            for (int i = 0; i < (kind == Q4 ? 5 : 9); i++) __builtin_prefetch(here + (g % 2) * bytes / 2 + AHEAD + 64 * i);
-            UNROLL
-            for (int part = 0; part < PARTS; part++) {
-                vb quads[8];
-                unpack(kind, table, codes, g % 2, part, quads);
+            for (int i = 0; i < tokens; i++) {
+                size_t group = half * lanes + i, at = scales * lanes + i;
+                int32_t lift = in->bias[at];
+                vi sum[2] = {splat_int(0), splat_int(0)}, above[2] = {splat_int(0), splat_int(0)};
+                if (BIASED) sum[0] = splat_int(kind == EVEN ? (lift >> 7) * -first : lift);
                 UNROLL
-                for (int sub = 0; sub < per; sub++) {
-                    vf weight = load_half(scales + 32 * sub + 2 * VL * part);
-                    UNROLL
-                    for (int i = 0; i < tokens; i++) {
-                        const int8_t *x = low + (g * lanes + i) * GROUP, *above_x = high + (g * lanes + i) * GROUP;
-                        vi sum = BIASED ? splat_int(bias[(g * per + sub) * lanes + i]) : splat_int(0), above = splat_int(0);
-                        UNROLL
-                        for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
-                            if (fine) above = dot4(above, quads[v], splat_quad(above_x + 4 * v));
-                            sum = dot4(sum, quads[v], splat_quad(x + 4 * v));
-                        }
-                        if (fine) sum += above << 8;
-                        sums[s][i][part] += weight * splat(scale[g * lanes + i]) * to_float(sum);
-                    }
-                    if (minimum) {
-                        vf lowest = load_half(scales + 32 * subs + 32 * sub + 2 * VL * part);
-                        UNROLL
-                        for (int i = 0; i < tokens; i++) sums[s][i][part] += lowest * splat(mass[(g * per + sub) * lanes + i]);
-                    }
+                for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
+                    if (fine) above[v / 4] = dot4(above[v / 4], quads[v], splat_quad(in->high + group * GROUP + 4 * v));
+                    sum[v / 4] = dot4(sum[v / 4], quads[v], splat_quad((fine ? in->low : in->high) + group * GROUP + 4 * v));
                 }
+                if (fine) sum[0] += above[0] << 8, sum[1] += above[1] << 8;
+                if (kind == EVEN) sum[1] >>= 4;
+                sums[i][part] = plus(sums[i][part], weight * splat(in->scale[group]), to_float(sum[0] + sum[1]));
+                if (minimum) sums[i][part] = plus(sums[i][part], lowest, splat(in->mass[at]));
             }
         }
-    UNROLL
-    for (int s = 0; s < abreast; s++)
+    }
+}
+
+/* `count` times `abreast` strips side by side, `count` strips apart, times `tokens` tokens. Each of those abreast is a stream of
+   weights of its own: memory gives more to several. */
+INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int tokens, int fine, const Matrix *w, const Acts *a,
+                         int token, float *y, size_t stride, int strip, int count) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    size_t bytes = 32 * subs * (1 + minimum) + (kind == Q8 ? 1024 : 512), next = strip_bytes(w) * count, lanes = a->lanes;
+    size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
+    int wide = subs == 2, tiles = up(w->columns, TILE) / TILE;
+    vb table = load_table(w);
+    for (int last = strip + count; strip < last; strip++) {
+        Inputs in = {a->high + at * GROUP, a->low + at * GROUP, a->scale + at, wide ? a->mass32 + at : a->mass16 + at16,
+                     wide ? a->sum32 + at : a->sum16 + at16, lanes};
+        vf sums[ABREAST][8][PARTS];
+        UNROLL
+        for (int s = 0; s < abreast; s++)
+            UNROLL
+            for (int i = 0; i < tokens; i++)
+                UNROLL
+                for (int part = 0; part < PARTS; part++) sums[s][i][part] = splat(0);
+        for (int t = 0; t < tiles; t++, tile += bytes) {
+            UNROLL
+            for (int s = 0; s < abreast; s++) {
+                const uint8_t *here = tile + s * next;
+                for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(here + AHEAD + i, 0, 2);
+                if (abreast > 1) {
+                    half_tile(kind, subs, minimum, tokens, fine, w, table, here, 0, &in, sums[s]);
+                    half_tile(kind, subs, minimum, tokens, fine, w, table, here, 1, &in, sums[s]);
+                } else {  /* less code */
+                    for (int half = 0; half < 2; half++)
+                        half_tile(kind, subs, minimum, tokens, fine, w, table, here, half, &in, sums[s]);
+                }
+            }
+            in.high += 2 * lanes * GROUP, in.low += 2 * lanes * GROUP, in.scale += 2 * lanes;
+            in.bias += subs * lanes, in.mass += subs * lanes;
+        }
+        UNROLL
+        for (int s = 0; s < abreast; s++)
+            UNROLL
+            for (int i = 0; i < tokens; i++)
+                UNROLL
+                for (int part = 0; part < PARTS; part++) finish(w, strip + s * count, part, sums[s][i][part], y + i * stride);
+    }
+}
+
+INLINE void strips_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip,
+                         int count) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    const float *x = a->x + (size_t)token * a->width;
+    for (int last = strip + count; strip < last; strip++, tile += strip_bytes(w)) {
+        vf sums[8][PARTS];
         UNROLL
         for (int i = 0; i < tokens; i++)
             UNROLL
-            for (int part = 0; part < PARTS; part++) finish(w, strip + s, part, sums[s][i][part], y + i * stride);
-}
-
-INLINE void strip_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip) {
-    const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    const float *x = a->x + (size_t)token * a->width;
-    vf sums[8][PARTS];
-    UNROLL
-    for (int i = 0; i < tokens; i++)
-        UNROLL
-        for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
-    for (int c = 0; c < up(w->columns, TILE); c++)
-        UNROLL
-        for (int part = 0; part < PARTS; part++) {
-            vf weights = load_as(kind, tile, (size_t)c * LANES + part * VL);
+            for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
+        for (int c = 0; c < up(w->columns, TILE); c++)
             UNROLL
-            for (int i = 0; i < tokens; i++) sums[i][part] += weights * splat(x[(size_t)i * a->width + c]);
-        }
-    UNROLL
-    for (int i = 0; i < tokens; i++)
+            for (int part = 0; part < PARTS; part++) {
+                vf weights = load_as(kind, tile, (size_t)c * LANES + part * VL);
+                UNROLL
+                for (int i = 0; i < tokens; i++) sums[i][part] = plus(sums[i][part], weights, splat(x[(size_t)i * a->width + c]));
+            }
         UNROLL
-        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+        for (int i = 0; i < tokens; i++)
+            UNROLL
+            for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+    }
 }
 
-#define STRIPS(name, abreast, n)                                                                                                \
-    static void strips_##name(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip) {        \
-        switch (w->kind <= BF16 ? w->kind : 4 * w->kind + 2 * (w->subs == 4) + (fine != 0)) {                                   \
-        case F32: strip_float(F32, n, w, a, token, y, stride, strip); return;                                                   \
-        case F16: strip_float(F16, n, w, a, token, y, stride, strip); return;                                                   \
-        case BF16: strip_float(BF16, n, w, a, token, y, stride, strip); return;                                                 \
-        case 4 * Q8: strip_quant(abreast, Q8, 2, n, 0, w, a, token, y, stride, strip); return;                                  \
-        case 4 * Q8 + 1: strip_quant(abreast, Q8, 2, n, 1, w, a, token, y, stride, strip); return;                              \
-        case 4 * Q8 + 2: strip_quant(abreast, Q8, 4, n, 0, w, a, token, y, stride, strip); return;                              \
-        case 4 * Q8 + 3: strip_quant(abreast, Q8, 4, n, 1, w, a, token, y, stride, strip); return;                              \
-        case 4 * Q4: strip_quant(abreast, Q4, 2, n, 0, w, a, token, y, stride, strip); return;                                  \
-        case 4 * Q4 + 1: strip_quant(abreast, Q4, 2, n, 1, w, a, token, y, stride, strip); return;                              \
-        case 4 * Q4 + 2: strip_quant(abreast, Q4, 4, n, 0, w, a, token, y, stride, strip); return;                              \
-        default: strip_quant(abreast, Q4, 4, n, 1, w, a, token, y, stride, strip);                                              \
-        }                                                                                                                       \
+/* Chooses the code made for a way of coding. Decoding, one token times strips abreast, has more of it than the rest needs. */
+#define WAY(kind, subs, minimum) \
+    strips_quant(abreast, kind, subs, minimum, tokens, fine, w, a, token, y, stride, strip, count)
+INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
+                         int strip, int count) {
+    int kind = coding(w), decoding = abreast > 1;
+    if (kind == F32) strips_float(F32, tokens, w, a, token, y, stride, strip, count);
+    else if (kind == F16) strips_float(F16, tokens, w, a, token, y, stride, strip, count);
+    else if (kind == BF16) strips_float(BF16, tokens, w, a, token, y, stride, strip, count);
+    else if (kind == Q8 && w->subs == 4) WAY(Q8, 4, w->minimum);
+    else if (decoding && kind == Q8 && !w->minimum) WAY(Q8, 2, 0);
+    else if (kind == Q8) WAY(Q8, 2, w->minimum);
+    else if (w->subs == 4) WAY(Q4, 4, w->minimum);
+    else if (decoding && kind == EVEN && w->minimum) WAY(EVEN, 2, 1);
+    else if (decoding && kind == EVEN) WAY(EVEN, 2, 0);
+    else if (decoding && !w->minimum) WAY(Q4, 2, 0);
+    else WAY(Q4, 2, w->minimum);
+}
+
+#define STRIPS(name, abreast, tokens)                                                                                  \
+    static void strips_##name(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip, \
+                              int count) {                                                                             \
+        if (fine) strips_times(abreast, tokens, 1, w, a, token, y, stride, strip, count);                              \
+        else strips_times(abreast, tokens, 0, w, a, token, y, stride, strip, count);                                   \
     }
 STRIPS(1, 1, 1)
 STRIPS(2, 1, 2)
 STRIPS(4, 1, 4)
 #if VL == 16
 STRIPS(8, 1, 8)
-STRIPS(four, 4, 1)
 #endif
-STRIPS(pair, 2, 1)
+STRIPS(abreast, ABREAST, 1)
 
 /* One strip times any number of tokens. */
 static void strip_tokens(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip) {
@@ -246,11 +291,11 @@ static void strip_tokens(const Matrix *w, const Acts *a, int fine, int token, in
         float *to = y + (size_t)i * stride;
         int left = tokens - i;
 #if VL == 16
-        if (left >= 8) { n = 8; strips_8(w, a, fine, token + i, to, stride, strip); continue; }
+        if (left >= 8) { n = 8; strips_8(w, a, fine, token + i, to, stride, strip, 1); continue; }
 #endif
-        if (left >= 4) n = 4, strips_4(w, a, fine, token + i, to, stride, strip);
-        else if (left >= 2) n = 2, strips_2(w, a, fine, token + i, to, stride, strip);
-        else n = 1, strips_1(w, a, fine, token + i, to, stride, strip);
+        if (left >= 4) n = 4, strips_4(w, a, fine, token + i, to, stride, strip, 1);
+        else if (left >= 2) n = 2, strips_2(w, a, fine, token + i, to, stride, strip, 1);
+        else n = 1, strips_1(w, a, fine, token + i, to, stride, strip, 1);
     }
 }
 
@@ -330,12 +375,12 @@ INLINE void tile_tokens(int per, int fine, int minimum, const Matrix *w, Unpacke
         for (int i = 0; i < LANES; i++) {
             vi sum = *(const vi *)sums[run % 4][0][i];
             if (fine) sum = (sum << 8) + *(const vi *)sums[run % 4][1][i];
-            total[i] += weight * splat(x[i]) * to_float(sum);
+            total[i] = plus(total[i], weight * splat(x[i]), to_float(sum));
         }
         if (minimum) {
             vf lowest = load(u.low + run * LANES);
             UNROLL
-            for (int i = 0; i < LANES; i++) total[i] += lowest * splat(m[i]);
+            for (int i = 0; i < LANES; i++) total[i] = plus(total[i], lowest, splat(m[i]));
         }
     }
     int last = to == up(w->columns, TILE) / GROUP;
@@ -380,6 +425,12 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
                    void *scratch) {
     int panel = up((1 << 20) / w->columns, LANES);
     (void)scratch;
+    if (tokens == 1) {
+        int count = w->kind >= Q8 ? strips / ABREAST : 0, rest = strips - count * ABREAST;
+        if (count) strips_abreast(w, a, fine, token, y, stride, strip, count);
+        if (rest) strips_1(w, a, fine, token, y, stride, strip + count * ABREAST, rest);
+        return;
+    }
     for (int first = 0; first < tokens; first += panel) {
         int n = tokens - first < panel ? tokens - first : panel;
         for (int s = strip; s < strip + strips; s++) {
@@ -387,12 +438,7 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
 #if defined(__AMX_INT8__)
             if (n >= 12 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
 #endif
-            int left = n == 1 && w->kind >= Q8 ? strip + strips - s : 1;
-#if VL == 16
-            if (left >= 4) { strips_four(w, a, fine, token + first, to, stride, s), s += 3; continue; }
-#endif
-            if (left >= 2) strips_pair(w, a, fine, token + first, to, stride, s++);
-            else strip_tokens(w, a, fine, token + first, n, to, stride, s);
+            strip_tokens(w, a, fine, token + first, n, to, stride, s);
         }
     }
 }

@@ -13,33 +13,44 @@ static int omp_get_num_threads(void) { return 1; }
 
 typedef uint64_t Line __attribute__((vector_size(64), aligned(64), may_alias));
 
-static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, const Line *end) {
+/* As so many streams side by side, each over its own part of the lines. */
+static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, size_t lines, int streams) {
     Line sums[4] = {{0}};
-    for (; p < end; p += 4)
-        for (int i = 0; i < 4; i++) __builtin_prefetch((const char *)(p + i) + 2048), sums[i] += p[i];
+    size_t each = lines / streams;
+    for (size_t at = 0; at < each; at += 4)
+        for (int s = 0; s < streams; s++)
+            for (int i = 0; i < 4; i++) {
+                const Line *line = p + s * each + at + i;
+                __builtin_prefetch((const char *)line + (streams == 1 ? 2048 : 1024));
+                sums[i] += *line;
+            }
     sums[0] += sums[1] + sums[2] + sums[3];
     uint64_t total = 0;
     for (int i = 0; i < 8; i++) total += sums[0][i];
     return total;
 }
 
-static uint64_t add_up_plain(const Line *p, const Line *end) { return add_up(p, end); }
+#define READERS(name, target)                                                                        \
+    target static uint64_t one_##name(const Line *p, size_t lines) { return add_up(p, lines, 1); }   \
+    target static uint64_t four_##name(const Line *p, size_t lines) { return add_up(p, lines, 4); }
+READERS(plain, )
 #if defined(__x86_64__)
-__attribute__((target("avx512f"))) static uint64_t add_up_wide(const Line *p, const Line *end) { return add_up(p, end); }
+READERS(wide, __attribute__((target("avx512f"))))
 #endif
 
-/* Reads all of it once (64-byte aligned, a multiple of 256 bytes for each thread); returns the sum of its words. */
-uint64_t read_memory(const void *data, size_t bytes, int threads) {
-    uint64_t (*read)(const Line *, const Line *) = add_up_plain;
+/* Reads all of it once (64-byte aligned, a multiple of 1024 bytes for each thread), each thread as one stream or as four;
+   returns the sum of its words. */
+uint64_t read_memory(const void *data, size_t bytes, int threads, int streams) {
+    uint64_t (*read)(const Line *, size_t) = streams == 1 ? one_plain : four_plain;
     uint64_t total = 0;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) read = add_up_wide;
+    if (__builtin_cpu_supports("avx512f")) read = streams == 1 ? one_wide : four_wide;
 #endif
     #pragma omp parallel num_threads(threads) reduction(+ : total)
     {
-        size_t thread = omp_get_thread_num(), count = omp_get_num_threads(), blocks = bytes / 256;
-        const Line *start = data;
-        total += read(start + 4 * (blocks * thread / count), start + 4 * (blocks * (thread + 1) / count));
+        size_t thread = omp_get_thread_num(), count = omp_get_num_threads(), blocks = bytes / 1024;
+        size_t first = blocks * thread / count, end = blocks * (thread + 1) / count;
+        total += read((const Line *)data + 16 * first, 16 * (end - first));
     }
     return total;
 }

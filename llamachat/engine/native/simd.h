@@ -1,6 +1,7 @@
 /* The few operations whose instructions differ; everything else is written once, on vectors of VL floats.
    `dot4` adds to each int32 lane the product of its four weights with its four activations. Where the instruction takes
-   unsigned weights (BIASED) they come with 128 added; elsewhere they are signed. */
+   unsigned weights (BIASED) they come with 128 added; elsewhere they are signed. `plus` is sum + a * b, rounded once where the
+   processor can: left to the compiler, it would be so in some copies of a loop and not in others. */
 #include <math.h>
 #include <string.h>
 
@@ -58,6 +59,7 @@ INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (v
 INLINE vi dot4(vi sum, vb w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+INLINE vf plus(vf sum, vf a, vf b) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum); }
 INLINE vf load_bytes(const void *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 #elif VL == 8
@@ -71,10 +73,16 @@ INLINE vi dot4(vi sum, vb w, vi x) {
 }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vf plus(vf sum, vf a, vf b) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
 INLINE vf load_bytes(const void *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 #else
 INLINE vf load_bytes(const void *p) { return __builtin_convertvector(*(const vc_u *)p, vf); }
+#if defined(__ARM_NEON)
+INLINE vf plus(vf sum, vf a, vf b) { return (vf)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b); }
+#else
+INLINE vf plus(vf sum, vf a, vf b) { return sum + a * b; }
+#endif
 INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf load_half(const void *p) {  /* exact, subnormals included; infinities are not expected */
     vi bits = __builtin_convertvector(*(const vh_u *)p, vi);
