@@ -3,7 +3,7 @@
 A guess is run in one step with the token before it, and what it gives is only kept where the sampler draws the same tokens,
 so guessing changes the time, never the text. It pays where an answer repeats its prompt (edit this, quote that) and costs
 elsewhere. So what guesses gained or lost is measured in plain steps and kept as a balance, and nothing is guessed whose
-loss the balance could not bear: a long answer in which no guess is right takes about a hundredth longer.
+loss the balance could not bear: a long answer in which no guess is right takes about half a per cent longer.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from llamachat.sample import Constraint
 
 LONGEST, SHORTEST = 6, 4  # so many tokens must have stood there before
 FIRST, MOST = 4, 16  # tokens of a guess: at first, and after others were right to the end
-ALLOWANCE = 2.0  # plain steps that may be lost in an answer
-SHARE = 0.01  # of each plain step, that may be lost besides
+ALLOWANCE = 1.75  # plain steps that may be lost in an answer
+SHARE = 0.005  # of each plain step, that may be lost besides
 MEMORY = 0.8  # weight of what was measured before against the latest step
 EXTRA = 0.35  # of a plain step, that each guessed token costs, until that is known
 

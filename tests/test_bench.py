@@ -185,6 +185,21 @@ def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -
     result = json.loads(out)
     assert result["results"]["llama.cpp (1)"]["decode_ratio"] == 2
     assert "llama.cpp (1)" in shown and "2.00" in shown
+    report.speeds(outcome_of([1, 1], [2, 2]), {"threads": 1}, tables=False)
+    assert capsys.readouterr() == (out, "")
+
+
+def test_memory_is_read_at_some_speed_however_little_of_it_is_asked_for() -> None:
+    for amount in (1, 100_000, 50_000_001):
+        assert 1e8 < machine.read_bandwidth(2, amount, passes=1) < 1e13
+
+
+def test_random_weights_lie_in_one_block_as_a_mapped_files_do() -> None:
+    tensors = shapes.random_arena(TINY, "int4-head8").tensors.values()
+    starts = [data.ctypes.data for _, data in tensors]
+    whole = max(starts) - min(starts) + max(data.nbytes for _, data in tensors)
+    assert all(start % 64 == 0 for start in starts)
+    assert whole <= sum(data.nbytes + 4096 for _, data in tensors)
 
 
 # ---- bars ----

@@ -204,17 +204,19 @@ PARTS: dict[str, Callable[[Lab], Iterator[Row]]] = {
 }
 
 
-def run(threads: int, repeats: int, only: Sequence[str]) -> None:
-    """Measure these parts (none: all), and show each row as it is known; the last line is JSON."""
+def run(threads: int, repeats: int, only: Sequence[str], tables: bool = True) -> None:
+    """Measure these parts (none: all), and show them as a table; the last line is JSON, without `tables` the only one."""
     if unknown := [name for name in only if name not in PARTS]:
         raise UsageError(f"{unknown[0]} is no part of the bars", remedy=f"the parts are {', '.join(PARTS)}")
-    lab = Lab(threads, repeats, lambda line: report.note(line))
+    lab = Lab(threads, repeats, report.note)
     rows = []
     for name, part in PARTS.items():
         if not only or name in only:
-            report.note(f"measuring {name} …")
+            if tables:
+                report.note(f"measuring {name} …")
             rows += list(part(lab))
-    report.table(["", "ours", "peer", "judged", "bar", "met"], [_shown(row) for row in rows])
+    if tables:
+        report.table(["", "ours", "peer", "judged", "bar", "met"], [_shown(row) for row in rows])
     results = [asdict(row) | {"met": row.met} for row in rows]
     report.write({"threads": threads, "repeats": repeats, "bars": results, "versions": report.versions()})
 

@@ -8,8 +8,8 @@ from typing import Any
 from llamachat.bench.contest import Outcome
 
 
-def speeds(outcome: Outcome, facts: dict[str, Any]) -> None:
-    """One line an engine, ours first; ratios say how many times faster we are."""
+def speeds(outcome: Outcome, facts: dict[str, Any], tables: bool = True) -> None:
+    """One line an engine, ours first; ratios say how many times faster we are. Without `tables` only the JSON."""
     results = {laps.facts.name: outcome.result(laps) for laps in outcome.laps}
     rows = []
     for laps in outcome.laps:
@@ -22,21 +22,19 @@ def speeds(outcome: Outcome, facts: dict[str, Any]) -> None:
         shown = [f"{found[key]:.4g}" if key in found else "" for key in columns]
         share = f"{100 * found['bandwidth_share']:.0f}%" if "bandwidth_share" in found else ""
         rows.append([laps.facts.name, *shown, share, *ratios])
-    table(
-        [
-            "",
-            "prefill tok/s",
-            "decode tok/s",
-            "first token s",
-            "memory MB",
-            "MB/token",
-            "of limit",
-            "prefill ×",
-            "decode ×",
-        ],
-        rows,
-    )
-    profile(results["llamachat"].get("profile_ms", {}))
+    names = [
+        "prefill tok/s",
+        "decode tok/s",
+        "first token s",
+        "memory MB",
+        "MB/token",
+        "of limit",
+        "prefill ×",
+        "decode ×",
+    ]
+    if tables:
+        table(["", *names], rows)
+        profile(results["llamachat"].get("profile_ms", {}))
     read = sorted(outcome.bandwidth)
     memory = {"read_gb_s": round(read[len(read) // 2] / 1e9, 1)} if any(read) else {}
     detail = {"engine": outcome.laps[0].facts.detail}

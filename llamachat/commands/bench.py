@@ -55,6 +55,7 @@ def bench(
         list[str] | None,
         typer.Option(help="Of --bars: smollm2, 1b, 1b-int8, 8b, start or lookup; may be given more than once."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Only the JSON line, no table.")] = False,
 ) -> None:
     """Measure speed and memory, beside peers in the same run; the last line is JSON."""
     from llamachat.bench import report
@@ -70,7 +71,7 @@ def bench(
     if bars:
         from llamachat.bench.bars import run
 
-        run(threads, repeats, only or [])
+        run(threads, repeats, only or [], tables=not json)
         return
     if shape and model:
         raise UsageError("--model and --shape were both given", remedy="give one of them")
@@ -88,4 +89,4 @@ def bench(
         contenders = [stack.enter_context(Contender(spec)) for spec in specs]
         outcome = measure(contenders, work, repeats, bandwidth_of(threads))
     facts = {"threads": threads, "prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
-    report.speeds(outcome, {"model": model, "shape": shape, "scheme": shape and scheme} | facts)
+    report.speeds(outcome, {"model": model, "shape": shape, "scheme": shape and scheme} | facts, tables=not json)

@@ -59,7 +59,7 @@ def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
 def library() -> Path:
     """The library that came with the package, else one compiled from these sources and kept in the user's cache folder.
 
-    A checkout has no build step in which to compile; the first start does it, in some ten seconds, and an edited source
+    A checkout has no build step in which to compile; the first start does it, in some twenty seconds, and an edited source
     makes another name.
     """
     target = _place()

@@ -253,9 +253,10 @@ static void meet_all(const Task *t) { meet(&t->e->team, t->threads, NULL, NULL);
 static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of(w + KEY) + strips_of(w + VALUE); }
 static void meet_tokens(const Task *t) { if (!t->alone) meet_all(t); }
 
-/* The tokens that this thread works on one by one: for (int i = next_token(t, -1); i < tokens; i = next_token(t, i)) */
-#define EACH_TOKEN(t, i) \
-    for (int i = (t)->alone ? 0 : (t)->thread; i < (t)->tokens; i += (t)->alone ? 1 : (t)->threads)
+/* The tokens that this thread works on one by one: neighbours, for the activations of neighbours share lines of the cache. */
+static int first_token(const Task *t, int thread) { return t->alone ? 0 : (int)((int64_t)t->tokens * thread / t->threads); }
+static int end_token(const Task *t) { return t->alone ? t->tokens : first_token(t, t->thread + 1); }
+#define EACH_TOKEN(t, i) for (int i = first_token(t, (t)->thread); i < end_token(t); i++)
 
 typedef struct { const Matrix *w; int tokens; float *y; size_t stride; } Product;
 
@@ -315,16 +316,25 @@ static inline size_t place(const Engine *e, int value, int64_t slot, int d) {
     return chunk + (at / LANES * e->dim + d / four * four) * LANES + at % LANES * four + d % four;
 }
 
+/* n elements of `bytes` bytes (1, 2 or 4), `four` of them side by side every `step` elements, out to a row or back in. */
+static inline __attribute__((always_inline)) void stride(size_t bytes, char *held, char *row, int n, int four, size_t step, int out) {
+    for (int d = 0; d < n; d += four)
+        for (int i = 0; i < four && d + i < n; i++) {
+            char *at = held + (d / four * step + i) * bytes, *here = row + (d + i) * bytes;
+            memcpy(out ? here : at, out ? at : here, bytes);
+        }
+}
+
 /* A slot's key or value out to a row of elements, or back in. */
 static void copy(const Engine *e, int layer, int value, int head, int64_t slot, char *row, int out) {
-    char *held = plane(e, layer, value, head);
     size_t bytes = element(e->m.kv_kind);
-    for (int d = 0; d < e->m.head_dim; d++, row += bytes) {
-        char *at = held + place(e, value, slot, d) * bytes, *to = out ? row : at, *from = out ? at : row;
-        if (bytes == 4) memcpy(to, from, 4);
-        else if (bytes == 2) memcpy(to, from, 2);
-        else *to = *from;
-    }
+    char *held = plane(e, layer, value, head) + place(e, value, slot, 0) * bytes;
+    int n = e->m.head_dim;
+    if (bytes == 1 && value) stride(1, held, row, n, 1, 4, out);
+    else if (bytes == 1) stride(1, held, row, n, 4, 4 * LANES, out);
+    else if (value) memcpy(out ? row : held, out ? held : row, n * bytes);
+    else if (bytes == 2) stride(2, held, row, n, 1, LANES, out);
+    else stride(4, held, row, n, 1, LANES, out);
 }
 
 static void keep(const Engine *e, int layer, int value, int head, int64_t slot, const float *x) {
@@ -332,14 +342,6 @@ static void keep(const Engine *e, int layer, int value, int head, int64_t slot, 
     float scale = e->k->narrow(e->m.kv_kind, x, narrow, e->m.head_dim);
     if (e->m.kv_kind == Q8) scales(e, layer, value, head)[slot] = scale;
     copy(e, layer, value, head, slot, narrow, 0);
-}
-
-static void turn(float *x, const float *cosine, const float *sine, int half, float scale) {
-    for (int i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = (a * cosine[i] - b * sine[i]) * scale;
-        x[i + half] = (b * cosine[i] + a * sine[i]) * scale;
-    }
 }
 
 static void angles(const Engine *e, double position, float factor, float *cosine, float *sine) {
@@ -361,10 +363,10 @@ static void remember(const Task *t, int layer) {
         const float *cosine = e->cosine + (size_t)token * (dim / 2), *sine = e->sine + (size_t)token * (dim / 2);
         int64_t slot = t->s->slots[token];
         if (head < heads) {
-            if (token < t->tokens) turn(row + head * dim, cosine, sine, dim / 2, 1.0f / sqrtf((float)dim));
+            if (token < t->tokens) e->k->rotate(row + head * dim, cosine, sine, dim / 2, 1.0f / sqrtf((float)dim));
         } else if (head < heads + groups) {
             float *x = row + keys + (head - heads) * dim;
-            turn(x, cosine, sine, dim / 2, 1.0f);
+            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
             keep(e, layer, 0, head - heads, slot, x);
         } else {
             keep(e, layer, 1, head - heads - groups, slot, row + values + (head - heads - groups) * dim);
@@ -486,9 +488,7 @@ static void normalize(const Task *t, const float *weight, int residual, int fine
     const Engine *e = t->e;
     EACH_TOKEN(t, i) {
         float *x = t->x + (size_t)i * e->hidden, *h = t->acts->x + (size_t)i * t->acts->width;
-        const float *out = e->out + (size_t)i * e->hidden;
-        if (residual) for (int c = 0; c < e->hidden; c++) x[c] += out[c];
-        e->k->rmsnorm(x, weight, e->m.hidden, e->m.eps, h);
+        e->k->rmsnorm(x, residual ? e->out + (size_t)i * e->hidden : NULL, weight, e->m.hidden, e->m.eps, h);
         e->k->quantize(t->acts, i, 0, e->hidden, fine);
     }
     meet_tokens(t);
@@ -645,7 +645,7 @@ void engine_read_keys(const Engine *e, int first, int count, float *out) {
             const char *from = plane(e, p / heads, 0, p % heads);
             float scale = kind == Q8 ? scales(e, p / heads, 0, p % heads)[first + i] : 1.0f, *x = out + ((size_t)p * count + i) * dim;
             for (int d = 0; d < dim; d++) x[d] = e->k->widen(kind, from, place(e, 0, first + i, d)) * scale;
-            turn(x, cosine, sine, dim / 2, 1.0f);
+            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
         }
     }
 }
@@ -659,7 +659,7 @@ void engine_write_keys(Engine *e, int first, int count, int64_t start, const flo
         angles(e, (double)(start + i), 1.0f, cosine, sine);
         for (int p = 0; p < e->m.layers * heads; p++) {
             memcpy(x, keys + ((size_t)p * count + i) * dim, dim * 4);
-            turn(x, cosine, sine, dim / 2, 1.0f);
+            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
             keep(e, p / heads, 0, p % heads, first + i, x);
         }
         e->position[first + i] = start + i;

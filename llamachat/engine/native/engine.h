@@ -55,7 +55,8 @@ typedef struct {
 typedef struct {
     const char *name;
     void (*fetch)(const Matrix *w, int row, float *out);
-    void (*rmsnorm)(const float *x, const float *weight, int n, float eps, float *out);
+    void (*rmsnorm)(float *x, const float *add, const float *weight, int n, float eps, float *out);  /* add: to x first; or NULL */
+    void (*rotate)(float *x, const float *cosine, const float *sine, int half, float scale);
     void (*quantize)(const Acts *a, int token, int first, int last, int fine);  /* columns, multiples of 32 */
     void (*swiglu)(const float *gate, const float *up, float *out, int n);
     void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,

@@ -42,12 +42,30 @@ static void fetch(const Matrix *w, int row, float *out) {
     }
 }
 
-/* n up to a multiple of 64: x and weight are zero from there on. */
-static void rmsnorm(const float *x, const float *weight, int n, float eps, float *out) {
+/* n up to a multiple of 64: x, add and weight are zero from there on. */
+static void rmsnorm(float *x, const float *add, const float *weight, int n, float eps, float *out) {
     vf squares = splat(0);
-    for (int i = 0; i < n; i += VL) squares += load(x + i) * load(x + i);
+    for (int i = 0; i < n; i += VL) {
+        if (add) store(x + i, load(x + i) + load(add + i));
+        squares += load(x + i) * load(x + i);
+    }
     vf scale = splat(1.0f / sqrtf(sum_lanes(squares) / (float)n + eps));
     for (int i = 0; i < n; i += VL) store(out + i, load(x + i) * scale * load(weight + i));
+}
+
+/* RoPE of one head, whose two halves are each other's partners. */
+static void rotate(float *x, const float *cosine, const float *sine, int half, float scale) {
+    int i = 0;
+    for (; i + VL <= half; i += VL) {
+        vf a = load(x + i), b = load(x + i + half), c = load(cosine + i), s = load(sine + i);
+        store(x + i, (rounded(a * c) - rounded(b * s)) * scale);
+        store(x + i + half, (rounded(b * c) + rounded(a * s)) * scale);
+    }
+    for (; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = (a * cosine[i] - b * sine[i]) * scale;
+        x[i + half] = (b * cosine[i] + a * sine[i]) * scale;
+    }
 }
 
 /* Codes of one group: x times 1 / scale; and the sums over its halves of high, or of 256 * high + low if fine. */
@@ -74,8 +92,8 @@ INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high
 
 INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last) {
     const float *x = a->x + (size_t)token * a->width;
-    for (int c = first; c < last; c += GROUP) {
-        size_t g = group_of(a, token, c / GROUP);
+    size_t lanes = a->lanes, g = group_of(a, token, first / GROUP), at = half_of(a, token, first / GROUP, 0);
+    for (int c = first; c < last; c += GROUP, g += lanes, at += 2 * lanes) {
         vf most = splat(0);
         for (int i = 0; i < GROUP; i += VL) most = larger(most, (vf)((vi)load(x + c + i) & 0x7fffffff));
         float scale = largest_lane(most) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
@@ -86,9 +104,8 @@ INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last)
         a->sum32[g] = -128 * (halves[0] + halves[1]);
         a->mass32[g] = scale * (float)(halves[0] + halves[1]);
         for (int half = 0; half < 2; half++) {
-            size_t at = half_of(a, token, c / GROUP, half);
-            a->sum16[at] = -128 * halves[half];
-            a->mass16[at] = scale * (float)halves[half];
+            a->sum16[at + half * lanes] = -128 * halves[half];
+            a->mass16[at + half * lanes] = scale * (float)halves[half];
         }
     }
 }
@@ -108,7 +125,7 @@ static void swiglu(const float *gate, const float *up, float *out, int n) {
 /* ---- matrix products ---- */
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
-enum { AHEAD = 1152 };  /* bytes of weights fetched ahead of use: a fifth more bandwidth than the processor's own prefetching */
+enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of several streams and of one */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -206,7 +223,9 @@ INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int token
             UNROLL
             for (int s = 0; s < abreast; s++) {
                 const uint8_t *here = tile + s * next;
-                for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(here + AHEAD + i, 0, 2);
+                for (size_t i = 0; i < bytes; i += 64)
+                    if (abreast > 1) __builtin_prefetch(here + AHEAD + i, 0, 2);
+                    else __builtin_prefetch(here + ALONE + i);
                 if (abreast > 1) {
                     half_tile(kind, subs, minimum, tokens, fine, w, table, here, 0, &in, sums[s]);
                     half_tile(kind, subs, minimum, tokens, fine, w, table, here, 1, &in, sums[s]);
@@ -664,10 +683,11 @@ static float narrow(int kind, const float *x, void *out, int n) {
         for (int i = 0; i < n; i++) most = larger(most, splat(fabsf(x[i])));
         scale = most[0] > 0x1p-119f ? most[0] / 127.0f : 0x1p-126f;
     }
-    for (int i = 0; i < n; i++) {
-        if (kind == F32) ((float *)out)[i] = x[i];
-        else if (kind == Q8) ((int8_t *)out)[i] = (int8_t)nearest(splat(x[i] / scale))[0];
-        else ((uint16_t *)out)[i] = kind == F16 ? float_to_half(x[i]) : to_bfloat(x[i]);
+    for (int i = 0; i < n; i += VL) {
+        vf part = load(x + i);
+        if (kind == F32) store((float *)out + i, part);
+        else if (kind == Q8) *(vc_u *)((int8_t *)out + i) = __builtin_convertvector(nearest(part / scale), vc);
+        else *(vh_u *)((uint16_t *)out + i) = kind == F16 ? to_half(part) : to_bfloats(part);
     }
     return scale;
 }
@@ -678,4 +698,4 @@ static float widen(int kind, const void *p, size_t i) {
     return load_as(kind, lanes, 0)[0];
 }
 
-const Kernels KERNELS = {TEXT(ISA), fetch, rmsnorm, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};
+const Kernels KERNELS = {TEXT(ISA), fetch, rmsnorm, rotate, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};

@@ -86,8 +86,8 @@ static void fetch(const Matrix *w, int row, float *out) {
     real->fetch(w, row, out);
     add(OTHER, start);
 }
-static void rmsnorm(const float *x, const float *weight, int n, float eps, float *out) {
-    TIMED(NORM, real->rmsnorm(x, weight, n, eps, out));
+static void rmsnorm(float *x, const float *added, const float *weight, int n, float eps, float *out) {
+    TIMED(NORM, real->rmsnorm(x, added, weight, n, eps, out));
 }
 static void quantize(const Acts *a, int token, int first, int last, int fine) {
     TIMED(QUANTIZE, real->quantize(a, token, first, last, fine));

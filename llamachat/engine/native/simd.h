@@ -115,10 +115,22 @@ INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the 
     default: return load_bytes((const int8_t *)p + i);
     }
 }
-INLINE uint16_t to_bfloat(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+INLINE vh to_bfloats(vf x) {  /* to nearest even */
+    vi bits = (vi)x;
+    return __builtin_convertvector(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) & 0xffff, vh);
+}
+INLINE vh to_half(vf x) {  /* as float_to_half */
+#if VL == 16
+    __m512 most = _mm512_set1_ps(65504.0f), inside = _mm512_max_ps(_mm512_min_ps((__m512)x, most), -most);
+    return (vh)_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT);
+#elif VL == 8
+    __m256 most = _mm256_set1_ps(65504.0f), inside = _mm256_max_ps(_mm256_min_ps((__m256)x, most), -most);
+    return (vh)_mm256_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT);
+#else
+    vh out;
+    for (int i = 0; i < VL; i++) out[i] = float_to_half(x[i]);
+    return out;
+#endif
 }
 /* Keeps the compiler from fusing what made x with what uses it, where every processor must round alike. */
 INLINE vf rounded(vf x) {
