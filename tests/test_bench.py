@@ -20,6 +20,7 @@ from llamachat.bench.work import Course, Work
 from llamachat.cli import app
 from llamachat.config import LlamaConfig, SamplingParams
 from llamachat.engine.native import NativeEngine, single_rows
+from llamachat.engine.pack import aligned, native_library
 from llamachat.errors import UsageError
 from llamachat.formats.gguf import open_gguf
 from llamachat.load import load
@@ -189,9 +190,19 @@ def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == (out, "")
 
 
-def test_memory_is_read_at_some_speed_however_little_of_it_is_asked_for() -> None:
-    for amount in (1, 100_000, 50_000_001):
-        assert 1e8 < machine.read_bandwidth(2, amount, passes=1) < 1e13
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("blocks", [2, 3, 1001])
+def test_the_read_that_is_timed_reads_every_word_once(blocks: int, threads: int, streams: int) -> None:
+    lib, data = native_library(), aligned(blocks * 1024)
+    words = data.view(np.uint64)
+    words[:] = np.random.default_rng(0).integers(0, 2**63, len(words), np.uint64)
+    machine.read_bandwidth(1, 1)  # declares it
+    assert lib.read_memory(data.ctypes.data, data.nbytes, threads, streams) == int(words.sum())
+
+
+def test_memory_can_be_measured_with_however_little_of_it() -> None:
+    assert all(machine.read_bandwidth(2, amount, passes=1) > 0 for amount in (1, 100_000, 50_000_001))
 
 
 def test_random_weights_lie_in_one_block_as_a_mapped_files_do() -> None:

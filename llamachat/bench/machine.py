@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from llamachat.engine.pack import aligned, native_library
 MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 
 
-@cache
+@lru_cache(maxsize=1)  # the next amount's block takes the place of the last one's
 def _block(amount: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     data = aligned(amount)
     data[:] = 1

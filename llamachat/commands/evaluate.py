@@ -40,7 +40,7 @@ def evaluate_model(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
     """Measure perplexity, and the distance from another model, or (--engine native) from exact arithmetic."""
-    found = measure_all(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf)
+    found = measure(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf)
     if as_json:
         from llamachat.eval import as_json as plain
 
@@ -64,24 +64,14 @@ def measure(
     windows: int,
     threads: int | None = None,
     offline: bool = False,
-) -> dict[str, Any]:
-    """What llamachat.eval.summary gives for models by name. Raises UsageError when they do not read text alike."""
-    return measure_all(model, against, text, window, windows, threads, offline)[0]
-
-
-def measure_all(
-    model: str,
-    against: str | None,
-    text: Path | None,
-    window: int,
-    windows: int,
-    threads: int | None = None,
-    offline: bool = False,
     engine: str = "torch",
     kv_bits: int | None = None,
     vs_gguf: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """`measure`, and behind it the same of llama.cpp on a GGUF file, if one is given."""
+    """What llamachat.eval.summary gives for models by name, and behind it the same of llama.cpp on a GGUF file, if one is given.
+
+    Raises UsageError when the models do not read text alike.
+    """
     from llamachat import eval as ev
     from llamachat.complete import read_text
     from llamachat.load import load

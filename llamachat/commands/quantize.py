@@ -129,7 +129,7 @@ def _quality(out: Path, source: Path, text: Path | None, windows: int, threads: 
     from llamachat.commands.evaluate import measure
     from llamachat.eval import WINDOW
 
-    return measure(str(out), str(source), text, WINDOW, windows, threads)
+    return measure(str(out), str(source), text, WINDOW, windows, threads)[0]
 
 
 @contextmanager

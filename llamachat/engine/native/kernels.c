@@ -270,15 +270,16 @@ INLINE void strips_float(int kind, int tokens, const Matrix *w, const Acts *a, i
     }
 }
 
-/* Chooses the code made for a way of coding. Decoding, one token times strips abreast, has more of it than the rest needs. */
+/* Chooses the code made for a way of coding. Decoding, one token times strips abreast, has more of it than the rest needs, but
+   none for floats, whose strips go one by one. */
 #define WAY(kind, subs, minimum) \
     strips_quant(abreast, kind, subs, minimum, tokens, fine, w, a, token, y, stride, strip, count)
 INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
                          int strip, int count) {
     int kind = coding(w), decoding = abreast > 1;
-    if (kind == F32) strips_float(F32, tokens, w, a, token, y, stride, strip, count);
-    else if (kind == F16) strips_float(F16, tokens, w, a, token, y, stride, strip, count);
-    else if (kind == BF16) strips_float(BF16, tokens, w, a, token, y, stride, strip, count);
+    if (!decoding && kind == F32) strips_float(F32, tokens, w, a, token, y, stride, strip, count);
+    else if (!decoding && kind == F16) strips_float(F16, tokens, w, a, token, y, stride, strip, count);
+    else if (!decoding && kind == BF16) strips_float(BF16, tokens, w, a, token, y, stride, strip, count);
     else if (kind == Q8 && w->subs == 4) WAY(Q8, 4, w->minimum);
     else if (decoding && kind == Q8 && !w->minimum) WAY(Q8, 2, 0);
     else if (kind == Q8) WAY(Q8, 2, w->minimum);
