@@ -43,18 +43,24 @@ def build_engine(
         raise UsageError(f"the native engine {what}", "the model was not loaded", "use --engine torch")
     if engine != "torch" and place == "cpu" and not own_types:
         try:
-            return _native(checkpoint, tensors, slots, bits, threads, force, say)
+            reason = _unsupported(checkpoint)
+            if reason is None:
+                return _native(checkpoint, tensors, slots, bits, threads, force, say)
         except BuildError as error:
             if engine == "native":
                 raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
             say(_no_native(error))
+        else:
+            if engine == "native":
+                raise UsageError(f"the native engine cannot run this model ({reason})", remedy="use --engine torch")
+            say(f"the native engine cannot run this model ({reason}); torch answers instead, slower")
     return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
 
 
 def prepare_native(say: Report) -> None:
     """Compile the native engine if that is still to be done; `say` is told of that, and where it cannot be had."""
+    from llamachat.engine.abi import native_library
     from llamachat.engine.build import compiler, is_compiled
-    from llamachat.engine.pack import native_library
 
     if not is_compiled() and compiler():
         say("compiling the native engine, once …")
@@ -70,6 +76,12 @@ def _no_native(error: BuildError) -> str:
     return f"the native engine cannot be had ({first}); torch answers instead, slower"
 
 
+def _unsupported(checkpoint: Checkpoint) -> str | None:
+    from llamachat.engine.native import supports
+
+    return supports(checkpoint.config, checkpoint.index())
+
+
 def _native(
     checkpoint: Checkpoint,
     tensors: Tensors,
@@ -83,7 +95,8 @@ def _native(
     from llamachat.engine.native import KV_TYPES, NativeEngine, planned_bytes
 
     kv = KV_TYPES[bits or 16]
-    _check(*planned_bytes(checkpoint.config, checkpoint.index(), slots, kv), slots, bits, force)
+    weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
+    _check(weights, cache, slots, bits, force, max(fit.WORKSPACE, fit.WORKSPACE // 2 + workspace))
     return NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
 
 
@@ -111,8 +124,8 @@ def _torch(
         raise MemoryError from error
 
 
-def _check(weights: int, kv: int, slots: int, bits: KvBits | None, force: bool) -> None:
-    fit.check(fit.Plan(weights, kv, fit.WORKSPACE, fit.available_memory(), slots, bits or 16), force)
+def _check(weights: int, kv: int, slots: int, bits: KvBits | None, force: bool, workspace: int = fit.WORKSPACE) -> None:
+    fit.check(fit.Plan(weights, kv, workspace, fit.available_memory(), slots, bits or 16), force)
 
 
 def _device(wanted: str) -> str:

@@ -10,14 +10,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = "libllamachat." + {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
-KERNELS = {  # machine -> name of the kernels -> flags
+KERNELS = {  # machine -> name of the kernels, best first -> flags
     "x86_64": {
         "amx": AVX512 + " -mamx-tile -mamx-int8",
         "avx512": AVX512,
@@ -40,14 +40,22 @@ def compiler() -> str | None:
     )
 
 
-def compile_library(target: Path, extra: Sequence[str] = ()) -> None:
-    """Builds the library at `target`, whose folder holds the objects meanwhile; `extra` flags go to each command."""
+def compile_library(target: Path, extra: Sequence[str] = (), kernels: Collection[str] | None = None) -> None:
+    """Builds the library at `target`, whose folder holds the objects meanwhile; `extra` flags go to each command.
+
+    `kernels`: only these sets of them.
+    """
     cc = compiler()
     if cc is None:
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent), *extra]
-    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("engine", "pack", "cpu", "probe")}
-    for name, flags in KERNELS.get(_machine(), {"portable": ""}).items():
+    jobs = {
+        name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("abi", "engine", "pack", "cpu", "probe")
+    }
+    sets = KERNELS.get(_machine(), {"portable": ""})
+    sets = {name: flags for name, flags in sets.items() if kernels is None or name in kernels}
+    jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
+    for name, flags in sets.items():
         jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
     objects = {name: target.parent / f"{name}.o" for name in jobs}
     _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()])
