@@ -14,19 +14,21 @@ from llamachat import catalog, fetch, fit
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
 from llamachat.catalog import LocalPath, ModelEntry
-from llamachat.config import LARGEST, Dtype, KvBits, SamplingParams, require_choice, require_whole
+from llamachat.config import LARGEST, Dtype, KvBits, LlamaConfig, SamplingParams, require_choice, require_whole
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
-from llamachat.errors import DoesNotFitError, FormatError, UsageError
+from llamachat.errors import DoesNotFitError, FormatError, ModelError, UsageError
 from llamachat.fetch.verified import Progress
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generate import Room, never, no_room
 from llamachat.tensors import QuantTensor, Tensor, to_float32
-from llamachat.tokenizer import Tokenizer
+from llamachat.tokenizer import Tokenizer, open_file
 
 Report = Callable[[str], None]
+
+PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
 
 
 @dataclass
@@ -132,12 +134,14 @@ def load(
     force: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
+    tokenizer_path: str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. parallel: texts of that length
-    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights. Raises
-    LlamachatError: unknown model, damaged files, or too little memory.
+    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. Raises LlamachatError: unknown model,
+    damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
     begin = time.perf_counter()
@@ -149,7 +153,7 @@ def load(
     slots = ctx_size or min(made_for_context(entry, checkpoint), fit.DEFAULT_CONTEXT)
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
-    tokenizer = checkpoint.tokenizer()
+    tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.rope_scaling and config.rope_scaling.length_dependent:
         parallel = 1  # the angles depend on how many slots there are
     ready, parallel = _built(
@@ -165,6 +169,14 @@ def load(
         say=report or silent,
     )
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+
+
+def _other_tokenizer(path: Path, config: LlamaConfig) -> Tokenizer:
+    tokenizer = open_file(path)
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING:
+        cause = f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary {config.vocab_size}"
+        raise ModelError(cause, "the model was not loaded", "give the tokenizer that it was made with")
+    return tokenizer
 
 
 def made_for_context(entry: ModelEntry, checkpoint: Checkpoint) -> int:

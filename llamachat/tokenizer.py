@@ -45,24 +45,31 @@ class Tokenizer(Protocol):
 
 
 def open_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
-    the vocabulary of the GGUF file that it was converted from.
+    """The tokenizer of a checkpoint's folder: tokenizer.json, else the vocabulary of the GGUF file that it was converted
+    from, else tokenizer.model. Raises FormatError when there is none or it is damaged.
+    """
+    for name in ("tokenizer.json", GGUF_VOCABULARY, "tokenizer.model"):
+        if (path := folder / name).is_file():
+            return open_file(path)
+    raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
 
-    tokenizer_config.json, where it exists, names BOS and EOS. Raises FormatError when there is none or it is damaged.
+
+def open_file(path: Path) -> Tokenizer:
+    """The tokenizer in one of these files, or in a tokenizer.model of another name, whose content tells its kind.
+
+    tokenizer_config.json, where it lies beside it, names BOS and EOS. Raises FormatError.
     """
     from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
     from llamachat.tokenizers.base import read
 
-    path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
-    if (path := folder / "tokenizer.json").is_file():
-        return hf.from_json(read(path), config, str(path))
-    if (path := folder / GGUF_VOCABULARY).is_file():
+    beside = path.parent / "tokenizer_config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    if path.name == GGUF_VOCABULARY:
         return from_gguf(read_json(path))
-    if not (path := folder / "tokenizer.model").is_file():
-        raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
     data = read(path)
+    if path.suffix == ".json":
+        return hf.from_json(data, config, str(path))
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", data):
         return meta.from_tiktoken(data, str(path))
     return spm.from_proto(data, config, str(path))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal, Protocol, get_args
 
 from llamachat.errors import ConfigError, UsageError
@@ -50,6 +51,10 @@ class DialogFormat(Protocol):
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
         """`encode` in its parts: one list a message (BOS is in the first), the open header last."""
+        ...
+
+    def header(self, message: Message) -> list[int]:
+        """What of its turn comes before a message's content, if the dialog began with it."""
         ...
 
 
@@ -95,9 +100,17 @@ class Format:
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
         """See DialogFormat."""
+        return self._encoded(self.layout(messages))
+
+    def header(self, message: Message) -> list[int]:
+        """See DialogFormat."""
+        before = takewhile(lambda part: not isinstance(part, Content), self.layout([message])[0])
+        return self._encoded([list(before)])[0]
+
+    def _encoded(self, layout: Layout) -> list[list[int]]:
         bos = self.tokenizer.bos_id
         start, turns = True, list[list[int]]()
-        for parts in self.layout(messages):
+        for parts in layout:
             turns.append([])
             for part in parts:
                 turns[-1] += self._ids(part, start)
