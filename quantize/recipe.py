@@ -1,6 +1,7 @@
 """What to quantize how: a base scheme, what embedding and head get, overrides by pattern."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any, get_args
 
 from llamachat.config import LlamaConfig, QuantConfig
 from llamachat.config import Scheme as SchemeName
-from llamachat.errors import UsageError
+from llamachat.errors import ModelError, UsageError
+from llamachat.formats.bnb import BLOCK_SIZES
 from llamachat.metadata import read_json
 from llamachat.quant_sources import quantization
+from llamachat.tensors import GROUP
+from quantize.hf_config import beyond_hf
 from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
 
 EMBEDDING, HEAD = OUTER
@@ -20,7 +24,11 @@ CODEBOOKS = [name for name in TABLES if name != "fp4"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds."""
+    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds.
+
+    `skip` are patterns of modules left in float: parts of a name, with * and ?, or for bitsandbytes' schemes what
+    transformers' llm_int8_skip_modules may hold.
+    """
 
     scheme: SchemeName = "int4"
     group_size: int | None = None
@@ -29,7 +37,7 @@ class Recipe:
     head: str | None = None  # None: int8 with our schemes, float with bitsandbytes', which leaves both alone
     embedding: str | None = None
     overrides: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()  # patterns of modules left in float
+    skip: tuple[str, ...] = ()
     kv_bits: int | None = None  # a wish for the engine, handed on
 
     def __post_init__(self) -> None:
@@ -43,6 +51,10 @@ class Recipe:
         _only(not self.double_quant or self.scheme in ("bnb-nf4", "bnb-fp4"), "--double-quant", "bnb-nf4 and bnb-fp4")
         QuantConfig(self.scheme, self.group_size)
         _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
+        if self.foreign and self.group_size is not None:
+            _one_of("--group-size", self.group_size, BLOCK_SIZES)
+        for pattern in self.skip if self.foreign else ():
+            _regular(pattern)
         for option, value in (("--head", self.head), ("--embedding", self.embedding)):
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
             _one_of(option, value or "float", [name for name in OWN if name != "int4-gptq"])
@@ -74,7 +86,8 @@ class Recipe:
             pattern, _, scheme = override.rpartition("=")
             if fnmatchcase(module, pattern):
                 return scheme
-        if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
+        skipped = in_transformers if self.foreign else in_part
+        if any(skipped(pattern, module) for pattern in self.skip):
             return "float"
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
@@ -89,8 +102,16 @@ class Recipe:
             scheme = replace(scheme, codebook=self.codebook)
         return scheme
 
+    def told(self, name: str) -> bool:
+        """Whether it is to be quantized, if its width allows."""
+        return self._named(self._name_for(name)) is not None
+
+    def left(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """The matrices that stay as they are."""
+        return [name for name, shape in shapes.items() if len(shape) == 2 and self.scheme_for(name, shape) is None]
+
     def check(self, config: LlamaConfig) -> None:
-        """Raises UsageError for what this model has not."""
+        """Raises UsageError for what this model has not, ModelError when there is nothing in it to quantize."""
         if self.head and config.tie_word_embeddings:
             raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")
         modules = [name.removesuffix(".weight") for name in config.tensor_shapes()]
@@ -98,14 +119,38 @@ class Recipe:
             pattern = override.rpartition("=")[0]
             if not any(fnmatchcase(module, pattern) for module in modules):
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
+        if self.foreign and (beyond := beyond_hf(config)):
+            cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
+            raise ModelError(cause, f"{self.scheme} would write what nothing else can load", "use int8 or int4")
+        self._check_work(config.tensor_shapes())
 
-    def quantization_config(self, compute: str = "float32") -> dict[str, Any]:
-        """What config.json says, in the vocabulary of whoever reads it; `compute`: arithmetic for bitsandbytes."""
+    def _check_work(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Something must be quantized, and by the scheme itself where it was not told to leave all layers alone."""
+        matrices = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2}
+        told = [name for name in matrices if self.told(name)]
+        if not told:
+            raise UsageError("every matrix is to stay in float", "nothing was converted", "leave one to quantize")
+        wanted = [name for name in told if name not in OUTER] or told
+        if not any(self.scheme_for(name, shapes[name]) for name in wanted):
+            widths = ", ".join(map(str, sorted({matrices[name] for name in wanted})))
+            raise ModelError(
+                f"groups of {self.group_size or GROUP} weights divide no matrix of this model (widths {widths})",
+                f"{self.scheme} has nothing to quantize; nothing was converted",
+                "bnb-int8, bnb-nf4 and bnb-fp4 take any width" if self.group_size in (None, GROUP) else "try another",
+            )
+
+    def quantization_config(self, shapes: Mapping[str, tuple[int, ...]], compute: str = "float32") -> dict[str, Any]:
+        """What config.json says of a model with these tensors, in the vocabulary of whoever reads it.
+
+        `compute`: the arithmetic for bitsandbytes. What it is to skip is named in full, so that every version of
+        transformers leaves the same modules alone.
+        """
         if not self.foreign:
             given = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
             return {"quant_method": "llamachat", **given}
         eight = self.scheme == "bnb-int8"
-        skipped = ["lm_head", *self.skip, *(each.rpartition("=")[0] for each in self.overrides)]
+        names = (name.removesuffix(".weight") for name in self.left(shapes) if name not in OUTER)
+        skipped = ["lm_head", *names]
         config = {"quant_method": "bitsandbytes", "load_in_8bit": eight, "load_in_4bit": not eight}
         if eight:
             return {**config, "llm_int8_skip_modules": skipped, "llm_int8_threshold": 6.0}
@@ -140,9 +185,29 @@ def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
     return Recipe(config.scheme, config.group_size, double_quant=double, skip=skip, kv_bits=config.kv_bits)
 
 
-def _one_of(option: str, value: object, known: tuple[str, ...] | list[str]) -> None:
+def in_part(pattern: str, module: str) -> bool:
+    """Whether some part of the name is like the pattern."""
+    return fnmatchcase(module, f"*{pattern}*")
+
+
+def in_transformers(pattern: str, module: str) -> bool:
+    """Whether transformers skips the module for this entry of llm_int8_skip_modules.
+
+    It is a whole name's end, or a regular expression for its beginning up to a dot.
+    """
+    return module.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.)|$)", module) is not None
+
+
+def _regular(pattern: str) -> None:
+    try:
+        re.compile(f"(?:{pattern})")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"the module to skip {pattern!r:.80} is no regular expression ({error})") from error
+
+
+def _one_of(option: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
-        raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(known))
+        raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(map(str, known)))
 
 
 def _only(holds: bool, option: str, where: str) -> None:

@@ -69,7 +69,7 @@ def test_options_that_find_nothing_in_the_model_are_refused() -> None:
     ("raw", "recipe"),
     [
         ({"scheme": "int8", "skip": ["o_proj"]}, Recipe("int8", skip=("o_proj",))),
-        ({"quantization_config": Recipe("int4", codebook="nf4").quantization_config()}, Recipe("int4", codebook="nf4")),
+        ({"quantization_config": Recipe("int4", codebook="nf4").quantization_config({})}, Recipe("int4", codebook="nf4")),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
             Recipe("bnb-nf4"),
