@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
-from llamachat.config import LlamaConfig, QuantConfig
+from llamachat.config import KvBits, LlamaConfig, QuantConfig
 from llamachat.config import Scheme as SchemeName
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.bnb import BLOCK_SIZES
-from llamachat.metadata import read_json
+from llamachat.metadata import Fields, read_json
 from llamachat.quant_sources import quantization
 from llamachat.tensors import GROUP
 from quantize.hf_config import beyond_hf
@@ -24,11 +24,7 @@ CODEBOOKS = [name for name in TABLES if name != "fp4"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds.
-
-    `skip` are patterns of modules left in float: parts of a name, with * and ?, or for bitsandbytes' schemes what
-    transformers' llm_int8_skip_modules may hold.
-    """
+    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds."""
 
     scheme: SchemeName = "int4"
     group_size: int | None = None
@@ -37,8 +33,9 @@ class Recipe:
     head: str | None = None  # None: int8 with our schemes, float with bitsandbytes', which leaves both alone
     embedding: str | None = None
     overrides: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    kv_bits: int | None = None  # a wish for the engine, handed on
+    skip: tuple[str, ...] = ()  # patterns of modules left in float
+    skip_modules: tuple[str, ...] = ()  # the same as transformers' llm_int8_skip_modules would name them
+    kv_bits: KvBits | None = None  # a wish for the engine, handed on
 
     def __post_init__(self) -> None:
         """Raises UsageError on what is unknown, or cannot be together."""
@@ -49,11 +46,11 @@ class Recipe:
             _only(four_bit, "--codebook", "schemes int4 and int4-gptq")
             _only(self.codebook != "affine" or self.scheme == "int4", "--codebook affine", "scheme int4")
         _only(not self.double_quant or self.scheme in ("bnb-nf4", "bnb-fp4"), "--double-quant", "bnb-nf4 and bnb-fp4")
-        QuantConfig(self.scheme, self.group_size)
+        QuantConfig(self.scheme, self.group_size, self.kv_bits)
         _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
         if self.foreign and self.group_size is not None:
             _one_of("--group-size", self.group_size, BLOCK_SIZES)
-        for pattern in self.skip if self.foreign else ():
+        for pattern in self.skip_modules:
             _regular(pattern)
         for option, value in (("--head", self.head), ("--embedding", self.embedding)):
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
@@ -86,8 +83,9 @@ class Recipe:
             pattern, _, scheme = override.rpartition("=")
             if fnmatchcase(module, pattern):
                 return scheme
-        skipped = in_transformers if self.foreign else in_part
-        if any(skipped(pattern, module) for pattern in self.skip):
+        if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
+            return "float"
+        if any(in_transformers(pattern, module) for pattern in self.skip_modules):
             return "float"
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
@@ -133,10 +131,11 @@ class Recipe:
         wanted = [name for name in told if name not in OUTER] or told
         if not any(self.scheme_for(name, shapes[name]) for name in wanted):
             widths = ", ".join(map(str, sorted({matrices[name] for name in wanted})))
+            least = self.group_size in (None, GROUP)
             raise ModelError(
                 f"groups of {self.group_size or GROUP} weights divide no matrix of this model (widths {widths})",
                 f"{self.scheme} has nothing to quantize; nothing was converted",
-                "bnb-int8, bnb-nf4 and bnb-fp4 take any width" if self.group_size in (None, GROUP) else "try another",
+                "bnb-int8, bnb-nf4 and bnb-fp4 take any width" if least else "try another --group-size",
             )
 
     def quantization_config(self, shapes: Mapping[str, tuple[int, ...]], compute: str = "float32") -> dict[str, Any]:
@@ -169,12 +168,14 @@ def read_recipe(path: Path) -> Recipe:
     raw: Mapping[str, Any] = read_json(path)
     raw = next((raw[key] for key in ("quantization_config", "quant_config") if key in raw), raw)
     if not isinstance(raw, Mapping) or raw.get("quant_method", "llamachat") != "llamachat" or "load_in_4bit" in raw:
-        return from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
+        recipe = from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
+        return replace(recipe, skip=(), skip_modules=recipe.skip) if recipe.foreign else recipe
     given = {key: value for key, value in raw.items() if key != "quant_method"}
     if unknown := sorted(given.keys() - asdict(Recipe()).keys()):
         raise UsageError(f"{path}: unknown key {unknown[0]}", remedy=f"known are {', '.join(asdict(Recipe()))}")
-    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Recipe(**options)
+    fields, lists = Fields(raw, str(path)), ("overrides", "skip", "skip_modules")
+    options: dict[str, Any] = given | {key: fields.strings(key) for key in lists}
+    return Recipe(**options | {"double_quant": fields.flag("double_quant", False)})
 
 
 def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
@@ -183,11 +184,6 @@ def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
         raise UsageError("the quantization settings quantize nothing", remedy="name a scheme")
     skip = tuple(pattern for pattern in config.skip if pattern != "lm_head" or not config.scheme.startswith("bnb-"))
     return Recipe(config.scheme, config.group_size, double_quant=double, skip=skip, kv_bits=config.kv_bits)
-
-
-def in_part(pattern: str, module: str) -> bool:
-    """Whether some part of the name is like the pattern."""
-    return fnmatchcase(module, f"*{pattern}*")
 
 
 def in_transformers(pattern: str, module: str) -> bool:

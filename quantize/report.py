@@ -80,12 +80,15 @@ class Conversion:
         return {kind: _together(facts) for kind, facts in groups.items()}
 
     def left(self) -> list[str]:
-        """The matrices left in float: their kind, how many, and their width if that is why."""
+        """The matrices left in float: their kind, how many of how many, and their width if that is why."""
         shapes = {name: tuple(facts["shape"]) for name, facts in self.tensors.items()}
-        counts = Counter((_kind(name), shapes[name][1], self.recipe.told(name)) for name in self.recipe.left(shapes))
+        every = Counter(_kind(name) for name, shape in shapes.items() if len(shape) == 2)
+        left = Counter((_kind(name), shapes[name][1], self.recipe.told(name)) for name in self.recipe.left(shapes))
         return [
-            kind + (f" × {count}" if count > 1 else "") + (f" (no group divides {width})" if told else "")
-            for (kind, width, told), count in counts.items()
+            kind
+            + (f" ({count} of {every[kind]})" if every[kind] > 1 else "")
+            + (f", as no group divides its width of {width}" if told else "")
+            for (kind, width, told), count in left.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def lines(conversion: Conversion) -> list[str]:
     """The whole in sentences."""
     facts = conversion.summary()
     memory = ", ".join(f"{size(need)} with {int(length):,} tokens" for length, need in facts["memory"].items())
-    left = ", ".join(conversion.left())
+    left = "; ".join(conversion.left())
     return [
         f"{conversion.out}: {size(facts['source_bytes'])} of weights became {size(facts['bytes'])}, "
         f"{facts['bits_per_weight']:.2f} bits a weight ({facts['bits_per_linear_weight']:.2f} in the linear layers)",
