@@ -244,9 +244,12 @@ def _converted(path: Path, entry: ModelEntry, progress: Progress) -> Path:
 
 
 def _quantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights)."""
+    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights).
+
+    bitsandbytes' settings are no wish: they say how the weights that lie there were made.
+    """
     wanted = checkpoint.config.quantization
-    if wanted is None or _is_packed(checkpoint):
+    if wanted is None or wanted.scheme.startswith("bnb-") or _is_packed(checkpoint):
         return checkpoint
     from quantize.schemes import Quantized
 

@@ -28,7 +28,8 @@ def _ours(fields: Fields) -> QuantConfig:
     schemes: dict[str, Scheme] = {"int8": "int8", "int4": "int4", "int4-gptq": "int4-gptq"}
     group, kv_bits = fields.get("group_size"), fields.get("kv_bits")
     config = QuantConfig(fields.choice("scheme", schemes), group, kv_bits, fields.strings("skip"))
-    fields.finish(("codebook", "double_quant", "head", "embedding", "overrides"))  # the tensors say it themselves
+    # the tensors say it themselves:
+    fields.finish(("codebook", "double_quant", "head", "embedding", "overrides", "skip_modules"))
     return config
 
 

@@ -57,19 +57,20 @@ class Scheme:
     codebook: str | None = None
     search: bool = True
     calibrated: bool = False
+    any_width: bool = False  # bitsandbytes' blocks run on over the ends of rows
 
     def fits(self, columns: int) -> bool:
         """Whether so many columns can be coded this way."""
-        return columns % GROUP == 0 and columns % (self.group or GROUP) == 0
+        return self.any_width or (columns % GROUP == 0 and columns % (self.group or GROUP) == 0)
 
 
 SCHEMES = {
     "int8": Scheme(8, 32),
     "int4": Scheme(4, 32, "gauss"),
     "int4-gptq": Scheme(4, 32, "gauss", calibrated=True),
-    "bnb-nf4": Scheme(4, 64, "nf4", search=False),
-    "bnb-fp4": Scheme(4, 64, "fp4", search=False),
-    "bnb-int8": Scheme(8, None, search=False),
+    "bnb-nf4": Scheme(4, 64, "nf4", search=False, any_width=True),
+    "bnb-fp4": Scheme(4, 64, "fp4", search=False, any_width=True),
+    "bnb-int8": Scheme(8, None, search=False, any_width=True),
 }
 
 

@@ -149,6 +149,19 @@ def test_rope_has_the_frequencies_of_transformers(rope: dict[str, Any], context:
     assert mine[1] == pytest.approx(factor)
 
 
+def test_factors_that_are_the_same_for_every_length_do_not_depend_on_it() -> None:
+    same = LONGROPE | {"long_factor": LONGROPE["short_factor"], "attention_factor": 1.0}
+    assert hf(rope_scaling=same).config.rope_scaling == RopeScaling("factors", factors=(1.0, 1.1, 1.2, 1.3))
+    for scaled in (same | {"attention_factor": 1.1}, same | {"long_factor": [1.0, 1.1, 1.2, 1.4]}):
+        rope = hf(rope_scaling=scaled).config.rope_scaling
+        assert rope is not None
+        assert rope.kind == "longrope"
+
+
+def test_an_end_named_twice_is_one() -> None:
+    assert hf(eos_token_id=[7, 5, 7]).config.eos_token_ids == (7, 5)
+
+
 def test_original_context_beside_rope_scaling_has_the_last_word() -> None:
     rope = hf(rope_scaling=LONGROPE, original_max_position_embeddings=32).config.rope_scaling
     assert rope is not None

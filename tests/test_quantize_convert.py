@@ -22,7 +22,7 @@ from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.packed import verify
 from llamachat.tensors import FloatTensor, dequantize
 from quantize.convert import REPORT, convert
-from quantize.once import quantized_once
+from quantize.once import quantized_once, quantized_path
 from quantize.recipe import Recipe, from_config
 from quantize.schemes import Quantized
 from quantize.writer import FolderWriter
@@ -248,6 +248,27 @@ def test_a_model_to_be_quantized_is_converted_once_and_again_when_it_changes(
     assert again.index()["model.layers.0.self_attn.o_proj.weight"].packing is None
     os.utime(source / "model.safetensors", (1, 1))
     assert quantized_once(open_checkpoint(source), config).path != first.path
+
+
+@pytest.mark.parametrize("changed", ["lit_config.json", "tokenizer.model"])
+def test_what_is_kept_is_made_anew_when_any_file_of_the_source_changes(tmp_path: Path, changed: str) -> None:
+    """Also one that lies beside the weights' file, or above its folder."""
+    home = save_lit(tiny_model(), tmp_path / "lit")
+    before = quantized_path(open_checkpoint(home), QuantConfig("int4"))
+    assert quantized_path(open_checkpoint(home), QuantConfig("int4")) == before
+    file = home / changed if (home / changed).exists() else home.parent / changed
+    if changed == "lit_config.json":
+        file.write_text('{"n_head": 2}')
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert quantized_path(open_checkpoint(home), QuantConfig("int4")) != before
+
+
+def test_every_part_of_a_split_file_counts(tmp_path: Path) -> None:
+    first = save_gguf(tiny_model(), tmp_path / "gguf", split=8)
+    before = quantized_path(open_checkpoint(first), QuantConfig("int4"))
+    os.utime(sorted(first.parent.glob("*.gguf"))[-1], (1, 1))
+    assert quantized_path(open_checkpoint(first), QuantConfig("int4")) != before
 
 
 def test_loading_quantized_gives_the_weights_of_a_conversion(source: Path, tmp_path: Path) -> None:

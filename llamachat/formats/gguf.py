@@ -203,10 +203,8 @@ def _rope_scaling(arch: str, own: Fields, tables: Mapping[str, tuple[float, ...]
     if kind == "yarn" and not tables:
         return _yarn(key, own, factor, original, attention)
     if kind == "longrope" and tables.keys() == {LONG, SHORT} and factor == 1:
-        reach, short, long = max(1.0, context / original), tables[SHORT], tables[LONG]
-        return RopeScaling(
-            "longrope", reach, original, attention_factor=attention, short_factor=short, long_factor=long
-        )
+        reach = max(1.0, context / original)
+        return RopeScaling.longrope(reach, original, attention, tables[SHORT], tables[LONG])
     if kind in ("none", "linear") and attention == 1:
         if tables.keys() == {FREQS} and factor == 1:
             return RopeScaling("factors", factors=tables[FREQS])

@@ -6,12 +6,12 @@ Also reads the two kinds of quantized weights that such folders hold: bitsandbyt
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
+from llamachat.config_sources import Translated
 from llamachat.errors import FormatError
 from llamachat.formats import bnb, packed
 from llamachat.formats.lazy import (
@@ -33,24 +33,28 @@ TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
 def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
-    translated = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    told = described(folder)
     arrays = _weights(folder)
-    config, sampling = _with_generation(folder, translated.config, translated.sampling)
-    config = _with_head(config, arrays)
+    config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder), config, folder)
-    return LazyCheckpoint(folder, config, entries, folder, sampling, translated.ignored, _chat_template(folder))
+    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, chat_template(folder))
 
 
-def _with_generation(
-    folder: Path, config: LlamaConfig, sampling: Mapping[str, Any]
-) -> tuple[LlamaConfig, Mapping[str, Any]]:
-    """generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults."""
+def described(folder: Path) -> Translated:
+    """What config.json and generation_config.json say, before the weights are seen; `sampling` has max_length too.
+
+    generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
+    """
+    told = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    length = {"max_length": told.max_length} if told.max_length else {}
+    told = replace(told, sampling={**told.sampling, **length})
     path = folder / "generation_config.json"
     if not path.is_file():
-        return config, sampling
+        return told
     raw, where = read_json(path), str(path)
-    eos = dict.fromkeys((*config.eos_token_ids, *config_sources.eos_ids(raw, where)))
-    return replace(config, eos_token_ids=tuple(eos)), {**sampling, **config_sources.generation(raw, where)}
+    eos = dict.fromkeys((*told.config.eos_token_ids, *config_sources.eos_ids(raw, where)))
+    config = replace(told.config, eos_token_ids=tuple(eos))
+    return replace(told, config=config, sampling={**told.sampling, **config_sources.generation(raw, where)})
 
 
 def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
@@ -109,7 +113,7 @@ def _shard(folder: Path, file: str, index: Path) -> Path:
     return folder / file
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's chat_template: one template, or named ones with a "default"."""
     if (folder / "chat_template.jinja").is_file():
         return read_text(folder / "chat_template.jinja", TEMPLATE_LIMIT)
