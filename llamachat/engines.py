@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from llamachat import fit
-from llamachat.config import Dtype, Dtypes, KvBits
+from llamachat.config import Dtype, KvBits
 from llamachat.engine import Engine
 from llamachat.engine.build import BuildError
 from llamachat.errors import UsageError
@@ -33,15 +33,15 @@ def build_engine(
 ) -> Engine:
     """The native engine on a CPU where it can be had, else torch; `say` is told when a wish could not be met.
 
-    A dtype, or arithmetic that the model's configuration asks for, is torch's: the native engine has its own.
+    A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
+    types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
     Raises UsageError for what cannot be combined, DoesNotFitError.
     """
-    own_types = dtype is not None or checkpoint.config.dtypes != Dtypes()
     place = _device(device)
-    if engine == "native" and (place == "cuda" or own_types):
+    if engine == "native" and (place == "cuda" or dtype is not None):
         what = "runs on the CPU only" if place == "cuda" else "computes in its own types only"
         raise UsageError(f"the native engine {what}", "the model was not loaded", "use --engine torch")
-    if engine != "torch" and place == "cpu" and not own_types:
+    if engine != "torch" and place == "cpu" and dtype is None:
         try:
             reason = _unsupported(checkpoint)
             if reason is None:
@@ -97,7 +97,12 @@ def _native(
     kv = KV_TYPES[bits or 16]
     weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
     _check(weights, cache, slots, bits, force, max(fit.WORKSPACE, fit.WORKSPACE // 2 + workspace))
-    return NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+    engine = NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+    if asked := checkpoint.config.dtypes.compute:
+        say(
+            f"the configuration asks to compute in {asked}; the native engine has its own types, --engine torch keeps to it"
+        )
+    return engine
 
 
 def _torch(

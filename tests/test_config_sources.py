@@ -562,6 +562,22 @@ EIGHT = {"load_in_4bit": False, "load_in_8bit": True}
             QuantConfig("int4-gptq"),
         ),
         ({"quant_method": "ptq", "weight_dtype": None, "kvcache_dtype": None, "outliers_suppression": "None"}, None),
+        (
+            {"quant_method": "smooth_quant", "activation_dtype": "int8", "outliers_suppression": "smooth"},
+            QuantConfig("int8"),
+        ),
+        (
+            {"quant_method": "ptq", "modules_to_not_convert": ["lm_head", "w2", "layers.1.attention.w_qkv", "o_proj"]},
+            QuantConfig(
+                "int8",
+                skip=(
+                    "lm_head",
+                    "down_proj",
+                    *(f"layers.1.self_attn.{part}_proj" for part in "qkv"),
+                    "o_proj",
+                ),
+            ),
+        ),
     ],
 )
 def test_quantization_settings_are_understood(raw: dict[str, Any], expected: QuantConfig | None) -> None:
@@ -580,10 +596,11 @@ def test_quantization_settings_are_understood(raw: dict[str, Any], expected: Qua
         ({"quant_method": "llamachat", "scheme": "bnb-nf4"}, "scheme"),
         ({"quant_method": "llamachat", "scheme": "int4", "group_size": 33}, "group_size"),
         ({"quant_method": "llamachat", "scheme": "int4", "kv_bits": "8"}, "kv_bits"),
-        (
-            {"quant_method": "smooth_quant", "activation_dtype": "int8", "outliers_suppression": "smooth"},
-            "activation_dtype",
-        ),
+        ({"quant_method": "rtn", "activation_dtype": "int8"}, "activation_dtype"),
+        ({"quant_method": "rtn", "outliers_suppression": "smooth"}, "outliers_suppression"),
+        ({"quant_method": "smooth_quant", "activation_dtype": "int4"}, "activation_dtype"),
+        ({"quant_method": "ptq", "modules_to_not_convert": ["w4"]}, "modules_to_not_convert"),
+        ({"quant_method": "ptq", "modules_to_not_convert": ["lm_head", "layers.0.w2*"]}, "modules_to_not_convert"),
         ({"quant_method": "ptq", "outliers_suppression": "awq"}, "outliers_suppression"),
         ({"quant_method": "ptq", "algorithm_args": {"alpha": 0.5}}, "algorithm_args"),
         ({"quant_method": "ptq", "layer_policies": {"w2": {}}}, "layer_policies"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
 from llamachat.engine.abi import Keys, Matrix, Model, Step, address, checked, native_library
-from llamachat.engine.pack import BF16, F16, F32, LANES, Q8, TILE, Arena, Head, packed_bytes, unpackable
+from llamachat.engine.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Arena, Head, packed_bytes, unpackable
 from llamachat.engine.rope import frequencies
 from llamachat.engine.saved import Layout, Saved, pinned_among
 from llamachat.errors import FormatError
@@ -183,7 +183,11 @@ class NativeEngine:
 
     def describe(self) -> str:
         size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
-        return f"native ({self.kernels}, {self.threads} threads); {size}; keys and values {self.kv}"
+        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        types = "8-bit integers and float32" if coded else "float32"
+        asked = f" (its configuration asks for {self.config.dtypes.compute})" if self.config.dtypes.compute else ""
+        kernels = f"native ({self.kernels}, {self.threads} threads)"
+        return f"{kernels}; computes in {types}{asked}; {size}; keys and values {self.kv}"
 
     def _pin(self, block: range, start: int) -> None:
         """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
