@@ -35,10 +35,11 @@ def use(file: Path) -> None:
 
 
 def last_use(file: Path) -> float:
-    """When it was; of a file that is not remembered, when it was written."""
-    with suppress(OSError):
-        return _stamp(file).stat().st_mtime
-    return file.stat().st_mtime
+    """When it was; of a file that is not remembered, when it was written; of one that has gone, 0."""
+    for each in (_stamp(file), file):
+        with suppress(OSError):
+            return each.stat().st_mtime
+    return 0.0
 
 
 def forget(file: Path) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from llamachat.cache import CacheStep
 from llamachat.config import LlamaConfig, RopeScaling
 from llamachat.engine import build
+from llamachat.engine.arena import Arena
 from llamachat.engine.native import NativeEngine, single_attend, single_product, single_rows, usable_kernels
-from llamachat.engine.pack import Arena, pack
+from llamachat.engine.pack import pack
 from llamachat.errors import FormatError
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize
 

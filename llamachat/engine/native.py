@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
-from llamachat.engine.pack import BF16, F16, F32, LANES, Q8, TILE, Arena, Head, Matrix, native_library, packed_bytes
+from llamachat.engine.arena import Arena
+from llamachat.engine.pack import BF16, F16, F32, LANES, Q8, TILE, Head, Matrix, native_library, packed_bytes
 from llamachat.engine.rope import frequencies
 from llamachat.engine.saved import Layout, Saved, pinned_among
 from llamachat.tensors import Array, Tensor, TensorInfo

@@ -34,7 +34,15 @@ class LazyCheckpoint:
     tokenizer_folder: Path
     sampling: Mapping[str, Any]
     ignored: tuple[str, ...]
+    files: tuple[Path, ...]
     chat_template: str | None = None
+    recipe: None = None
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        from llamachat.tokenizer import files_in
+
+        return files_in(self.tokenizer_folder)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
