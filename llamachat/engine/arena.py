@@ -24,6 +24,7 @@ from llamachat import private
 from llamachat.config import LARGEST, is_number, is_whole, shown
 from llamachat.engine.pack import BF16, F32, PAGE, Q4, Head, bytes_of, pack
 from llamachat.errors import FormatError
+from llamachat.mapped import map_file
 from llamachat.metadata import parse_json
 from llamachat.tensors import Array, Tensor
 
@@ -85,7 +86,7 @@ class Arena:
         """Maps a file that `write` made with this key. Raises OSError, FormatError when it is another or damaged."""
         try:
             with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = map_file(file)
             with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
                 mapped.madvise(mmap.MADV_HUGEPAGE)  # for what is not in memory yet; see BUFFER
             return cls(*_parsed(np.frombuffer(mapped, np.uint8), key))
