@@ -8,6 +8,14 @@ from typing import Any, Protocol
 from llamachat.errors import FormatError
 
 GGUF_VOCABULARY = "tokenizer.gguf.json"  # in a folder converted from a GGUF file: its `tokenizer.ggml.*` keys
+FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    GGUF_VOCABULARY,
+    "tokenizer.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 class Tokenizer(Protocol):
@@ -42,6 +50,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of all ids at once; control tokens are left out, invalid UTF-8 becomes U+FFFD."""
         ...
+
+
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a checkpoint's folder that decide what its tokenizer does."""
+    return tuple(folder / name for name in FILES if (folder / name).is_file())
 
 
 def open_folder(folder: Path) -> Tokenizer:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat import arena_cache
 from llamachat.cache import Cache
 from llamachat.engine import abi, build
 from llamachat.errors import UsageError
@@ -18,7 +17,7 @@ NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compi
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(arena_cache, "folder", lambda: tmp_path / "packed")
+    monkeypatch.setattr("llamachat.paths.cache_dir", lambda: tmp_path / "cache")
     save_hf(tiny_model(), tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     return str(tmp_path / "model")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llamachat.cache import CacheStep
 from llamachat.config import LlamaConfig, RopeScaling
 from llamachat.engine import abi, build
+from llamachat.engine.arena import Arena
 from llamachat.engine.native import (
     BATCH,
     WORKSPACE,
@@ -26,7 +27,7 @@ from llamachat.engine.native import (
     supports,
     usable_kernels,
 )
-from llamachat.engine.pack import Arena, pack
+from llamachat.engine.pack import pack
 from llamachat.errors import FormatError
 from llamachat.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize
 

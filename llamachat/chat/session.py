@@ -359,7 +359,8 @@ class Session:
         if not self._snapshots:
             return
         try:
-            if (state := snapshot.restore(self._snapshot(), self.model.engine, self._cache)) is not None:
+            state = snapshot.restore(self._snapshot(), self.model.engine, self._cache, self._notices.append)
+            if state is not None:
                 self._window.take_up(state, self._tree)
         except (OSError, ValueError, KeyError, TypeError, IndexError):  # OSError: the model's files have been removed
             self._cache.truncate(0)

@@ -116,7 +116,7 @@ def _behind(prefix: str, text: str, completer: "Completer") -> str:
     from llamachat.prefix import hold, joined
 
     try:
-        hold(completer.model, completer.cache, prefix, completer.ids, completer.interrupted)
+        hold(completer.model, completer.cache, prefix, completer.ids, completer.interrupted, note)
     except OSError as error:
         note(f"--cache-prefix cannot be kept on disk ({error.strerror}); it is computed anew at every run")
     return joined(prefix, text)

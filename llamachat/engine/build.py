@@ -68,36 +68,49 @@ def library() -> Path:
     """The library that came with the package, else one compiled from these sources and kept in the user's cache folder.
 
     A checkout has no build step in which to compile; the first start does it, in some twenty seconds, and an edited source
-    makes another name.
+    makes another name. One that another user has, or could have written, is never taken: it is compiled anew.
     """
+    from llamachat import private
+
     target = _place()
-    if not target.exists():
-        work = target.parent / f"build-{os.getpid()}"
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            compile_library(work / LIBRARY)
-            (work / LIBRARY).replace(target)
-        except OSError as error:
-            raise BuildError(f"{target.parent}: {error.strerror}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    if _is_safe(target):
+        return target
+    work = target.parent / f"build-{os.getpid()}"
+    try:
+        private.folder(work)
+        if trouble := private.trouble(target.parent):
+            raise BuildError(f"{trouble}; nothing is run from there")
+        compile_library(work / LIBRARY)
+        (work / LIBRARY).chmod(private.FOLDER)
+        (work / LIBRARY).replace(target)
+    except OSError as error:
+        raise BuildError(f"{target.parent}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 def is_compiled() -> bool:
     """False when `library` will have to compile, or to fail."""
-    return _place().exists()
+    return _is_safe(_place())
+
+
+def _is_safe(file: Path) -> bool:
+    """Whether it is there, and nobody else could have put or changed it."""
+    from llamachat import private
+
+    return file.is_file() and private.trouble(file) is None
 
 
 def _place() -> Path:
-    if (shipped := SOURCES / LIBRARY).exists():
+    if _is_safe(shipped := SOURCES / LIBRARY):
         return shipped
     from platformdirs import user_cache_path
 
     digest = hashlib.sha256(platform.machine().encode() + Path(__file__).read_bytes())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.read_bytes())
-    return user_cache_path("llamachat") / "native" / f"{digest.hexdigest()[:16]}-{LIBRARY}"
+    return user_cache_path("llamachat", appauthor=False) / "native" / f"{digest.hexdigest()[:16]}-{LIBRARY}"
 
 
 def _machine() -> str:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
 from llamachat.engine.abi import Keys, Matrix, Model, Step, address, checked, native_library
-from llamachat.engine.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Arena, Head, packed_bytes, unpackable
+from llamachat.engine.arena import Arena
+from llamachat.engine.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
 from llamachat.engine.rope import frequencies
 from llamachat.engine.saved import Layout, Saved, pinned_among
 from llamachat.errors import FormatError

@@ -1,20 +1,8 @@
-"""Weights in the layout of the native kernels (native/engine.h): packed once, kept in a file, mapped from then on.
-
-An arena file is the packed tensors, each from a multiple of 4096 bytes on, then a JSON index of them, then the index's
-length and a magic number. numpy only.
-"""
+"""Weights in the layout of the native kernels (native/engine.h). numpy only."""
 
 import ctypes
-import json
 import math
-import mmap
-import os
-import struct
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,9 +12,6 @@ from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInf
 
 F32, F16, BF16, Q8, Q4 = range(5)
 LANES, TILE, PAGE = 16, 64, 4096
-MAGIC = b"llamachat arena2"
-BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which are read a quarter faster
-_TRAILER = struct.Struct("<Q16s")
 
 
 @dataclass(frozen=True)
@@ -58,88 +43,6 @@ class Head:
             (ctypes.c_uint8 * 16)(*self.low),
             bool(self.low),
         )
-
-
-@dataclass(frozen=True)
-class Arena:
-    """All packed tensors of a model by canonical name; the bytes are 64-byte aligned."""
-
-    tensors: Mapping[str, tuple[Head, Array]]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(data.nbytes for _, data in self.tensors.values())
-
-    def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises FormatError unless these are the tensors, with these shapes."""
-        held = {
-            name: (head.rows, head.columns) if head.rows else (head.columns,)
-            for name, (head, _) in self.tensors.items()
-        }
-        if held != shapes:
-            wrong = sorted(name for name in held.keys() | shapes if held.get(name) != shapes.get(name))
-            raise FormatError(
-                f"the packed weights of {wrong[0]} are not those of this model", remedy="pack the model again"
-            )
-
-    @classmethod
-    def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "Arena":
-        """Packs into memory."""
-        return cls({name: pack(tensor) for name, tensor in tensors})
-
-    @staticmethod
-    def write(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-        """Packs into a file, one tensor at a time; the file appears under its name only when complete."""
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb", buffering=BUFFER) as file:
-                index = {name: _append(file, *pack(tensor)) for name, tensor in tensors}
-                text = json.dumps(index).encode()
-                file.write(text + _TRAILER.pack(len(text), MAGIC))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    @classmethod
-    def open(cls, path: Path) -> "Arena":
-        """Maps a file that `write` made. Raises FormatError when it is not one, or damaged."""
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
-                mapped.madvise(mmap.MADV_HUGEPAGE)  # for what is not in memory yet; see BUFFER
-            data = np.frombuffer(mapped, np.uint8)
-            length, magic = _TRAILER.unpack(data[-_TRAILER.size :].tobytes())
-            end = len(data) - _TRAILER.size
-            if magic != MAGIC or length > end:
-                raise ValueError("not an arena")
-            index = json.loads(data[end - length : end].tobytes())
-            return cls({name: _entry(data[: end - length], **entry) for name, entry in index.items()})
-        except (ValueError, TypeError, struct.error) as error:
-            raise FormatError(
-                f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it"
-            ) from error
-
-
-def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
-    file.write(bytes(-file.tell() % PAGE))
-    start = file.tell()
-    file.write(data.data)
-    return {"start": start, **asdict(head)}
-
-
-def _entry(data: Array, start: int, table: list[int], low: list[int], **fields: Any) -> tuple[Head, Array]:
-    head = Head(**fields, table=tuple(table), low=tuple(low))
-    end = start + bytes_of(head)
-    if (
-        start % TILE
-        or not 0 <= start <= end <= len(data)
-        or head.rows < 0
-        or head.columns < 1
-        or head.subs not in (2, 4)
-    ):
-        raise ValueError("a tensor lies outside the file")
-    return head, data[start:end]
 
 
 def bytes_of(head: Head) -> int:

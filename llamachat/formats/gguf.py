@@ -11,7 +11,7 @@ from typing import Any
 from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams, shown
 from llamachat.errors import ConfigError, FormatError
 from llamachat.formats.ggml import packing
-from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, read_parts
+from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.lazy import LazyTensor, matched
 from llamachat.metadata import Fields, naming
 from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
@@ -74,6 +74,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch),
         metadata,
         matched(entries, config, path),
+        tuple(part_paths(path, metadata)),
     )
 
 
@@ -88,6 +89,9 @@ class GGUFCheckpoint:
     ignored: tuple[str, ...]
     metadata: Mapping[str, Any]
     entries: Mapping[str, LazyTensor]
+    files: tuple[Path, ...]
+    tokenizer_files: tuple[Path, ...] = ()
+    recipe: None = None
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}

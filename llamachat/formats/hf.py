@@ -28,16 +28,19 @@ from llamachat.tensors import Array
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
+CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
 
 def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
-    arrays = _weights(folder)
+    arrays, weights = _weights(folder)
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder), config, folder)
-    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, chat_template(folder))
+    files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
+    template = chat_template(folder)
+    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
 
 
 def described(folder: Path) -> Translated:
@@ -75,26 +78,30 @@ def _entries(config: LlamaConfig, arrays: Mapping[str, Array], folder: Path) -> 
     return read(arrays, str(folder))
 
 
-def _weights(folder: Path) -> dict[str, Array]:
-    """All tensors of the folder, in transformers' order of preference; old files' constant RoPE tables are left out."""
+def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:
+    """All tensors of the folder, in transformers' order of preference, and the files that they are from.
+
+    Old files' constant RoPE tables are left out.
+    """
     for name, read in WEIGHTS:
         if (folder / name).is_file():
-            arrays = read(folder / name)
+            arrays, files = read(folder / name), [folder / name]
         elif (folder / f"{name}.index.json").is_file():
-            arrays = _sharded(folder, folder / f"{name}.index.json", read)
+            arrays, files = _sharded(folder, folder / f"{name}.index.json", read)
         else:
             continue
-        return {name: array for name, array in arrays.items() if not name.endswith("rotary_emb.inv_freq")}
+        return {name: array for name, array in arrays.items() if not name.endswith("rotary_emb.inv_freq")}, files
     names = " nor ".join(f"{name}[.index.json]" for name, _ in WEIGHTS)
     raise FormatError(f"{folder} has neither {names}", "there are no weights", "fetch its files again")
 
 
-def _sharded(folder: Path, index: Path, read: Reader) -> dict[str, Array]:
+def _sharded(folder: Path, index: Path, read: Reader) -> tuple[dict[str, Array], list[Path]]:
     listing = read_json(index).get("weight_map")
     if not isinstance(listing, dict) or not all(isinstance(file, str) for file in listing.values()):
         raise FormatError(f"{index} has no usable weight_map")
     arrays: dict[str, Array] = {}
-    for file in sorted(set(listing.values())):
+    files = sorted(set(listing.values()))
+    for file in files:
         shard = read(_shard(folder, file, index))
         expected = {name for name, home in listing.items() if home == file}
         if wrong := sorted(expected ^ shard.keys()):
@@ -102,7 +109,7 @@ def _sharded(folder: Path, index: Path, read: Reader) -> dict[str, Array]:
                 f"{shown(file)} and {index} disagree about {listed(wrong)}", "they do not belong together"
             )
         arrays |= shard
-    return arrays
+    return arrays, [index, *(folder / file for file in files)]
 
 
 def _shard(folder: Path, file: str, index: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llamachat.config import shown
 from llamachat.errors import FormatError
+from llamachat.mapped import is_mapped
 from llamachat.tensors import Array
 
 PICKLE_LIMIT = 4 << 20  # bytes; 10,000 tensors take half of it, and reading it all some seconds and 300 MB
@@ -26,6 +27,7 @@ def read_pickled(path: Path) -> dict[str, Array]:
 
     _check_archive(path)
     try:
+        is_mapped(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged file drives torch to
         raise FormatError(f"{path} is not a usable torch checkpoint ({shown(str(error))})") from error
