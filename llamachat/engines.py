@@ -85,10 +85,8 @@ def _native(
     kv = KV_TYPES[bits or 16]
     _check(*planned_bytes(checkpoint.config, checkpoint.index(), slots, kv), slots, bits, force)
     engine = NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
-    if asked := checkpoint.config.dtypes.compute:
-        say(
-            f"the configuration asks to compute in {asked}; the native engine has its own types, --engine torch keeps to it"
-        )
+    if (asked := checkpoint.config.dtypes.compute) not in (None, engine.types):
+        say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
     return engine
 
 
