@@ -98,10 +98,8 @@ def _native(
     weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
     _check(weights, cache, slots, bits, force, max(fit.WORKSPACE, fit.WORKSPACE // 2 + workspace))
     engine = NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
-    if asked := checkpoint.config.dtypes.compute:
-        say(
-            f"the configuration asks to compute in {asked}; the native engine has its own types, --engine torch keeps to it"
-        )
+    if (asked := checkpoint.config.dtypes.compute) not in (None, engine.types):
+        say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
     return engine
 
 

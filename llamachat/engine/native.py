@@ -183,12 +183,17 @@ class NativeEngine:
             self._master = None
 
     def describe(self) -> str:
+        asked = self.config.dtypes.compute
+        types = self.types + (f" ({asked} is asked for)" if asked not in (None, self.types) else "")
         size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
-        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
-        types = "8-bit integers and float32" if coded else "float32"
-        asked = f" (its configuration asks for {self.config.dtypes.compute})" if self.config.dtypes.compute else ""
         kernels = f"native ({self.kernels}, {self.threads} threads)"
-        return f"{kernels}; computes in {types}{asked}; {size}; keys and values {self.kv}"
+        return f"{kernels}; computes in {types}; {size}; keys and values {self.kv}"
+
+    @property
+    def types(self) -> str:
+        """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
+        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:
         """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
