@@ -134,9 +134,10 @@ def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Head, Arra
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ValueError(f"{shown(name)} has no digest")
     head = _head(name, {field: entry[field] for field in Head.__dataclass_fields__})
-    if not is_whole(start) or start % PAGE or not last <= start <= start + bytes_of(head) <= len(data):
+    size = bytes_of(head)
+    if not is_whole(start) or start % PAGE or not last <= start <= len(data) - size:
         raise ValueError(f"{shown(name)} does not lie in it")
-    return head, data[start : start + bytes_of(head)]
+    return head, data[start : start + size]
 
 
 def _head(name: str, fields: dict[str, Any]) -> Head:
