@@ -123,7 +123,7 @@ def in_memory(folder: Path, config: LlamaConfig, sampling: dict[str, Any]) -> La
     chance = np.random.default_rng(0)
     arrays = {name: chance.standard_normal(shape, np.float32) for name, shape in config.tensor_shapes().items()}
     entries = {name: float_entry(name, array) for name, array in arrays.items()}
-    return LazyCheckpoint(folder, config, entries, folder, sampling, ())
+    return LazyCheckpoint(folder, config, entries, folder, sampling, (), ())
 
 
 @settings(max_examples=25, deadline=None)
