@@ -1,7 +1,7 @@
 """Text <-> token ids. Knows no roles: see dialog.py. The libraries' wrappers are in llamachat.tokenizers, one each."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,26 @@ class Tokenizer(Protocol):
     def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of text written by a dialog format or template, in which control tokens are recognised.
 
-        The text after a control token gets no dummy space, except where tokenizer.json asks for one.
+        The text after a control token gets a dummy space where that token is the BOS that begins the sequence, and where
+        the tokenizer's own files ask for one.
         """
+        ...
+
+    def encode_spans(
+        self,
+        spans: Iterable[tuple[str, bool]],
+        *,
+        start: bool = True,
+        plain: Callable[[Sequence[tuple[str, bool]], bool], list[int]] | None = None,
+    ) -> list[int]:
+        """Ids of one text in spans, in which control tokens are recognised where the flag says that a format wrote it.
+
+        `plain` stands for `encode`: it is given what lies between two control tokens.
+        """
+        ...
+
+    def starts_after(self, ids: Sequence[int]) -> bool:
+        """Whether a text behind these is to be encoded with `start`."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
