@@ -1,6 +1,6 @@
 """The Python API, with the meaning of Meta's Llama 3 reference code (`llama/generation.py`), on any checkpoint we read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -59,10 +59,11 @@ class Llama:
         top_p: float = 0.9,
         logprobs: bool = False,
         echo: bool = False,
+        stop_ids: Collection[int] | None = None,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Continue each prompt; returns the generated ids (the prompt's first with `echo`) and their logprobs, or None.
 
-        Generation ends before a stop id, after max_gen_len tokens, or when prompt and answer make max_seq_len. Logprobs
+        Generation ends before a stop id (by default what ends an answer in a dialog, or a text), after max_gen_len tokens, or when prompt and answer make max_seq_len. Logprobs
         are natural logarithms of the model's own, untempered distribution; the first token of a prompt has 0.0.
         Raises UsageError for a batch over max_batch_size or an empty prompt, ModelError for ids that the model lacks,
         DoesNotFitError for a prompt over max_seq_len.
@@ -77,8 +78,10 @@ class Llama:
         if longest >= self.max_seq_len:
             raise DoesNotFitError(f"a prompt of {longest} tokens leaves no room in max_seq_len={self.max_seq_len}")
         tokens, scores = [], []
+        stops = self.model.stop_ids if stop_ids is None else stop_ids
         requests = [
-            self._request(list(prompt), max_gen_len, temperature, top_p, logprobs, echo) for prompt in prompt_tokens
+            self._request(list(prompt), stops, max_gen_len, temperature, top_p, logprobs, echo)
+            for prompt in prompt_tokens
         ]
         for answer in self._answers(requests):
             tokens.append([*answer.prompt, *answer.ids] if echo else answer.ids)
@@ -97,7 +100,8 @@ class Llama:
     ) -> list[CompletionPrediction]:
         """Continue plain texts, each begun with BOS; arguments as in `generate`."""
         ids = [self.model.encode_text(prompt) for prompt in prompts]
-        tokens, scores = self.generate(ids, max_gen_len, temperature, top_p, logprobs, echo)
+        stops = self.model.text_stop_ids
+        tokens, scores = self.generate(ids, max_gen_len, temperature, top_p, logprobs, echo, stops)
         decode = self.model.tokenizer.decode
         return [
             {"generation": decode(sequence), **scored}
@@ -131,14 +135,21 @@ class Llama:
         ]
 
     def _request(
-        self, prompt: list[int], limit: int | None, temperature: float, top_p: float, logprobs: bool, echo: bool
+        self,
+        prompt: list[int],
+        stop_ids: Collection[int],
+        limit: int | None,
+        temperature: float,
+        top_p: float,
+        logprobs: bool,
+        echo: bool,
     ) -> Request:
         sampling = self.model.sampling.replace(
             temperature=temperature, top_p=top_p, top_k=0, seed=int(self._seeds.integers(2**63))
         )
         settings = AnswerSettings(
             sampling,
-            self.model.stop_ids,
+            stop_ids,
             max_tokens=min(limit or self.max_seq_len, self.max_seq_len - len(prompt)),
             top_logprobs=0 if logprobs else None,
             score_prompt=logprobs and echo,

@@ -71,7 +71,8 @@ class Completer:
     @cached_property
     def _constrainer(self) -> Constrainer:
         drops_space = self.model.tokenizer.dummy_prefix and not self.raw
-        return Constrainer(self.model.tokenizer, self.model.engine.config.vocab_size, self.model.stop_ids, drops_space)
+        size = self.model.engine.config.vocab_size
+        return Constrainer(self.model.tokenizer, size, self.settings.stop_ids, drops_space)
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""

@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]  # every id that the model's own metadata says ends a sequence or a turn
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
+    notes: Sequence[str]  # what in its files was ignored, a line each
     dummy_prefix: bool  # a text's first space is the tokenizer's own: `decode` drops it
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
@@ -66,16 +67,16 @@ def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
     the vocabulary of the GGUF file that it was converted from.
 
-    tokenizer_config.json, where it exists, names BOS and EOS. Raises FormatError when there is none or it is damaged.
+    The files beside it (tokenizers/side.py) name BOS and EOS and may add tokens. Raises FormatError when there is none or it is damaged.
     """
     from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
     from llamachat.tokenizers.base import read
+    from llamachat.tokenizers.side import read_side
 
-    path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
+    side = read_side(folder)
     if (path := folder / "tokenizer.json").is_file():
-        return hf.from_json(read(path), config, str(path))
+        return hf.from_json(read(path), side, str(path))
     if (path := folder / GGUF_VOCABULARY).is_file():
         return from_gguf(read_json(path))
     if not (path := folder / "tokenizer.model").is_file():
@@ -83,7 +84,7 @@ def open_folder(folder: Path) -> Tokenizer:
     data = read(path)
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", data):
         return meta.from_tiktoken(data, str(path))
-    return spm.from_proto(data, config, str(path))
+    return spm.from_proto(data, side, str(path))
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

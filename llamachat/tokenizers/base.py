@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 from llamachat.errors import FormatError
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
 MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 Span = tuple[str, bool]  # a text, and whether a dialog format wrote it
@@ -42,6 +40,7 @@ class TextTokenizer:
     unk_id: int | None = None  # the one control token that plain text may give
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._marks = {**self.tags, **self.specials}
@@ -195,14 +194,3 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise damaged(str(path), error.strerror or "it cannot be read") from error
-
-
-def content(value: Any) -> str | None:
-    """A token in tokenizer_config.json: a string, or an object with one."""
-    name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) and name else None
-
-
-def token_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """NAMED -> token, as far as tokenizer_config.json has them."""
-    return {key: name for key in NAMED if (name := content(config.get(key))) is not None}
