@@ -63,8 +63,9 @@ class Llama:
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Continue each prompt; returns the generated ids (the prompt's first with `echo`) and their logprobs, or None.
 
-        Generation ends before a stop id (by default what ends an answer in a dialog, or a text), after max_gen_len tokens, or when prompt and answer make max_seq_len. Logprobs
-        are natural logarithms of the model's own, untempered distribution; the first token of a prompt has 0.0.
+        Generation ends before a stop id (by default whatever ends an answer), after max_gen_len tokens, or when prompt and
+        answer make max_seq_len. Logprobs are natural logarithms of the model's own, untempered distribution; the first
+        token of a prompt has 0.0.
         Raises UsageError for a batch over max_batch_size or an empty prompt, ModelError for ids that the model lacks,
         DoesNotFitError for a prompt over max_seq_len.
         """

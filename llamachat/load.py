@@ -58,7 +58,7 @@ class LoadedModel:
         return [
             *notes,
             f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
-            f"answers may get worse past these; --ctx-size {made_for} stays within them"
+            f"answers may get worse past these; --ctx-size {made_for} stays within them",
         ]
 
     @property

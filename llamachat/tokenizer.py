@@ -67,7 +67,8 @@ def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
     the vocabulary of the GGUF file that it was converted from.
 
-    The files beside it (tokenizers/side.py) name BOS and EOS and may add tokens. Raises FormatError when there is none or it is damaged.
+    The files beside it (tokenizers/side.py) name BOS and EOS and may add tokens. Raises FormatError when there is none or
+    it is damaged.
     """
     from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm

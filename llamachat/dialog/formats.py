@@ -155,7 +155,9 @@ class Guard:
         if self._tag is None:
             return ids
         if self._said(ids, start) != text:
-            spans = [(part if own else self._said(self._tokenizer.encode(part, start=False)), own) for part, own in spans]
+            spans = [
+                (part if own else self._said(self._tokenizer.encode(part, start=False)), own) for part, own in spans
+            ]
             text = "".join(part for part, _ in spans)
         out, at = list[int](), 0
         for first, end in self._forged(text, spans):

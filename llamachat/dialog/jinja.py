@@ -73,23 +73,26 @@ class Jinja(Format):
         for number, block in zip(shown, said, strict=True):
             turns[number].said = block
         for gap, (left, right) in zip(gaps, pairwise([-1, *shown, len(messages)]), strict=True):
-            ended, begun = self._borders(_joined(gap), messages, left, right)
-            turns[left].end += _cut(gap, 0, ended)  # of none where left is -1: nothing ends there
-            turns[left + 1].header += _cut(gap, ended, begun)
-            turns[right].header += _cut(gap, begun)
+            cuts = self._cuts(_joined(gap), [m.role for m in messages], left, right)
+            turns[left].end += _cut(gap, 0, cuts[0])  # of none where left is -1: nothing ends there
+            for number, (start, stop) in enumerate(pairwise([*cuts, None]), left + 1):
+                turns[number].header += _cut(gap, start or 0, stop)
         return [self._parts(turn, message) for turn, message in zip(turns, [*messages, None], strict=True)]
 
-    def _borders(self, gap: str, messages: Sequence[Message], left: int, right: int) -> tuple[int, int]:
-        """Where in a gap the turn on its left ends, and where the one on its right begins.
-
-        What is between the two belongs to messages without a text.
-        """
-        learnt, between = self._learnt, right - left > 1
-        header = learnt.headers.get(messages[right].role, "") if right < len(messages) else learnt.opening
+    def _cuts(self, gap: str, roles: Sequence[Role], left: int, right: int) -> list[int]:
+        """Where in a gap the turns behind the left one begin: those of messages without a text, and the right one."""
+        learnt = self._learnt
+        header = learnt.headers.get(roles[right], "") if right < len(roles) else learnt.opening
         begin = len(gap) - len(header) if header and gap.endswith(header) else len(gap)
-        end = learnt.ends.get(messages[left].role) if left >= 0 else ""
-        ended = _between_words(gap, len(end) if end is not None and gap.startswith(end) else begin) if left >= 0 else 0
-        return ended, max(ended, _between_words(gap, begin)) if between else ended
+        end = learnt.ends.get(roles[left]) if left >= 0 else ""
+        first = len(end) if end is not None and gap.startswith(end) else begin
+        if right - left == 1:
+            return [_between_words(gap, first) if left >= 0 else 0]
+        cuts = [begin]
+        for number in range(right - 1, left + 1, -1):
+            turn = learnt.headers.get(roles[number], "") + learnt.ends.get(roles[number], "")
+            cuts.append(cuts[-1] - len(turn) if gap.endswith(turn, first, cuts[-1]) else cuts[-1])
+        return [_between_words(gap, cut) if cut else 0 for cut in [min(first, cuts[-1]), *reversed(cuts)]]
 
     def _parts(self, turn: _Turn, message: Message | None) -> list[Part]:
         """Text that the model itself wrote is its own ids, behind the header that it wrote them after."""

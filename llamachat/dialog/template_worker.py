@@ -112,7 +112,7 @@ class Text(str):
         before, found, after = self._parts(str.rpartition(self, sep))
         return before, found, after
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         return Text(new).join(self.split(old, count)) if old else str.replace(self, old, new, count)
 
     def upper(self) -> str:
@@ -194,14 +194,14 @@ class _Following(CodeGenerator):
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return f"environment.own({''.join(map(str, group))!r})"
 
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 - jinja2's name, as the next
         value = node.as_const(frame.eval_ctx)
         if isinstance(value, str):
             self.write(f"environment.own({str.__str__(value)!r})")
         else:
             super().visit_Const(node, frame)
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         self.write("environment.concat(map(str, (")
         for each in node.nodes:
             self.visit(each, frame)
@@ -211,7 +211,7 @@ class _Following(CodeGenerator):
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Following
-    concat = staticmethod(_concat)  # type: ignore[assignment]
+    concat = staticmethod(_concat)
     own = staticmethod(_own)
 
 
@@ -231,7 +231,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 @pass_eval_context
 def _join(context: EvalContext, value: Any, d: str = "", attribute: Any = None) -> str:
-    return do_join(context, value, d or _own(""), attribute)
+    return str(do_join(context, value, d or _own(""), attribute))
 
 
 def _tojson(
@@ -273,9 +273,7 @@ def _quoted(text: str, ensure_ascii: bool) -> str:
 
 def compile_template(source: str) -> Template:
     """As transformers compiles chat templates: same extensions, filters and functions."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.filters["join"] = _join
     environment.globals["raise_exception"] = _raise_exception

@@ -72,7 +72,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         config,
         _sampling(general),
         general.text("tokenizer.chat_template", "") or None,
-        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch),
+        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch) + _nonsense(metadata, config),
         metadata,
         matched(entries, config, path),
     )
@@ -228,6 +228,12 @@ def _sampling(general: Fields) -> dict[str, Any]:
     with naming(general.where):
         SamplingParams(**found)
     return found
+
+
+def _nonsense(metadata: Metadata, config: LlamaConfig) -> tuple[str, ...]:
+    """Nothing is ever padded, and old files have an id for it that no token has."""
+    key = "tokenizer.ggml.padding_token_id"
+    return (key,) if key in metadata and config.pad_token_id is None else ()
 
 
 def _without_effect(metadata: Metadata, arch: str) -> tuple[str, ...]:

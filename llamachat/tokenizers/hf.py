@@ -38,6 +38,7 @@ def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
         if not 0 <= last < MAX_VOCABULARY:
             raise damaged(where, f"its largest id is {last}")
         side = side.within(last + 1)
+        passed = {token.content for token in library.get_added_tokens_decoder().values() if token.special}  # as text
         added = _added(library, side, where)
         _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
@@ -56,7 +57,7 @@ def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
         dummy_prefix=_drops_space(library),
         prefix_after_special=after_special,
         unk_id=specials.get(getattr(library.model, "unk_token", None) or ""),
-        tags={n: t.id for n, t in added.items() if n not in specials and is_tag_shaped(n)},
+        tags={n: t.id for n, t in added.items() if n not in passed and (n in specials or is_tag_shaped(n))},
         strips={name: token.strips for name, token in added.items()},
         notes=side.notes,
     )
@@ -74,10 +75,10 @@ def _added(library: Any, side: Side, where: str) -> dict[str, Added]:
     for name, token in sorted(side.added.items(), key=lambda item: item[1].id):
         id = library.token_to_id(name)
         added[name] = token if id is None else token._replace(id=id)
-        if id is None and not (token.special or is_tag_shaped(name)):  # plain text that the library is to find
-            library.add_tokens([AddedToken(name, normalized=False)])
-            if library.token_to_id(name) != token.id:
-                raise damaged(where, f"the token {name!r:.40} beside it cannot have the id {token.id}")
+        if id is None:
+            library.add_tokens([AddedToken(name, normalized=False, special=token.special)])
+        if id is None and library.token_to_id(name) != token.id and not (token.special or is_tag_shaped(name)):
+            raise damaged(where, f"the token {name!r:.40} beside it, which is text, cannot have the id {token.id}")
     for key in ("bos_token", "eos_token", "unk_token"):
         name = side.names.get(key, "")
         id = library.token_to_id(name)
