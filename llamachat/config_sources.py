@@ -162,12 +162,12 @@ def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
     theta = fields.number("rope_theta", 10000.0)
     original = fields.whole("original_max_position_embeddings", 0, 1) or None
     keys = [key for key in ("rope_parameters", "rope_scaling") if fields.inside(key)]
-    found = [_rope_of(fields, key, theta, context, original) for key in keys]
+    found: list[tuple[float, RopeScaling | None]] = []
+    for key in keys:  # a theta that the second does not name is the first's
+        found.append(_rope_of(fields, key, found[0][0] if found else theta, context, original))
     if len(set(found)) > 1:
-        new, old = (f"{key} {shown(fields.raw[key])}" for key in keys)
-        raise ConfigError(
-            f"{fields.where}: {new} and {old} contradict each other", "one of them is wrong", "remove that"
-        )
+        new, old = (f"{key} is {shown(fields.raw[key])}" for key in keys)
+        raise ConfigError(f"{fields.where}: {new}, but {old}", "they contradict each other", "remove the wrong one")
     return found[0] if found else (theta, None)
 
 

@@ -148,7 +148,7 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
     same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab}
     for name, value in (same | NEUTRAL).items():
         own.neutral(key(name), value)
-    special, _ = special_ids(general.raw, min(vocab, len(general.raw.get("tokenizer.ggml.tokens", ())) or vocab))
+    special, _ = special_ids(general.raw, vocab, own.where)
     with naming(own.where):
         return LlamaConfig(
             vocab_size=vocab,

@@ -69,7 +69,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     )
 
 
-def special_ids(metadata: Mapping[str, Any], size: int) -> tuple[dict[str, int], tuple[str, ...]]:
+def special_ids(metadata: Mapping[str, Any], size: int, where: str = _WHERE) -> tuple[dict[str, int], tuple[str, ...]]:
     """The ids of control tokens in a vocabulary of `size`, by what they do, as llama.cpp knows them; and notes on others.
 
     An id that no token has is as one that is not given: a sentencepiece model's are then those that it has by default.
@@ -80,12 +80,12 @@ def special_ids(metadata: Mapping[str, Any], size: int) -> tuple[dict[str, int],
     for key in (*_KEYS, "eot", "eom"):
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if value is not None and type(value) is not int:
-            raise damaged(_WHERE, f"tokenizer.ggml.{key}_token_id is {value!r:.40}")
+            raise damaged(where, f"tokenizer.ggml.{key}_token_id is {value!r:.40}, which is no id")
         if value is not None and 0 <= value < size:
             ids[key] = value
         elif value is not None and key != "padding":
             wrong.append(f"{key} {value}")
-    said = f"{_WHERE} has {size} tokens; ignored are ids beyond: {', '.join(wrong)}"
+    said = f"{where} has {size} tokens; ignored are ids beyond: {', '.join(wrong)}"
     return {key: value for key, value in ids.items() if value < size}, (said,) if wrong else ()
 
 
