@@ -32,8 +32,7 @@ class Tokenizer(Protocol):
     def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of text written by a dialog format or template, in which control tokens are recognised.
 
-        The text after a control token gets a dummy space where that token is the BOS that begins the sequence, and where
-        the tokenizer's own files ask for one.
+        Which control tokens a dummy space follows is said by `starts_after`: BOS, or all where the tokenizer's files ask.
         """
         ...
 

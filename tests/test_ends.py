@@ -145,3 +145,51 @@ def test_dialogs_and_their_turns_are_the_same_ids(model: LoadedModel) -> None:
     turns = model.dialog.turns(messages)
     assert [i for turn in turns for i in turn] == model.dialog.encode(messages) and len(turns) == 4
     assert np.isin(model.dialog.encode(messages), [*model.stop_ids]).sum() == 3
+
+
+# ---- templates in a chat ----
+
+MOVES = (
+    "{% if messages[0].role == 'system' %}{% set said = messages[0].content %}{% set rest = messages[1:] %}{% else %}"
+    "{% set rest = messages %}{% endif %}{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
+    "{% if loop.last and said is defined %}{{ '[INST] ' + said + '\n\n' + m.content + '[/INST]' }}{% else %}"
+    "{{ '[INST] ' + m.content + '[/INST]' }}{% endif %}{% else %}{{ ' ' + m.content + '<|eot|>' }}{% endif %}{% endfor %}"
+)
+THINKS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|header|>' + m.content }}{% else %}"
+    "{{ '<|header|>' + m.content.split('</think>')[-1] + '<|eot|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|header|>\n' }}{% endif %}"
+)
+
+
+def shown(chat: Session) -> str:
+    """What the model has read, with control tokens by name."""
+    return "".join(map(chat.model.token_text, chat._cache.log))
+
+
+@pytest.mark.parametrize("overflow", ["roll", "refill"])
+def test_a_template_that_moves_the_system_prompt_chats_on(tmp_path: Path, overflow: Any) -> None:
+    library = byte_level_json(*SPECIALS, "[INST]", "[/INST]")
+    saying(tmp_path, *map(library.token_to_id, ("7", "<|eot|>")), library=library)
+    write_folder(tmp_path, library, bos_token="<|begin|>", eos_token="<|end|>", chat_template=MOVES)
+    model = load(str(tmp_path), ctx_size=120, force=True)
+    chat = Session(model, answer_settings(Options(temperature=0, max_tokens=9), model), "be brief", overflow)
+    for number in range(12):
+        list(chat.ask(f"question {number}"))
+        assert chat.turns()[-1].text == "7"
+        assert shown(chat).endswith(f"[INST] be brief\n\nquestion {number}[/INST]7"), "as the template has it"
+        assert shown(chat).startswith("<|begin|>")
+    assert any(turn.seen == "dropped" for turn in chat.turns())
+
+
+def test_a_template_that_leaves_out_thoughts_leaves_them_out_of_a_chat(tmp_path: Path) -> None:
+    library = byte_level_json(*SPECIALS, "</think>")
+    saying(tmp_path, *map(library.token_to_id, ("7", "</think>", "8", "<|eot|>")), library=library)
+    write_folder(tmp_path, library, bos_token="<|begin|>", eos_token="<|end|>", chat_template=THINKS)
+    model = load(str(tmp_path), ctx_size=120, force=True)
+    chat = Session(model, answer_settings(Options(temperature=0, max_tokens=9), model), None, "roll")
+    for question in "abc":
+        list(chat.ask(question))
+        assert chat.turns()[-1].text == "7</think>8"
+    one = "<|header|>{}<|header|>8<|eot|>"
+    assert shown(chat) == f"<|begin|>{one}{one}<|header|>c<|header|>\n7</think>8".format("a", "b")

@@ -51,7 +51,10 @@ class DialogFormat(Protocol):
         ...
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
-        """`encode` in its parts: one list a message (BOS is in the first), the open header last."""
+        """`encode` in its parts: one list a message (BOS is in the first), the open header last.
+
+        Where only text is between two messages, a token that would lie in both is written as two.
+        """
         ...
 
 

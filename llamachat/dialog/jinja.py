@@ -171,10 +171,14 @@ class Jinja(Format):
 
     def _refuse_half(self, gaps: Sequence[str], names: Iterable[str]) -> None:
         """An empty text would complete what the template has begun: "[IN" + "" + "ST]"."""
+        pairs = [(left, right) for left, right in pairwise(gaps) if left and right]
         for name in names:
-            for left, right in pairwise(gaps):
-                if any(left.endswith(name[:n]) and right.startswith(name[n:]) for n in range(1, len(name))):
-                    raise template_error(f"lets a text become part of {name!r}")
+            for left, right in pairs:
+                possible = left[-1] in name and right[0] in name  # as it is of few of the many names
+                if possible and any(
+                    left.endswith(name[:n]) and right.startswith(name[n:]) for n in range(1, len(name))
+                ):
+                    raise template_error(f"lets a text become part of {name!r:.80}")
 
 
 def _in_order(spans: Sequence[Span]) -> list[int]:

@@ -36,7 +36,7 @@ class TextTokenizer:
     names: Mapping[str, str] = field(default_factory=dict)
     dummy_prefix: bool = False
     prefix_after_special: bool = False
-    prefix_after_bos: bool = False  # after the one at the very start, that is
+    prefix_after_bos: bool = False
     unk_id: int | None = None  # the one control token that plain text may give
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
@@ -84,7 +84,7 @@ class TextTokenizer:
         """See Tokenizer."""
         if not ids:
             return True
-        after_bos = self.prefix_after_bos and len(ids) == 1 and ids[0] == self.bos_id
+        after_bos = self.prefix_after_bos and ids[-1] == self.bos_id
         return after_bos or (self.prefix_after_special and ids[-1] in self._hidden)
 
     def _marked(self, spans: Iterable[Span]) -> Iterator[Span | str]:
