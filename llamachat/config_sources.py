@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams, require
+from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams, require, shown
 from llamachat.errors import ConfigError
 from llamachat.metadata import Fields, names, naming
 from llamachat.quant_sources import quantization
@@ -162,14 +162,23 @@ def _window(fields: Fields, family: _Family, layers: int) -> tuple[int | None, i
 
 def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from rope_theta and rope_scaling, or from transformers 5's rope_parameters, which holds both."""
-    old, new = fields.inside("rope_scaling"), fields.inside("rope_parameters")
-    if old and new and old.raw != new.raw:
-        fields.refuse("rope_scaling", "the same as rope_parameters, or absent")
     theta = fields.number("rope_theta", 10000.0)
     original = fields.whole("original_max_position_embeddings", 0, 1) or None
-    inner = new or old
-    if inner is None:
-        return theta, None
+    keys = [key for key in ("rope_parameters", "rope_scaling") if fields.inside(key)]
+    found: list[tuple[float, RopeScaling | None]] = []
+    for key in keys:  # a theta that the second does not name is the first's
+        found.append(_rope_of(fields, key, found[0][0] if found else theta, context, original))
+    if len(set(found)) > 1:
+        new, old = (f"{key} is {shown(fields.raw[key])}" for key in keys)
+        raise ConfigError(f"{fields.where}: {new}, but {old}", "they contradict each other", "remove the wrong one")
+    return found[0] if found else (theta, None)
+
+
+def _rope_of(
+    fields: Fields, key: str, theta: float, context: int, original: int | None
+) -> tuple[float, RopeScaling | None]:
+    inner = fields.inside(key)
+    assert inner is not None
     theta = inner.number("rope_theta", theta)
     inner.neutral("partial_rotary_factor", 1.0, 1)
     scaling = _rope_scaling(inner, context, original)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from llamachat.config import LARGEST, Dtype, KvBits, LlamaConfig, SamplingParams
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
-from llamachat.errors import DoesNotFitError, FormatError, ModelError, UsageError
+from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError
 from llamachat.fetch.verified import Progress
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
@@ -54,12 +54,13 @@ class LoadedModel:
     @property
     def notes(self) -> list[str]:
         """What a person should know before using it."""
-        made_for = made_for_context(self.entry, self.checkpoint)
+        made_for, notes = made_for_context(self.entry, self.checkpoint), [*self.tokenizer.notes]
         if self.context <= made_for:
-            return []
+            return notes
         return [
+            *notes,
             f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
-            f"answers may get worse past these; --ctx-size {made_for} stays within them"
+            f"answers may get worse past these; --ctx-size {made_for} stays within them",
         ]
 
     @property
@@ -86,9 +87,17 @@ class LoadedModel:
         return SamplingParams().replace(**{**own, **self.entry.sampling})
 
     @cached_property
-    def stop_ids(self) -> Collection[int]:
-        """Every id that ends an answer."""
+    def text_stop_ids(self) -> frozenset[int]:
+        """Every id that ends a plain text: what the model's configuration and its tokenizer call EOS."""
         return frozenset(self.checkpoint.config.eos_token_ids) | self.tokenizer.eos_ids
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: those that end a text, and those that end a turn in the model's dialog format."""
+        try:
+            return self.text_stop_ids | self.dialog.stop_ids
+        except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
+            return self.text_stop_ids
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""

@@ -1,7 +1,7 @@
 """Text <-> token ids. Knows no roles: see dialog.py. The libraries' wrappers are in llamachat.tokenizers, one each."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]  # every id that the model's own metadata says ends a sequence or a turn
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
+    notes: Sequence[str]  # what in its files was ignored, a line each
     dummy_prefix: bool  # a text's first space is the tokenizer's own: `decode` drops it
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
@@ -39,8 +40,25 @@ class Tokenizer(Protocol):
     def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of text written by a dialog format or template, in which control tokens are recognised.
 
-        The text after a control token gets no dummy space, except where tokenizer.json asks for one.
+        Which control tokens a dummy space follows is said by `starts_after`: BOS, or all where the tokenizer's files ask.
         """
+        ...
+
+    def encode_spans(
+        self,
+        spans: Iterable[tuple[str, bool]],
+        *,
+        start: bool = True,
+        plain: Callable[[Sequence[tuple[str, bool]], bool], list[int]] | None = None,
+    ) -> list[int]:
+        """Ids of one text in spans, in which control tokens are recognised where the flag says that a format wrote it.
+
+        `plain` stands for `encode`: it is given what lies between two control tokens.
+        """
+        ...
+
+    def starts_after(self, ids: Sequence[int]) -> bool:
+        """Whether a text behind these is to be encoded with `start`."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
@@ -70,22 +88,22 @@ def open_folder(folder: Path) -> Tokenizer:
 def open_file(path: Path) -> Tokenizer:
     """The tokenizer in one of these files, or in a tokenizer.model of another name, whose content tells its kind.
 
-    tokenizer_config.json, where it lies beside it, names BOS and EOS. Raises FormatError.
+    The files beside it (tokenizers/side.py) name BOS and EOS and may add tokens. Raises FormatError.
     """
     from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
     from llamachat.tokenizers.base import read
+    from llamachat.tokenizers.side import read_side
 
-    beside = path.parent / "tokenizer_config.json"
-    config = read_json(beside) if beside.is_file() else {}
+    side = read_side(path.parent)
     if path.name == GGUF_VOCABULARY:
         return from_gguf(read_json(path))
     data = read(path)
     if path.suffix == ".json":
-        return hf.from_json(data, config, str(path))
+        return hf.from_json(data, side, str(path))
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", data):
         return meta.from_tiktoken(data, str(path))
-    return spm.from_proto(data, config, str(path))
+    return spm.from_proto(data, side, str(path))
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

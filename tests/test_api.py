@@ -186,6 +186,7 @@ def test_a_model_that_cannot_chat_still_continues_text() -> None:
     llama = build()
     vars(llama.model)["entry"] = replace(llama.model.entry, dialog=None)
     vars(llama.model)["tokenizer"] = replace(llama.model.tokenizer, specials={})
+    vars(llama.model).pop("dialog", None)
     assert llama.text_completion(["ab"], max_gen_len=3)
     with pytest.raises(UsageError, match="no dialog format"):
         _ = llama.formatter

@@ -162,6 +162,34 @@ def test_an_end_named_twice_is_one() -> None:
     assert hf(eos_token_id=[7, 5, 7]).config.eos_token_ids == (7, 5)
 
 
+@pytest.mark.parametrize(
+    "old", [LLAMA3_ROPE, {**LLAMA3_ROPE, "type": "llama3"}, {**LLAMA3_ROPE, "factor": 8, "finetuned": True}]
+)
+@pytest.mark.parametrize("theta", [{}, {"rope_theta": 1234.0}])
+def test_rope_parameters_may_stand_beside_a_rope_scaling_that_says_the_same(
+    old: dict[str, Any], theta: dict[str, float]
+) -> None:
+    new = {**LLAMA3_ROPE, "factor": 8.0, "rope_theta": 1234.0}
+    alone = hf(rope_parameters=new).config
+    config = hf(rope_parameters=new, rope_scaling={**old, "factor": 8}, **theta).config
+    assert (config.rope_theta, config.rope_scaling) == (1234.0, alone.rope_scaling)
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        (LLAMA3_ROPE | {"factor": 8}, LLAMA3_ROPE | {"factor": 4}),
+        ({"rope_type": "default"}, LLAMA3_ROPE),
+        ({"rope_type": "linear", "factor": 2, "rope_theta": 5e5}, {"type": "linear", "factor": 2, "rope_theta": 1e4}),
+    ],
+)
+def test_rope_parameters_that_contradict_rope_scaling_are_an_error_that_names_both(
+    new: dict[str, Any], old: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"rope_parameters is .*, but rope_scaling is .*contradict"):
+        hf(rope_parameters=new, rope_scaling=old)
+
+
 def test_original_context_beside_rope_scaling_has_the_last_word() -> None:
     rope = hf(rope_scaling=LONGROPE, original_max_position_embeddings=32).config.rope_scaling
     assert rope is not None

@@ -53,6 +53,7 @@ class _Wanted:
     top_p: float
     logprobs: bool
     echo: bool = False
+    ends_turn: bool = True  # whether what ends a turn ends the answer too
 
 
 class Llama:
@@ -142,7 +143,7 @@ class Llama:
         echo: bool = False,
     ) -> list[CompletionPrediction]:
         """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
-        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo)
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
         _require_list(prompts, "text_stream")
         ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
         return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
@@ -172,7 +173,8 @@ class Llama:
     ) -> Stream[CompletionPrediction]:
         """`text_completion` of one prompt, piece by piece: the pieces make up its `generation`; `.result` is the whole."""
         ids = self.tokenizer.encode(prompt, bos=True, eos=False)
-        return self._stream(ids, _Wanted(max_gen_len, temperature, top_p, logprobs, echo), self._completion)
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
+        return self._stream(ids, wanted, self._completion)
 
     def chat_stream(
         self,
@@ -218,7 +220,7 @@ class Llama:
         seed = int(self._seeds.integers(2**63))
         settings = AnswerSettings(
             SamplingParams(temperature=wanted.temperature, top_p=wanted.top_p, seed=seed),
-            self.model.stop_ids,
+            self.model.stop_ids if wanted.ends_turn else self.model.text_stop_ids,
             max_tokens=min(limit, self.max_seq_len - len(prompt)),
             top_logprobs=0 if wanted.logprobs else None,
             score_prompt=wanted.logprobs and wanted.echo,

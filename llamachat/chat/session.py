@@ -16,7 +16,7 @@ from llamachat.chat.insight import reasons, sampling_of, scored
 from llamachat.chat.keeper import Keeper
 from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
 from llamachat.chat.store import MAX_TEXT, Archive
-from llamachat.chat.stream import Said, Stream, stop_ids
+from llamachat.chat.stream import Said, Stream
 from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, Tree, path
 from llamachat.chat.window import Overflow, Window
@@ -190,7 +190,7 @@ class Session:
     def _take(self, ids: Sequence[int], token: int) -> Iterator[Event]:
         """A new answer that begins with these ids, and goes on after them unless the token ends it."""
         before, question = self._tree.active, self._last_question()
-        ends = token in stop_ids(self.model, self.settings)
+        ends = token in self.settings.stop_ids
         ids = [*ids] if ends else [*ids, token]
         answer = self._tree.add(question, "assistant", Said(self.model, self._window).text(ids, before))
         answer.ids, answer.parameters = tuple(ids), self.history.parameters

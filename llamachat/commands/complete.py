@@ -88,7 +88,7 @@ def complete(
     for line in model.notes:
         note(f"note: {line}")
     interrupted = _count_interrupts()
-    settings = answer_settings(options, model, logprobs, echo)
+    settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
     completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed)
     if before is not None:

@@ -4,16 +4,33 @@ import json
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import NamedTuple
 
 from llamachat.errors import ConfigError
 
 MAX_SOURCE = 1 << 18  # characters
 TIMEOUT = 10.0  # seconds, the start of the process included
 _REMEDY = "set `dialog` for this model in models.toml, or use complete --raw"
+
+
+class Span(NamedTuple):
+    """Text from one place: the number of the message, or a negative number."""
+
+    text: str
+    origin: int
+
+    @property
+    def own(self) -> bool:
+        """The template itself wrote it."""
+        return self.origin == -1
+
+    @property
+    def unknown(self) -> bool:
+        """It may be made of what the template wrote, of the messages, or of neither."""
+        return self.origin == -2
 
 
 class ChatTemplate:
@@ -25,20 +42,23 @@ class ChatTemplate:
         self._source = source
         self._start()
 
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory."""
+    def render(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
+        """What it writes of (role, content) pairs, with the header of an answer to come if `opened`.
+
+        Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory.
+        """
         if self._process.poll() is not None:
             self._stop()
             self._start()
-        line = self._ask(json.dumps(variables))
+        given = [{"role": role, "content": content} for role, content in messages]
+        line = self._ask(json.dumps({"messages": given, "names": dict(names), "opened": opened}))
         if not line.endswith("\n"):
             self._stop()
             raise template_error(f"needs more than {TIMEOUT:g} s or too much memory")
         answer = json.loads(line)
         if "error" in answer:
             raise template_error(f"fails: {answer['error']!r}")
-        text: str = answer["text"]
-        return text
+        return [Span(text, origin) for text, origin in answer["spans"]]
 
     def _start(self) -> None:
         worker = str(Path(__file__).with_name("template_worker.py"))

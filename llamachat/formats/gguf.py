@@ -16,6 +16,7 @@ from llamachat.formats.lazy import LazyTensor, matched
 from llamachat.metadata import Fields, naming
 from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.tokenizer import Tokenizer
+from llamachat.tokenizers.gguf import ENDS, special_ids
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -71,7 +72,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         config,
         _sampling(general),
         general.text("tokenizer.chat_template", "") or None,
-        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch),
+        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch) + _nonsense(metadata, config),
         metadata,
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
@@ -151,6 +152,7 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
     same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab}
     for name, value in (same | NEUTRAL).items():
         own.neutral(key(name), value)
+    special, _ = special_ids(general.raw, vocab, own.where)
     with naming(own.where):
         return LlamaConfig(
             vocab_size=vocab,
@@ -169,21 +171,10 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
             attention_out_bias="blk.0.attn_output.bias" in stored,
             mlp_bias="blk.0.ffn_gate.bias" in stored,
             sliding_window=own.whole(key("attention.sliding_window"), 0) or None,
-            bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=_ends(general),
-            pad_token_id=_padding(general, vocab),
+            bos_token_id=special.get("bos"),
+            eos_token_ids=tuple(dict.fromkeys(special[key] for key in ENDS if key in special)),
+            pad_token_id=special.get("padding"),
         )
-
-
-def _ends(general: Fields) -> tuple[int, ...]:
-    tokens = (general.token(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token for token in tokens if token is not None))
-
-
-def _padding(general: Fields, vocab: int) -> int | None:
-    """Nothing is ever padded, and old files have nonsense here: not worth refusing a model for."""
-    token = general.get("tokenizer.ggml.padding_token_id")
-    return token if type(token) is int and 0 <= token < vocab else None
 
 
 def _rope_tables(stored: Mapping[str, StoredTensor]) -> dict[str, tuple[float, ...]]:
@@ -239,6 +230,12 @@ def _sampling(general: Fields) -> dict[str, Any]:
     with naming(general.where):
         SamplingParams(**found)
     return found
+
+
+def _nonsense(metadata: Metadata, config: LlamaConfig) -> tuple[str, ...]:
+    """Nothing is ever padded, and old files have an id for it that no token has."""
+    key = "tokenizer.ggml.padding_token_id"
+    return (key,) if key in metadata and config.pad_token_id is None else ()
 
 
 def _without_effect(metadata: Metadata, arch: str) -> tuple[str, ...]:

@@ -61,9 +61,15 @@ def described(folder: Path) -> Translated:
 
 
 def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
-    """A tied model's file may repeat the head: drop the copy, or untie if it differs, as transformers does."""
+    """A tied model's file may repeat the head, or hold the one matrix under its name.
+
+    A copy is dropped, and one that differs unties the model, as transformers does.
+    """
     head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    if not config.tie_word_embeddings or head is None or embedding is None:
+    if not config.tie_word_embeddings or head is None:
+        return config
+    if embedding is None:
+        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
         return config
     if head.dtype == embedding.dtype and np.array_equal(head, embedding):
         del arrays["lm_head.weight"]
