@@ -65,6 +65,10 @@ def complete(
     resume: Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")] = False,
 ) -> None:
     """Answer one prompt on stdout; all else goes to stderr."""
+    if schema or regex or grammar:  # its process imports while we do
+        from llamachat.grammars import process
+
+        process().start()
     from llamachat.complete import PARALLEL, Completer, open_lines, read_grammar, read_prompt, read_text, write_json
     from llamachat.jsonl import Lines, open_results
 

@@ -1,18 +1,14 @@
-"""The process that renders a model's chat template, so that no template can cost the chat more than a bounded wait.
+"""Renders a model's chat template in a limited process, so that no template can cost the chat more than a bounded wait.
 
-A template is a program from a file. jinja2's sandbox keeps it from reaching anything; the limits set here keep it from
-taking the machine's memory or time. Run as a script by templates.py: the source comes as the first line of JSON, then
-one line of {"messages", "names", "opened"} for each rendering, answered by {"spans": [[text, origin], ...]} or
-{"error": ...}.
+A template is a program from a file. jinja2's sandbox keeps it from reaching anything; the process's limits (limited.py)
+keep it from taking the machine's memory or time. {"source": ...} comes first, then {"variables": {"messages", "names",
+"opened"}} for each rendering, answered by {"spans": [[text, origin], ...]} or {"error": ...}.
 
 The template is given the real messages, so that what it does to a text is done. Every character remembers meanwhile
 where it came from (Text), so that no message's text can pass for what the template wrote.
 """
 
 import json
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import lru_cache
@@ -29,8 +25,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_eval_context
 
 MAX_OUTPUT = 1 << 20  # characters besides twice those of the messages
-MAX_MEMORY = 1 << 29  # bytes
-MAX_CPU = 20  # seconds a rendering; who waits gives up earlier, but may be gone
 TEMPLATE, UNKNOWN = -1, -2  # origins of characters; others are the messages' numbers
 _SHIFT = 2  # an origin is noted as a character, the lowest as the first
 
@@ -303,36 +297,17 @@ def render(template: Template, messages: list[dict[str, str]], names: dict[str, 
     return _concat(pieces)
 
 
-def _limit_cpu() -> None:
-    if sys.platform != "win32":
-        import resource
+class Handler:
+    """See limited_worker.py."""
 
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + MAX_CPU, resource.RLIM_INFINITY))
+    def __init__(self, ask: Callable[[Any], Any]) -> None:
+        self._source = ""
+        self._template: Template | None = None
 
-
-def _limit_memory_and_files() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
-def main() -> None:
-    """Serve until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the chat
-    _limit_memory_and_files()
-    source, template = json.loads(sys.stdin.readline()), None
-    for line in sys.stdin:
-        _limit_cpu()
-        try:
-            template = template or compile_template(source)
-            answer: dict[str, Any] = {"spans": spans(render(template, **json.loads(line)))}
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the template's, and raised again by who asked
-            answer = {"error": f"{type(error).__name__}: {error}"[:200]}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The source is compiled with the first rendering, whose error it is if it is none."""
+        if "source" in request:
+            self._source = request["source"]
+            return {}
+        self._template = self._template or compile_template(self._source)
+        return {"spans": spans(render(self._template, **request["variables"]))}
