@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamachat.config import LlamaConfig, RopeScaling, SamplingParams, require
+from llamachat.config import LlamaConfig, RopeScaling, SamplingParams, require, require_number
 from llamachat.errors import ConfigError
 from llamachat.metadata import Fields, names, naming
 from llamachat.quant_sources import quantization
@@ -282,6 +282,7 @@ def meta(params: Mapping[str, Any], where: str, vocab_size: int) -> Translated:
     fields.neutral("vision_num_cross_attention_layers", -1)
     hidden, heads = fields.size("dim", "hidden_size"), fields.size("n_heads", "num_attention_heads")
     multiplier = fields.number("ffn_dim_multiplier", 0) or 1.0
+    require_number(f"{where}: ffn_dim_multiplier", multiplier, 1e-6, 1e6)
     theta = fields.number("rope_theta", 10000.0)  # Llama 1 and 2 do not name it, Llama 3 does
     eps, kv_heads = fields.number("norm_eps", 1e-5), fields.size("n_kv_heads", "num_key_value_heads", heads)
     given = fields.whole("vocab_size", -1, -1)

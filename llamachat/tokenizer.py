@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader, reading
 
 GGUF_VOCABULARY = "tokenizer.gguf.json"  # in a folder converted from a GGUF file: its `tokenizer.ggml.*` keys
 
@@ -44,6 +44,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@reader
 def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
     the vocabulary of the GGUF file that it was converted from.
@@ -75,4 +76,5 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     from llamachat.tokenizers import gguf
 
-    return gguf.from_metadata(metadata)
+    with reading("the vocabulary of the GGUF file"):
+        return gguf.from_metadata(metadata)

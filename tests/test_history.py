@@ -149,7 +149,7 @@ def test_the_records_of_a_dialog_make_it_again(records: list[dict[str, Any]]) ->
     ],
 )
 def test_what_no_chat_would_have_written_is_an_error_that_names_file_and_line(record: Any) -> None:
-    with pytest.raises(FormatError, match=r"x\.jsonl, line 6, is damaged or of another version .*left as it is"):
+    with pytest.raises(FormatError, match=r"x\.jsonl, line 6, is damaged or of another version: .*left as it is"):
         opened(HEAD, QUESTION, ANSWER, PIECE, END, record)
 
 

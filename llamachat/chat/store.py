@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamachat.chat.history import Record
 from llamachat.chat.tree import first_line
-from llamachat.errors import FormatError, UsageError
+from llamachat.errors import FormatError, UsageError, reading
 from llamachat.events import SavedDialog
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _glance(path: Path) -> SavedDialog:
         for _, line in _lines(path):
             if not line.startswith((b'{"type": "message"', b'{"type": "model"')):
                 continue
-            with suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            with suppress(FormatError), reading(path):
                 record = json.loads(line)
                 if record["type"] == "model":
                     model = str(record["name"])

@@ -9,11 +9,14 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from llamachat.errors import ConfigError
+from llamachat.errors import ConfigError, reading
 
 MAX_SOURCE = 1 << 18  # characters
 TIMEOUT = 10.0  # seconds, the start of the process included
-_REMEDY = "set `dialog` for this model in models.toml, or use complete --raw"
+_CONSEQUENCE, _REMEDY = (
+    "the dialog cannot be written",
+    "set `dialog` for this model in models.toml, or use complete --raw",
+)
 
 
 class ChatTemplate:
@@ -27,6 +30,10 @@ class ChatTemplate:
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory."""
+        with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
+            return self._rendered(variables)
+
+    def _rendered(self, variables: Mapping[str, Any]) -> str:
         if self._process.poll() is not None:
             self._stop()
             self._start()
@@ -75,4 +82,4 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def template_error(what: str) -> ConfigError:
     """The error for a chat template that cannot be used."""
-    return ConfigError(f"the model's chat template {what}", "the dialog cannot be written", _REMEDY)
+    return ConfigError(f"the model's chat template {what}", _CONSEQUENCE, _REMEDY)

@@ -12,7 +12,7 @@ import numpy as np
 
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader
 from llamachat.formats import bnb, packed
 from llamachat.formats.lazy import (
     LazyCheckpoint,
@@ -31,6 +31,7 @@ WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensor
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
 
+@reader
 def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     translated = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
