@@ -138,7 +138,7 @@ _KINDS: dict[str, tuple[dict[str, type | UnionType], Callable[[History, Record],
 
 
 def replay(lines: Iterable[tuple[int, bytes]], where: str) -> History:
-    """The dialog of numbered lines. Raises FormatError naming the first bad one."""
+    """The dialog of numbered lines, without a `uid` where there are none. Raises FormatError naming the first bad one."""
     history = History()
     for number, line in lines:
         what = f"{where}, line {number}, is damaged or of another version"
@@ -148,8 +148,6 @@ def replay(lines: Iterable[tuple[int, bytes]], where: str) -> History:
                 raise ValueError("it is no record")
             history.apply(record, join=False)
     history.join()
-    if not history.uid:
-        raise FormatError(f"{where} holds no dialog", "it was not opened", "remove the file")
     return history
 
 
