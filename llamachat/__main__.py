@@ -4,13 +4,24 @@ import gc
 
 
 def main() -> None:
-    """Console entry point. Ctrl-C may come while the command itself is being imported."""
+    """Console entry point. Ctrl-C may come, and memory end, while the command itself is being imported."""
     gc.set_threshold(500_000)  # loading makes many objects and no garbage: looking for it took a tenth of the start
     try:
         from llamachat.cli import main as command
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except (MemoryError, OSError, ImportError) as error:  # ulimit left too little even for this
+        raise SystemExit(_told(error)) from None
     command()
+
+
+def _told(error: MemoryError | OSError | ImportError) -> str:
+    try:
+        from llamachat.errors import lacking
+
+        return f"llamachat: {lacking(error) or error}"
+    except (MemoryError, OSError, ImportError):
+        return f"llamachat: {error}"
 
 
 if __name__ == "__main__":

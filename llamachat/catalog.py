@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from llamachat import paths, strict
 from llamachat.config import QuantConfig, SamplingParams, shown
-from llamachat.errors import CatalogError, ConfigError
+from llamachat.errors import CatalogError, ConfigError, reading
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
 Dialog = Literal["llama3", "llama2", "chatml", "zephyr", "jinja"]
@@ -190,10 +190,8 @@ def _own_file() -> Path:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with reading(f"{file} cannot be read", ConfigError, "no model can be looked up", "correct the file"):
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:  # no TOML or UTF-8; integers of thousands of digits
-        raise strict.refusal(f"{file} cannot be read: {error}", "correct the file") from error
 
 
 def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

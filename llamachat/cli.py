@@ -16,11 +16,12 @@ from llamachat.commands.complete import INTERRUPTED, complete
 from llamachat.commands.config import config_app
 from llamachat.commands.evaluate import evaluate_model
 from llamachat.commands.group import ChatByDefault
-from llamachat.commands.loading import note
+from llamachat.commands.loading import explain, note
 from llamachat.commands.models import models_app
+from llamachat.commands.options import Told
 from llamachat.commands.quantize import quantize_model
 from llamachat.commands.settings import Configured
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import LlamachatError, UsageError, lacking
 
 PIPE_CLOSED = 141  # as shells have it: 128 and the number of the signal
 app = typer.Typer(
@@ -60,17 +61,19 @@ def root(
 def main() -> None:
     """Console entry point: runs the command and turns errors of the user's into one line and an exit code."""
     _prepare_streams()
+    told = Told()
     try:
-        code = app(prog_name="llamachat", standalone_mode=False) or 0
+        code = app(prog_name="llamachat", standalone_mode=False, obj=told) or 0
         sys.stdout.flush()
-    except LlamachatError as error:
-        code = _fail(str(error), error.exit_code)
     except TyperException as error:
-        code = _fail(error.format_message(), UsageError.exit_code)
+        code = _fail(UsageError(error.format_message()), told)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except OSError as error:  # the machine's: a full disk, a folder that may not be read
-        code = _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", LlamachatError.exit_code)
+    except Exception as error:
+        failure = error if isinstance(error, LlamachatError) else lacking(error)
+        if failure is None:
+            raise
+        code = _fail(failure, told)
     except SystemExit as exit:  # typer's 1 when the reader of a pipe has gone; nobody is there to be told
         code = PIPE_CLOSED if exit.code == 1 else exit.code
     _let_go_of_stdout()
@@ -97,7 +100,9 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(error: LlamachatError, told: Told) -> int:
     with suppress(OSError):  # stderr itself may be what is full
-        note(f"llamachat: {message}")
-    return code
+        note(f"llamachat: {error}")
+        if told.verbose:
+            explain(error)
+    return error.exit_code

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams, require, shown
+from llamachat.config import (
+    Dtype,
+    Dtypes,
+    LlamaConfig,
+    RopeScaling,
+    SamplingParams,
+    require,
+    require_number,
+    shown,
+)
 from llamachat.errors import ConfigError
 from llamachat.metadata import Fields, names, naming
 from llamachat.quant_sources import quantization
@@ -332,6 +341,7 @@ def meta(params: Mapping[str, Any], where: str, vocab_size: int) -> Translated:
     fields.neutral("vision_num_cross_attention_layers", -1)
     hidden, heads = fields.size("dim", "hidden_size"), fields.size("n_heads", "num_attention_heads")
     multiplier = fields.number("ffn_dim_multiplier", 0) or 1.0
+    require_number(f"{where}: ffn_dim_multiplier", multiplier, 1e-6, 1e6)
     theta = fields.number("rope_theta", 10000.0)  # Llama 1 and 2 do not name it, Llama 3 does
     eps, kv_heads = fields.number("norm_eps", 1e-5), fields.size("n_kv_heads", "num_key_value_heads", heads)
     given = fields.whole("vocab_size", -1, -1)

@@ -18,7 +18,7 @@ from llamachat.config import LARGEST, Dtype, KvBits, LlamaConfig, SamplingParams
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
-from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError
+from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.fetch.verified import Progress
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
@@ -78,7 +78,8 @@ class LoadedModel:
     @cached_property
     def dialog(self) -> DialogFormat:
         """Raises UsageError for a model that has no dialog format."""
-        return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
+        with reading(f"the dialog format of {self.name}", ConfigError, "it cannot chat", "use complete --raw"):
+            return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
 
     @cached_property
     def sampling(self) -> SamplingParams:
@@ -211,9 +212,7 @@ def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
     try:
         return build_engine(checkpoint, lambda: _checked(checkpoint), **options)
     except MemoryError as error:
-        raise DoesNotFitError(
-            "there is too little memory", "the model was not loaded", "try a smaller --ctx-size or model"
-        ) from error
+        raise no_memory(f"for {checkpoint.path}") from error
 
 
 def check_options(ctx_size: int | None, kv_bits: int | None, dtype: str | None, threads: int | None) -> None:

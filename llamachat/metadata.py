@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from llamachat.config import LARGEST, is_number, is_whole, shown
-from llamachat.errors import ConfigError, LlamachatError, UsageError
+from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 
 MAX_JSON_BYTES = 32 << 20
 MAX_YAML_BYTES = 128 << 10  # PyYAML is slow and real files have 10 kB
@@ -158,12 +158,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(text: str | bytes, where: str, error: type[LlamachatError] = ConfigError) -> dict[str, Any]:
     """The object in a JSON text. Raises `error` on anything else, also on duplicate keys and on NaN."""
-    try:
+    with reading(where, error):
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as wrong:
-        raise error(f"{where}: line {wrong.lineno}, column {wrong.colno}: {wrong.msg}", "it is no JSON") from wrong
-    except (ValueError, RecursionError) as wrong:  # also integers of thousands of digits
-        raise error(f"{where}: {_one_line(wrong)}", "it is not read") from wrong
     if not isinstance(value, dict):
         raise error(f"{where} holds {shown(value)}", remedy="expected is an object")
     return value
@@ -182,13 +178,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise yaml.MarkedYAMLError(problem="duplicate or merge key", problem_mark=node.start_mark)
 
     text = read_text(path, MAX_YAML_BYTES)
-    try:
-        value = yaml.load(text, Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError(f"{path}: line {line}: {error.problem}", "it is no YAML that is read") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {_one_line(error)}", "it is no YAML that is read") from error
+    with reading(path, ConfigError):
+        try:
+            value = yaml.load(text, Loader)  # a SafeLoader
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 0
+            raise ConfigError(f"{path}: line {line}: {error.problem}", "it is no YAML that is read") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {shown(value)}", remedy="expected is a mapping")
     return value
@@ -196,7 +191,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file of at most `limit` bytes. Raises ConfigError."""
-    try:
+    with reading(path, ConfigError):
         if not path.is_file():  # a pipe or device would never end
             raise ConfigError(f"{path} is not a file", "it is not read")
         with path.open("rb") as file:
@@ -204,8 +199,6 @@ def read_text(path: Path, limit: int) -> str:
         if len(data) > limit:
             raise ConfigError(f"{path} is larger than {limit} bytes", "it is not read")
         return data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {_one_line(error)}", "it is not read") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,7 +211,3 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import log
 from typing import Any
 
-from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams
+from llamachat.config import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams, require_number
 from llamachat.config_sources import Translated, feed_forward, head_share
 from llamachat.errors import ConfigError
 from llamachat.metadata import Fields, names, naming
@@ -177,6 +177,7 @@ def _model_config(fields: Fields) -> Translated:
 def _intermediate_size(fields: Fields, hidden: int) -> int:
     """As LlamaFeedForward: the multiplier comes before the two thirds, and a hundredth is added to it."""
     multiplier, width = fields.number("ffn_dim_multiplier", 0), 4 * hidden
+    require_number(f"{fields.where}: ffn_dim_multiplier", multiplier, 0, 1e6)
     computed = feed_forward(fields, int(2 * (int((multiplier + 0.01) * width) if multiplier else width) / 3), 256)
     return fields.size("intermediate_size", "intermediate_size", computed)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader, reading
 
 GGUF_VOCABULARY = "tokenizer.gguf.json"  # in a folder converted from a GGUF file: its `tokenizer.ggml.*` keys
 FILES = (
@@ -75,6 +75,7 @@ def files_in(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in FILES if (folder / name).is_file())
 
 
+@reader
 def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder: tokenizer.json, else the vocabulary of the GGUF file that it was converted
     from, else tokenizer.model. Raises FormatError when there is none or it is damaged.
@@ -85,6 +86,7 @@ def open_folder(folder: Path) -> Tokenizer:
     raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
 
 
+@reader
 def open_file(path: Path) -> Tokenizer:
     """The tokenizer in one of these files, or in a tokenizer.model of another name, whose content tells its kind.
 
@@ -113,4 +115,5 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     from llamachat.tokenizers import gguf
 
-    return gguf.from_metadata(metadata)
+    with reading("the vocabulary of the GGUF file"):
+        return gguf.from_metadata(metadata)

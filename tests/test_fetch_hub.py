@@ -180,7 +180,7 @@ def test_a_revision_by_commit(hub: Hub) -> None:
         ({"files": {"model.safetensors": b"x"}}, ENTRY.source, "owner/tiny is incomplete: it lacks config.json"),
         ({"status": 403}, ENTRY.source, "answers 403 for owner/tiny; .*check the token in HF_TOKEN"),
         ({"status": 500}, ENTRY.source, "answers 500 for owner/tiny; .*try again later"),
-        ({"status": 200}, ENTRY.source, "does not answer as a hub; .*check HF_ENDPOINT"),
+        ({"status": 200}, ENTRY.source, "does not answer as a hub: .*; the model was not fetched; check HF_ENDPOINT"),
     ],
 )
 def test_each_refusal_is_one_line_with_a_remedy(

@@ -14,6 +14,8 @@ from measure_kills import survive
 
 from llamachat.cache import Integers
 from llamachat.chat import snapshot
+from llamachat.chat.history import History, mend, message, replay
+from llamachat.chat.keeper import Keeper
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
 from llamachat.errors import FormatError, UsageError
@@ -172,6 +174,63 @@ def test_a_damaged_file_is_an_error_and_stays_and_so_does_the_dialog(archive: Ar
     with pytest.raises(UsageError, match="no dialog called"):
         other.load("missing")
     assert archive.hold("damaged"), "and it is not held"
+
+
+def shape(history: History) -> list[object]:
+    """What a dialog is, but for the parameters of answers that were never given."""
+    nodes = [(node.id, node.role, node.text, node.ids, node.reason) for node in history.tree]
+    return [nodes, history.tree.active.id, history.system, history.model, history.parameters]
+
+
+def test_a_file_cut_at_any_byte_opens_with_every_whole_record_and_goes_on(archive: Archive) -> None:
+    chat = chat_on(archive)
+    for text in ("zwei äöü", "三\n"):
+        ask(chat, text)
+    chat.set_parameter("temperature", "0.5")
+    chat.save("cut")
+    chat.close()
+    path = archive.folder / "cut.jsonl"
+    data, told = path.read_bytes(), list[str]()
+    keeper = Keeper(archive, told.append)
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        whole = data[: size + 1].count(b"\n")  # a newline that alone is missing is no loss
+        expected = replay(list(enumerate(data.splitlines(keepends=True)[:whole], 1)), "")
+        mend(expected)
+        opened = keeper.fetch("cut")
+        assert shape(expected) == shape(opened.history) and (opened.history.uid == expected.uid or not whole)
+        torn = data[size : size + 1] != b"\n" and data[:size][-1:] not in (b"", b"\n")
+        assert bool(told) == torn and all("torn off in the middle of its last record" in line for line in told)
+        told.clear()
+        last = opened.history.tree.active
+        opened.history.apply({"type": "message", "id": 10**6, "parent": last.id, "role": "user", "text": "on"})
+        opened.journal.append([message(opened.history.tree.active)])
+        opened.journal.close()
+        again = keeper.fetch("cut")
+        again.journal.close()
+        mend(opened.history)
+        assert shape(again.history) == shape(opened.history) and again.history.uid == opened.history.uid and not told
+
+
+@pytest.mark.parametrize(("left", "torn"), [(1, 1), (-1, 0), (-9, 65)])
+def test_a_chat_goes_on_with_a_dialog_that_was_torn(archive: Archive, left: int, torn: int) -> None:
+    chat = chat_on(archive)
+    ask(chat, "one")
+    chat.save("torn")
+    chat.close()
+    path = archive.folder / "torn.jsonl"
+    path.write_bytes(path.read_bytes()[:left])
+    other = chat_on(archive)
+    other.load("torn")
+    assert [line for line in other.notices() if "torn off" in line] == [
+        f"the dialog torn was torn off in the middle of its last record; the {torn} bytes of that are left out, all else is here"
+    ] * bool(torn)
+    ask(other, "two")
+    held = said(other)
+    other.close()
+    third = chat_on(archive)
+    third.load("torn")
+    assert said(third) == held and not any("torn" in line for line in third.notices())
 
 
 def test_impossible_parameters_in_a_file_are_refused(archive: Archive) -> None:

@@ -50,19 +50,43 @@ def test_only_the_owner_may_read_files_and_folder(archive: Archive) -> None:
     assert stat.S_IMODE(archive.folder.stat().st_mode) == 0o700
 
 
-def test_a_torn_last_line_is_left_out_and_cut_off_at_every_byte(archive: Archive) -> None:
+def test_half_a_record_at_the_end_is_cut_off_and_a_whole_one_without_its_newline_stays(archive: Archive) -> None:
     path = write(archive)
     data = path.read_bytes()
+    ends = [end for end, byte in enumerate(data) if byte == ord("\n")]
     for size in range(len(data)):
         path.write_bytes(data[:size])
-        whole = data[:size].count(b"\n")
-        assert len(texts(archive, "a")) == whole
+        whole = sum(end <= size for end in ends)
+        assert texts(archive, "a") == [*"012"[:whole]]
         lock = archive.hold("a")
         assert lock
         journal = archive.reopen("a", lock)
+        assert journal.torn == size - min(size, ends[whole - 1] + 1 if whole else 0)
         journal.append([{"type": "system", "text": "x"}])
         journal.close()
         assert texts(archive, "a") == [*"012"[:whole], "x"]
+        assert path.read_bytes().count(b"\n") == whole + 1
+
+
+def test_a_record_without_its_newline_stays_while_the_disk_has_no_room_for_that(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(archive)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    lock = archive.hold("a")
+    assert lock
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "write", full)
+        journal = archive.reopen("a", lock)
+        assert journal.append([RECORDS[0]]) is not None
+        assert texts(archive, "a") == [*"012"]
+    assert journal.append([RECORDS[1]]) is None
+    journal.close()
+    assert texts(archive, "a") == [*"01201"]
 
 
 def test_a_line_beyond_all_bounds_is_an_error(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:

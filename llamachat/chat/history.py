@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 from llamachat.chat.tree import Node, Speaker, Tree
 from llamachat.config import is_whole
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reading
 from llamachat.events import FinishReason
 
 VERSION = 1
@@ -138,22 +138,16 @@ _KINDS: dict[str, tuple[dict[str, type | UnionType], Callable[[History, Record],
 
 
 def replay(lines: Iterable[tuple[int, bytes]], where: str) -> History:
-    """The dialog of numbered lines. Raises FormatError naming the first bad one."""
+    """The dialog of numbered lines, without a `uid` where there are none. Raises FormatError naming the first bad one."""
     history = History()
     for number, line in lines:
-        try:
+        what = f"{where}, line {number}, is damaged or of another version"
+        with reading(what, FormatError, "the dialog was not opened, and the file left as it is", "repair the line"):
             record = json.loads(line)
             if not isinstance(record, dict) or (number == 1) != (record.get("type") == "session"):
                 raise ValueError("it is no record")
             history.apply(record, join=False)
-        except (ValueError, RecursionError) as error:
-            cause = f"{where}, line {number}, is damaged or of another version ({error})"
-            raise FormatError(
-                cause, "the dialog was not opened, and the file left as it is", "repair the line"
-            ) from error
     history.join()
-    if not history.uid:
-        raise FormatError(f"{where} holds no dialog", "it was not opened", "remove the file")
     return history
 
 

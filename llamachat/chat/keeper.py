@@ -82,11 +82,14 @@ class Keeper:
             lock = archive.hold(name)
             try:
                 history = replay(lines, where)
-                mended = mend(history)
+                mended = mend(history) if history.uid else _begun(history)
                 if lock is None:
                     return self._copy(name, history)
                 journal = archive.reopen(name, lock)
                 journal.append(mended)  # what finds no room goes with the next records
+                if journal.torn:
+                    lost = f"the {journal.torn} bytes of that are left out, all else is here"
+                    self._say(f"the dialog {name} was torn off in the middle of its last record; {lost}")
                 return Opened(name, history, journal)
             except BaseException:
                 if lock:
@@ -114,3 +117,9 @@ class Keeper:
             raise problem
         self._say(f"another chat has this dialog open; this is a copy of it, called {journal.name}")
         return Opened(journal.name, history, journal)
+
+
+def _begun(history: History) -> list[Record]:
+    """Records of a dialog whose file holds none, as where its first was torn."""
+    history.uid = secrets.token_hex(8)
+    return everything(history)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llamachat import paths
 from llamachat.config import SamplingParams, shown
-from llamachat.errors import ConfigError, LlamachatError, UsageError
+from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 
 Role = Literal["user", "assistant"]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)  # it becomes part of a path
@@ -54,14 +54,12 @@ def load(name: str, where: Path | None = None) -> Persona:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with reading(f"{file} cannot be read", ConfigError, "the persona cannot be used", "correct it"):
         with file.open("rb") as opened:
             content = opened.read(LIMIT + 1)
         if len(content) > LIMIT:
             raise ConfigError(f"{file} is larger than 1 MB", "the persona cannot be used", "shorten it")
         return tomllib.loads(content.decode())
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 or TOML; integers of thousands of digits
-        raise ConfigError(f"{file} cannot be read: {error}", "the persona cannot be used", "correct it") from error
 
 
 def _persona(name: str, table: dict[str, Any], where: str) -> Persona:

@@ -328,7 +328,7 @@ class Session:
         self._keeper.adopt(opened)
         self.history, self.last_stats = opened.history, None
         self._adopt(self.model, settings)
-        if held_with != self.model.reference:
+        if held_with not in ("", self.model.reference):
             self._notices.append(f"this dialog was held with {held_with}; {self.model.name} goes on with it")
         self._restore()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llamachat import private
 from llamachat.chat.history import Record
 from llamachat.chat.tree import first_line
-from llamachat.errors import FormatError, UsageError
+from llamachat.errors import FormatError, UsageError, reading
 from llamachat.events import SavedDialog
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ SUFFIX = ".jsonl"
 
 
 class Journal:
-    """A dialog's file, open at its end and locked. A line is on disk whole or not at all."""
+    """A dialog's file, open at its end and locked. A line is on disk whole or not at all.
+
+    `torn`: bytes of half a record that a crash had left at its end; they are cut off.
+    """
+
+    torn = 0
 
     def __init__(self, path: Path, lock: "BaseFileLock", end: int = 0) -> None:
         self.path, self.lock, self._end = path, lock, end
@@ -36,6 +41,11 @@ class Journal:
     @property
     def name(self) -> str:
         return self.path.name.removesuffix(SUFFIX)
+
+    def end_line(self) -> None:
+        """End the line that the file ends in; what is appended begins a new one."""
+        self._waiting = b"\n"
+        self.append([])
 
     def append(self, records: Iterable[Record], sync: bool = False) -> OSError | None:
         """Write them behind the others; `sync`: and wait until the disk has them. Returns what was in the way, if anything."""
@@ -53,6 +63,8 @@ class Journal:
 
     def _take_back_half_a_line(self) -> None:
         """So that the file ends with a line even where the disk filled up in the middle of one."""
+        if self._waiting.startswith(b"\n"):  # the last record is whole, and its newline still to come
+            return
         with suppress(OSError):
             data = _tail(self.path, self._end)
             self._end -= len(data)
@@ -118,17 +130,24 @@ class Archive:
                 return self.create(next(names))
 
     def read(self, name: str) -> tuple[Iterator[tuple[int, bytes]], str]:
-        """Its numbered lines, and what errors call the file; a last line that was torn is left out."""
+        """Its numbered lines, and what errors call the file; half a record at its end is left out."""
         path = self._path(name)
         if not path.exists():
             raise UsageError(f"there is no dialog called {name}", remedy="/sessions lists them")
         return _lines(path), str(path)
 
     def reopen(self, name: str, lock: "BaseFileLock") -> Journal:
-        """Its file, to write on behind its last whole line. Raises OSError."""
+        """Its file, to write on behind its last whole record, on a new line. Raises OSError."""
         path = self._path(name)
         size = path.stat().st_size
-        return Journal(path, lock, size - len(_tail(path, size)))
+        tail = _tail(path, size)
+        if _is_whole(tail):
+            journal = Journal(path, lock, size)
+            journal.end_line()
+            return journal
+        journal = Journal(path, lock, size - len(tail))
+        journal.torn = len(tail)
+        return journal
 
     def rename(self, journal: Journal, name: str) -> None:
         """Raises UsageError for a bad or taken name, and OSError."""
@@ -199,7 +218,8 @@ def _name(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Its whole lines, numbered from 1. Raises FormatError for one that is too long."""
+    """Its whole lines, numbered from 1, the last one even where only its newline is missing. Raises FormatError for one
+    that is too long."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE):
@@ -208,6 +228,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
             elif len(line) == MAX_LINE:
                 raise FormatError(f"{path}, line {number}, is too long", "the dialog was not opened", "repair the line")
+            elif _is_whole(line):
+                yield number, line
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Whether what stands behind the last newline is a record and not a part of one (which is never JSON)."""
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(tail), dict)
+    return False
 
 
 def _tail(path: Path, end: int) -> bytes:
@@ -225,7 +254,7 @@ def _glance(path: Path) -> SavedDialog:
         for _, line in _lines(path):
             if not line.startswith((b'{"type": "message"', b'{"type": "model"')):
                 continue
-            with suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            with suppress(FormatError), reading(path):
                 record = json.loads(line)
                 if record["type"] == "model":
                     model = str(record["name"])

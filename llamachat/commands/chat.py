@@ -108,6 +108,7 @@ def chat(
             plain=plain,
             think=think,
             vi=vi,
+            verbose=options.verbose,
         )
         raise typer.Exit(code)
     finally:

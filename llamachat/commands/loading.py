@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamachat.commands.options import Options
-from llamachat.errors import UsageError
+from llamachat.errors import LlamachatError, UsageError, trace
 
 if TYPE_CHECKING:
     from llamachat.answer import AnswerSettings
@@ -86,3 +86,10 @@ def note(line: str) -> None:
     from llamachat.ui.sanitise import sanitise_line
 
     typer.echo(sanitise_line(line), err=True)
+
+
+def explain(error: LlamachatError) -> None:
+    """Where an error that `reading` made comes from, for --verbose."""
+    from llamachat.ui.sanitise import sanitise
+
+    typer.echo(sanitise(trace(error)), err=True, nl=False)

@@ -55,6 +55,19 @@ def flag(*names: str, help: str, panel: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **limits)
 
 
+@dataclass
+class Told:
+    """What has been said on the command line, for whoever reports how the command ended (the context's `obj`)."""
+
+    verbose: bool = False
+
+
+def _tell(ctx: typer.Context, verbose: bool) -> bool:
+    if isinstance(ctx.obj, Told):
+        ctx.obj.verbose |= verbose
+    return verbose
+
+
 MODEL, SAMPLING, RUN = "Model and context", "Sampling", "Running"
 DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
 
@@ -122,7 +135,7 @@ class Options:
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
     offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
     force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
-    verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN)] = False
+    verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False
 
     def sampling(self) -> dict[str, Any]:
         """The SamplingParams fields that were given."""

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from llamachat import paths, private
-from llamachat.errors import ConfigError, LlamachatError, UsageError
+from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 
 LIMIT = 1_000_000  # bytes
 RIVALS = (("system", "system_file"), ("continued", "session", "no_history"))  # of each only one counts
@@ -48,19 +48,15 @@ def chat_context(ctx: Any) -> Any:
 def read(file: Path, chat: Any) -> dict[str, Any]:
     """What the file sets, key -> the flag's value; a path is relative to the file. Raises ConfigError that names file, key and
     value."""
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError):  # HOME may be /dev/null
-        return {}
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}", "nothing was started") from error
-    if len(content) > LIMIT:
-        raise ConfigError(f"{file} is larger than 1 MB", "nothing was started", "shorten it")
-    try:
+    with reading(f"{file} cannot be read", ConfigError, "nothing was started", "correct it"):
+        try:
+            with file.open("rb") as opened:
+                content = opened.read(LIMIT + 1)
+        except (FileNotFoundError, NotADirectoryError):  # HOME may be /dev/null
+            return {}
+        if len(content) > LIMIT:
+            raise ConfigError(f"{file} is larger than 1 MB", "nothing was started", "shorten it")
         table = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8 or TOML; integers of thousands of digits
-        raise ConfigError(f"{file} cannot be read: {error}", "nothing was started", "correct it") from error
     return {key: _anchored(check(key, value, chat, f"in {file}"), file) for key, value in table.items()}
 
 

@@ -5,13 +5,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from llamachat.errors import ConfigError
+from llamachat.errors import ConfigError, reading
 from llamachat.limited import EndedError, Limited
 
 MAX_SOURCE = 1 << 18  # characters
 MAX_MEMORY = 1 << 29  # bytes
 TIMEOUT = 10.0  # seconds a rendering
 _WORKER = Path(__file__).with_name("template_worker.py")
+_CONSEQUENCE = "the dialog cannot be written"
 _REMEDY = "set `dialog` for this model in models.toml, or use complete --raw"
 
 
@@ -46,6 +47,10 @@ class ChatTemplate:
 
         Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory.
         """
+        with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
+            return self._rendered(messages, names, opened)
+
+    def _rendered(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
         if not self._process.alive:
             self._start()
         given = [{"role": role, "content": content} for role, content in messages]
@@ -66,4 +71,4 @@ class ChatTemplate:
 
 def template_error(what: str) -> ConfigError:
     """The error for a chat template that cannot be used."""
-    return ConfigError(f"the model's chat template {what}", "the dialog cannot be written", _REMEDY)
+    return ConfigError(f"the model's chat template {what}", _CONSEQUENCE, _REMEDY)

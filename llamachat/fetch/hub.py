@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llamachat import paths
 from llamachat.catalog import HubSource
-from llamachat.errors import CatalogError
+from llamachat.errors import CatalogError, FormatError, reading
 from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, require_room, shared_lock
 from llamachat.known import is_known, remember
 
@@ -76,7 +76,7 @@ def _snapshot(source: HubSource) -> Path | None:
     commit = revision = source.revision or "main"
     if not COMMIT.fullmatch(revision):
         ref = folder(source) / "refs" / revision
-        commit = ref.read_text().strip() if ref.is_file() else ""
+        commit = ref.read_text(errors="replace").strip() if ref.is_file() else ""
     snapshot = folder(source) / "snapshots" / commit
     return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
 
@@ -86,9 +86,9 @@ def _is_complete(snapshot: Path) -> bool:
     weights = {"model.safetensors"}
     if index.is_file():
         try:
-            with index.open("rb") as stream:
+            with reading(index), index.open("rb") as stream:
                 weights = set(json.loads(stream.read(MAX_INDEX))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except FormatError:
             return False
     parts = {"config.json", *weights}
     return all(isinstance(p, str) and NEEDED.fullmatch(p) and (snapshot / p).is_file() for p in parts) and any(
@@ -241,7 +241,9 @@ def _translated(source: HubSource) -> Iterator[None]:
     page = f"{constants.ENDPOINT}/{source.hub}"
     nothing = "the model was not fetched"
     try:
-        yield
+        wrong = f"{constants.ENDPOINT} does not answer as a hub"  # its answers may be of any shape
+        with reading(wrong, CatalogError, nothing, "check HF_ENDPOINT", passing=(OSError, httpx2.HTTPError)):
+            yield
     except errors.GatedRepoError as error:
         remedy = f"accept its licence at {page}, and set HF_TOKEN to a token of yours (or run `hf auth login`)"
         raise CatalogError(f"{source.hub} is gated", nothing, remedy) from error
@@ -257,8 +259,6 @@ def _translated(source: HubSource) -> Iterator[None]:
         status = error.response.status_code
         remedy = "check the token in HF_TOKEN" if status in (401, 403) else "try again later: what has come is kept"
         raise CatalogError(f"the hub answers {status} for {source.hub}", nothing, remedy) from error
-    except (ValueError, KeyError) as error:
-        raise CatalogError(f"{constants.ENDPOINT} does not answer as a hub", nothing, "check HF_ENDPOINT") from error
     except (httpx2.HTTPError, errors.LocalEntryNotFoundError) as error:
         cause = f"the hub cannot be reached ({type(error).__name__})"
         remedy = "check the network and run it again: what has come is kept; --offline uses what is here"

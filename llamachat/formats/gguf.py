@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams, shown
-from llamachat.errors import ConfigError, FormatError
+from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
-from llamachat.formats.lazy import LazyTensor, matched
+from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.metadata import Fields, naming
 from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.tokenizer import Tokenizer
@@ -46,17 +46,16 @@ NO_EFFECT = "rope.scaling.finetuned"
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 
 
+@reader
 def is_gguf(path: Path) -> bool:
     """Whether this is a file that begins as every GGUF file does."""
     if not path.is_file():
         return False
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read ({error.strerror})", "what it holds is unknown") from error
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
+@reader
 def open_gguf(path: Path) -> "GGUFCheckpoint":
     """The model in this file, or in the split files that this is one of. Raises FormatError or ConfigError."""
     metadata, stored = read_parts(path)
@@ -98,7 +97,7 @@ class GGUFCheckpoint:
         return {name: entry.info for name, entry in self.entries.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, entry.read()) for name, entry in self.entries.items())
+        return read_all(self.entries, self.path)
 
     def tokenizer(self) -> Tokenizer:
         from llamachat.tokenizer import from_gguf

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llamachat.config import shown
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reading
 from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
 from llamachat.formats.lazy import map_file
 from llamachat.tensors import FloatTensor, Tensor
@@ -84,12 +84,9 @@ class StoredTensor:
             return FloatTensor(flat.reshape(self.shape))
         rows, columns = self.shape
         where = f"tensor {shown(self.name)} of {self.path}"
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset)
-                return read_blocks(file, self.kind, rows, columns, where)
-        except OSError as error:
-            raise FormatError(f"{where} cannot be read ({error.strerror})", "the model is incomplete") from error
+        with reading(where), self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            return read_blocks(file, self.kind, rows, columns, where)
 
 
 class _Header:

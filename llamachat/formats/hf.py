@@ -12,7 +12,7 @@ import numpy as np
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
 from llamachat.config_sources import Translated
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader
 from llamachat.formats import bnb, packed
 from llamachat.formats.lazy import (
     LazyCheckpoint,
@@ -32,6 +32,7 @@ CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
 
+@reader
 def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llamachat import mapped
 from llamachat.config import LlamaConfig, shown
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader, reading
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.tokenizer import Tokenizer
 
@@ -49,12 +49,20 @@ class LazyCheckpoint:
         return {name: entry.info for name, entry in self.entries.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, entry.read()) for name, entry in self.entries.items())
+        return read_all(self.entries, self.path)
 
     def tokenizer(self) -> Tokenizer:
         from llamachat.tokenizer import open_folder
 
         return open_folder(self.tokenizer_folder)
+
+
+def read_all(entries: Mapping[str, LazyTensor], where: Path) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor as it is asked for. Raises FormatError for one that cannot be read."""
+    for name, entry in entries.items():
+        with reading(f"tensor {shown(name)} of {where}"):
+            tensor = entry.read()
+        yield name, tensor
 
 
 def float_entry(name: str, array: Array) -> LazyTensor:
@@ -102,13 +110,11 @@ def tokenizer_home(folder: Path) -> Path:
     return up if not (folder / "tokenizer.model").is_file() and (up / "tokenizer.model").is_file() else folder
 
 
+@reader
 def map_file(path: Path) -> mmap.mmap:
     """The file's bytes, read-only, loaded by the system page by page as they are touched."""
-    try:
-        with path.open("rb") as file:
-            return mapped.map_file(file)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise FormatError(f"{path} cannot be read ({error})") from error
+    with path.open("rb") as file:
+        return mapped.map_file(file)
 
 
 def listed(names: list[str]) -> str:

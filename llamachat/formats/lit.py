@@ -15,7 +15,7 @@ import numpy as np
 
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
-from llamachat.errors import ConfigError, FormatError
+from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
 from llamachat.formats.pickled import read_pickled
 from llamachat.metadata import read_json
@@ -47,6 +47,7 @@ FOLDER = "give the folder of a model in another format"
 QUANTIZED = ("quant_weight", "scales", "zeros")
 
 
+@reader
 def open_lit(file: Path) -> LazyCheckpoint:
     """The model in this file. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     weights = _weights(read_pickled(file), file)

@@ -12,7 +12,7 @@ import numpy as np
 
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader
 from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
 from llamachat.formats.pickled import read_pickled
 from llamachat.metadata import read_json
@@ -37,6 +37,7 @@ TOP: dict[str, tuple[str, int | None]] = {
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 
 
+@reader
 def open_meta(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     params, paths = folder / "params.json", _shards(folder)

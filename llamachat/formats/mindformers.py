@@ -4,7 +4,7 @@ names in any format read here. Its paths are relative to the file. Source: MindF
 from dataclasses import replace
 from pathlib import Path
 
-from llamachat.errors import ConfigError
+from llamachat.errors import ConfigError, reader
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.lazy import LazyCheckpoint, matched
@@ -14,6 +14,7 @@ from llamachat.mindformers import translate
 WEIGHTS = ("load_checkpoint", "pretrained_model_dir")
 
 
+@reader
 def open_mindformers(file: Path) -> Checkpoint:
     """Raises ConfigError for a key that is not understood, FormatError when the weights are not those of the configuration."""
     from llamachat.formats.detect import open_checkpoint

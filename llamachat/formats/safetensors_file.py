@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llamachat.config import shown
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reader
 from llamachat.formats.lazy import map_file
 from llamachat.metadata import parse_json
 from llamachat.tensors import Array
@@ -28,6 +28,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+@reader
 def read_safetensors(path: Path) -> dict[str, Array]:
     """Each tensor by name as a read-only view of the mapped file, bfloat16 as uint16. Raises FormatError on damage."""
     data = np.frombuffer(map_file(path), np.uint8)

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
 MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
@@ -17,6 +17,7 @@ MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
 
 Span = tuple[str, bool]  # a text, and whether a dialog format wrote it
 Plain = Callable[[Sequence[Span], bool], list[int]]  # encodes what no control token is in; says whether it is a start
+UNUSABLE, REMEDY = "the tokenizer cannot be used", "fetch or convert the model again"
 
 
 @dataclass(repr=False)
@@ -145,24 +146,17 @@ def is_tag_shaped(name: str) -> bool:
 
 def damaged(where: str, what: str) -> FormatError:
     """The error for a tokenizer that cannot be read."""
-    return FormatError(f"{where}: {what}", "the tokenizer cannot be used", "fetch or convert the model again")
+    return FormatError(f"{where}: {what}", UNUSABLE, REMEDY)
 
 
 @contextmanager
 def library_errors(where: str) -> Iterator[None]:
-    """Makes a FormatError of whatever a library raises on a file: Exceptions, and Rust's panics, which are none.
+    """`reading`, with what a library raises on a file.
 
     What it prints meanwhile (each panic, warnings that quote the file) goes nowhere, least of all to a terminal.
     """
-    with _stderr_lock, _no_stderr():
-        try:
-            yield
-        except FormatError:
-            raise
-        except BaseException as error:
-            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-                raise damaged(where, f"{type(error).__name__} {str(error).strip()!r:.80}") from error
-            raise
+    with _stderr_lock, _no_stderr(), reading(where, FormatError, UNUSABLE, REMEDY):
+        yield
 
 
 _stderr_lock = RLock()
@@ -188,9 +182,7 @@ def _no_stderr() -> Iterator[None]:
 
 def read(path: Path) -> bytes:
     """The bytes of a tokenizer's file, which is refused when it is too large to be one."""
-    try:
+    with reading(path, FormatError, UNUSABLE, REMEDY):
         if path.stat().st_size > MAX_FILE:
             raise damaged(str(path), f"more than {MAX_FILE >> 20} MiB")
         return path.read_bytes()
-    except OSError as error:
-        raise damaged(str(path), error.strerror or "it cannot be read") from error

@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from llamachat.errors import LlamachatError
+from llamachat.errors import LlamachatError, trace
 from llamachat.events import TurnDone
 from llamachat.ui import commands
 from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import Screen, stats_line
+from llamachat.ui.sanitise import sanitise
 from llamachat.ui.theme import choose
 
 __all__ = ["Chat", "ChatSession", "Watch", "run"]
@@ -107,12 +108,13 @@ def run(
     think: bool = False,
     vi: bool = False,
     no_color: bool = False,
+    verbose: bool = False,
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
     `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
     each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
-    Leaving before the model is loaded ends the process.
+    Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     at_terminal = _at_terminal()
@@ -131,6 +133,7 @@ def run(
             code = talk()
         except LlamachatError as error:
             screen.error(error)
+            notes.write(sanitise(trace(error)) if verbose else "")
             code = error.exit_code
         except SignalledError as error:
             code = 128 + error.number
