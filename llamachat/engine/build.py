@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
@@ -40,15 +40,20 @@ def compiler() -> str | None:
     )
 
 
-def compile_library(target: Path, extra: Sequence[str] = (), kernels: Collection[str] | None = None) -> None:
+def compile_library(
+    target: Path,
+    extra: Sequence[str] = (),
+    kernels: Collection[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Builds the library at `target`, whose folder holds the objects meanwhile; `extra` flags go to each command.
 
-    `kernels`: only these sets of them.
+    kernels: only these sets of them. environment: the compiler's; None is ours, as a wheel's build has it.
     """
     cc = compiler()
     if cc is None:
         raise BuildError("no C compiler found")
-    common = [cc, *FLAGS, *_openmp(cc, target.parent), *extra]
+    common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
     jobs = {
         name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("abi", "engine", "pack", "cpu", "probe")
     }
@@ -58,8 +63,8 @@ def compile_library(target: Path, extra: Sequence[str] = (), kernels: Collection
     for name, flags in sets.items():
         jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
     objects = {name: target.parent / f"{name}.o" for name in jobs}
-    _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()])
-    _run_all([[*common, "-shared", *map(str, objects.values()), "-lm", "-o", str(target)]])
+    _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
+    _run_all([[*common, "-shared", *map(str, objects.values()), "-lm", "-o", str(target)]], environment)
     for path in objects.values():
         path.unlink()
 
@@ -70,7 +75,7 @@ def library() -> Path:
     A checkout has no build step in which to compile; the first start does it, in some twenty seconds, and an edited source
     makes another name. One that another user has, or could have written, is never taken: it is compiled anew.
     """
-    from llamachat import private
+    from llamachat import environment, private
 
     target = _place()
     if _is_safe(target):
@@ -80,7 +85,7 @@ def library() -> Path:
         private.folder(work)
         if trouble := private.trouble(target.parent):
             raise BuildError(f"{trouble}; nothing is run from there")
-        compile_library(work / LIBRARY)
+        compile_library(work / LIBRARY, environment=environment.of_compiler())
         (work / LIBRARY).chmod(private.FOLDER)
         (work / LIBRARY).replace(target)
     except OSError as error:
@@ -117,21 +122,23 @@ def _machine() -> str:
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
-def _openmp(cc: str, folder: Path) -> list[str]:
+def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> list[str]:
     """-fopenmp where the compiler has it (Apple's has not); else the library runs on one thread."""
     probe = subprocess.run(
         [cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")],
         input=b"int main(void){return 0;}",
         capture_output=True,
         check=False,
+        env=environment,
     )
     (folder / "probe").unlink(missing_ok=True)
     return ["-fopenmp"] if probe.returncode == 0 else []
 
 
-def _run_all(commands: Sequence[Sequence[str]]) -> None:
+def _run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None) -> None:
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        for command in commands
     ]
     said = [process.communicate()[0] for process in running]
     failed = [text for process, text in zip(running, said, strict=True) if process.returncode != 0]

