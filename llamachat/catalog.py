@@ -11,6 +11,7 @@ from typing import Any, Literal, get_type_hints
 from llamachat import paths, strict
 from llamachat.config import QuantConfig, SamplingParams, shown
 from llamachat.errors import CatalogError, ConfigError, reading
+from llamachat.textfile import read_settings
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
 Dialog = Literal["llama3", "llama2", "chatml", "zephyr", "jinja"]
@@ -108,7 +109,7 @@ def user_file() -> Path:
 
 def load_catalog(user: Path | None = None) -> Catalog:
     """Our entries, then the user's file (the one in the config folder, unless given). Raises ConfigError."""
-    files = tuple(file for file in (_own_file(), user or user_file()) if file.is_file())
+    files = tuple(file for file in (_own_file(), user or user_file()) if file.exists())
     tables: dict[str, dict[str, Any]] = {}
     entries: dict[str, ModelEntry] = {}
     default = ""
@@ -191,7 +192,7 @@ def _own_file() -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     with reading(f"{file} cannot be read", ConfigError, "no model can be looked up", "correct the file"):
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_settings(file))
 
 
 def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """`llamachat complete`: one prompt, or a JSONL file of them, to stdout; a filter that scripts can rely on."""
 
-import io
 import json
 import re
 import sys
@@ -10,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
 
+from llamachat import textfile
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.batch import Answered, Batch, Request
 from llamachat.cache import Cache
 from llamachat.constrain import Constrainer, from_lark, from_regex, from_schema
 from llamachat.dialog import Message
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import DoesNotFitError, LlamachatError, UsageError, reason
 from llamachat.generate import never
 from llamachat.load import LoadedModel
 from llamachat.sample import TokenLogprobs
@@ -57,7 +57,7 @@ class Completer:
         return self._encoded(self.dialog(prompt))
 
     def _encoded(self, messages: list[Message] | str) -> list[int]:
-        return self.model.encode_text(messages) if isinstance(messages, str) else self.model.dialog.encode(messages)
+        return self.model.encode_text(messages) if isinstance(messages, str) else self.model.encode_dialog(messages)
 
     def _request(self, messages: list[Message] | str, grammar: str | None) -> Request:
         return Request(self._encoded(messages), self._constrained(grammar), isinstance(messages, str))
@@ -139,16 +139,13 @@ class Completer:
         return good
 
     def _requests(self, lines: Source, batch: Batch, skip: int) -> Iterator[Request | LlamachatError | None]:
-        try:
-            for number, line in _numbered(lines, batch):
-                if line is None:
-                    yield None
-                elif skip:
-                    skip -= 1
-                else:
-                    yield self._parsed(line, number)
-        except LlamachatError as error:  # nothing can be read behind this; what was begun is still answered
-            yield error
+        for number, line in _numbered(lines, batch):
+            if line is None:
+                yield None
+            elif skip:
+                skip -= 1
+            else:
+                yield line if isinstance(line, LlamachatError) else self._parsed(line, number)
 
     def _parsed(self, line: str, number: int) -> Request | LlamachatError:
         try:
@@ -193,13 +190,21 @@ class Completer:
         return {"id": token, "token": self.model.token_text(token)}
 
 
-def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | None]]:
-    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet."""
+def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | LlamachatError | None]]:
+    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet, and an error in the
+    place of one that cannot be read."""
     number = 0
-    while (line := lines.take(batch.idle)) != "":
+    while (line := _taken(lines, batch.idle)) != "":
         number += line is not None
-        if line is None or line.strip():
+        if not isinstance(line, str) or line.strip():
             yield number, line
+
+
+def _taken(lines: Source, wait: bool) -> str | LlamachatError | None:
+    try:
+        return lines.take(wait)
+    except LlamachatError as error:
+        return error
 
 
 def write_json(value: dict[str, Any], out: TextIO) -> None:
@@ -216,9 +221,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     given = argument if file is None else read_text(file)
     parts = [given] if given is not None else []
     if not sys.stdin.isatty():
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(newline="")  # as files are read: no line end is changed
-        piped = _plain(sys.stdin.read(), "standard input")
+        piped = _given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
         parts += [piped] if piped else []
     if not any(parts):
         raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
@@ -226,18 +229,23 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A user's text file: see _plain."""
-    try:  # what is no UTF-8 comes as lone surrogates, for _utf8
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
-            text = opened.read()
-    except (OSError, ValueError) as error:  # ValueError: a name with NUL
-        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return _plain(text, str(file))
+    """A user's text file, or what comes through a pipe: see _given."""
+    return _given(lambda: textfile.read(file, pipes=True), str(file))
 
 
-def _plain(text: str, where: str) -> str:
-    """A text, from wherever it comes: without a byte-order mark and the last line's end. All else stays, CRLF too."""
-    text = _utf8(text, where).removeprefix("\ufeff")
+def _given(read: Callable[[], bytearray], where: str) -> str:
+    """A text, from wherever it comes: without a byte-order mark and the last line's end. All else stays, CRLF too.
+
+    Raises UsageError; DoesNotFitError for what no context holds.
+    """
+    try:
+        text = read().decode().removeprefix("\ufeff")
+    except textfile.TooLargeError as error:
+        raise DoesNotFitError(f"{where} cannot be read: {error}", "it was not sent", "give a part of it") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL, too
+        raise UsageError(f"{where} cannot be read: {reason(error)}") from error
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
@@ -256,9 +264,9 @@ def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> 
 def open_lines(file: Path) -> BinaryIO:
     """A file of requests; "-" is stdin."""
     try:
-        return sys.stdin.buffer if str(file) == "-" else file.open("rb")
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+        return sys.stdin.buffer if str(file) == "-" else textfile.opened(file, pipes=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def _utf8(text: str, where: str) -> str:

@@ -29,17 +29,27 @@ class Lines:
         self._while_waiting = while_waiting
         self._data = bytearray()
         self._ended = self._begun = False
+        self._skipping = False  # the rest of a line that is too long
 
     def take(self, wait: bool) -> str | None:
-        """The next line; "" at the end; None if it has not come yet, and is not to be waited for."""
+        """The next line; "" at the end; None if it has not come yet, and is not to be waited for.
+
+        Raises UsageError for one that is too long; the one behind it is next.
+        """
         searched = 0
         while (end := self._data.find(b"\n", searched) + 1) == 0 and not self._ended:
+            if len(self._data) > LONGEST:
+                self._data.clear()
+                self._skipping = True
             if not wait and not self._ready():
                 return None
             searched = len(self._data)
             self._read()
         line = bytes(self._data[: end or len(self._data)])
         del self._data[: len(line)]
+        skipped, self._skipping = self._skipping, False
+        if skipped or len(line) > LONGEST:
+            raise UsageError(f"a line is longer than {LONGEST:,} bytes", "it was skipped")
         text = line.decode(errors="surrogateescape")
         text, self._begun = text if self._begun else text.removeprefix("\ufeff"), True
         return text
@@ -54,8 +64,6 @@ class Lines:
             data = os.read(self._file, 1 << 16)
         self._ended = not data
         self._data += data
-        if len(self._data) > LONGEST:
-            raise UsageError(f"a line is longer than {LONGEST >> 20} MiB", "the rest was not read")
 
 
 def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
 from llamachat.catalog import LocalPath, ModelEntry
 from llamachat.config import LARGEST, Dtype, KvBits, LlamaConfig, SamplingParams, require_choice, require_whole
-from llamachat.dialog import DialogFormat, choose
+from llamachat.dialog import DialogFormat, Message, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
@@ -27,6 +27,9 @@ from llamachat.tensors import QuantTensor, Tensor, to_float32
 from llamachat.tokenizer import Tokenizer, open_file
 
 Report = Callable[[str], None]
+
+LONG = 1 << 18  # characters; texts up to it are encoded at once, whatever they make
+PIECE = 1 << 16  # characters
 
 PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
 
@@ -102,8 +105,31 @@ class LoadedModel:
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
+        self._require_room([text])
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
+
+    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+        """A dialog, opened for an answer, as one prompt."""
+        self._require_room(message.content for message in messages)
+        return self.dialog.encode(messages)
+
+    def _require_room(self, texts: Iterable[str]) -> None:
+        """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
+
+        It is encoded piece by piece until there are too many tokens. Cut texts make a few more than whole ones: close cases are
+        left to the cache, which counts what there is in the end.
+        """
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
+                tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False))
+                if tokens > 2 * self.context:
+                    raise DoesNotFitError(
+                        f"the prompt makes more than {tokens} tokens, the context holds {self.context}",
+                        "nothing was computed",
+                        "shorten the text or raise --ctx-size",
+                    )
 
     def token_text(self, token: int) -> str:
         """One token for people: a control token by its name, part of a character as U+FFFD."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from llamachat import textfile
 from llamachat.config import LARGEST, is_number, is_whole, shown
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 
@@ -192,13 +193,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file of at most `limit` bytes. Raises ConfigError."""
     with reading(path, ConfigError):
-        if not path.is_file():  # a pipe or device would never end
-            raise ConfigError(f"{path} is not a file", "it is not read")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise ConfigError(f"{path} is larger than {limit} bytes", "it is not read")
-        return data.decode()
+        return textfile.read(path, limit).decode()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def test_what_is_no_small_text_is_refused(here: Path, content: bytes, says: str)
 
 def test_what_is_no_file_is_refused_at_once(here: Path) -> None:
     os.mkfifo(here / "pipe")
-    cases = {".": "is no file", "missing": "is not there", "pipe": "is no file", "/dev/zero": "is no file"}
+    (here / "link").symlink_to("/proc/self/environ")
+    cases = {".": "it is a folder", "missing": "is not there", "pipe": "it is no file", "/dev/zero": "it is a device"}
+    cases |= {"link": "something of the system's", "/proc/version": "something of the system's"}
     for name, says in {**cases, "x" * 5000: "cannot be read", "a\0b": "cannot be read|is not there"}.items():
         with pytest.raises(UsageError, match=says):
             attach.read(Path(name))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from engines import HashEngine, hash_model
 
+from llamachat import load
 from llamachat.answer import AnswerSettings
 from llamachat.complete import Completer, open_lines, read_grammar, read_prompt, write_json
 from llamachat.config import SamplingParams
@@ -195,18 +196,18 @@ def test_a_batch_skips_what_was_answered_before() -> None:
     assert batched(completer(), *lines, skip=3) == (True, [])
 
 
-def test_what_was_begun_before_a_line_that_cannot_be_read_is_answered() -> None:
-    out, taken = io.StringIO(), iter(['{"prompt": "one"}\n', "\n"])
+def test_a_line_that_cannot_be_read_costs_that_line_only() -> None:
+    out, taken = io.StringIO(), iter(['{"prompt": "one"}\n', "\n", None, '{"prompt": "one"}\n', ""])
 
     class Broken:
         def take(self, wait: bool) -> str:
-            if line := next(taken, None):
-                return line
-            raise UsageError("a line is longer than 1 MiB", "the rest was not read")
+            if (line := next(taken)) is None:
+                raise UsageError("a line is longer than 1 MiB", "it was skipped")
+            return line
 
     assert not completer().batch(Broken(), out, 4)
-    first, second = map(json.loads, out.getvalue().splitlines())
-    assert first["text"] and second == {"error": "a line is longer than 1 MiB; the rest was not read"}
+    first, second, third = map(json.loads, out.getvalue().splitlines())
+    assert first["text"] == third["text"] and second == {"error": "a line is longer than 1 MiB; it was skipped"}
 
 
 def test_a_batch_takes_dialogs_and_gives_them_the_system_prompt_they_lack() -> None:
@@ -256,6 +257,26 @@ def test_a_prompt_that_does_not_fit_is_an_error() -> None:
         completer(slots=16).result("x" * 20)
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_all_encoded(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, encoded = completer(raw=raw, slots=1000), list[int]()
+    encode = run.model.tokenizer.encode
+
+    def counted(text: str, *, start: bool = True) -> list[int]:
+        encoded.append(len(text))
+        return encode(text, start=start)
+
+    monkeypatch.setattr(run.model.tokenizer, "encode", counted)
+    with pytest.raises(
+        DoesNotFitError, match=r"makes more than 65536 tokens, the context holds 1000; nothing was comp"
+    ):
+        run.result(run.dialog("x" * 10**6))
+    assert sum(encoded) <= load.PIECE
+    monkeypatch.setattr(load, "LONG", 10)
+    monkeypatch.setattr(load, "PIECE", 7)
+    assert run.result(run.dialog("x" * 900))["usage"]["prompt_tokens"] >= 900, "a close case is not refused"
+
+
 def test_json_on_a_terminal_is_ascii() -> None:
     terminal, piped = Terminal(), io.StringIO()
     for out in (terminal, piped):
@@ -282,7 +303,7 @@ def test_prompts_come_from_argument_file_and_stdin(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.StringIO(stdin))
+    monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.TextIOWrapper(io.BytesIO(stdin.encode())))
     path = None
     if file is not None:
         (path := tmp_path / "prompt").write_text(file)
@@ -293,7 +314,7 @@ def test_prompts_come_from_argument_file_and_stdin(
 def test_no_prompt_or_two_is_a_usage_error(
     argument: str | None, file: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(UsageError):
         read_prompt(argument, file)
 
@@ -345,4 +366,4 @@ def test_a_schema_or_grammar_is_given_as_text_or_in_a_file(kind: str, tmp_path: 
 def test_json_is_ascii_where_the_encoding_lacks_characters() -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     write_json({"text": "é"}, out)
-    assert out.buffer.getvalue() == b'{"text": "\\u00e9"}\n'  # type: ignore[attr-defined]
+    assert out.buffer.getvalue() == b'{"text": "\\u00e9"}\n'

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Timer
 
 import pytest
@@ -56,8 +57,28 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(jsonl, "LONGEST", 1000)
     (tmp_path / "zeros").write_bytes(bytes(10**6))
-    with (tmp_path / "zeros").open("rb") as file, pytest.raises(UsageError, match="a line is longer than"):
-        Lines(file).take(wait=True)
+    with (tmp_path / "zeros").open("rb") as file:
+        lines = Lines(file)
+        with pytest.raises(UsageError, match="a line is longer than 1,000 bytes; it was skipped"):
+            lines.take(wait=True)
+        assert len(lines._data) < 1 << 17 and lines.take(wait=True) == ""
+
+
+@given(st.lists(st.sampled_from([0, 5, 99, 100, 101, 10**5, 2 * 10**5]), max_size=8))
+def test_lines_behind_one_that_is_too_long_are_read(lengths: list[int]) -> None:
+    with TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "LONGEST", 100)
+        file.write(b"".join(b"x" * length + b"\n" for length in lengths))
+        file.seek(0)
+        lines, found = Lines(file), list[int | None]()
+        while True:
+            try:
+                if (line := lines.take(wait=True)) == "":
+                    break
+                found.append(len(line or "") - 1)
+            except UsageError:
+                found.append(None)
+    assert found == [length if length < 100 else None for length in lengths]
 
 
 DONE = '{"model": "m", "finish_reason": "stop"}\n'

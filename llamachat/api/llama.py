@@ -159,7 +159,7 @@ class Llama:
         """Answer dialogs, each a list of {"role": system|user|assistant|tool, "content": text}; the rest as in `generate`."""
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs)
         _require_list(dialogs, "chat_stream")
-        ids = [self.model.dialog.encode(parsed(dialog)) for dialog in dialogs]
+        ids = [self.model.encode_dialog(parsed(dialog)) for dialog in dialogs]
         return [self._chat(answer, wanted) for answer in self._answers(ids, wanted)]
 
     def text_stream(
@@ -185,7 +185,7 @@ class Llama:
         logprobs: bool = False,
     ) -> Stream[ChatPrediction]:
         """`chat_completion` of one dialog, piece by piece: the pieces make up the answer; `.result` is the whole."""
-        ids = self.model.dialog.encode(parsed(dialog))
+        ids = self.model.encode_dialog(parsed(dialog))
         return self._stream(ids, _Wanted(max_gen_len, temperature, top_p, logprobs), self._chat)
 
     def _completion(self, answer: Answer, wanted: _Wanted) -> CompletionPrediction:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from llamachat import paths
 from llamachat.config import SamplingParams, shown
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
+from llamachat.textfile import read_settings
 
 Role = Literal["user", "assistant"]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)  # it becomes part of a path
-LIMIT = 1_000_000  # bytes of a file
 MESSAGES = 1000  # pairs
 
 
@@ -55,11 +55,7 @@ def load(name: str, where: Path | None = None) -> Persona:
 
 def _read(file: Path) -> dict[str, Any]:
     with reading(f"{file} cannot be read", ConfigError, "the persona cannot be used", "correct it"):
-        with file.open("rb") as opened:
-            content = opened.read(LIMIT + 1)
-        if len(content) > LIMIT:
-            raise ConfigError(f"{file} is larger than 1 MB", "the persona cannot be used", "shorten it")
-        return tomllib.loads(content.decode())
+        return tomllib.loads(read_settings(file))
 
 
 def _persona(name: str, table: dict[str, Any], where: str) -> Persona:

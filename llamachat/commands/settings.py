@@ -19,8 +19,8 @@ from typer.exceptions import TyperException
 
 from llamachat import paths, private
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
+from llamachat.textfile import read_settings
 
-LIMIT = 1_000_000  # bytes
 RIVALS = (("system", "system_file"), ("continued", "session", "no_history"))  # of each only one counts
 STRENGTH = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")  # of the sources of a value
 
@@ -50,13 +50,9 @@ def read(file: Path, chat: Any) -> dict[str, Any]:
     value."""
     with reading(f"{file} cannot be read", ConfigError, "nothing was started", "correct it"):
         try:
-            with file.open("rb") as opened:
-                content = opened.read(LIMIT + 1)
+            table = tomllib.loads(read_settings(file))
         except (FileNotFoundError, NotADirectoryError):  # HOME may be /dev/null
             return {}
-        if len(content) > LIMIT:
-            raise ConfigError(f"{file} is larger than 1 MB", "nothing was started", "shorten it")
-        table = tomllib.loads(content.decode())
     return {key: _anchored(check(key, value, chat, f"in {file}"), file) for key, value in table.items()}
 
 
@@ -156,7 +152,7 @@ def write(file: Path, key: str, value: Any | None) -> None:
 
     target = Path(os.path.realpath(file))
     try:
-        document = tomlkit.parse(target.read_bytes().decode() if target.exists() else "")
+        document = tomlkit.parse(read_settings(target) if target.exists() else "")
         if value is None:
             if key not in document:
                 raise UsageError(f"{_shown(key)} is not set in {file}", "nothing was changed")

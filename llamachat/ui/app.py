@@ -12,6 +12,7 @@ from typing import NoReturn, TextIO
 from llamachat.errors import LlamachatError, trace
 from llamachat.events import TurnDone
 from llamachat.ui import commands
+from llamachat.ui.attach import LIMIT
 from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import Screen, stats_line
@@ -127,7 +128,8 @@ def run(
         talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi).run
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
-        talk = (lambda: converse(one)) if at_terminal else (lambda: answer_lines(one, sys.stdin))
+        lines = iter(lambda: sys.stdin.readline(LIMIT + 1), "")  # of which none fills the memory
+        talk = (lambda: converse(one)) if at_terminal else (lambda: answer_lines(one, lines))
     with _signals_raised():
         try:
             code = talk()

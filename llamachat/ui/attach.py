@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamachat import textfile
 from llamachat.errors import UsageError
 from llamachat.ui.sanitise import sanitise_line
 
@@ -45,18 +46,15 @@ def read(path: Path) -> Attachment:
     try:
         if not path.exists():
             raise _refused(name, "is not there", "check the name")
-        if not path.is_file():  # nor a pipe or device, which could block for ever
-            raise _refused(name, "is no file", "name a text file")
-        with path.open("rb") as file:
-            content = file.read(LIMIT + 1)
+        content = textfile.read(path, LIMIT)
+    except textfile.TooLargeError as error:
+        raise _refused(name, f"is larger than {LIMIT_TOLD}", "attach a part of it") from error
     except (OSError, ValueError) as error:
         raise _refused(name, f"cannot be read ({getattr(error, 'strerror', None) or error})", "check it") from error
-    if len(content) > LIMIT:
-        raise _refused(name, f"is larger than {LIMIT_TOLD}", "attach a part of it")
     return Attachment(name, _decoded(content, name))
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _decoded(content: bytearray, name: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.ui.attach import LIMIT
 from llamachat.ui.commands.base import Command, Context
 from llamachat.ui.commands.dialog import DIALOG
 from llamachat.ui.commands.files import FILES
@@ -75,12 +76,15 @@ def block_open(text: str) -> bool:
 
 def messages(lines: Iterable[str]) -> Iterator[str]:
     '''Lines as typed texts: one each, but a """ block is one. Blank ones are left out. Raises UsageError.'''
-    text = ""
+    parts, size, marks = list[str](), 0, 0
     for line in lines:
-        text += line
-        if not block_open(text):
-            if text.strip():
+        parts.append(line)
+        size, marks = size + len(line), marks + line.count(QUOTES)
+        if size > LIMIT:
+            raise UsageError(f"a message has more than {LIMIT:,} characters", "it was not sent", "send it in parts")
+        if not (marks % 2 == 1 and parts[0].lstrip().startswith(QUOTES)):
+            if (text := "".join(parts)).strip():
                 yield text.removesuffix("\n")
-            text = ""
-    if text:
+            parts, size, marks = [], 0, 0
+    if parts:
         raise UsageError(f"a {QUOTES} block is not closed", "it was not sent", f"end it with {QUOTES}")
