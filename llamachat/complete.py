@@ -22,6 +22,7 @@ from llamachat.sample import TokenLogprobs
 from llamachat.ui.sanitise import Sanitiser
 
 PARALLEL = 32  # requests at once, unless told otherwise
+LONG = 1 << 20  # characters of a line of a batch that is looked at before it is parsed
 
 
 class Source(Protocol):
@@ -155,6 +156,10 @@ class Completer:
 
     def _parse(self, line: str, number: int) -> Request:
         """{"prompt": ...} or {"messages": ...}, and a "schema" if the answer must follow one."""
+        if len(line) > LONG and 8 * (line.count("[") + line.count("{")) > len(
+            line
+        ):  # each takes over 20 times its bytes
+            raise UsageError(f"line {number} is mostly brackets", "it was skipped")
         try:
             request = json.loads(_utf8(line, f"line {number}"))
         except (ValueError, RecursionError) as error:

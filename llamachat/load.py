@@ -30,6 +30,7 @@ Report = Callable[[str], None]
 
 LONG = 1 << 18  # characters; texts up to it are encoded at once, whatever they make
 PIECE = 1 << 16  # characters
+SLACK = 64  # tokens
 
 PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
 
@@ -117,14 +118,14 @@ class LoadedModel:
     def _require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
 
-        It is encoded piece by piece until there are too many tokens. Cut texts make a few more than whole ones: close cases are
-        left to the cache, which counts what there is in the end.
+        It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
+        SLACK is left to each piece; the cache counts in the end.
         """
         tokens = 0
         for text in texts:
             for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
-                tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False))
-                if tokens > 2 * self.context:
+                tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False)) - SLACK
+                if tokens > self.context:
                     raise DoesNotFitError(
                         f"the prompt makes more than {tokens} tokens, the context holds {self.context}",
                         "nothing was computed",

@@ -268,12 +268,12 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_all_encoded(raw: bool, m
 
     monkeypatch.setattr(run.model.tokenizer, "encode", counted)
     with pytest.raises(
-        DoesNotFitError, match=r"makes more than 65536 tokens, the context holds 1000; nothing was comp"
+        DoesNotFitError, match=r"makes more than 65472 tokens, the context holds 1000; nothing was comp"
     ):
         run.result(run.dialog("x" * 10**6))
     assert sum(encoded) <= load.PIECE
     monkeypatch.setattr(load, "LONG", 10)
-    monkeypatch.setattr(load, "PIECE", 7)
+    monkeypatch.setattr(load, "PIECE", 70)
     assert run.result(run.dialog("x" * 900))["usage"]["prompt_tokens"] >= 900, "a close case is not refused"
 
 
@@ -347,6 +347,11 @@ def test_a_batch_reports_what_is_no_utf_8_in_place_and_reads_a_byte_order_mark(t
     assert bad == {"error": "line 2 is not UTF-8; it was not sent; convert it"}
     assert surrogate["tokens"] == expected(list("\ufffd".encode()))
     assert "recursion" in deep["error"]
+
+
+def test_a_line_of_brackets_is_not_even_parsed() -> None:
+    good, (bad, fine) = batched(completer(), '{"prompt": [' + "[]," * 400_000 + "0]}", '{"prompt": "one"}')
+    assert not good and bad == {"error": "line 1 is mostly brackets; it was skipped"} and fine["text"]
 
 
 @pytest.mark.parametrize("kind", ["schema", "grammar"])

@@ -120,7 +120,7 @@ def test_the_weaker_of_two_system_prompts_gives_way(file: Path, monkeypatch: pyt
         (b"model = '\xff'", r"config\.toml cannot be read"),
         (f"top-k = {'9' * 5000}", r"config\.toml cannot be read"),
         ("model = " + "[" * 9999, r"config\.toml cannot be read"),
-        ("#" * 1_000_001, "larger than 1 MB"),
+        ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
 )
 def test_what_a_flag_would_not_take_is_one_line_that_names_file_and_key(

@@ -42,7 +42,8 @@ ALLOWED = {  # what of llamachat a layer may load; the layers above it are not i
     "cache": "errors",
     "sample": "config errors",
     "engine": "cache config errors",
-    "ui.app": "errors events ui",
+    "textfile": "",
+    "ui.app": "errors events textfile ui",
     "tokenizer": "errors tokenizer",
     "generate": "cache config draft engine errors sample",
 }

@@ -73,7 +73,7 @@ def test_plain_files_are_read(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, read: Callable[[Path], dict[str, Any]]) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "missing"):
-        with pytest.raises(ConfigError, match="not a file"):
+        with pytest.raises(ConfigError, match=r"it is (no file|a folder|a device)"):
             read(path)
     (tmp_path / "latin").write_bytes(b'{"a": "\xe9"}')
     with pytest.raises(ConfigError, match="utf-8"):

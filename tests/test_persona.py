@@ -58,7 +58,7 @@ def test_every_key_is_read_and_all_may_be_left_out(tmp_path: Path) -> None:
         ("system", "p.toml cannot be read"),
         (f"system = {'9' * 5000}", "p.toml cannot be read"),
         ("x = " + "[" * 9999, "p.toml cannot be read"),
-        ("#" * 1_000_001, "larger than 1 MB"),
+        ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
 )
 def test_what_is_no_persona_is_one_line_that_names_the_file(tmp_path: Path, text: str, says: str) -> None:
