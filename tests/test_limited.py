@@ -1,5 +1,6 @@
 """limited.py: what a process that is not trusted can take, see and do to who asks it; grammars.py: what a grammar can."""
 
+import io
 import json
 import os
 import sys
@@ -191,8 +192,6 @@ def test_a_death_that_others_may_have_caused_is_tried_again_alone() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_bad_line_of_a_batch_costs_that_line_only() -> None:
-    import io
-
     class Lines:
         def __init__(self, *requests: Any) -> None:
             self._lines = iter([json.dumps(request) + "\n" for request in requests])
