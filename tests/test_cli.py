@@ -58,7 +58,7 @@ def run(
 
     def go(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["llamachat", *(tiny if word == "TINY" else word for word in arguments)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
         with pytest.raises(SystemExit) as exit:
             main()
         signal.signal(signal.SIGINT, signal.default_int_handler)

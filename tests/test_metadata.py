@@ -72,7 +72,11 @@ def test_plain_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_json, read_yaml])
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, read: Callable[[Path], dict[str, Any]]) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, says in ((tmp_path / "pipe", "it is no file"), (tmp_path, "it is a folder"), (tmp_path / "no", "No such")):
+    for path, says in (
+        (tmp_path / "pipe", "it is no file"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "no", "No such"),
+    ):
         with pytest.raises(ConfigError, match=says):
             read(path)
     (tmp_path / "latin").write_bytes(b'{"a": "\xe9"}')
