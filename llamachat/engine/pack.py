@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from llamachat.engine.build import library
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, reading
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo, to_float32
 
 F32, F16, BF16, Q8, Q4 = range(5)
@@ -130,7 +130,7 @@ class Arena:
     @classmethod
     def open(cls, path: Path) -> "Arena":
         """Maps a file that `write` made. Raises FormatError when it is not one, or damaged."""
-        try:
+        with reading(f"{path} is damaged", FormatError, "the packed weights cannot be used", "delete it", (OSError,)):
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
@@ -142,10 +142,6 @@ class Arena:
                 raise ValueError("not an arena")
             index = json.loads(data[end - length : end].tobytes())
             return cls({name: _entry(data[: end - length], **entry) for name, entry in index.items()})
-        except (ValueError, TypeError, struct.error) as error:
-            raise FormatError(
-                f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it"
-            ) from error
 
 
 def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
