@@ -260,7 +260,7 @@ MINDFORMERS = {
         "arch": {"type": "LlamaForCausalLM"},
         "model_config": {
             "type": "LlamaConfig", "batch_size": 1, "seq_length": 4096, "hidden_size": 64, "num_layers": 2, "num_heads": 4,
-            "n_kv_heads": 2, "vocab_size": 320, "multiple_of": 32, "ffn_dim_multiplier": 1.3, "rms_norm_eps": 0.0001, "theta": 10000.0,
+            "n_kv_heads": 2, "vocab_size": 320, "multiple_of": 32, "ffn_dim_multiplier": 1.3, "rms_norm_eps": 0.01,
             "compute_dtype": "bfloat16", "layernorm_compute_type": "float32", "softmax_compute_type": "float32",
             "rotary_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "extend_method": "YARN",
             "scaling_factor": {"factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 32, "beta_slow": 1,
