@@ -223,6 +223,9 @@ class Batch:
 
     def _draw(self, text: _Text, logits: Logits) -> None:
         answer, settings = text.answer, text.answer.settings
+        if settings.max_tokens == 0:
+            self._end(text, "length")
+            return
         try:
             token = text.sampler.sample(logits)
             top = settings.top_logprobs

@@ -1,5 +1,6 @@
 """`llamachat complete`: one prompt, or a JSONL file of them, to stdout; a filter that scripts can rely on."""
 
+import io
 import json
 import re
 import sys
@@ -71,7 +72,8 @@ class Completer:
     @cached_property
     def _constrainer(self) -> Constrainer:
         drops_space = self.model.tokenizer.dummy_prefix and not self.raw
-        return Constrainer(self.model.tokenizer, self.model.engine.config.vocab_size, self.model.stop_ids, drops_space)
+        size = self.model.engine.config.vocab_size
+        return Constrainer(self.model.tokenizer, size, self.settings.stop_ids, drops_space)
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""
@@ -214,7 +216,9 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     given = argument if file is None else read_text(file)
     parts = [given] if given is not None else []
     if not sys.stdin.isatty():
-        piped = _utf8(sys.stdin.read(), "standard input").removesuffix("\n")
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(newline="")  # as files are read: no line end is changed
+        piped = _plain(sys.stdin.read(), "standard input")
         parts += [piped] if piped else []
     if not any(parts):
         raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
@@ -222,12 +226,19 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A user's text file, without its last newline."""
-    try:  # with or without a byte-order mark; what is no UTF-8 comes as lone surrogates, for _utf8
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    """A user's text file: see _plain."""
+    try:  # what is no UTF-8 comes as lone surrogates, for _utf8
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+            text = opened.read()
     except (OSError, ValueError) as error:  # ValueError: a name with NUL
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return _utf8(text, str(file)).removesuffix("\n")
+    return _plain(text, str(file))
+
+
+def _plain(text: str, where: str) -> str:
+    """A text, from wherever it comes: without a byte-order mark and the last line's end. All else stays, CRLF too."""
+    text = _utf8(text, where).removeprefix("\ufeff")
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> str | None:

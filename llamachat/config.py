@@ -116,6 +116,20 @@ class RopeScaling:
             low, high = self.low_freq_factor, self.high_freq_factor
             require(low < high, "RoPE high_freq_factor", high, f"above low_freq_factor ({low})")
 
+    @classmethod
+    def longrope(
+        cls,
+        factor: float,
+        original: int,
+        attention: float | None,
+        short: tuple[float, ...],
+        long: tuple[float, ...],
+    ) -> "RopeScaling":
+        """Kind longrope; or, where the factors are the same for every length and nothing else is scaled, "factors"."""
+        if short == long and (attention == 1 or (attention is None and factor <= 1)):
+            return cls("factors", factors=short)
+        return cls("longrope", factor, original, attention_factor=attention, short_factor=short, long_factor=long)
+
     @property
     def length_dependent(self) -> bool:
         """True when the frequencies depend on how long the context is."""

@@ -4,11 +4,21 @@ Each function honours a key, or knows by name that it has no effect on what the 
 setting that is silently dropped gives a model that is subtly wrong. MindFormers has its own module, mindformers.py.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-from llamachat.config import LlamaConfig, RopeScaling, SamplingParams, require, require_number
+from llamachat.config import (
+    Dtype,
+    Dtypes,
+    LlamaConfig,
+    RopeScaling,
+    SamplingParams,
+    require,
+    require_number,
+    shown,
+)
 from llamachat.errors import ConfigError
 from llamachat.metadata import Fields, names, naming
 from llamachat.quant_sources import quantization
@@ -88,6 +98,7 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
     for key in ("rope_interleaved", "use_mrope", "add_cross_attention", "is_encoder_decoder", "tie_encoder_decoder"):
         fields.neutral(key, False)
     attention_bias, quantized = _bias(fields, "attention_bias", family.qkv_bias), fields.inside("quantization_config")
+    own = fields.inside(OWN)
     with naming(where):
         config = LlamaConfig(
             vocab_size=fields.size("vocab_size", "vocab_size"),
@@ -115,7 +126,8 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
     _refuse_other_ways(fields)
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if raw.get(key) not in neutral}
     ignored = fields.finish(HF_NO_EFFECT | GENERATION_NO_EFFECT | (LEGACY_GENERATION.keys() - legacy.keys()))
-    return Translated(config, generation(legacy, where), ignored)
+    translated = Translated(config, generation(legacy, where), ignored)
+    return _extended(translated, own) if own else translated
 
 
 def head_share(fields: Fields, hidden: int, heads: int) -> int:
@@ -159,14 +171,23 @@ def _window(fields: Fields, family: _Family, layers: int) -> tuple[int | None, i
 
 def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from rope_theta and rope_scaling, or from transformers 5's rope_parameters, which holds both."""
-    old, new = fields.inside("rope_scaling"), fields.inside("rope_parameters")
-    if old and new and old.raw != new.raw:
-        fields.refuse("rope_scaling", "the same as rope_parameters, or absent")
     theta = fields.number("rope_theta", 10000.0)
     original = fields.whole("original_max_position_embeddings", 0, 1) or None
-    inner = new or old
-    if inner is None:
-        return theta, None
+    keys = [key for key in ("rope_parameters", "rope_scaling") if fields.inside(key)]
+    found: list[tuple[float, RopeScaling | None]] = []
+    for key in keys:  # a theta that the second does not name is the first's
+        found.append(_rope_of(fields, key, found[0][0] if found else theta, context, original))
+    if len(set(found)) > 1:
+        new, old = (f"{key} is {shown(fields.raw[key])}" for key in keys)
+        raise ConfigError(f"{fields.where}: {new}, but {old}", "they contradict each other", "remove the wrong one")
+    return found[0] if found else (theta, None)
+
+
+def _rope_of(
+    fields: Fields, key: str, theta: float, context: int, original: int | None
+) -> tuple[float, RopeScaling | None]:
+    inner = fields.inside(key)
+    assert inner is not None
     theta = inner.number("rope_theta", theta)
     inner.neutral("partial_rotary_factor", 1.0, 1)
     scaling = _rope_scaling(inner, context, original)
@@ -186,6 +207,7 @@ def _rope_scaling(fields: Fields, context: int, original: int | None) -> RopeSca
         fields.refuse("type", "the same as rope_type")
     if kind == "default":
         return None
+    given = original or fields.get("original_max_position_embeddings") is not None
     inner = fields.whole("original_max_position_embeddings", context, 1)
     original = original or inner
     factor = fields.number("factor", max(context / original, 1e-6) if kind in ("yarn", "longrope") else None)
@@ -194,16 +216,14 @@ def _rope_scaling(fields: Fields, context: int, original: int | None) -> RopeSca
             case "linear":
                 return RopeScaling("linear", factor)
             case "dynamic":
-                return RopeScaling("dynamic", factor, original)
+                return RopeScaling("dynamic", factor, original if given else 0)
             case "llama3":
                 low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
                 return RopeScaling("llama3", factor, original, low, high)
         attention = fields.number("attention_factor") if fields.get("attention_factor") is not None else None
         if kind == "longrope":
             short, long = fields.numbers("short_factor"), fields.numbers("long_factor")
-            return RopeScaling(
-                "longrope", factor, original, attention_factor=attention, short_factor=short, long_factor=long
-            )
+            return RopeScaling.longrope(factor, original, attention, short, long)
         return RopeScaling(
             "yarn",
             factor,
@@ -215,6 +235,45 @@ def _rope_scaling(fields: Fields, context: int, original: int | None) -> RopeSca
             mscale_all_dim=fields.number("mscale_all_dim", 0),
             attention_factor=attention,
         )
+
+
+# Our own converted models --------------------------------------------------------------------------------------------
+
+OWN = "llamachat"  # in the config.json of a converted model: what Hugging Face's keys cannot say of it
+BIASES = ("qkv_bias", "attention_out_bias", "mlp_bias")
+
+
+def _extended(told: Translated, own: Fields) -> Translated:
+    """With what stands under OWN, which goes before the rest."""
+    config, quantized = told.config, told.config.quantization
+    biases: dict[str, Any] = {name: own.flag(name, getattr(config, name)) for name in BIASES}
+    window = own.whole("sliding_window", config.sliding_window or 0) or None
+    full = own.whole("full_attention_layers", config.full_attention_layers)
+    if quantized is None:
+        own.neutral("kv_bits")
+    with naming(own.where):
+        config = replace(
+            config,
+            **biases,
+            sliding_window=window,
+            full_attention_layers=full,
+            dtypes=_dtypes(own.inside("dtypes")),
+            quantization=quantized and replace(quantized, kv_bits=own.get("kv_bits") or quantized.kv_bits),
+        )
+    seed = {"seed": own.whole("seed", high=2**64 - 1)} if own.get("seed") is not None else {}
+    length = own.whole("max_length", 0) or None
+    own.finish(())
+    return Translated(config, {**told.sampling, **seed}, told.ignored, length)
+
+
+def _dtypes(fields: Fields | None) -> Dtypes:
+    if fields is None:
+        return Dtypes()
+    known = {dtype: dtype for dtype in get_args(Dtype)}
+    names = [each.name for each in dataclasses.fields(Dtypes)]
+    given = {name: fields.choice(name, known) for name in names if fields.get(name) is not None}
+    fields.finish(())
+    return Dtypes(**given)
 
 
 # generation_config.json -----------------------------------------------------------------------------------------------

@@ -5,67 +5,62 @@ bytes are known. Its masks go into the sampler before everything else.
 """
 
 import json
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.errors import FormatError, ModelError, UsageError
+from llamachat.grammars import Matcher, RefusedError, Vocabulary, process
 from llamachat.sample import Constraint
 from llamachat.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-
-# As json.dumps writes: one line, and no white space that a small model could go on with for ever.
-_JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def from_schema(schema: object) -> str:
     """A JSON schema, parsed or as text -> a grammar. Raises UsageError where llguidance does not know a part of it."""
-    from llguidance import LLMatcher
-
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
-        schema = json.loads(text, parse_int=_exact, parse_constant=_exact)
-        if not isinstance(schema, dict):
+        parsed = json.loads(text, parse_int=_exact, parse_float=_finite, parse_constant=_finite)
+        if not isinstance(parsed, dict):
             raise ValueError("it is not an object")
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_STYLE)
     except (ValueError, RecursionError) as error:
         raise _refusal("JSON schema", str(error)) from error
-    return _checked("JSON schema", grammar)
+    return _compiled("JSON schema", "schema", text)
 
 
 def _exact(digits: str) -> int:
-    """Raises ValueError for what llguidance, which computes with float64, would change; Infinity and NaN among it."""
+    """Raises ValueError for what llguidance, which computes with float64, would change."""
     if abs(number := int(digits)) > 2**53:
         raise ValueError(f"{number} is too large")
     return number
 
 
+def _finite(digits: str) -> float:
+    """Raises ValueError for what float64 cannot hold: 1e400, Infinity and NaN."""
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is no finite number")
+    return number
+
+
 def from_regex(regex: str) -> str:
     """A regular expression (Rust's syntax: no look-around, no references) for the whole answer -> a grammar."""
-    from llguidance import LLMatcher
-
-    return _checked("regular expression", LLMatcher.grammar_from_regex(regex))
+    return _compiled("regular expression", "regex", regex)
 
 
 def from_lark(text: str) -> str:
     """A context-free grammar in llguidance's kind of Lark, which begins at `start`."""
-    from llguidance import LLMatcher
-
-    return _checked("grammar", LLMatcher.grammar_from_lark(text))
+    return _compiled("grammar", "lark", text)
 
 
-def _checked(what: str, grammar: str) -> str:
-    from llguidance import LLMatcher
-
-    if message := LLMatcher.validate_grammar(grammar):
-        raise _refusal(what, message)
-    return grammar
+def _compiled(what: str, kind: str, text: str) -> str:
+    try:
+        return process().compiled(kind, text)
+    except RefusedError as error:
+        raise _refusal(what, str(error)) from error
 
 
 def _refusal(what: str, message: str) -> UsageError:
@@ -87,6 +82,7 @@ class Constrainer:
 
     def __init__(self, tokenizer: Tokenizer, size: int, stop_ids: Collection[int], drops_space: bool) -> None:
         self._tokenizer, self.size, self.drops_space = tokenizer, size, drops_space
+        self._refused = dict[str, str]()  # grammar -> why: a batch may ask for one that costs seconds on every line
         self._stop_ids = sorted(token for token in stop_ids if token < size)
         self._bytes = [tokenizer.token_bytes(token) for token in range(size)]
         self._spaced = [i for i, data in enumerate(self._bytes) if drops_space and data.startswith(b" ")]
@@ -94,36 +90,38 @@ class Constrainer:
 
     def of(self, grammar: str) -> Callable[[], Constraint]:
         """What makes a constraint for each answer to this grammar. Raises UsageError."""
-        from llguidance import LLMatcher
+        if reason := self._refused.get(grammar):
+            raise _refusal("grammar", reason)
+        start = Matcher(self._vocabulary, grammar)
+        try:
+            start.start()
+            first = self._first(start) if self.drops_space else None
+        except RefusedError as error:
+            self._refused[grammar] = str(error)
+            raise _refusal("grammar", str(error)) from error
+        return lambda: Guided(self, Matcher(self._vocabulary, grammar), first)
 
-        start = LLMatcher(self._library, grammar, log_level=0)
-        if start.is_error():
-            raise _refusal("grammar", start.get_error())
-        first = self._first(start) if self.drops_space else None
-        return lambda: Guided(self, start.deep_copy(), first)
-
-    def mask(self, matcher: "LLMatcher") -> NDArray[np.bool_]:
-        """[size] the tokens that may come next."""
-        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    def mask(self, matcher: Matcher) -> NDArray[np.bool_]:
+        """[size] the tokens that may come next. Raises RefusedError."""
+        bits = np.frombuffer(matcher.mask(), np.uint8)
         return np.unpackbits(bits, count=self.size, bitorder="little").view(np.bool_)
 
     def is_lone_space(self, token: int) -> bool:
         return self._bytes[token] == b" "
 
-    def _first(self, start: "LLMatcher") -> NDArray[np.bool_]:
+    def _first(self, start: Matcher) -> NDArray[np.bool_]:
         """The tokens that may come first: with their twins in the place of those that begin with a space.
 
         A mask would have of these only what llguidance's way to write forced text has. A lone space changes nothing.
         """
         mask = self.mask(start)
-        for token in self._spaced:
-            mask[token] = self.is_lone_space(token) or start.validate_tokens([self.twins[token]])
+        valid = start.valid([self.twins[token] for token in self._spaced])
+        for token, fits in zip(self._spaced, valid, strict=True):
+            mask[token] = self.is_lone_space(token) or fits
         return mask
 
     @cached_property
-    def _library(self) -> "LLTokenizer":
-        from llguidance import LLTokenizer, TokenizerWrapper
-
+    def _vocabulary(self) -> Vocabulary:
         tokens = [*self._bytes, *(self._bytes[token].removeprefix(b" ") for token in self._spaced)]
         names = {token: name for name, token in self._tokenizer.specials.items() if token < self.size}
         names = {token: f"<|stop {token}|>" for token in self._stop_ids} | names
@@ -133,54 +131,41 @@ class Constrainer:
             tokens.append(b"")
         for token, name in names.items():
             tokens[token] = name.encode()
-        vocabulary = _Vocabulary(self._tokenizer, tokens, sorted(names), stops[0])
-        vocabulary.library = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=len(tokens), eos_token=stops)
-        return vocabulary.library
+        return Vocabulary(tokens, sorted(names), stops, self._written)
 
-
-class _Vocabulary:
-    """A tokenizer as llguidance wants it."""
-
-    bos_token_id = None
-    library: "LLTokenizer"
-
-    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], specials: list[int], stop: int) -> None:
-        self.tokens, self.special_token_ids, self.eos_token_id = tokens, specials, stop
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str) -> list[int]:
+    def _written(self, text: str) -> list[int] | None:
         """How text that is forced is written: as the tokenizer does, if it keeps every byte. No error may come of it."""
-        assert isinstance(text, str)  # the wrapper tries bytes first
         try:
             ids = self._tokenizer.encode(text, start=False)
         except FormatError:
-            ids = []
+            return None
         exact = b"".join(map(self._tokenizer.token_bytes, ids)) == text.encode()
-        return ids if exact else self.library.greedy_tokenize(text)
+        return ids if exact else None
 
 
 class Guided:
     """A Constraint: how far an answer has come in its grammar."""
 
-    def __init__(self, vocabulary: Constrainer, matcher: "LLMatcher", first: NDArray[np.bool_] | None) -> None:
+    def __init__(self, vocabulary: Constrainer, matcher: Matcher, first: NDArray[np.bool_] | None) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
         self._first = first  # what may come first, where that is special
 
     @property
     def complete(self) -> bool:
-        return self._matcher.is_stopped()
+        return self._matcher.complete
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Raises ModelError where the grammar needs more work than llguidance does for a token."""
+        """Raises ModelError where the grammar needs more work than may be done for a token."""
         if self._first is not None:
             return self._first
-        mask = self._vocabulary.mask(self._matcher)
-        self._check()
-        return mask
+        with _too_much():
+            return self._vocabulary.mask(self._matcher)
 
     def forced(self) -> list[int]:
-        tokens = self._matcher.compute_ff_tokens() if self._first is None else []
-        return list(takewhile(lambda token: token < self._vocabulary.size, tokens))
+        if self._first is not None:
+            return []
+        with _too_much():
+            return list(takewhile(lambda token: token < self._vocabulary.size, self._matcher.forced()))
 
     def add(self, token: int) -> None:
         """Raises ModelError, as `allowed`."""
@@ -189,15 +174,19 @@ class Guided:
             if self._vocabulary.is_lone_space(token):
                 return
             token = self._vocabulary.twins.get(token, token)
-        self._matcher.consume_token(token)
-        self._check()
+        with _too_much():
+            self._matcher.add(token)
 
-    def _check(self) -> None:
-        if not self._matcher.is_error():
-            return
-        reason = _reason(self._matcher.get_error())
+
+@contextmanager
+def _too_much() -> Iterator[None]:
+    try:
+        yield
+    except RefusedError as error:
+        reason = _reason(str(error))
         if (
             "doesn't satisfy the grammar" in reason
         ):  # it was allowed: where nothing fits, llguidance offers what does not
-            raise ModelError("the model's tokenizer cannot write what the grammar wants", "the answer ends here")
-        raise ModelError(f"the grammar is too much: {reason}", "the answer ends here")
+            reason = "the model's tokenizer cannot write what the grammar wants"
+            raise ModelError(reason, "the answer ends here") from error
+        raise ModelError(f"the grammar is too much: {reason}", "the answer ends here") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from llamachat import fit
-from llamachat.config import Dtype, Dtypes, KvBits
+from llamachat.config import Dtype, KvBits
 from llamachat.engine import Engine
 from llamachat.engine.build import BuildError
 from llamachat.errors import UsageError
@@ -33,28 +33,34 @@ def build_engine(
 ) -> Engine:
     """The native engine on a CPU where it can be had, else torch; `say` is told when a wish could not be met.
 
-    A dtype, or arithmetic that the model's configuration asks for, is torch's: the native engine has its own.
+    A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
+    types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
     Raises UsageError for what cannot be combined, DoesNotFitError.
     """
-    own_types = dtype is not None or checkpoint.config.dtypes != Dtypes()
     place = _device(device)
-    if engine == "native" and (place == "cuda" or own_types):
+    if engine == "native" and (place == "cuda" or dtype is not None):
         what = "runs on the CPU only" if place == "cuda" else "computes in its own types only"
         raise UsageError(f"the native engine {what}", "the model was not loaded", "use --engine torch")
-    if engine != "torch" and place == "cpu" and not own_types:
+    if engine != "torch" and place == "cpu" and dtype is None:
         try:
-            return _native(checkpoint, tensors, slots, bits, threads, force, say)
+            reason = _unsupported(checkpoint)
+            if reason is None:
+                return _native(checkpoint, tensors, slots, bits, threads, force, say)
         except BuildError as error:
             if engine == "native":
                 raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
             say(_no_native(error))
+        else:
+            if engine == "native":
+                raise UsageError(f"the native engine cannot run this model ({reason})", remedy="use --engine torch")
+            say(f"the native engine cannot run this model ({reason}); torch answers instead, slower")
     return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
 
 
 def prepare_native(say: Report) -> None:
     """Compile the native engine if that is still to be done; `say` is told of that, and where it cannot be had."""
+    from llamachat.engine.abi import native_library
     from llamachat.engine.build import compiler, is_compiled
-    from llamachat.engine.pack import native_library
 
     if not is_compiled() and compiler():
         say("compiling the native engine, once …")
@@ -70,6 +76,12 @@ def _no_native(error: BuildError) -> str:
     return f"the native engine cannot be had ({first}); torch answers instead, slower"
 
 
+def _unsupported(checkpoint: Checkpoint) -> str | None:
+    from llamachat.engine.native import supports
+
+    return supports(checkpoint.config, checkpoint.index())
+
+
 def _native(
     checkpoint: Checkpoint,
     tensors: Tensors,
@@ -83,8 +95,12 @@ def _native(
     from llamachat.engine.native import KV_TYPES, NativeEngine, planned_bytes
 
     kv = KV_TYPES[bits or 16]
-    _check(*planned_bytes(checkpoint.config, checkpoint.index(), slots, kv), slots, bits, force)
-    return NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+    weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
+    _check(weights, cache, slots, bits, force, max(fit.WORKSPACE, fit.WORKSPACE // 2 + workspace))
+    engine = NativeEngine(checkpoint.config, cached(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+    if (asked := checkpoint.config.dtypes.compute) not in (None, engine.types):
+        say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
+    return engine
 
 
 def _torch(
@@ -111,8 +127,8 @@ def _torch(
         raise MemoryError from error
 
 
-def _check(weights: int, kv: int, slots: int, bits: KvBits | None, force: bool) -> None:
-    fit.check(fit.Plan(weights, kv, fit.WORKSPACE, fit.available_memory(), slots, bits or 16), force)
+def _check(weights: int, kv: int, slots: int, bits: KvBits | None, force: bool, workspace: int = fit.WORKSPACE) -> None:
+    fit.check(fit.Plan(weights, kv, workspace, fit.available_memory(), slots, bits or 16), force)
 
 
 def _device(wanted: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +14,21 @@ from llamachat import catalog, fetch, fit
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.cache import Cache
 from llamachat.catalog import LocalPath, ModelEntry
-from llamachat.config import LARGEST, Dtype, KvBits, SamplingParams, require_choice, require_whole
+from llamachat.config import LARGEST, Dtype, KvBits, LlamaConfig, SamplingParams, require_choice, require_whole
 from llamachat.dialog import DialogFormat, choose
 from llamachat.engine import Engine
 from llamachat.engines import EngineName, build_engine
-from llamachat.errors import ConfigError, DoesNotFitError, FormatError, UsageError, no_memory, reading
+from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.fetch.verified import Progress
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generate import Room, never, no_room
 from llamachat.tensors import QuantTensor, Tensor, to_float32
-from llamachat.tokenizer import Tokenizer
+from llamachat.tokenizer import Tokenizer, open_file
 
 Report = Callable[[str], None]
+
+PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
 
 
 @dataclass
@@ -52,12 +54,13 @@ class LoadedModel:
     @property
     def notes(self) -> list[str]:
         """What a person should know before using it."""
-        made_for = made_for_context(self.entry, self.checkpoint)
+        made_for, notes = made_for_context(self.entry, self.checkpoint), [*self.tokenizer.notes]
         if self.context <= made_for:
-            return []
+            return notes
         return [
+            *notes,
             f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
-            f"answers may get worse past these; --ctx-size {made_for} stays within them"
+            f"answers may get worse past these; --ctx-size {made_for} stays within them",
         ]
 
     @property
@@ -85,9 +88,17 @@ class LoadedModel:
         return SamplingParams().replace(**{**own, **self.entry.sampling})
 
     @cached_property
-    def stop_ids(self) -> Collection[int]:
-        """Every id that ends an answer."""
+    def text_stop_ids(self) -> frozenset[int]:
+        """Every id that ends a plain text: what the model's configuration and its tokenizer call EOS."""
         return frozenset(self.checkpoint.config.eos_token_ids) | self.tokenizer.eos_ids
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: those that end a text, and those that end a turn in the model's dialog format."""
+        try:
+            return self.text_stop_ids | self.dialog.stop_ids
+        except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
+            return self.text_stop_ids
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
@@ -133,12 +144,14 @@ def load(
     force: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
+    tokenizer_path: str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most fit.DEFAULT_CONTEXT. parallel: texts of that length
-    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights. Raises
-    LlamachatError: unknown model, damaged files, or too little memory.
+    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. Raises LlamachatError: unknown model,
+    damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
     begin = time.perf_counter()
@@ -150,7 +163,7 @@ def load(
     slots = ctx_size or min(made_for_context(entry, checkpoint), fit.DEFAULT_CONTEXT)
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
-    tokenizer = checkpoint.tokenizer()
+    tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.rope_scaling and config.rope_scaling.length_dependent:
         parallel = 1  # the angles depend on how many slots there are
     ready, parallel = _built(
@@ -166,6 +179,14 @@ def load(
         say=report or silent,
     )
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+
+
+def _other_tokenizer(path: Path, config: LlamaConfig) -> Tokenizer:
+    tokenizer = open_file(path)
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING:
+        cause = f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary {config.vocab_size}"
+        raise ModelError(cause, "the model was not loaded", "give the tokenizer that it was made with")
+    return tokenizer
 
 
 def made_for_context(entry: ModelEntry, checkpoint: Checkpoint) -> int:
@@ -231,9 +252,12 @@ def _converted(path: Path, entry: ModelEntry, progress: Progress) -> Path:
 
 
 def _quantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights)."""
+    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights).
+
+    bitsandbytes' settings are no wish: they say how the weights that lie there were made.
+    """
     wanted = checkpoint.config.quantization
-    if wanted is None or _is_packed(checkpoint):
+    if wanted is None or wanted.scheme.startswith("bnb-") or _is_packed(checkpoint):
         return checkpoint
     from quantize.schemes import Quantized
 

@@ -103,12 +103,12 @@ class Fields:
         return None if value == -1 else value
 
     def tokens(self, key: str, absent: int | None = None) -> tuple[int, ...]:
-        """Token ids from a number or a list of numbers; () when there is none."""
+        """Token ids, each once, from a number or a list of numbers; () when there is none."""
         value = self.get(key) if key in self.raw else absent
         items = value if isinstance(value, list) else [] if value in (None, -1) else [value]
         if not all(is_whole(item) and 0 <= item <= LARGEST["vocab_size"] for item in items):
             self.refuse(key, "a token id or a list of them")
-        return tuple(items)
+        return tuple(dict.fromkeys(items))
 
     def inside(self, key: str) -> "Fields | None":
         """The fields of a nested mapping; None when absent, null or empty."""

@@ -1,7 +1,8 @@
 """MindFormers' LlamaConfig, or a whole MindFormers YAML file -> LlamaConfig and sampling.
 
-Every parameter of MindFormers 1.0 to 2.1 (mindformers/models/llama/llama_config.py and its base class) is either read
-in `translate` or stands in NO_EFFECT with the reason. Absent ones have MindFormers' defaults.
+Every parameter of MindFormers 1.0 to 2.1 (mindformers/models/llama/llama_config.py, its base class and its generation
+settings) is either read in `translate` or stands in NO_EFFECT with the reason, and so is what its own YAML files carry
+along that its Llama never reads. Absent ones, and those that are null, have MindFormers' defaults.
 """
 
 from collections.abc import Mapping
@@ -22,18 +23,25 @@ NO_EFFECT = {
     "num_blocks": "as block_size",
     "chunk_prefill": "prompts are always prefilled in chunks",
     "is_dynamic": "shapes are always dynamic",
-    "parallel_decoding_params": "finds the same tokens sooner",
+    **dict.fromkeys(("parallel_decoding_params", "parallel_decoding"), "finds the same tokens sooner"),
+    **dict.fromkeys(("window_size", "level", "guess_set_size"), "of parallel_decoding"),
+    **dict.fromkeys(("use_paged_attention", "use_kvcache_op", "use_past_shard"), "as block_size"),
+    "is_flexible_shape": "as is_dynamic",
+    "num_block": "MindFormers does not read it; num_blocks is meant",
     # how weights lie in a MindSpore checkpoint, which other formats have their own way of
     "qkv_concat": "whether its files hold q, k and v in one matrix",
     "param_init_type": "the type of weights before any are loaded",
     "embedding_init_type": "as param_init_type",
-    "init_method_std": "the spread of weights before any are loaded",
+    **dict.fromkeys(("init_method_std", "initializer_range"), "the spread of weights before any are loaded"),
     "checkpoint_name_or_path": "a place; the caller names the files",
     "pretrained_model_dir": "as checkpoint_name_or_path",
-    "name_or_path": "as checkpoint_name_or_path",
+    **dict.fromkeys(("name_or_path", "_name_or_path"), "as checkpoint_name_or_path"),
     # which kernel computes the same
     "use_flash_attention": "an exact attention kernel",
-    "use_ring_attention": "as use_flash_attention",
+    **dict.fromkeys(
+        ("use_ring_attention", "use_prompt_flash_attention", "use_incre_flash_attention"), "as use_flash_attention"
+    ),
+    "compute_in_2d": "the shape in which matrices are multiplied",
     "use_attn_mask_compression": "how the causal mask is passed to the kernel",
     "use_eod_attn_mask_compression": "as use_attn_mask_compression",
     "use_rope_slice": "how the halves of a head are swapped",
@@ -46,16 +54,26 @@ NO_EFFECT = {
     "parallel_optimizer": "devices",
     "fine_grain_interleave": "overlap of computing and communicating",
     "pp_interleave_num": "pipeline stages",
-    "pipeline_stage": "pipeline stages",
+    **dict.fromkeys(("pipeline_stage", "start_stage", "stage_num"), "pipeline stages"),
     "offset": "layers per pipeline stage",
+    **dict.fromkeys(("use_3d_tensor_parallel", "tp_x", "tp_y", "tp_z"), "devices"),
     # training
     "ignore_token_id": "the label left out of the loss",
     "calculate_per_token_loss": "the loss",
     "input_sliced_sig": "the labels",
+    "emb_dropout_prob": "dropout",
+    # what an answer may be long, and what is returned beside it
+    "max_new_tokens": "an answer ends with its turn, or where -n says",
+    **dict.fromkeys(("output_scores", "output_logits", "return_dict_in_generate"), "more outputs"),
+    "renormalize_logits": "probabilities always add up to one",
+    # of other models' configurations: MindFormers' Llama has max_position_embedding, theta and hidden_size / num_heads
+    "max_position_embeddings": "MindFormers' Llama does not read it",
+    **dict.fromkeys(("rotary_pct", "rotary_emb_base", "kv_channels"), "MindFormers' Llama does not read it"),
     # names and versions
     "type": "checked to be LlamaConfig",
     "model_type": "checked to be llama",
     "architectures": "a name",
+    "auto_map": "where MindFormers finds the code of a tokenizer; nothing of that runs here",
     "tokenizer_class": "the tokenizer comes from its own file",
     "mindformers_version": "a version",
     "_commit_hash": "a version",
@@ -64,17 +82,28 @@ NO_EFFECT = {
 # Of a YAML file, beside model: running, training and its devices.
 YAML_NO_EFFECT = names(
     """
-    auto_trans_ckpt auto_tune autotune_per_step callbacks context data_size data_skip_steps do_eval eval_callbacks
-    eval_dataset eval_dataset_task eval_epoch_interval eval_step_interval filepath_prefix ignore_data_skip infer
-    init_start_profile layer_decay layer_scale load_checkpoint load_ckpt_format local_rank lr_scale lr_scale_factor
-    lr_schedule metric micro_batch_interleave_num moe_config monitor_config only_save_strategy optimizer output_dir
-    parallel parallel_config predict_batch_size pretrained_model_dir print_separate_loss processor profile
-    profile_communication profile_level profile_memory profile_rank_ids profile_start_step profile_stop_step
-    recompute_config remote_save_url resume_training run_mode runner_config runner_wrapper save_file
-    src_strategy_path_or_dir strategy_load_checkpoint train_dataset train_dataset_task train_precision_sync trainer
-    transform_process_num use_graceful_exit use_legacy use_parallel
+    auto_trans_ckpt auto_tune autotune_per_step balanced_load callbacks ckpt_use_legacy_format context data_size
+    data_skip_steps do_eval eval_callbacks eval_dataset eval_dataset_task eval_epoch_interval eval_step_interval
+    exclude_cann_cpu filepath_prefix ignore_data_skip infer infer_precision_sync init_start_profile input_data
+    layer_decay layer_scale load_checkpoint load_ckpt_async load_ckpt_format local_rank lr_scale lr_scale_factor
+    lr_schedule metric micro_batch_interleave_num moe_config monitor_config mstx only_save_strategy optimizer output_dir
+    parallel parallel_config postprocess_use_numpy predict_batch_size pretrained_model_dir print_separate_loss processor
+    profile profile_communication profile_level profile_memory profile_pipeline profile_rank_ids profile_start_step
+    profile_stop_step profiler_level recompute_config remote_save_url resume_training run_mode runner_config
+    runner_wrapper save_file src_strategy_path_or_dir strategy_load_checkpoint swap_config train_dataset
+    train_dataset_task train_precision_sync trainer transform_process_num use_graceful_exit use_legacy use_parallel
     """
 )
+# What would choose other tokens and is not offered, with the values at which it does nothing.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "is_encoder_decoder": (False,),
+    "pet_config": (),  # adapters, whose weights are not among the model's
+    "quant": ("",),  # an old name of quantization
+    "num_beams": (1,),
+    "encoder_repetition_penalty": (1, 1.0),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+}
 DTYPES: dict[str, Dtype] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 
 
@@ -89,6 +118,9 @@ def translate(source: Mapping[str, Any], where: str) -> Translated:
         raise ConfigError(f"{where} has no model.model_config", "there is no model to build")
     if arch := model.inside("arch"):
         arch.choice("type", dict.fromkeys(("LlamaForCausalLM", "ParallelLlamaForCausalLM")))
+        arch.finish(("auto_register",))
+    _refuse_experts(file)  # which MindFormers puts in the place of model_config's own
+    file.neutral("adapter_id")
     translated = _model_config(inner)
     if file.get("seed") is not None:
         translated.sampling["seed"] = file.whole("seed", high=2**32 - 1)
@@ -98,13 +130,19 @@ def translate(source: Mapping[str, Any], where: str) -> Translated:
     )
 
 
-def _model_config(fields: Fields) -> Translated:
-    fields.choice("type", {"LlamaConfig": None}, "LlamaConfig")
-    fields.choice("model_type", {"llama": None}, "llama")
-    fields.neutral("is_encoder_decoder", False)
-    fields.neutral("pet_config")
+def _refuse_experts(fields: Fields) -> None:
+    """A moe_config stands in every file of some versions; with one expert the feed-forward is the usual one."""
     if moe := fields.inside("moe_config"):
         moe.neutral("expert_num", 1)
+
+
+def _model_config(fields: Fields) -> Translated:
+    fields = Fields({key: None if value == "None" else value for key, value in fields.raw.items()}, fields.where)
+    fields.choice("type", {"LlamaConfig": None}, "LlamaConfig")
+    fields.choice("model_type", {"llama": None}, "llama")
+    for key, values in NEUTRAL.items():
+        fields.neutral(key, *values)
+    _refuse_experts(fields)
     hidden, heads = fields.size("hidden_size", "hidden_size", 4096), fields.size("num_heads", "num_attention_heads", 32)
     sequence = fields.size("seq_length", "max_position_embeddings", 2048)
     theta, scaling, context = *_rope(fields), fields.size("max_position_embedding", "max_position_embeddings", sequence)
@@ -130,8 +168,9 @@ def _model_config(fields: Fields) -> Translated:
             dtypes=_dtypes(fields),
             quantization=_quantization(fields),
         )
-    sampling, max_length = _sampling(fields), fields.whole("max_decode_length", 1024, 1)
-    ignored = fields.finish(NO_EFFECT.keys() | {"moe_config"})
+    sampling, decode = _sampling(fields), fields.whole("max_decode_length", 1024, 1)
+    max_length = fields.whole("max_length", decode, 1)
+    ignored = fields.finish(NO_EFFECT.keys() | {"moe_config"} | _without_effect_on_rope(fields))
     return Translated(config, sampling, ignored, min(max_length, sequence))
 
 
@@ -149,7 +188,7 @@ def _dtypes(fields: Fields) -> Dtypes:
         norm=fields.choice("layernorm_compute_type", DTYPES, "float32"),
         softmax=fields.choice("softmax_compute_type", DTYPES, "float32"),
         rotary=fields.choice("rotary_dtype", DTYPES, "float32"),
-        residual=fields.choice("residual_dtype", DTYPES) if fields.raw.get("residual_dtype") is not None else None,
+        residual=fields.choice("residual_dtype", DTYPES) if fields.get("residual_dtype") is not None else None,
     )
 
 
@@ -176,12 +215,18 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     return sampling
 
 
+# MindFormers' Llama hands every method to FreqsMgr, which has no branch for DYNAMIC_NTK (FreqsMgrDynamicNTK, in the same
+# file, is built by other models alone): plain RoPE with the plain theta, at every length and position.
+PLAIN = ("None", "DYNAMIC_NTK")
+METHODS = {method: method for method in (*PLAIN, "PI", "NTK", "YARN", "LLAMA3")} | {"linear": "PI"}
+
+
 def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from theta, extend_method and scaling_factor, as FreqsMgr computes them."""
-    theta = fields.number("theta", 10000.0)
-    methods = {method: method for method in ("None", "PI", "NTK", "YARN", "DYNAMIC_NTK", "LLAMA3")} | {"linear": "PI"}
-    method = fields.choice("extend_method", methods, "None")
-    fields.get("scaling_factor")
+    theta, method = fields.number("theta", 10000.0), fields.choice("extend_method", METHODS, "None")
+    scaled, old = fields.get("scaling_factor") is not None, fields.get("pretrain_seqlen") is not None
+    if old and not scaled and method in ("PI", "NTK"):
+        fields.refuse("pretrain_seqlen", "scaling_factor in its place, as since MindFormers 1.0")
     with naming(fields.where):
         match method:
             case "NTK":  # the base itself grows, with no exponent
@@ -192,9 +237,14 @@ def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
                 return theta, _yarn(_mapping(fields))
             case "LLAMA3":
                 return theta, _llama3(_mapping(fields))
-            case "DYNAMIC_NTK":
-                return theta, _dynamic_ntk(fields)
     return theta, None
+
+
+def _without_effect_on_rope(fields: Fields) -> set[str]:
+    """Keys that the chosen extend_method does not read; read or not, one at its default is not worth a word."""
+    method, factor = fields.raw.get("extend_method") or "None", fields.raw.get("scaling_factor")
+    unread = {"scaling_factor"} if method in PLAIN and factor not in (None, 1) else set()
+    return unread | {"pretrain_seqlen"} | ({"extend_method"} if method == "DYNAMIC_NTK" else set())
 
 
 def _factor(fields: Fields) -> float:
@@ -225,14 +275,3 @@ def _yarn(fields: Fields) -> RopeScaling:
     mscale, mscale_all = ((0.1 * fields.number(key) * log(max(factor, 1)) + 1) for key in ("mscale", "mscale_all_dim"))
     fields.finish(())
     return RopeScaling("yarn", factor, original, beta_fast=high, beta_slow=low, attention_factor=mscale / mscale_all)
-
-
-def _dynamic_ntk(fields: Fields) -> RopeScaling:
-    """Dynamic NTK with factor 2, unless scaling_factor names a larger one.
-
-    MindFormers raises the base in steps: by 2^ceil(log2(length / context) + 1) - 1 to the power d / (d - 2), which at
-    each power of two is the usual formula with factor 2, in between less smooth; and it leaves cached keys rotated by
-    older bases, so beyond the context its results depend on how the prompt was cut. Up to the context, all is one.
-    """
-    factor = _factor(fields)
-    return RopeScaling("dynamic", factor if factor > 1 else 2.0)

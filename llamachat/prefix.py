@@ -16,16 +16,22 @@ def joined(prefix: str, prompt: str) -> str:
 
 
 def hold(
-    model: LoadedModel, cache: Cache, prefix: str, encode: Callable[[str], list[int]], interrupted: Callable[[], bool]
+    model: LoadedModel,
+    cache: Cache,
+    prefix: str,
+    encode: Callable[[str], list[int]],
+    interrupted: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> None:
     """Have an empty cache hold what every prompt with this prefix begins with, from disk or else computed and put there.
 
-    `encode`: the ids of a whole prompt. Raises DoesNotFitError, and OSError where it could not be put on disk.
+    `encode`: the ids of a whole prompt. `say` is told where what is on disk cannot be used. Raises DoesNotFitError, and
+    OSError where it could not be put on disk.
     """
     prompts = [encode(joined(prefix, prompt)) for prompt in ("a", "1", "A")]
     ids = [row[0] for row in takewhile(lambda row: len(set(row)) == 1, zip(*prompts, strict=False))]
     path = snapshot.place(model, f"prefix {hashlib.sha256(repr(ids).encode()).hexdigest()}")
-    if not ids or snapshot.restore(path, model.engine, cache, {"prefix": len(ids)}):
+    if not ids or snapshot.restore(path, model.engine, cache, say):
         return
     try:
         prefill(model.engine, cache, ids, interrupted)

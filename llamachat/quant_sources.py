@@ -1,6 +1,7 @@
 """Quantization settings of Hugging Face (bitsandbytes), MindFormers and our own checkpoints -> QuantConfig."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from llamachat.config import QuantConfig, Scheme
@@ -28,7 +29,8 @@ def _ours(fields: Fields) -> QuantConfig:
     schemes: dict[str, Scheme] = {"int8": "int8", "int4": "int4", "int4-gptq": "int4-gptq"}
     group, kv_bits = fields.get("group_size"), fields.get("kv_bits")
     config = QuantConfig(fields.choice("scheme", schemes), group, kv_bits, fields.strings("skip"))
-    fields.finish(("codebook", "double_quant", "head", "embedding", "overrides"))  # the tensors say it themselves
+    # the tensors say it themselves:
+    fields.finish(("codebook", "double_quant", "head", "embedding", "overrides", "skip_modules"))
     return config
 
 
@@ -65,21 +67,43 @@ MINDFORMERS_NO_EFFECT = {
 }
 
 
-def _mindformers(fields: Fields) -> QuantConfig | None:
-    """RtnConfig, PtqConfig and SmoothQuantConfig, as far as they quantize weights or the cache and nothing else.
+# Its names for the parts of a module's name; those of Hugging Face, which are ours, are understood as well.
+MINDFORMERS_MODULES = {
+    **{own: (own,) for own in ("model", "layers", "lm_head", "self_attn", "mlp", "embed_tokens")},
+    **{own: (own,) for own in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")},
+    "attention": ("self_attn",),
+    "feed_forward": ("mlp",),
+    "tok_embeddings": ("embed_tokens",),
+    "wq": ("q_proj",),
+    "wk": ("k_proj",),
+    "wv": ("v_proj",),
+    "wo": ("o_proj",),
+    "w_qkv": ("q_proj", "k_proj", "v_proj"),
+    "w1": ("gate_proj",),
+    "w2": ("down_proj",),
+    "w3": ("up_proj",),
+    "w_gate_hidden": ("gate_proj", "up_proj"),
+}
 
-    group_size 0, one scale per row there, means the scheme's own groups, which are finer.
+
+def _mindformers(fields: Fields) -> QuantConfig | None:
+    """RtnConfig, PtqConfig and SmoothQuantConfig, as far as they quantize weights or the cache.
+
+    group_size 0, one scale per row there, means the scheme's own groups, which are finer. Activations in int8, and the
+    smoothing that makes them bearable, are a type to compute in: the engine's choice, as compute_dtype is. MindFormers
+    itself refuses both with rtn.
     """
     bits = {"None": None, "int8": 8, "int4": 4, "qint4x2": 4}
     weight = fields.choice("weight_dtype", bits, "None" if "weight_dtype" in fields.raw else "int8")
     cache = fields.choice("kvcache_dtype", {"None": None, "int8": 8}, "None")
-    fields.neutral("activation_dtype", "None")
-    fields.neutral("outliers_suppression", "None")
+    computed = fields.get("quant_method") != "rtn"
+    fields.neutral("activation_dtype", "None", *(["int8"] if computed else []))
+    fields.neutral("outliers_suppression", "None", *(["smooth"] if computed else []))
     fields.neutral("algorithm_args", {})
     fields.neutral("layer_policies", {})
     gptq = fields.choice("precision_recovery", {"none": False, "None": False, "gptq": True}, "none")
     group = fields.whole("group_size", 0, 0, 2**16) or None
-    skip = fields.strings("modules_to_not_convert")
+    skip = tuple(own for name in fields.strings("modules_to_not_convert") for own in _own_names(fields, name))
     fields.finish(MINDFORMERS_NO_EFFECT)
     if weight is None and cache is None:
         return None
@@ -88,3 +112,11 @@ def _mindformers(fields: Fields) -> QuantConfig | None:
     if gptq and weight == 8:
         fields.refuse("precision_recovery", "none with int8 weights")
     return QuantConfig("int8" if weight == 8 else "int4-gptq" if gptq else "int4", group, 8 if cache else None, skip)
+
+
+def _own_names(fields: Fields, name: str) -> list[str]:
+    """MindFormers' name of modules, or a part of one -> ours; feed_forward.w2 -> mlp.down_proj."""
+    parts = [MINDFORMERS_MODULES.get(part, (part,) if part.isdecimal() else ()) for part in name.split(".")]
+    if not all(parts):
+        fields.refuse("modules_to_not_convert", f"names of modules, as {', '.join(MINDFORMERS_MODULES)}")
+    return [".".join(own) for own in product(*parts)]

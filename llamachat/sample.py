@@ -1,8 +1,11 @@
 """Logits -> one token id. numpy only; the sampler owns its random state.
 
 Order: constraint -> logit bias -> repetition, frequency, presence penalty -> temperature -> top-k -> top-p -> min-p ->
-draw. The filters are functions of an array and return the positions they keep. Each finds a cheap bound first and sorts
-only what is left in doubt, so that a token out of 128,000 costs well under a millisecond in the usual settings.
+draw. Temperature 0 is the argmax of what stands before it in that order: constraint, bias and penalties, whether given or
+the model's own, still count there (as in transformers), filters do not. The Python API, which is Meta's, has none of them.
+
+The filters are functions of an array and return the positions they keep. Each finds a cheap bound first and sorts only
+what is left in doubt, so that a token out of 128,000 costs well under a millisecond in the usual settings.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,13 +1,21 @@
 """Text <-> token ids. Knows no roles: see dialog.py. The libraries' wrappers are in llamachat.tokenizers, one each."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from llamachat.errors import FormatError, reader, reading
 
 GGUF_VOCABULARY = "tokenizer.gguf.json"  # in a folder converted from a GGUF file: its `tokenizer.ggml.*` keys
+FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    GGUF_VOCABULARY,
+    "tokenizer.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 class Tokenizer(Protocol):
@@ -22,6 +30,7 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]  # every id that the model's own metadata says ends a sequence or a turn
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
+    notes: Sequence[str]  # what in its files was ignored, a line each
     dummy_prefix: bool  # a text's first space is the tokenizer's own: `decode` drops it
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
@@ -31,8 +40,25 @@ class Tokenizer(Protocol):
     def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
         """Ids of text written by a dialog format or template, in which control tokens are recognised.
 
-        The text after a control token gets no dummy space, except where tokenizer.json asks for one.
+        Which control tokens a dummy space follows is said by `starts_after`: BOS, or all where the tokenizer's files ask.
         """
+        ...
+
+    def encode_spans(
+        self,
+        spans: Iterable[tuple[str, bool]],
+        *,
+        start: bool = True,
+        plain: Callable[[Sequence[tuple[str, bool]], bool], list[int]] | None = None,
+    ) -> list[int]:
+        """Ids of one text in spans, in which control tokens are recognised where the flag says that a format wrote it.
+
+        `plain` stands for `encode`: it is given what lies between two control tokens.
+        """
+        ...
+
+    def starts_after(self, ids: Sequence[int]) -> bool:
+        """Whether a text behind these is to be encoded with `start`."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
@@ -44,29 +70,42 @@ class Tokenizer(Protocol):
         ...
 
 
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a checkpoint's folder that decide what its tokenizer does."""
+    return tuple(folder / name for name in FILES if (folder / name).is_file())
+
+
 @reader
 def open_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder: tokenizer.json, else tokenizer.model, whose content tells its kind, else
-    the vocabulary of the GGUF file that it was converted from.
+    """The tokenizer of a checkpoint's folder: tokenizer.json, else the vocabulary of the GGUF file that it was converted
+    from, else tokenizer.model. Raises FormatError when there is none or it is damaged.
+    """
+    for name in ("tokenizer.json", GGUF_VOCABULARY, "tokenizer.model"):
+        if (path := folder / name).is_file():
+            return open_file(path)
+    raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
 
-    tokenizer_config.json, where it exists, names BOS and EOS. Raises FormatError when there is none or it is damaged.
+
+@reader
+def open_file(path: Path) -> Tokenizer:
+    """The tokenizer in one of these files, or in a tokenizer.model of another name, whose content tells its kind.
+
+    The files beside it (tokenizers/side.py) name BOS and EOS and may add tokens. Raises FormatError.
     """
     from llamachat.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
     from llamachat.tokenizers.base import read
+    from llamachat.tokenizers.side import read_side
 
-    path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
-    if (path := folder / "tokenizer.json").is_file():
-        return hf.from_json(read(path), config, str(path))
-    if (path := folder / GGUF_VOCABULARY).is_file():
+    side = read_side(path.parent)
+    if path.name == GGUF_VOCABULARY:
         return from_gguf(read_json(path))
-    if not (path := folder / "tokenizer.model").is_file():
-        raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
     data = read(path)
+    if path.suffix == ".json":
+        return hf.from_json(data, side, str(path))
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", data):
         return meta.from_tiktoken(data, str(path))
-    return spm.from_proto(data, config, str(path))
+    return spm.from_proto(data, side, str(path))
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

@@ -14,6 +14,8 @@ from llamachat.tensors import Array
 from quantize.recipe import Recipe
 from quantize.schemes import SLAB, nearest
 
+LEAST = np.float32(1e-38)  # what bitsandbytes divides by where all is zero
+
 
 def bnb_entries(name: str, data: Array, recipe: Recipe, threads: int | None = None) -> dict[str, Array]:
     """The arrays, by name, of a float32 matrix `name` (X.weight) in one of the bnb-* schemes."""
@@ -61,14 +63,23 @@ def _four_bit(name: str, data: Array, kind: str, block: int, double: bool, threa
 
 
 def _coded(flat: Array, table: Array, block: int, threads: int | None) -> tuple[Array, Array]:
-    """Packed codes [n / 2] and each block's largest magnitude."""
+    """Packed codes [(n + 1) / 2] and each block's largest magnitude, to the bit those of bitsandbytes.
+
+    The last block may be shorter. It is divided by its peak, which is at least LEAST; others are multiplied by one over
+    theirs. Where the codes are an odd number, that of 0 fills the last byte.
+    """
     step = SLAB // block * block
 
     def part(start: int) -> tuple[Array, Array]:
         values = flat[start : start + step]
-        blocks = np.pad(values, (0, -len(values) % block)).reshape(-1, block)
+        whole = len(values) // block * block
+        blocks, rest = values[:whole].reshape(-1, block), values[whole:]
         peak = np.abs(blocks).max(1)
-        codes = nearest(blocks / np.where(peak == 0, 1, peak)[:, None], table).reshape(-1)[: len(values)]
+        scaled = (blocks * (1 / np.maximum(peak, LEAST))[:, None]).reshape(-1)
+        if len(rest):
+            last = np.maximum(np.abs(rest).max(keepdims=True), LEAST)
+            peak, scaled = np.append(peak, last), np.append(scaled, rest / last)
+        codes = nearest(np.pad(scaled, (0, len(scaled) % 2)), table)
         return codes[::2] << 4 | codes[1::2], peak
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:

@@ -1,9 +1,10 @@
 """A checkpoint of any format -> a folder of quantized weights, one tensor at a time."""
 
+import glob
 import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -12,20 +13,23 @@ from typing import Any
 import numpy as np
 
 import llamachat
+from llamachat.config import LlamaConfig
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint, bnb
+from llamachat.formats.detect import SPLIT
 from llamachat.formats.packed import packed_entries
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize, to_float32
 from quantize.bnb import bnb_entries
-from quantize.folder import write_metadata
+from quantize.folder import COPIED, tokenizer_folder, write_metadata
 from quantize.recipe import Recipe
 from quantize.report import Conversion, measured
 from quantize.schemes import Scheme, not_finite, quantize_tensor
+from quantize.verify import verify
 from quantize.writer import FolderWriter, disk_errors, writing
 
 REPORT = "quantization.json"
 Progress = Callable[[str, int, int], None]  # tensor, weights done, weights in all
-Coded = tuple[str, Tensor, dict[str, Array], QuantTensor | None]  # name, as it was, as it is stored, what that means
+Coded = tuple[str, Tensor, dict[str, Array], Tensor | None]  # name, as it was, as it is stored, what that means
 
 
 def silent(name: str, done: int, total: int) -> None:
@@ -45,15 +49,18 @@ def convert(
     """Write the folder `out`, which opens as any checkpoint does. `calibration`: sequences of token ids, for int4-gptq.
 
     The same source and recipe give the same bytes. Raises UsageError, FormatError for weights that are missing or not
-    finite, ModelError when the disk is full; `out` is then as it was.
+    finite, ModelError when there is nothing to quantize, when the disk is full, or when what was written does not open
+    as the same model; `out` is then as it was.
     """
+    recipe = _as_used(recipe, source.config)
     recipe.check(source.config)
     index = source.index()
     if missing := sorted(source.config.tensor_shapes().keys() - index.keys()):
         raise FormatError(f"{source.path} lacks {missing[0]}", "nothing was converted", "fetch its files again")
     room = sum((6 if recipe.scheme_for(name, info.shape) else 1) * (128 + len(name)) for name, info in index.items())
     total, done = sum(prod(info.shape) for info in index.values()), 0
-    with writing(out, making(source, recipe, calibration), room, resume) as writer:
+    made = making(source, recipe, calibration)
+    with writing(out, made, room, resume, check=lambda folder: verify(source, recipe, folder)) as writer:
         for name, tensor, arrays, coded in _coded(source, recipe, writer, calibration, threads):
             progress(name, done, total)
             if name not in writer.done:
@@ -68,13 +75,27 @@ def convert(
     return Conversion(source, out, recipe, tensors)
 
 
+def _as_used(recipe: Recipe, config: LlamaConfig) -> Recipe:
+    """The recipe with the bits of the cache that the source asks for, unless it asks for others."""
+    return replace(recipe, kv_bits=recipe.kv_bits or (config.quantization.kv_bits if config.quantization else None))
+
+
 def making(source: Checkpoint, recipe: Recipe, calibration: list[list[int]] | None) -> dict[str, Any]:
-    """What a resumed conversion must agree on."""
-    path = source.path
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """What a resumed conversion must agree on: every file that the model comes from, and what they were read as."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
+    read = {"config": asdict(source.config), "sampling": dict(source.sampling), "template": source.chat_template}
     version = llamachat.__version__
-    return {"files": stats, "recipe": asdict(recipe), "calibration": calibration, "version": version}
+    return {"files": stats, **read, "recipe": asdict(recipe), "calibration": calibration, "version": version}
+
+
+def _files(source: Checkpoint) -> list[Path]:
+    """The file and those split off it, or all of the folder; and the tokenizer's, which may lie beside or above."""
+    path = source.path
+    split = SPLIT.fullmatch(path.name)
+    siblings = path.parent.glob(f"{glob.escape(split[1])}-*-of-{split[2]}.gguf") if split else [path]
+    own = siblings if path.is_file() else (file for file in path.iterdir() if file.is_file())
+    beside = (file for name in COPIED if (file := tokenizer_folder(source) / name).is_file())
+    return sorted({*own, *beside})
 
 
 def _coded(
@@ -95,7 +116,7 @@ def _coded(
         yield name, tensor, arrays, coded
 
 
-def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], QuantTensor | None]:
+def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], Tensor | None]:
     """A tensor as it is stored, and the matrix that this stands for if it was quantized."""
     scheme = recipe.scheme_for(name, tensor.shape)
     if scheme is None:
@@ -106,13 +127,10 @@ def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tupl
         data = dequantize(tensor)
         _check(name, data)
         arrays = bnb_entries(name, data, recipe, threads)
-        coded = bnb.entries(arrays, "the output")[name].read()
-    else:
-        values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
-        coded = quantize_tensor(name, values, scheme, threads)
-        arrays = packed_entries(name, coded)
-    assert isinstance(coded, QuantTensor)
-    return arrays, coded
+        return arrays, bnb.entries(arrays, "the output")[name].read()
+    values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
+    coded = quantize_tensor(name, values, scheme, threads)
+    return packed_entries(name, coded), coded
 
 
 def _check(name: str, data: Array) -> None:

@@ -3,92 +3,101 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from llamachat.config import LlamaConfig, RopeScaling
+from llamachat.config import Dtype
+from llamachat.config_sources import OWN, Translated
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import GGUFCheckpoint
-from llamachat.metadata import names, read_json
+from llamachat.formats.hf import chat_template, described
+from llamachat.metadata import read_json
 from llamachat.tokenizer import GGUF_VOCABULARY
+from quantize.hf_config import hf_config
 from quantize.recipe import Recipe
 
+CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
+GENERATION = "generation_config.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
     GGUF_VOCABULARY,
 )
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # generation_config.json's words
+OWN_SAMPLING = ("seed", "max_length")  # for which it has none, or none that is heeded
 
 
 def write_metadata(source: Checkpoint, recipe: Recipe, folder: Path) -> None:
-    """Everything but the weights; a Hugging Face source's own files are kept as they are."""
-    home = getattr(source, "tokenizer_folder", source.path)
+    """Everything but the weights. A Hugging Face folder's own files are kept as they are, unless another file (of
+    MindFormers) has the last word on what they say."""
+    own = own_files(source)
+    _write_tokenizer(source, folder)
+    for name in (GENERATION, TEMPLATE) if own else ():
+        if (file := source.path / name).is_file():
+            shutil.copyfile(file, folder / name)
+    if source.chat_template is not None and source.chat_template != chat_template(folder):
+        (folder / TEMPLATE).write_text(source.chat_template, encoding="utf-8", newline="")
+    if not (folder / GENERATION).exists():
+        _write_json(folder / GENERATION, _generation(source))
+    _write_json(folder / CONFIG, _config(source, recipe, own))
+
+
+def tokenizer_folder(source: Checkpoint) -> Path:
+    return getattr(source, "tokenizer_folder", source.path)
+
+
+def own_files(source: Checkpoint) -> Translated | None:
+    """What the source's config.json and generation_config.json say, if they are what it goes by."""
+    if not (source.path / CONFIG).is_file():
+        return None
+    told = described(source.path)
+    mine, theirs = (
+        replace(each, tie_word_embeddings=False, quantization=None) for each in (source.config, told.config)
+    )
+    return told if mine == theirs and dict(source.sampling) == dict(told.sampling) else None
+
+
+def _write_tokenizer(source: Checkpoint, folder: Path) -> None:
+    home = tokenizer_folder(source)
     for name in COPIED:
         if (file := home / name).is_file():
             shutil.copyfile(file, folder / name)
     if isinstance(source, GGUFCheckpoint):
         vocabulary = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.ggml.")}
         _write_json(folder / GGUF_VOCABULARY, vocabulary)
-    if source.chat_template and not (folder / "chat_template.jinja").exists():
-        (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
-    if not (folder / "generation_config.json").exists():
-        _write_json(folder / "generation_config.json", _generation(source))
-    own = source.path / "config.json"
-    config = dict(read_json(own)) if own.is_file() else hf_config(source.config)
-    config["tie_word_embeddings"] = source.config.tie_word_embeddings
-    compute = config.get("dtype") or config.get("torch_dtype") or "float32"
-    _write_json(folder / "config.json", {**config, "quantization_config": recipe.quantization_config(compute)})
+    if (file := folder / TOKENIZER_CONFIG).is_file() and not (source.path / CONFIG).is_file():
+        # readers of other formats look for no template there
+        _write_json(file, {key: value for key, value in read_json(file).items() if key != "chat_template"})
 
 
-def hf_config(config: LlamaConfig) -> dict[str, Any]:
-    """Hugging Face's config.json of a model that came without one."""
-    fields = {key: value for key, value in asdict(config).items() if key in SAME_NAME}
-    family = "qwen2" if config.qkv_bias and not config.attention_out_bias else "llama"
-    if config.sliding_window and family == "llama":
-        family = "mistral"
-    raw = {"model_type": family, "architectures": [f"{family.capitalize()}ForCausalLM"], **fields}
-    if family == "llama":
-        raw |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-    if config.sliding_window:
-        raw["sliding_window"] = config.sliding_window
-        if family == "qwen2":
-            raw |= {"use_sliding_window": True, "max_window_layers": config.full_attention_layers}
-    if config.rope_scaling:
-        raw["rope_scaling"] = _rope(config.rope_scaling)
-    return {**raw, "hidden_act": "silu", "eos_token_id": list(config.eos_token_ids)}
-
-
-SAME_NAME = names(
-    """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-    max_position_embeddings rms_norm_eps rope_theta bos_token_id pad_token_id
-    """
-)
-
-
-def _rope(scaling: RopeScaling) -> dict[str, Any]:
-    """GGUF's bare factors are longrope's, the same for every length."""
-    if scaling.kind == "factors":
-        factors = list(scaling.factors)
-        same = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": 1}
-        return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, **same}
-    fields = {key: value for key, value in asdict(scaling).items() if key != "kind" and value not in (None, (), 0)}
-    return {"rope_type": scaling.kind, **{key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}}
+def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[str, Any]:
+    """The source's own, or one made from its configuration, with how the weights are quantized now."""
+    theirs = dict(read_json(source.path / CONFIG)) if (source.path / CONFIG).is_file() else {}
+    stored = theirs.get("dtype") or theirs.get("torch_dtype")
+    compute = source.config.dtypes.compute or (str(stored) if stored in get_args(Dtype) else "float32")
+    config = theirs if own else hf_config(source.config) | ({"dtype": stored} if stored else {})
+    beyond = {key: value for key, value in (config.get(OWN) or {}).items() if key != "kv_bits"}
+    if not own:
+        beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}
+    if recipe.foreign and recipe.kv_bits:  # ours says it in quantization_config
+        beyond["kv_bits"] = recipe.kv_bits
+    config |= {"tie_word_embeddings": source.config.tie_word_embeddings, OWN: beyond}
+    quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
+    return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}
 
 
 def _generation(source: Checkpoint) -> dict[str, Any]:
-    sampling: Mapping[str, Any] = source.sampling
-    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    given = {key: sampling[key] for key in known if key in sampling}
-    return {"eos_token_id": list(source.config.eos_token_ids), **({"do_sample": True, **given} if given else {})}
+    ends = {"eos_token_id": list(source.config.eos_token_ids)} if source.config.eos_token_ids else {}
+    given = {key: source.sampling[key] for key in SAMPLING if key in source.sampling}
+    if given.get("temperature") == 0:  # which transformers calls otherwise
+        return {**ends, "do_sample": False, **{key: given[key] for key in given if key != "temperature"}}
+    return {**ends, **({"do_sample": True, **given} if given else {})}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -104,11 +104,11 @@ class Calibration:
         cos, sin = (torch.from_numpy(x)[:, None].float() for x in cos_sin(np.arange(length), frequency, factor))
         self.turn = spread(cos, sin)
 
-    def layer(self, prefix: str, tensors: dict[str, Weight]) -> dict[str, tuple[dict[str, Array], QuantTensor | None]]:
+    def layer(self, prefix: str, tensors: dict[str, Weight]) -> dict[str, tuple[dict[str, Array], Weight | None]]:
         """Quantize a layer's matrices, and take the hidden states through it."""
         assert self.states, "the embedding comes before the layers"
         self.prefix, self.tensors = prefix, tensors
-        self.coded: dict[str, tuple[dict[str, Array], QuantTensor | None]] = {}
+        self.coded: dict[str, tuple[dict[str, Array], Weight | None]] = {}
         self.weights = {name: torch.tensor(dequantize(tensor)) for name, tensor in tensors.items()}
         for part, attend in (("self_attn.", True), ("mlp.", False)):
             inner, last = (self._attend, "o_proj") if attend else (self._gate, "down_proj")

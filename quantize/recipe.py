@@ -1,16 +1,20 @@
 """What to quantize how: a base scheme, what embedding and head get, overrides by pattern."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
-from llamachat.config import LlamaConfig, QuantConfig
+from llamachat.config import KvBits, LlamaConfig, QuantConfig
 from llamachat.config import Scheme as SchemeName
-from llamachat.errors import UsageError
-from llamachat.metadata import read_json
+from llamachat.errors import ModelError, UsageError
+from llamachat.formats.bnb import BLOCK_SIZES
+from llamachat.metadata import Fields, read_json
 from llamachat.quant_sources import quantization
+from llamachat.tensors import GROUP
+from quantize.hf_config import beyond_hf
 from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
 
 EMBEDDING, HEAD = OUTER
@@ -30,7 +34,8 @@ class Recipe:
     embedding: str | None = None
     overrides: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()  # patterns of modules left in float
-    kv_bits: int | None = None  # a wish for the engine, handed on
+    skip_modules: tuple[str, ...] = ()  # the same as transformers' llm_int8_skip_modules would name them
+    kv_bits: KvBits | None = None  # a wish for the engine, handed on
 
     def __post_init__(self) -> None:
         """Raises UsageError on what is unknown, or cannot be together."""
@@ -41,8 +46,12 @@ class Recipe:
             _only(four_bit, "--codebook", "schemes int4 and int4-gptq")
             _only(self.codebook != "affine" or self.scheme == "int4", "--codebook affine", "scheme int4")
         _only(not self.double_quant or self.scheme in ("bnb-nf4", "bnb-fp4"), "--double-quant", "bnb-nf4 and bnb-fp4")
-        QuantConfig(self.scheme, self.group_size)
+        QuantConfig(self.scheme, self.group_size, self.kv_bits)
         _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
+        if self.foreign and self.group_size is not None:
+            _one_of("--group-size", self.group_size, BLOCK_SIZES)
+        for pattern in self.skip_modules:
+            _regular(pattern)
         for option, value in (("--head", self.head), ("--embedding", self.embedding)):
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
             _one_of(option, value or "float", [name for name in OWN if name != "int4-gptq"])
@@ -76,6 +85,8 @@ class Recipe:
                 return scheme
         if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
             return "float"
+        if any(in_transformers(pattern, module) for pattern in self.skip_modules):
+            return "float"
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
             return chosen or ("float" if self.foreign else "int8")
@@ -89,8 +100,16 @@ class Recipe:
             scheme = replace(scheme, codebook=self.codebook)
         return scheme
 
+    def told(self, name: str) -> bool:
+        """Whether it is to be quantized, if its width allows."""
+        return self._named(self._name_for(name)) is not None
+
+    def left(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """The matrices that stay as they are."""
+        return [name for name, shape in shapes.items() if len(shape) == 2 and self.scheme_for(name, shape) is None]
+
     def check(self, config: LlamaConfig) -> None:
-        """Raises UsageError for what this model has not."""
+        """Raises UsageError for what this model has not, ModelError when there is nothing in it to quantize."""
         if self.head and config.tie_word_embeddings:
             raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")
         modules = [name.removesuffix(".weight") for name in config.tensor_shapes()]
@@ -98,14 +117,39 @@ class Recipe:
             pattern = override.rpartition("=")[0]
             if not any(fnmatchcase(module, pattern) for module in modules):
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
+        if self.foreign and (beyond := beyond_hf(config)):
+            cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
+            raise ModelError(cause, f"{self.scheme} would write what nothing else can load", "use int8 or int4")
+        self._check_work(config.tensor_shapes())
 
-    def quantization_config(self, compute: str = "float32") -> dict[str, Any]:
-        """What config.json says, in the vocabulary of whoever reads it; `compute`: arithmetic for bitsandbytes."""
+    def _check_work(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Something must be quantized, and by the scheme itself where it was not told to leave all layers alone."""
+        matrices = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2}
+        told = [name for name in matrices if self.told(name)]
+        if not told:
+            raise UsageError("every matrix is to stay in float", "nothing was converted", "leave one to quantize")
+        wanted = [name for name in told if name not in OUTER] or told
+        if not any(self.scheme_for(name, shapes[name]) for name in wanted):
+            widths = ", ".join(map(str, sorted({matrices[name] for name in wanted})))
+            least = self.group_size in (None, GROUP)
+            raise ModelError(
+                f"groups of {self.group_size or GROUP} weights divide no matrix of this model (widths {widths})",
+                f"{self.scheme} has nothing to quantize; nothing was converted",
+                "bnb-int8, bnb-nf4 and bnb-fp4 take any width" if least else "try another --group-size",
+            )
+
+    def quantization_config(self, shapes: Mapping[str, tuple[int, ...]], compute: str = "float32") -> dict[str, Any]:
+        """What config.json says of a model with these tensors, in the vocabulary of whoever reads it.
+
+        `compute`: the arithmetic for bitsandbytes. What it is to skip is named in full, so that every version of
+        transformers leaves the same modules alone.
+        """
         if not self.foreign:
             given = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
             return {"quant_method": "llamachat", **given}
         eight = self.scheme == "bnb-int8"
-        skipped = ["lm_head", *self.skip, *(each.rpartition("=")[0] for each in self.overrides)]
+        names = (name.removesuffix(".weight") for name in self.left(shapes) if name not in OUTER)
+        skipped = ["lm_head", *names]
         config = {"quant_method": "bitsandbytes", "load_in_8bit": eight, "load_in_4bit": not eight}
         if eight:
             return {**config, "llm_int8_skip_modules": skipped, "llm_int8_threshold": 6.0}
@@ -124,12 +168,14 @@ def read_recipe(path: Path) -> Recipe:
     raw: Mapping[str, Any] = read_json(path)
     raw = next((raw[key] for key in ("quantization_config", "quant_config") if key in raw), raw)
     if not isinstance(raw, Mapping) or raw.get("quant_method", "llamachat") != "llamachat" or "load_in_4bit" in raw:
-        return from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
+        recipe = from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
+        return replace(recipe, skip=(), skip_modules=recipe.skip) if recipe.foreign else recipe
     given = {key: value for key, value in raw.items() if key != "quant_method"}
     if unknown := sorted(given.keys() - asdict(Recipe()).keys()):
         raise UsageError(f"{path}: unknown key {unknown[0]}", remedy=f"known are {', '.join(asdict(Recipe()))}")
-    options: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Recipe(**options)
+    fields, lists = Fields(raw, str(path)), ("overrides", "skip", "skip_modules")
+    options: dict[str, Any] = given | {key: fields.strings(key) for key in lists}
+    return Recipe(**options | {"double_quant": fields.flag("double_quant", False)})
 
 
 def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
@@ -140,9 +186,24 @@ def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
     return Recipe(config.scheme, config.group_size, double_quant=double, skip=skip, kv_bits=config.kv_bits)
 
 
-def _one_of(option: str, value: object, known: tuple[str, ...] | list[str]) -> None:
+def in_transformers(pattern: str, module: str) -> bool:
+    """Whether transformers skips the module for this entry of llm_int8_skip_modules.
+
+    It is a whole name's end, or a regular expression for its beginning up to a dot.
+    """
+    return module.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.)|$)", module) is not None
+
+
+def _regular(pattern: str) -> None:
+    try:
+        re.compile(f"(?:{pattern})")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"the module to skip {pattern!r:.80} is no regular expression ({error})") from error
+
+
+def _one_of(option: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
-        raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(known))
+        raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(map(str, known)))
 
 
 def _only(holds: bool, option: str, where: str) -> None:

@@ -1,5 +1,6 @@
 """What quantization did to each tensor and to the whole: error, size, memory. As a table, JSON or an HTML page."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from llamachat.fit import size
 from llamachat.formats import Checkpoint
-from llamachat.tensors import Array, QuantTensor, Tensor, dequantize
+from llamachat.tensors import Array, Tensor, dequantize
 from quantize.recipe import Recipe
 
 SLAB = 1 << 20
@@ -20,13 +21,13 @@ BAR = 20  # characters
 
 
 def measured(
-    original: Tensor, coded: QuantTensor | None, arrays: Mapping[str, Array], scheme: str, threads: int | None
+    original: Tensor, coded: Tensor | None, arrays: Mapping[str, Array], scheme: str, threads: int | None
 ) -> dict[str, Any]:
     """Facts of a tensor. error: root mean square, relative to the weights'; outliers: share beyond six times that."""
     facts = {"shape": original.shape, "scheme": scheme, "bytes": sum(array.nbytes for array in arrays.values())}
     if coded is None:
         return facts
-    rows, columns = coded.shape
+    rows, columns = original.shape
     step = max(1, SLAB // columns)
 
     def part(start: int) -> tuple[float, float, int]:
@@ -78,6 +79,18 @@ class Conversion:
                 groups.setdefault(_kind(name), []).append(facts)
         return {kind: _together(facts) for kind, facts in groups.items()}
 
+    def left(self) -> list[str]:
+        """The matrices left in float: their kind, how many of how many, and their width if that is why."""
+        shapes = {name: tuple(facts["shape"]) for name, facts in self.tensors.items()}
+        every = Counter(_kind(name) for name, shape in shapes.items() if len(shape) == 2)
+        left = Counter((_kind(name), shapes[name][1], self.recipe.told(name)) for name in self.recipe.left(shapes))
+        return [
+            kind
+            + (f" ({count} of {every[kind]})" if every[kind] > 1 else "")
+            + (f", as no group divides its width of {width}" if told else "")
+            for (kind, width, told), count in left.items()
+        ]
+
     def as_json(self) -> dict[str, Any]:
         return {"path": str(self.out), **self.summary(), "tensors": self.tensors}
 
@@ -128,9 +141,11 @@ def lines(conversion: Conversion) -> list[str]:
     """The whole in sentences."""
     facts = conversion.summary()
     memory = ", ".join(f"{size(need)} with {int(length):,} tokens" for length, need in facts["memory"].items())
+    left = "; ".join(conversion.left())
     return [
         f"{conversion.out}: {size(facts['source_bytes'])} of weights became {size(facts['bytes'])}, "
         f"{facts['bits_per_weight']:.2f} bits a weight ({facts['bits_per_linear_weight']:.2f} in the linear layers)",
+        *([f"left in float: {left}"] if left else []),
         f"memory to run it: {memory}",
     ]
 

@@ -57,19 +57,20 @@ class Scheme:
     codebook: str | None = None
     search: bool = True
     calibrated: bool = False
+    any_width: bool = False  # bitsandbytes' blocks run on over the ends of rows
 
     def fits(self, columns: int) -> bool:
         """Whether so many columns can be coded this way."""
-        return columns % GROUP == 0 and columns % (self.group or GROUP) == 0
+        return self.any_width or (columns % GROUP == 0 and columns % (self.group or GROUP) == 0)
 
 
 SCHEMES = {
     "int8": Scheme(8, 32),
     "int4": Scheme(4, 32, "gauss"),
     "int4-gptq": Scheme(4, 32, "gauss", calibrated=True),
-    "bnb-nf4": Scheme(4, 64, "nf4", search=False),
-    "bnb-fp4": Scheme(4, 64, "fp4", search=False),
-    "bnb-int8": Scheme(8, None, search=False),
+    "bnb-nf4": Scheme(4, 64, "nf4", search=False, any_width=True),
+    "bnb-fp4": Scheme(4, 64, "fp4", search=False, any_width=True),
+    "bnb-int8": Scheme(8, None, search=False, any_width=True),
 }
 
 
@@ -206,19 +207,20 @@ class Quantized:
             raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
-        self._source, self._recipe = source, from_config(config)
+        self.files, self.tokenizer_files = source.files, source.tokenizer_files
+        self._source, self.recipe = source, from_config(config)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: self._info(name, info) for name, info in self._source.index().items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._source.tensors():
-            scheme = self._recipe.scheme_for(name, tensor.shape)
+            scheme = self.recipe.scheme_for(name, tensor.shape)
             coded = scheme and isinstance(tensor, FloatTensor)
             yield name, quantize_tensor(name, tensor, scheme) if coded else tensor  # type: ignore[arg-type]
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
-        scheme = self._recipe.scheme_for(name, info.shape)
+        scheme = self.recipe.scheme_for(name, info.shape)
         if scheme is None or info.packing is not None:
             return info
         row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)

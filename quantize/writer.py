@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.errors import ModelError, UsageError
+from llamachat.errors import LlamachatError, ModelError, UsageError
 from llamachat.formats.packed import MANIFEST, digests
 from llamachat.formats.safetensors_file import DTYPES
 from llamachat.tensors import Array
@@ -119,12 +119,15 @@ class FolderWriter:
 
 
 @contextmanager
-def writing(out: Path, making: Mapping[str, Any], room: int, resume: bool) -> Iterator[FolderWriter]:
+def writing(
+    out: Path, making: Mapping[str, Any], room: int, resume: bool, check: Callable[[Path], None]
+) -> Iterator[FolderWriter]:
     """A writer of the folder `out`, which appears when the block ends well, replacing one that we made before.
 
     `making` says what is made from what; an unfinished folder is resumed only if it says the same. `room` is what the
-    file's header may take, in bytes. Raises UsageError when `out` holds something else, ModelError when the disk is
-    full or the place is read-only; `out` is then as it was.
+    file's header may take, in bytes. `check` may refuse the finished folder by an error of ours; it is then deleted.
+    Raises UsageError when `out` holds something else, ModelError when the disk is full or the place is read-only; `out`
+    is then as it was.
     """
     if out.exists() and not (out / MANIFEST).is_file() and not _empty(out):
         raise UsageError(f"{out} exists and is no converted model", "it was left alone", "choose another output folder")
@@ -140,6 +143,11 @@ def writing(out: Path, making: Mapping[str, Any], room: int, resume: bool) -> It
             writer.finish()
         finally:
             writer.close()
+        try:
+            check(partial)
+        except LlamachatError:
+            shutil.rmtree(partial)
+            raise
         manifest = {"sha256": digests(partial)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish(partial, out)

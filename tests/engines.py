@@ -96,7 +96,7 @@ def hash_model(slots: int = 512) -> LoadedModel:
     """A ChatML model that says bytes as the hash of all before them has it."""
     checkpoint = SimpleNamespace(
         path=Path("hash"), config=tiny_config(259), sampling={"temperature": 0.0}, chat_template=None, ignored=(),
-        index=dict,
+        index=dict, files=(Path(__file__),), tokenizer_files=(), recipe=None,
     )  # fmt: skip
     entry = ModelEntry("hash", LocalPath(Path("hash")), dialog="chatml")
     return LoadedModel(entry, checkpoint, byte_tokenizer(), HashEngine(slots, 259), load_s=0.0)

@@ -64,7 +64,7 @@ def measure(model: str, tokens: int, repeats: int) -> None:
         os.environ["XDG_CACHE_HOME"] = home
         folder = Path(home) / "sessions"
         hold(model, folder, tokens)
-        (kept,) = snapshot.entries()
+        (kept,) = snapshot.store().entries()
         aside = kept.with_suffix(".aside")
         runs: dict[str, list[dict[str, float]]] = {"snapshot": [], "no snapshot": []}
         for _ in range(repeats):

@@ -1,5 +1,6 @@
 """Everything that reads what others wrote, each with good examples of it and a way to damage them: see fuzz_parsers.py."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,18 @@ from engines import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
 from vocabularies import byte_level_json, spaced_json, spm_metadata
 
-from llamachat import catalog, cli, config_sources, jsonl
+from llamachat import catalog, cli, config_sources, jsonl, paths
 from llamachat.answer import AnswerSettings
 from llamachat.cache import Cache
 from llamachat.chat import history, persona, snapshot
 from llamachat.commands import settings
 from llamachat.complete import Completer
 from llamachat.config import SamplingParams
-from llamachat.dialog import template_worker
+from llamachat.dialog import template_worker, templates
 from llamachat.dialog.formats import Message
 from llamachat.dialog.jinja import Jinja
-from llamachat.dialog.templates import ChatTemplate
-from llamachat.engine.pack import Arena
+from llamachat.engine.arena import Arena
+from llamachat.errors import FormatError
 from llamachat.fetch import hub
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
@@ -308,6 +308,17 @@ def _yaml(value: Any) -> Callable[[random.Random], bytes]:
 # Tokenizers and templates ---------------------------------------------------------------------------------------------
 
 
+SIDES = {
+    "added_tokens.json": {"<|new|>": 320, "<|im_end|>": 257},
+    "special_tokens_map.json": {
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "lstrip": False},
+        "additional_special_tokens": ["<x>"],
+    },
+    "generation_config.json": {"eos_token_id": [2, 3]},
+}
+
+
 def _tokenizers(work: Path, sentencepiece: Path) -> Iterator[Parser]:
     folder = work / "tokenizer"
     folder.mkdir()
@@ -321,7 +332,7 @@ def _tokenizers(work: Path, sentencepiece: Path) -> Iterator[Parser]:
     (folder / "tokenizer.model").unlink()
 
     def read(files: dict[str, bytes]) -> None:
-        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", *SIDES):
             (folder / name).unlink(missing_ok=True)
             if name in files:
                 (folder / name).write_bytes(files[name])
@@ -400,37 +411,30 @@ TEMPLATES = [
 
 def _template(source: bytes) -> None:
     tokenizer = hash_model().tokenizer
-    with _in_process():
+    with _replaced(templates, Limited=InProcess):
         layout = Jinja(tokenizer, source.decode(errors="replace"))
         for dialog in (["user"], ["system", "user", "assistant", "user"]):
             layout.encode([Message(role, f" {role} <|im_end|>") for role in dialog])  # type: ignore[arg-type]
         assert layout.stop_ids
 
 
-@contextmanager
-def _in_process() -> Iterator[None]:
-    """The worker's loop in this process: the same lines in and out, without its limits."""
-    kept = ChatTemplate._start, ChatTemplate._ask, template_worker._limit_cpu, template_worker._limit_memory_and_files
+class InProcess:
+    """A Limited that has no process and so no limits: the handler's answers, as lines of JSON."""
 
-    def start(self: Any) -> None:
-        self._process, self._stop = SimpleNamespace(poll=lambda: None), lambda: None
+    alive = True
 
-    def ask(self: Any, line: str, answered: bool = True) -> str:
-        lines, out = io.StringIO(f"{json.dumps(self._source)}\n{line}\n"), io.StringIO()
-        with (
-            _replaced(template_worker.sys, stdin=lines, stdout=out),
-            _replaced(template_worker.signal, signal=lambda *_: None),
-        ):
-            template_worker.main()
-        return out.getvalue()
+    def __init__(self, *_: object) -> None:
+        self._handler = template_worker.Handler(lambda question: None)
 
-    ChatTemplate._start, ChatTemplate._ask = start, ask  # type: ignore[method-assign]
-    template_worker._limit_cpu = template_worker._limit_memory_and_files = lambda: None
-    try:
-        yield
-    finally:
-        ChatTemplate._start, ChatTemplate._ask = kept[:2]  # type: ignore[method-assign]
-        template_worker._limit_cpu, template_worker._limit_memory_and_files = kept[2:]
+    def post(self, request: Any) -> None:
+        self.ask(request)
+
+    def ask(self, request: Any) -> Any:
+        try:
+            answer = self._handler(json.loads(json.dumps(request)))
+        except Exception as error:  # noqa: BLE001 - as limited_worker.py has it
+            answer = {"error": f"{type(error).__name__}: {error}"[:200]}
+        return json.loads(json.dumps(answer))
 
 
 @contextmanager
@@ -499,7 +503,7 @@ def _dialogs(work: Path) -> Iterator[Parser]:
     engine.held = {slot: (slot, slot % 50) for slot in range(20)}
     cache.log = list(range(20))
     kept = work / f"{'0' * 32}.kv"
-    with _replaced(snapshot, LIMIT=2**30):
+    with _replaced(paths, cache_dir=lambda: work):
         assert snapshot.save(kept, engine, cache, {"turns": [1, 2]})
     yield Parser("snapshot", 40, _snapshot(kept.read_bytes()), in_file(kept, _restore))
 
@@ -532,7 +536,11 @@ def _snapshot(whole: bytes) -> Callable[[random.Random], bytes]:
 
 
 def _restore(path: Path) -> None:
-    snapshot.restore(path, HashEngine(), Cache(64))
+    """What cannot be used is told, and no error: the tokens are computed anew."""
+    told = list[str]()
+    assert (snapshot.restore(path, HashEngine(), Cache(64), told.append) is None) == bool(told)
+    if told:
+        raise FormatError(told[0])
 
 
 # Text on its way to the screen ----------------------------------------------------------------------------------------
@@ -677,14 +685,14 @@ def _arena(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[byte
     }
     Arena.write(tensors.items(), file)
     whole = file.read_bytes()
-    trailer = struct.Struct("<Q16s")
-    length, magic = trailer.unpack(whole[-trailer.size :])
+    trailer = struct.Struct("<32sQ16s")
+    _, length, magic = trailer.unpack(whole[-trailer.size :])
     index = json.loads(whole[-trailer.size - length : -trailer.size])
 
     def spoil(chance: random.Random) -> bytes:
         if chance.random() < 0.2:
             return damaged(whole, chance, [whole])
         text = as_json(changed(index, chance), chance)
-        return whole[: -trailer.size - length] + text + trailer.pack(len(text), magic)
+        return whole[: -trailer.size - length] + text + trailer.pack(hashlib.sha256(text).digest(), len(text), magic)
 
     return spoil, in_file(file, lambda path: Arena.open(path))

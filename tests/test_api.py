@@ -1,11 +1,14 @@
-"""api.py against Meta's algorithm (llama/generation.py), written out slowly for one prompt of a batch."""
+"""The Python API over an engine that knows its answers: Meta's algorithm, written out slowly for one prompt of a batch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from engines import HashEngine, hash_model
+import torch
+from engines import SPECIALS, HashEngine, hash_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +17,10 @@ from llamachat.dialog import Message
 from llamachat.errors import DoesNotFitError, ModelError, UsageError
 
 STOPS = {257, 258}
-prompts = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20), min_size=1, max_size=4)
+SIZES = st.integers(1, 20) | st.just(40)  # 40: all of max_seq_len
+prompts = st.lists(
+    SIZES.flatmap(lambda size: st.lists(st.integers(0, 255), min_size=size, max_size=size)), min_size=1, max_size=4
+)
 
 
 def build(slots: int = 40, batch: int = 4, seed: int = 1, texts: int = 2) -> Llama:
@@ -25,7 +31,7 @@ def build(slots: int = 40, batch: int = 4, seed: int = 1, texts: int = 2) -> Lla
 def metas(prompt: list[int], max_seq_len: int, max_gen_len: int | None, echo: bool) -> tuple[list[int], list[float]]:
     """Greedy: tokens up to max_gen_len or max_seq_len, cut before the first stop; logprobs of the plain softmax."""
     engine = HashEngine(max_seq_len, 259)
-    limit = max_seq_len - 1 if not max_gen_len or max_gen_len >= max_seq_len else max_gen_len
+    limit = max_seq_len - 1 if max_gen_len is None else max_gen_len
     ids, scores = list(prompt), [0.0]
     for at in range(1, min(max_seq_len, len(prompt) + limit)):
         logits = engine.row(ids[:at]).astype(np.float64)
@@ -86,13 +92,19 @@ def test_too_many_empty_and_too_long_prompts_are_refused() -> None:
     with pytest.raises(UsageError, match="without tokens"):
         llama.generate([[1], []])
     with pytest.raises(DoesNotFitError, match="max_seq_len=16"):
-        llama.generate([[1] * 16])
+        llama.generate([[1] * 17])
+
+
+def text_of(ids: list[int]) -> str:
+    """Bytes, and control tokens by name."""
+    names = {token: name.encode() for name, token in SPECIALS.items()}
+    return b"".join(names.get(token) or bytes([token]) for token in ids).decode(errors="replace")
 
 
 def test_text_completion_gives_text_token_texts_and_logprobs() -> None:
     (result,) = build().text_completion(["ab"], temperature=0, max_gen_len=5, logprobs=True, echo=True)
     expected, logprobs = metas(list(b"ab"), 40, 5, echo=True)
-    assert result["generation"] == bytes(t for t in expected if t < 256).decode(errors="replace")
+    assert result["generation"] == text_of(expected)
     assert len(result["tokens"]) == len(result["logprobs"]) == len(expected)
     assert result["logprobs"] == pytest.approx(logprobs, abs=1e-6)
     assert result["tokens"][:2] == ["a", "b"]
@@ -109,8 +121,7 @@ def test_chat_completion_answers_rendered_dialogs() -> None:
     for dialog, result in zip(dialogs, results, strict=True):
         prompt = llama.model.dialog.encode([Message.parse(message) for message in dialog])
         expected, logprobs = metas(prompt, 200, 5, echo=False)
-        text = bytes(t for t in expected if t < 256).decode(errors="replace")
-        assert result["generation"] == {"role": "assistant", "content": text}
+        assert result["generation"] == {"role": "assistant", "content": text_of(expected)}
         assert result["logprobs"] == pytest.approx(logprobs, abs=1e-6)
 
 
@@ -122,3 +133,60 @@ def test_ids_that_the_model_lacks_and_impossible_numbers_are_refused() -> None:
         build().generate([[1]], -1)
     with pytest.raises(UsageError, match="seed is -1"):
         build(seed=-1)
+    with pytest.raises(UsageError, match="max_batch_size is 0"):
+        build(batch=0)
+
+
+def test_no_length_scores_the_prompt_and_computes_nothing_else() -> None:
+    for batch in ([[1, 2, 3]], [[1, 2, 3], [4]], [[5] * 40] * 3):
+        llama = build()
+        tokens, scores = llama.generate(batch, max_gen_len=0, logprobs=True, echo=True)
+        assert tokens == batch
+        assert scores is not None and [len(each) for each in scores] == [len(prompt) for prompt in batch]
+        assert all(each[0] == 0.0 and max(each[1:], default=-1.0) < 0 for each in scores)
+        assert llama.generate(batch, max_gen_len=0, logprobs=True) == ([[] for _ in batch], [[] for _ in batch])
+        assert llama.generate([], max_gen_len=0) == ([], None)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda ids: [np.int32(i) for i in ids]])
+def test_ids_may_be_lists_arrays_or_tensors(kind: Callable[[list[int]], Any]) -> None:
+    expected = build().generate([[1, 2, 3], [4, 5, 6]], 9, temperature=0)
+    assert build().generate([kind([1, 2, 3]), kind([4, 5, 6])], 9, temperature=0) == expected
+    assert build().generate(np.array([[1, 2, 3], [4, 5, 6]]), 9, temperature=0) == expected
+    assert build().tokenizer.decode(kind([104, 105])) == "hi"
+
+
+@pytest.mark.parametrize("bad", ["hi", [1.0], np.array([0.5]), torch.tensor(1), [[1]], None, 1, ["1"], {"a": 1}])
+def test_what_are_no_ids_is_refused_in_one_line(bad: Any) -> None:
+    with pytest.raises(UsageError, match=r"are no token ids; nothing was computed; [^\n]+$"):
+        build().generate([bad])
+
+
+def test_one_text_or_dialog_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'hello' is not a list of prompts.*text_stream"):
+        build().text_completion("hello")
+    with pytest.raises(UsageError, match="a dialog is a list of messages"):
+        build().chat_completion([{"role": "user", "content": "hi"}])
+    with pytest.raises(UsageError, match="is no text"):
+        build().text_completion([b"hello"])
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_model_s_own_sampling_has_no_part_in_it(temperature: float) -> None:
+    own = {"repetition_penalty": 30.0, "min_p": 0.9, "top_k": 2, "frequency_penalty": 2.0, "logit_bias": {7: 100.0}}
+    plain, particular = build(), build()
+    vars(particular.model.checkpoint)["sampling"] = own
+    batch = [[1, 2, 3], [4]]
+    expected = plain.generate(batch, 30, temperature)
+    assert particular.generate(batch, 30, temperature) == expected
+    assert particular.model.sampling.min_p == 0.9
+
+
+def test_a_model_that_cannot_chat_still_continues_text() -> None:
+    llama = build()
+    vars(llama.model)["entry"] = replace(llama.model.entry, dialog=None)
+    vars(llama.model)["tokenizer"] = replace(llama.model.tokenizer, specials={})
+    vars(llama.model).pop("dialog", None)
+    assert llama.text_completion(["ab"], max_gen_len=3)
+    with pytest.raises(UsageError, match="no dialog format"):
+        _ = llama.formatter

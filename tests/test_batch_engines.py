@@ -14,8 +14,8 @@ from test_native import BASE, KERNELS, random_model, tokens_of
 
 from llamachat.cache import Cache
 from llamachat.engine import Engine
+from llamachat.engine.arena import Arena
 from llamachat.engine.native import KV_TYPES, NativeEngine
-from llamachat.engine.pack import Arena
 from llamachat.engine.torch_engine import TorchEngine
 from llamachat.errors import FormatError
 from llamachat.tensors import Array

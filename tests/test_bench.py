@@ -19,8 +19,9 @@ from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
 from llamachat.cli import app
 from llamachat.config import LlamaConfig, SamplingParams
+from llamachat.engine.abi import native_library
 from llamachat.engine.native import NativeEngine, single_rows
-from llamachat.engine.pack import aligned, native_library
+from llamachat.engine.pack import aligned
 from llamachat.errors import UsageError
 from llamachat.formats.gguf import open_gguf
 from llamachat.load import load

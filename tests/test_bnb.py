@@ -64,6 +64,33 @@ def test_4_bit_weights_are_exactly_those_bitsandbytes_computes_with(tmp_path: Pa
             np.testing.assert_array_equal(dequantize(tensor), model.get_parameter(name).detach().numpy(), strict=True)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("int8", "bfloat16")])
+def test_a_width_without_a_packed_layout_gives_the_same_values_as_floats(tmp_path: Path, kind: str) -> None:
+    """Rows of 60 are cut by blocks anywhere, those of 33 leave half a byte."""
+    model = quantize(tmp_path, kind, hidden_size=60, intermediate_size=33, num_attention_heads=3, num_key_value_heads=3)
+    checkpoint = open_hf(tmp_path)
+    for name, tensor in checkpoint.tensors():
+        if is_quantized(name):
+            assert isinstance(tensor, FloatTensor)
+            assert checkpoint.index()[name].packing is None
+            weight = model.get_parameter(name)
+            shape, state = weight.quant_state.shape, weight.quant_state
+            whole = -(-shape.numel() // state.blocksize)  # in whole blocks, as in `theirs`
+            state.shape = torch.Size((whole, state.blocksize))
+            padding = torch.zeros(whole * state.blocksize // 2 - weight.data.numel(), 1, dtype=torch.uint8)
+            values = bnb.dequantize_4bit(torch.cat([weight.data, padding]), state).reshape(-1)[: shape.numel()]
+            np.testing.assert_array_equal(dequantize(tensor), values.reshape(shape).numpy(), strict=True)
+
+
+def test_int8_weights_of_any_width_are_read(tmp_path: Path) -> None:
+    model = quantize(
+        tmp_path, "int8", hidden_size=60, intermediate_size=33, num_attention_heads=3, num_key_value_heads=3
+    )
+    for name, tensor in open_hf(tmp_path).tensors():
+        if is_quantized(name):
+            np.testing.assert_allclose(dequantize(tensor), theirs(model, name), rtol=2.5e-7, atol=0)
+
+
 def test_int8_weights_are_those_bitsandbytes_computes_with_to_float_rounding(tmp_path: Path) -> None:
     model = quantize(tmp_path, "int8")
     for name, tensor in open_hf(tmp_path).tensors():

@@ -19,7 +19,7 @@ from llamachat.chat.persona import Persona
 from llamachat.cli import main
 from llamachat.commands.chat import as_persona
 from llamachat.commands.options import Options
-from llamachat.engine import build, pack
+from llamachat.engine import abi, build
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -231,8 +231,8 @@ def test_without_a_compiler_one_line_says_that_it_is_slower(run: Run, monkeypatc
     def refuse() -> Path:
         raise build.BuildError("no C compiler found")
 
-    monkeypatch.setattr(pack, "library", refuse)
-    pack.native_library.cache_clear()
+    monkeypatch.setattr(abi, "library", refuse)
+    abi.native_library.cache_clear()
     for verbose in ((), ("-v",)):
         code, out, err = run("complete", "the quick", *TINY, *verbose)
         assert (code, out.count("\n")) == (0, 1)

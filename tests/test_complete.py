@@ -52,6 +52,40 @@ def expected(prompt: list[int], count: int = 6) -> list[int]:
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"Say hi\r\nplease\r\n", "Say hi\r\nplease"),
+        (b"\xef\xbb\xbfSay hi", "Say hi"),
+        (b"\xef\xbb\xbfa\rb\n\n", "a\rb\n"),
+        (b"a\n\r", "a\n\r"),
+        (b"\r\n", ""),
+        ("é\u2028\x85\ufeff\n".encode(), "é\u2028\x85\ufeff"),
+    ],
+)
+def test_a_text_is_the_same_tokens_from_a_file_stdin_and_jsonl(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, text: str
+) -> None:
+    file, batch = tmp_path / "prompt", tmp_path / "batch"
+    file.write_bytes(data)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    run, texts = completer(), []
+    if text:
+        texts.append(read_prompt(None, file))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        texts.append(read_prompt(None, None))
+        assert texts == [text, text]
+    batch.write_bytes(b"\xef\xbb\xbf" + json.dumps({"prompt": text or "x"}).encode() + b"\r\n")
+    with open_lines(batch) as lines:
+        good, (result,) = batched_lines(run, Lines(lines))
+    assert good and result["tokens"] == run.result(text or "x")["tokens"]
+
+
+def batched_lines(run: Completer, lines: Lines) -> tuple[bool, list[dict[str, Any]]]:
+    out = io.StringIO()
+    return run.batch(lines, out, 3), [json.loads(line) for line in out.getvalue().splitlines()]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -149,6 +149,47 @@ def test_rope_has_the_frequencies_of_transformers(rope: dict[str, Any], context:
     assert mine[1] == pytest.approx(factor)
 
 
+def test_factors_that_are_the_same_for_every_length_do_not_depend_on_it() -> None:
+    same = LONGROPE | {"long_factor": LONGROPE["short_factor"], "attention_factor": 1.0}
+    assert hf(rope_scaling=same).config.rope_scaling == RopeScaling("factors", factors=(1.0, 1.1, 1.2, 1.3))
+    for scaled in (same | {"attention_factor": 1.1}, same | {"long_factor": [1.0, 1.1, 1.2, 1.4]}):
+        rope = hf(rope_scaling=scaled).config.rope_scaling
+        assert rope is not None
+        assert rope.kind == "longrope"
+
+
+def test_an_end_named_twice_is_one() -> None:
+    assert hf(eos_token_id=[7, 5, 7]).config.eos_token_ids == (7, 5)
+
+
+@pytest.mark.parametrize(
+    "old", [LLAMA3_ROPE, {**LLAMA3_ROPE, "type": "llama3"}, {**LLAMA3_ROPE, "factor": 8, "finetuned": True}]
+)
+@pytest.mark.parametrize("theta", [{}, {"rope_theta": 1234.0}])
+def test_rope_parameters_may_stand_beside_a_rope_scaling_that_says_the_same(
+    old: dict[str, Any], theta: dict[str, float]
+) -> None:
+    new = {**LLAMA3_ROPE, "factor": 8.0, "rope_theta": 1234.0}
+    alone = hf(rope_parameters=new).config
+    config = hf(rope_parameters=new, rope_scaling={**old, "factor": 8}, **theta).config
+    assert (config.rope_theta, config.rope_scaling) == (1234.0, alone.rope_scaling)
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        (LLAMA3_ROPE | {"factor": 8}, LLAMA3_ROPE | {"factor": 4}),
+        ({"rope_type": "default"}, LLAMA3_ROPE),
+        ({"rope_type": "linear", "factor": 2, "rope_theta": 5e5}, {"type": "linear", "factor": 2, "rope_theta": 1e4}),
+    ],
+)
+def test_rope_parameters_that_contradict_rope_scaling_are_an_error_that_names_both(
+    new: dict[str, Any], old: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"rope_parameters is .*, but rope_scaling is .*contradict"):
+        hf(rope_parameters=new, rope_scaling=old)
+
+
 def test_original_context_beside_rope_scaling_has_the_last_word() -> None:
     rope = hf(rope_scaling=LONGROPE, original_max_position_embeddings=32).config.rope_scaling
     assert rope is not None
@@ -550,6 +591,22 @@ EIGHT = {"load_in_4bit": False, "load_in_8bit": True}
             QuantConfig("int4-gptq"),
         ),
         ({"quant_method": "ptq", "weight_dtype": None, "kvcache_dtype": None, "outliers_suppression": "None"}, None),
+        (
+            {"quant_method": "smooth_quant", "activation_dtype": "int8", "outliers_suppression": "smooth"},
+            QuantConfig("int8"),
+        ),
+        (
+            {"quant_method": "ptq", "modules_to_not_convert": ["lm_head", "w2", "layers.1.attention.w_qkv", "o_proj"]},
+            QuantConfig(
+                "int8",
+                skip=(
+                    "lm_head",
+                    "down_proj",
+                    *(f"layers.1.self_attn.{part}_proj" for part in "qkv"),
+                    "o_proj",
+                ),
+            ),
+        ),
     ],
 )
 def test_quantization_settings_are_understood(raw: dict[str, Any], expected: QuantConfig | None) -> None:
@@ -568,10 +625,11 @@ def test_quantization_settings_are_understood(raw: dict[str, Any], expected: Qua
         ({"quant_method": "llamachat", "scheme": "bnb-nf4"}, "scheme"),
         ({"quant_method": "llamachat", "scheme": "int4", "group_size": 33}, "group_size"),
         ({"quant_method": "llamachat", "scheme": "int4", "kv_bits": "8"}, "kv_bits"),
-        (
-            {"quant_method": "smooth_quant", "activation_dtype": "int8", "outliers_suppression": "smooth"},
-            "activation_dtype",
-        ),
+        ({"quant_method": "rtn", "activation_dtype": "int8"}, "activation_dtype"),
+        ({"quant_method": "rtn", "outliers_suppression": "smooth"}, "outliers_suppression"),
+        ({"quant_method": "smooth_quant", "activation_dtype": "int4"}, "activation_dtype"),
+        ({"quant_method": "ptq", "modules_to_not_convert": ["w4"]}, "modules_to_not_convert"),
+        ({"quant_method": "ptq", "modules_to_not_convert": ["lm_head", "layers.0.w2*"]}, "modules_to_not_convert"),
         ({"quant_method": "ptq", "outliers_suppression": "awq"}, "outliers_suppression"),
         ({"quant_method": "ptq", "algorithm_args": {"alpha": 0.5}}, "algorithm_args"),
         ({"quant_method": "ptq", "layer_policies": {"w2": {}}}, "layer_policies"),

@@ -324,7 +324,7 @@ def test_no_content_forges_a_tag_or_a_control_token(
 @given(text=st.one_of(hostile, st.text()))
 def test_a_guarded_content_loses_nothing(spm: Tokenizer, llama3: Tokenizer, bytewise: Tokenizer, text: str) -> None:
     for tokenizer in (spm, llama3, bytewise):
-        ids = Guard(tokenizer, [*Llama2.tags, *Zephyr.tags]).encode(text)
+        ids = Guard(tokenizer, [*Llama2.tags, *Zephyr.tags]).encode([(text, False)])
         expected = text.replace("▁", " ") if tokenizer is spm else text
         assert b"".join(map(tokenizer.token_bytes, ids)).decode() == expected
 
@@ -353,10 +353,7 @@ BAD_TEMPLATES = {
     "reaches out": "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[0].content }}",
     "changes its input": "{{ messages.append(1) }}",
     "leaves out": "{{ messages[0].role }}",
-    "repeats": "{% for m in messages %}{{ m.content + m.content }}{% endfor %}",
     "reverses": "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
-    "changes": "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
-    "shortens": "{% for m in messages %}{{ m.content[:5] }}{% endfor %}",
     "divides by zero": "{{ 1 / 0 }}",
     "calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "multiplies strings": "{{ 'x' * 9999999999 }}",
@@ -391,16 +388,16 @@ def test_a_template_that_takes_too_long_is_given_up(
 def test_a_dialog_goes_on_after_a_rendering_failed(smollm2: Tokenizer, smollm2_metadata: dict[str, Any]) -> None:
     template = templates.ChatTemplate("{{ 'ok' if messages else 'x' * 9999999999 }}")
     with pytest.raises(ConfigError):
-        template.render({"messages": []})
-    assert template.render({"messages": [1]}) == "ok"
-    template._process.kill()
-    template._process.wait()
-    assert template.render({"messages": [1]}) == "ok"
+        template.render([], {}, True)
+    assert template.render([("user", "x")], {}, True) == [("ok", -1)]
+    template._process._process.kill()
+    template._process._process.wait()
+    assert template.render([("user", "x")], {}, True) == [("ok", -1)]
 
 
 def test_the_process_of_a_template_ends_with_it() -> None:
     template = templates.ChatTemplate("")
-    process = template._process
+    process = template._process._process
     del template
     gc.collect()
     assert process.poll() is not None

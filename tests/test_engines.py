@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat import arena_cache
 from llamachat.cache import Cache
-from llamachat.engine import build, pack
+from llamachat.engine import abi, build
 from llamachat.errors import UsageError
 from llamachat.generate import advance
 from llamachat.load import LoadedModel, load
@@ -18,7 +17,7 @@ NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compi
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(arena_cache, "folder", lambda: tmp_path / "packed")
+    monkeypatch.setattr("llamachat.paths.cache_dir", lambda: tmp_path / "cache")
     save_hf(tiny_model(), tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     return str(tmp_path / "model")
@@ -59,7 +58,7 @@ def test_memory_is_planned_as_it_is_taken(folder: str) -> None:
     from llamachat.engine.native import planned_bytes
 
     model = load(folder, engine="native")
-    weights, kv = planned_bytes(model.checkpoint.config, model.checkpoint.index(), model.engine.slots, "float16")
+    weights, kv, _ = planned_bytes(model.checkpoint.config, model.checkpoint.index(), model.engine.slots, "float16")
     assert (weights, kv) == (model.engine.weight_bytes, model.engine.kv_bytes)  # type: ignore[attr-defined]
 
 
@@ -67,8 +66,8 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> Path:
         raise build.BuildError("no C compiler found")
 
-    monkeypatch.setattr(pack, "library", refuse)
-    pack.native_library.cache_clear()
+    monkeypatch.setattr(abi, "library", refuse)
+    abi.native_library.cache_clear()
 
 
 def test_without_a_compiler_torch_answers_and_one_line_says_so(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +87,14 @@ def test_a_forced_native_engine_that_cannot_be_had_is_an_error(folder: str, monk
 def test_a_forced_native_engine_refuses_others_arithmetic(folder: str, options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="computes in its own types only"):
         load(folder, engine="native", **options)  # type: ignore[arg-type]
+
+
+@NEEDS_COMPILER
+def test_a_model_beyond_the_native_engine_is_torchs_and_one_line_says_why(tmp_path: Path) -> None:
+    save_hf(tiny_model(head_dim=1026), tmp_path)
+    save_tokenizer(tmp_path)
+    said: list[str] = []
+    assert kind(load(str(tmp_path), device="cpu", report=said.append, ctx_size=16)) == "torch"
+    assert [line for line in said if "heads of more than 1024 elements); torch answers" in line] == said[-1:]
+    with pytest.raises(UsageError, match=r"cannot run this model .*--engine torch"):
+        load(str(tmp_path), engine="native", ctx_size=16)

@@ -7,9 +7,16 @@ import pytest
 import yaml
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat.errors import ConfigError, FormatError
+from llamachat import arena_cache
+from llamachat.cache import Cache
+from llamachat.engine import build
+from llamachat.errors import ConfigError, FormatError, UsageError
 from llamachat.formats.detect import open_checkpoint
-from llamachat.load import load
+from llamachat.generate import advance
+from llamachat.load import LoadedModel, load
+
+NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+IDS = [1, 17, 300, 4, 4, 99]
 
 MODEL = {
     "type": "LlamaConfig",
@@ -28,7 +35,13 @@ MODEL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena_cache, "folder", lambda: tmp_path / "packed")
+
+
 def write(folder: Path, weights: str | None = "weights", **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
     save_hf(tiny_model(), folder / "weights")
     save_tokenizer(folder / "weights")
     file = folder / "predict.yaml"
@@ -58,6 +71,89 @@ def test_its_quant_config_is_applied_to_float_weights(tmp_path: Path) -> None:
     model = load(str(write(tmp_path, quant_config=quant)))
     packed = {name for name, info in model.checkpoint.index().items() if info.packing is not None}
     assert "model.layers.0.self_attn.q_proj.weight" in packed
+
+
+@pytest.mark.parametrize("skipped", ["w2", "feed_forward.w2", "layers.1.attention.w_qkv"])
+def test_modules_not_to_be_converted_stay_in_float_under_mindformers_names(tmp_path: Path, skipped: str) -> None:
+    quant = {"quant_method": "rtn", "modules_to_not_convert": ["lm_head", skipped]}
+    index = load(str(write(tmp_path, quant_config=quant))).checkpoint.index()
+    left = {name for name, info in index.items() if info.packing is None and len(info.shape) == 2}
+    layers = [f"model.layers.{layer}." for layer in range(2)]
+    expected = {f"{layer}mlp.down_proj.weight" for layer in layers}
+    if "w_qkv" in skipped:
+        expected = {f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"}
+    assert left == expected | {"lm_head.weight"}
+
+
+def logits(model: LoadedModel) -> np.ndarray:
+    return advance(model.engine, Cache(64), IDS, "all")
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("asked", ["float16", "bfloat16", "float32", None])
+@pytest.mark.parametrize("quant", [{"quant_method": "rtn", "weight_dtype": "int4"}, None], ids=["int4", "float"])
+def test_on_a_cpu_the_native_engine_runs_it_and_says_what_it_computes_in(
+    tmp_path: Path, asked: str | None, quant: dict[str, str] | None
+) -> None:
+    """None: MindFormers' own default, float16, is asked for as well."""
+    said: list[str] = []
+    model = load(str(write(tmp_path, compute_dtype=asked, quant_config=quant)), device="cpu", report=said.append)
+    asked, used = asked or "float16", "8-bit integers and float32" if quant else "float32"
+    differs = f" ({asked} is asked for)" if asked != used else ""
+    about = model.engine.describe()
+    assert about.startswith("native") and f"; computes in {used}{differs};" in about
+    line = f"computing in {used}; the configuration asks for {asked}, which --engine torch keeps to"
+    assert (line in said) == (asked != used)
+
+
+@NEEDS_COMPILER
+def test_quant_config_gives_packed_weights_whatever_the_compute_type(tmp_path: Path) -> None:
+    quant = {"quant_method": "rtn", "weight_dtype": "int4"}
+    sizes = [
+        load(str(write(tmp_path / asked, compute_dtype=asked, quant_config=quant)), device="cpu").engine.weight_bytes  # type: ignore[attr-defined]
+        for asked in ("float16", "bfloat16", "float32")
+    ]
+    dense = load(str(write(tmp_path / "dense")), device="cpu").engine.weight_bytes  # type: ignore[attr-defined]
+    assert len(set(sizes)) == 1 and sizes[0] < 0.3 * dense
+
+
+@pytest.mark.parametrize("asked", ["float16", "bfloat16", "float32"])
+def test_torch_computes_in_what_is_asked_for(tmp_path: Path, asked: str) -> None:
+    file = str(write(tmp_path, compute_dtype=asked))
+    kept = load(file, device="cpu", engine="torch")
+    assert f"computes in {asked};" in kept.engine.describe()
+    assert f"keys and values {asked}" in kept.engine.describe()
+    other = load(file, device="cpu", dtype="float32").engine.describe()  # a caller's dtype goes before it
+    assert other.startswith("torch") and "computes in float32;" in other
+
+
+@NEEDS_COMPILER
+def test_the_native_engine_is_nearer_to_exact_than_the_types_asked_for(tmp_path: Path) -> None:
+    """Why float weights run there too: nobody who asks for 16 bits gets less than these."""
+    file = str(write(tmp_path, compute_dtype="bfloat16"))
+    exact = logits(load(file, device="cpu", dtype="float32"))
+    native, asked = (
+        np.abs(logits(load(file, device="cpu", engine=engine)) - exact).max() for engine in ("native", "torch")
+    )  # type: ignore[arg-type]
+    assert native < 0.2 * asked
+
+
+@NEEDS_COMPILER
+def test_a_forced_native_engine_takes_a_configuration_that_names_types(tmp_path: Path) -> None:
+    assert load(str(write(tmp_path)), engine="native").engine.describe().startswith("native")
+    with pytest.raises(UsageError, match="computes in its own types only"):
+        load(str(write(tmp_path)), engine="native", dtype="float32")
+
+
+@pytest.mark.parametrize("where", ["file", "model_config"])
+def test_experts_are_refused_in_one_line(tmp_path: Path, where: str) -> None:
+    file = write(tmp_path)
+    source = yaml.safe_load(file.read_text())
+    (source if where == "file" else source["model"]["model_config"])["moe_config"] = {"expert_num": 8}
+    file.write_text(yaml.safe_dump(source))
+    with pytest.raises(ConfigError, match="expert_num is 8, which is not supported") as caught:
+        load(str(file))
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

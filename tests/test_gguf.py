@@ -277,9 +277,6 @@ def test_a_tensor_in_two_parts_is_refused(tmp_path: Path) -> None:
         ("llama.rope.scaling.type", "dynamic", "dynamic"),
         ("llama.rope.scaling.type", "longrope", "longrope"),
         ("llama.rope.scaling.attn_factor", 2.0, "attn_factor"),
-        ("tokenizer.ggml.bos_token_id", 96, "bos_token_id"),
-        ("tokenizer.ggml.bos_token_id", "<s>", "bos_token_id"),
-        ("tokenizer.ggml.eos_token_id", 2**31, "eos_token_id"),
         ("tokenizer.chat_template", 7, "chat_template"),
         ("general.sampling.temp", "hot", "sampling.temp"),
         ("general.sampling.temp", -1.0, "temperature"),
@@ -291,6 +288,25 @@ def test_keys_that_would_change_the_result_are_errors(tmp_path: Path, key: str, 
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         with_key(tmp_path, key, value)
     assert "tiny.gguf" in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["<s>", 2.5, True, [1]])
+def test_an_id_that_is_no_number_is_an_error(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ModelError, match=r"tiny\.gguf: tokenizer\.ggml\.bos_token_id"):
+        with_key(tmp_path, "tokenizer.ggml.bos_token_id", value)
+
+
+@pytest.mark.parametrize("value", [96, 2**31, 0xFFFFFFFF])
+def test_an_id_that_no_token_has_is_as_one_that_is_not_given(tmp_path: Path, value: int) -> None:
+    for name in ("bos", "eos", "padding"):
+        config = with_key(tmp_path, f"tokenizer.ggml.{name}_token_id", value).config
+        assert value not in (config.bos_token_id, config.pad_token_id, *config.eos_token_ids)
+    assert "tokenizer.ggml.padding_token_id" in with_key(tmp_path, "tokenizer.ggml.padding_token_id", value).ignored
+
+
+def test_a_sentencepiece_model_that_names_no_ids_has_those_of_llama(tmp_path: Path) -> None:
+    config = opened(tmp_path, metadata={"tokenizer.ggml.model": "llama"}).config
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
 @pytest.mark.parametrize("arch", ["gemma", "qwen3", "gpt2\x1b[2J"])

@@ -74,6 +74,23 @@ def test_a_tied_head_is_left_out_even_when_the_file_repeats_it(
     assert checkpoint.config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("save", [save_hf, save_bin])
+def test_a_tied_model_may_hold_its_one_matrix_under_the_heads_name(
+    tmp_path: Path, save: Callable[[Any, Path], Path]
+) -> None:
+    model = tiny_model()
+    model.model.embed_tokens = torch.nn.Module()  # so that the head alone is stored
+    expected = {name: array for name, array in arrays(model).items() if name != "lm_head.weight"}
+    expected["model.embed_tokens.weight"] = arrays(model)["lm_head.weight"]
+    save(model, tmp_path)
+    with pytest.raises(FormatError, match=r"lacks 'model\.embed_tokens"):
+        open_hf(tmp_path)
+    change(tmp_path / "config.json", tie_word_embeddings=True)
+    checkpoint = open_hf(tmp_path)
+    same(checkpoint, expected)
+    assert checkpoint.config.tie_word_embeddings
+
+
 def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_kept(tmp_path: Path) -> None:
     model = tiny_model()
     save_hf(model, tmp_path)

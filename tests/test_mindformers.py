@@ -1,93 +1,224 @@
 """MindFormers' parameters: each has its meaning here or a stated reason for having none; RoPE as FreqsMgr has it."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat import mindformers
 from llamachat.config import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
 from llamachat.config_sources import Translated
-from llamachat.engine.rope import frequencies
+from llamachat.engine.rope import cos_sin, frequencies
 from llamachat.errors import ConfigError
-from llamachat.metadata import names, read_yaml
+from llamachat.metadata import read_yaml
 
-# Parameters of mindformers.models.llama.LlamaConfig in 1.3.2 and 2.1.0, and of its base class.
-PARAMETERS = names(
-    """
-    batch_size seq_length hidden_size num_layers num_heads n_kv_heads max_position_embedding intermediate_size
-    vocab_size multiple_of ffn_dim_multiplier rms_norm_eps bos_token_id eos_token_id pad_token_id ignore_token_id
-    theta compute_dtype layernorm_compute_type softmax_compute_type rotary_dtype param_init_type residual_dtype
-    embedding_init_type qkv_has_bias qkv_concat attn_proj_has_bias parallel_config moe_config use_past extend_method
-    scaling_factor is_dynamic use_rope_slice use_flash_attention use_ring_attention use_attn_mask_compression
-    use_eod_attn_mask_compression parallel_optimizer fine_grain_interleave pp_interleave_num offset init_method_std
-    checkpoint_name_or_path repetition_penalty max_decode_length block_size num_blocks top_k top_p do_sample
-    quant_config tie_word_embeddings llm_backend fused_rms_norm input_sliced_sig rmsnorm_compute_2d chunk_prefill
-    calculate_per_token_loss pipeline_stage return_hidden_states parallel_decoding_params name_or_path _commit_hash
-    pretrained_model_dir mindformers_version tokenizer_class architectures is_encoder_decoder is_sample_acceleration
-    quantization_config quantization pet_config temperature type model_type
-    """
-)
-# Each parameter that has a meaning here, with a value that is not its default.
-HONOURED = {
-    "seq_length": 4096,
-    "hidden_size": 2048,
-    "num_layers": 2,
-    "num_heads": 16,
-    "n_kv_heads": 4,
-    "max_position_embedding": 8192,
-    "intermediate_size": 999,
-    "vocab_size": 64,
-    "multiple_of": 1000,
-    "ffn_dim_multiplier": 1.3,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 5,
-    "eos_token_id": [6, 7],
-    "pad_token_id": 8,
-    "theta": 500000.0,
-    "compute_dtype": "bfloat16",
-    "layernorm_compute_type": "bfloat16",
-    "softmax_compute_type": "float16",
-    "rotary_dtype": "bfloat16",
-    "residual_dtype": "float32",
-    "qkv_has_bias": True,
-    "attn_proj_has_bias": True,
-    "extend_method": "DYNAMIC_NTK",
-    "repetition_penalty": 1.2,
-    "max_decode_length": 100,
-    "temperature": 0.3,
-    "top_k": 9,
-    "top_p": 0.5,
-    "do_sample": False,
-    "quant_config": {"quant_method": "rtn", "kvcache_dtype": "int8"},
-    "quantization_config": {"quant_method": "rtn"},
-    "quantization": {"quant_method": "rtn"},
-    "tie_word_embeddings": True,
+
+@dataclass(frozen=True)
+class Parameter:
+    """One of LlamaConfig's: its default, another value as a YAML file has it, and what that one means here."""
+
+    default: Any
+    other: Any
+    means: dict[str, Any] | None = None  # fields of the translation that differ; None: ignored, with a reason
+    refused: str = ""  # or the words that refuse it
+    beside: dict[str, Any] = field(default_factory=dict)  # where it means something only together with others
+
+
+PI = {"extend_method": "PI"}
+# The 61 parameters of mindformers.models.llama.LlamaConfig's constructor (2.0), each with its default.
+CONSTRUCTOR = {
+    "batch_size": Parameter(1, 4),
+    "seq_length": Parameter(2048, 512, {"max_position_embeddings": 512, "max_length": 512}),
+    "hidden_size": Parameter(4096, 2048, {"hidden_size": 2048, "head_dim": 64, "intermediate_size": 5632}),
+    "num_layers": Parameter(32, 2, {"num_hidden_layers": 2}),
+    "num_heads": Parameter(32, 16, {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256}),
+    "n_kv_heads": Parameter(None, 4, {"num_key_value_heads": 4}),
+    "max_position_embedding": Parameter(None, 8192, {"max_position_embeddings": 8192}),
+    "intermediate_size": Parameter(None, 999, {"intermediate_size": 999}),
+    "vocab_size": Parameter(32000, 64, {"vocab_size": 64}),
+    "multiple_of": Parameter(256, 1000, {"intermediate_size": 11000}),
+    "ffn_dim_multiplier": Parameter(None, 1.3, {"intermediate_size": 14336}),
+    "rms_norm_eps": Parameter(1e-5, 2.0e-6, {"rms_norm_eps": 2e-6}),
+    "bos_token_id": Parameter(1, 5, {"bos_token_id": 5}),
+    "eos_token_id": Parameter(2, [6, 7], {"eos_token_ids": (6, 7)}),
+    "pad_token_id": Parameter(0, 8, {"pad_token_id": 8}),
+    "ignore_token_id": Parameter(-100, -1),
+    "theta": Parameter(10000.0, 500000, {"rope_theta": 500000.0}),
+    "compute_dtype": Parameter("float16", "bfloat16", {"compute": "bfloat16"}),
+    "layernorm_compute_type": Parameter("float32", "bfloat16", {"norm": "bfloat16"}),
+    "softmax_compute_type": Parameter("float32", "float16", {"softmax": "float16"}),
+    "rotary_dtype": Parameter("float32", "bfloat16", {"rotary": "bfloat16"}),
+    "param_init_type": Parameter("float16", "bfloat16"),
+    "residual_dtype": Parameter(None, "float32", {"residual": "float32"}),
+    "embedding_init_type": Parameter(None, "float32"),
+    "qkv_has_bias": Parameter(False, True, {"qkv_bias": True}),
+    "qkv_concat": Parameter(False, True),
+    "attn_proj_has_bias": Parameter(False, True, {"attention_out_bias": True}),
+    "parallel_config": Parameter({"data_parallel": 1}, {"data_parallel": 2, "model_parallel": 4}),
+    "moe_config": Parameter(
+        {"expert_num": 1, "num_experts_chosen": 1}, {"expert_num": 8}, refused="moe_config: expert_num is 8"
+    ),
+    "use_past": Parameter(False, True),
+    "extend_method": Parameter("None", "PI", {"rope_scaling": RopeScaling("linear", 1.0)}),
+    "scaling_factor": Parameter(1.0, 4.0, {"rope_scaling": RopeScaling("linear", 4.0)}, beside=PI),
+    "is_dynamic": Parameter(False, True),
+    "use_rope_slice": Parameter(False, True),
+    "use_flash_attention": Parameter(False, True),
+    "use_ring_attention": Parameter(False, True),
+    "use_attn_mask_compression": Parameter(False, True),
+    "use_eod_attn_mask_compression": Parameter(False, True),
+    "parallel_optimizer": Parameter(False, True),
+    "fine_grain_interleave": Parameter(1, 2),
+    "pp_interleave_num": Parameter(1, 2),
+    "offset": Parameter(0, [0, 1, -1, 0]),
+    "init_method_std": Parameter(0.01, 0.02),
+    "checkpoint_name_or_path": Parameter("", "somewhere.ckpt"),
+    "repetition_penalty": Parameter(1.0, 1.2, {"repetition_penalty": 1.2}),
+    "max_decode_length": Parameter(1024, 100, {"max_length": 100}),
+    "block_size": Parameter(16, 128),
+    "num_blocks": Parameter(512, 1024),
+    "top_k": Parameter(5, 9, {"top_k": 9}),
+    "top_p": Parameter(1.0, 0.5, {"top_p": 0.5}),
+    "do_sample": Parameter(True, False, {"temperature": 0.0}),
+    "quant_config": Parameter(
+        None, {"quant_method": "rtn", "kvcache_dtype": "int8"}, {"quantization": QuantConfig("int8", kv_bits=8)}
+    ),
+    "tie_word_embeddings": Parameter(False, True, {"tie_word_embeddings": True}),
+    "llm_backend": Parameter("", "BuildIn"),
+    "fused_rms_norm": Parameter(True, False),
+    "input_sliced_sig": Parameter(False, True),
+    "rmsnorm_compute_2d": Parameter(False, True),
+    "chunk_prefill": Parameter(False, True),
+    "calculate_per_token_loss": Parameter(False, True),
+    "pipeline_stage": Parameter(None, {"start_stage": 0, "stage_num": 1, "offset": 0}),
+    "return_hidden_states": Parameter(False, True),
 }
-# Only in these values, or together with another key.
-REFUSED = {"pet_config": {"pet_type": "lora"}, "is_encoder_decoder": True, "moe_config": {"expert_num": 8}}
-WITH_ANOTHER = {"scaling_factor"}
+# What else stands in a model_config: parameters of its base class, of generation and of older versions, and keys that its
+# own files carry along without LlamaConfig knowing them.
+BEYOND = {
+    "type": Parameter("LlamaConfig", "ChatGLM2Config", refused="type is 'ChatGLM2Config'"),
+    "model_type": Parameter("llama", "glm", refused="model_type is 'glm'"),
+    "temperature": Parameter(1.0, 0.3, {"temperature": 0.3}),
+    "max_length": Parameter(1024, 77, {"max_length": 77}),
+    "max_new_tokens": Parameter(None, 20),
+    "min_length": Parameter(0, 5, refused="min_length is 5"),
+    "min_new_tokens": Parameter(None, 5, refused="min_new_tokens is 5"),
+    "num_beams": Parameter(1, 4, refused="num_beams is 4"),
+    "encoder_repetition_penalty": Parameter(1.0, 1.5, refused="encoder_repetition_penalty is 1.5"),
+    "pet_config": Parameter(None, {"pet_type": "lora"}, refused="pet_config is {'pet_type': 'lora'}"),
+    "is_encoder_decoder": Parameter(False, True, refused="is_encoder_decoder is True"),
+    "quant": Parameter("", "w8a16", refused="quant is 'w8a16'"),
+    "quantization_config": Parameter(None, {"quant_method": "rtn"}, {"quantization": QuantConfig("int8")}),
+    "quantization": Parameter(None, {"quant_method": "rtn"}, {"quantization": QuantConfig("int8")}),
+    "pretrain_seqlen": Parameter(None, 4096),
+    **{
+        name: Parameter(None, other)
+        for name, other in {
+            "auto_map": {"AutoTokenizer": ["tokenizer.Tokenizer", None]},
+            "emb_dropout_prob": 0.1,
+            "initializer_range": 0.02,
+            "max_position_embeddings": 131072,
+            "num_block": 1024,
+            "rotary_pct": 1.0,
+            "rotary_emb_base": 1000000,
+            "kv_channels": 128,
+            "use_past_shard": True,
+            "compute_in_2d": True,
+            "use_kvcache_op": True,
+            "is_flexible_shape": True,
+            "use_paged_attention": True,
+            "use_prompt_flash_attention": True,
+            "use_incre_flash_attention": True,
+            "use_3d_tensor_parallel": True,
+            "tp_x": 2,
+            "tp_y": 2,
+            "tp_z": 2,
+            "start_stage": 1,
+            "stage_num": 2,
+            "parallel_decoding_params": {"parallel_decoding": "la"},
+            "parallel_decoding": "la",
+            "window_size": 5,
+            "level": 5,
+            "guess_set_size": 3,
+            "output_scores": True,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+            "renormalize_logits": True,
+            "name_or_path": "x",
+            "_name_or_path": "x",
+            "pretrained_model_dir": "x",
+            "_commit_hash": "0",
+            "mindformers_version": "1.3.2",
+            "tokenizer_class": "LlamaTokenizer",
+            "architectures": "LlamaForCausalLM",
+            "is_sample_acceleration": True,
+        }.items()
+    },
+}
+PARAMETERS = CONSTRUCTOR | BEYOND
+# Where null is not the default but says "there is none".
+NONE = {
+    "bos_token_id": {"bos_token_id": None},
+    "eos_token_id": {"eos_token_ids": ()},
+    "pad_token_id": {"pad_token_id": None},
+}
 
 
 def translate(**parameters: Any) -> Translated:
     return mindformers.translate(parameters, "llama.yaml")
 
 
+def from_yaml(folder: Path, **parameters: Any) -> Translated:
+    """The same through a whole YAML file."""
+    path = folder / "predict.yaml"
+    path.write_text(yaml.safe_dump({"model": {"model_config": {"type": "LlamaConfig"} | parameters}}))
+    return mindformers.translate(read_yaml(path), str(path))
+
+
+def flat(translated: Translated) -> dict[str, Any]:
+    """All that a translation says but for what it ignores, under the names of `Parameter.means`."""
+    config = translated.config
+    return vars(config) | vars(config.dtypes) | translated.sampling | {"max_length": translated.max_length}
+
+
+def differences(translated: Translated, plain: Translated) -> dict[str, Any]:
+    before = flat(plain)
+    return {key: value for key, value in flat(translated).items() if value != before[key] and key != "dtypes"}
+
+
+def test_these_are_all_parameters_of_the_constructor() -> None:
+    assert len(CONSTRUCTOR) == 61
+    assert mindformers.NO_EFFECT.keys() | mindformers.NEUTRAL.keys() <= PARAMETERS.keys()
+
+
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
-def test_every_parameter_is_honoured_or_refused_or_has_a_reason_to_be_ignored(name: str) -> None:
-    default = translate()
-    if name in HONOURED:
-        assert translate(**{name: HONOURED[name]}) != default
-        assert name not in mindformers.NO_EFFECT
-    elif name in REFUSED:
-        with pytest.raises(ConfigError, match=next(iter(REFUSED[name])) if name == "moe_config" else name):
-            translate(**{name: REFUSED[name]})
-    elif name not in WITH_ANOTHER:
-        assert mindformers.NO_EFFECT[name]
+def test_every_parameter_is_honoured_refused_or_ignored_with_a_reason(tmp_path: Path, name: str) -> None:
+    parameter = PARAMETERS[name]
+    plain, given = from_yaml(tmp_path, **parameter.beside), {**parameter.beside, name: parameter.other}
+    if parameter.refused:
+        with pytest.raises(ConfigError) as caught:
+            from_yaml(tmp_path, **given)
+        assert str(caught.value).startswith(str(tmp_path / "predict.yaml"))
+        assert parameter.refused in str(caught.value) and "\n" not in str(caught.value)
+        return
+    translated = from_yaml(tmp_path, **given)
+    assert differences(translated, plain) == (parameter.means or {})
+    assert (name in translated.ignored) == (parameter.means is None)
+    assert parameter.means is not None or name == "pretrain_seqlen" or mindformers.NO_EFFECT[name]
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+@pytest.mark.parametrize("null", [None, "None"], ids=["null", "None"])
+def test_a_parameter_at_its_default_or_null_changes_nothing(tmp_path: Path, name: str, null: str | None) -> None:
+    parameter, plain = PARAMETERS[name], translate()
+    assert differences(from_yaml(tmp_path, **{name: parameter.default}), plain) == {}
+    assert differences(from_yaml(tmp_path, **{name: null}), plain) == NONE.get(name, {})
 
 
 def test_a_parameter_that_mindformers_lacks_is_refused() -> None:
@@ -113,35 +244,7 @@ def test_absent_parameters_have_mindformers_defaults() -> None:
     )
     assert translated.sampling == {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 5, "top_p": 1.0}
     assert translated.max_length == 1024
-
-
-def test_every_model_parameter_reaches_its_field() -> None:
-    given_ = {key: value for key, value in HONOURED.items() if not key.startswith("quantization")}
-    translated = translate(**given_)
-    assert translated.config == LlamaConfig(
-        vocab_size=64,
-        hidden_size=2048,
-        intermediate_size=999,
-        num_hidden_layers=2,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-6,
-        rope_theta=500000.0,
-        rope_scaling=RopeScaling("dynamic", 2.0),
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        attention_out_bias=True,
-        bos_token_id=5,
-        eos_token_ids=(6, 7),
-        pad_token_id=8,
-        dtypes=Dtypes("bfloat16", "bfloat16", "float16", "bfloat16", "float32"),
-        quantization=QuantConfig("int8", kv_bits=8),
-    )
-    assert translated.sampling == {"repetition_penalty": 1.2, "temperature": 0.0, "top_k": 9, "top_p": 0.5}
-    assert translated.max_length == 100
-    assert LlamaConfig.from_mindformers(given_) == translated.config
+    assert LlamaConfig.from_mindformers({}) == translated.config
 
 
 @pytest.mark.parametrize(
@@ -216,11 +319,34 @@ def test_extend_methods_have_the_frequencies_of_freqs_mgr(method: str, factor: A
     assert found[1] == pytest.approx(expected[1])
 
 
-def test_dynamic_ntk_is_plain_up_to_the_context_and_mindformers_at_twice_it() -> None:
-    config = translate(extend_method="DYNAMIC_NTK", seq_length=2048).config
-    np.testing.assert_allclose(frequencies(config, 2048)[0], freqs_mgr(128, 10000.0, "None", 1)[0])
-    base = 10000.0 * (2**2 - 1) ** (128 / 126)
-    np.testing.assert_allclose(frequencies(config, 4096)[0], freqs_mgr(128, base, "None", 1)[0])
+@pytest.mark.parametrize("factor", [1.0, 4.0, {"factor": 8.0}, None])
+@pytest.mark.parametrize("length", [1, 2048, 2049, 5000, 40000])
+def test_dynamic_ntk_is_plain_in_mindformers_llama_at_every_length(factor: Any, length: int) -> None:
+    """Its LlamaModel has FreqsMgr for every method, whose one table of positions is built from theta alone.
+
+    The formula of FreqsMgrDynamicNTK, which other models there have, is not it: it would differ from 2,049 tokens on.
+    """
+    config = translate(extend_method="DYNAMIC_NTK", scaling_factor=factor, seq_length=2048, theta=500000.0).config
+    positions = np.arange(max(0, length - 3), length)
+    table = np.outer(positions, 1.0 / 500000.0 ** (np.arange(0, 128, 2)[:64] / 128))
+    found = cos_sin(positions, *frequencies(config, length))
+    np.testing.assert_allclose(found, (np.cos(table), np.sin(table)), rtol=1e-9, atol=1e-9)
+    other = 500000.0 * (2 ** np.ceil(np.log2(max(length / 2048, 1)) + 1) - 1) ** (128 / 126)
+    assert (length > 2048) == (not np.allclose(frequencies(config, length)[0], other ** (-np.arange(0, 128, 2) / 128)))
+
+
+def test_what_an_extend_method_does_not_read_is_listed_as_ignored() -> None:
+    assert {"extend_method", "scaling_factor"} <= set(
+        translate(extend_method="DYNAMIC_NTK", scaling_factor=4.0).ignored
+    )
+    assert "scaling_factor" in translate(scaling_factor=4.0).ignored
+    assert not {"extend_method", "scaling_factor"} & set(translate(extend_method="PI", scaling_factor=4.0).ignored)
+
+
+def test_an_extension_by_the_trained_length_of_old_versions_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"pretrain_seqlen is 2048; expected is scaling_factor"):
+        translate(extend_method="PI", pretrain_seqlen=2048)
+    assert translate(extend_method="PI", pretrain_seqlen=2048, scaling_factor=2.0).config.rope_scaling is not None
 
 
 @pytest.mark.parametrize(
@@ -298,6 +424,12 @@ processor:
 """
 
 
+def test_a_moe_config_with_one_expert_is_that_of_a_dense_model(tmp_path: Path) -> None:
+    path = tmp_path / "predict.yaml"
+    path.write_text(YAML + "moe_config: {expert_num: 1, capacity_factor: 1.1, routing_policy: TopkRouterV2}\n")
+    assert "moe_config" in mindformers.translate(read_yaml(path), str(path)).ignored
+
+
 def test_a_whole_yaml_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "predict_llama2_7b.yaml"
     path.write_text(YAML)
@@ -321,6 +453,15 @@ def test_a_whole_yaml_file_is_read(tmp_path: Path) -> None:
         ("activation_dtype: None", "activation_dtype: int8", "activation_dtype"),
         ("  model_config:", "  other:", "no model.model_config"),
         ("seed: 0", "seed: -1", "seed is -1"),
+        ("run_mode:", "moe_config: {expert_num: 8}\nrun_mode:", "yaml: moe_config: expert_num is 8"),
+        ("    type: LlamaConfig", "    type: LlamaConfig\n    moe_config: {expert_num: 2}", "expert_num is 2"),
+        (
+            "  arch:",
+            "  moe_config: {expert_num: 8}\n  arch:",
+            "model: the key 'moe_config' with the value {'expert_num': 8}",
+        ),
+        ("run_mode:", "adapter_id: one\nrun_mode:", "adapter_id is 'one'"),
+        ("    type: LlamaForCausalLM", "    type: LlamaForCausalLM\n    head: other", "arch: the key 'head'"),
     ],
 )
 def test_what_a_yaml_file_gets_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from llamachat.commands.evaluate import evaluate_model
 from llamachat.commands.quantize import quantize_model
-from llamachat.errors import UsageError
+from llamachat.errors import ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
 
 app = typer.Typer()
@@ -73,6 +73,16 @@ def test_gptq_needs_no_text_of_ones_own(source: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("quantize.gptq.WINDOWS", 2)
     call("quantize", source, "-o", tmp_path / "out", "--scheme", "int4-gptq")
     assert open_checkpoint(tmp_path / "out").config.quantization is not None
+
+
+@pytest.mark.parametrize("scheme", ["int4-gptq", "int4", "int8"])
+def test_a_model_with_nothing_to_quantize_is_told_so_and_leaves_nothing(tmp_path: Path, scheme: str) -> None:
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    source = save_hf(tiny_model(hidden_size=60, intermediate_size=100, **heads), tmp_path / "source")
+    save_tokenizer(source)
+    with pytest.raises(ModelError, match="nothing to quantize"):
+        call("quantize", source, "-o", tmp_path / "out", "--scheme", scheme)
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
 def test_options_come_from_a_file_and_flags_go_before_it(source: Path, tmp_path: Path) -> None:

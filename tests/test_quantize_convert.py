@@ -22,7 +22,7 @@ from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.packed import verify
 from llamachat.tensors import FloatTensor, dequantize
 from quantize.convert import REPORT, convert
-from quantize.once import quantized_once
+from quantize.once import quantized_once, quantized_path
 from quantize.recipe import Recipe, from_config
 from quantize.schemes import Quantized
 from quantize.writer import FolderWriter
@@ -246,8 +246,62 @@ def test_a_model_to_be_quantized_is_converted_once_and_again_when_it_changes(
     again = quantized_once(open_checkpoint(source), config)
     assert (again.path, (again.path / "model.safetensors").stat().st_mtime_ns) == (first.path, stamp)
     assert again.index()["model.layers.0.self_attn.o_proj.weight"].packing is None
-    os.utime(source / "model.safetensors", (1, 1))
+    assert {file.stat().st_mode & 0o777 for file in first.path.iterdir()} == {0o600}
+    assert {folder.stat().st_mode & 0o777 for folder in (first.path, first.path.parent)} == {0o700}
+    generation = source / "generation_config.json"
+    generation.write_text(generation.read_text() + " ")
     assert quantized_once(open_checkpoint(source), config).path != first.path
+
+
+@pytest.mark.parametrize("changed", ["lit_config.json", "tokenizer.model"])
+def test_what_is_kept_is_made_anew_when_any_file_of_the_source_changes(tmp_path: Path, changed: str) -> None:
+    """Also one that lies beside the weights' file, or above its folder."""
+    home = save_lit(tiny_model(), tmp_path / "lit")
+    before = quantized_path(open_checkpoint(home), QuantConfig("int4"))
+    assert quantized_path(open_checkpoint(home), QuantConfig("int4")) == before
+    file = home / changed if (home / changed).exists() else home.parent / changed
+    if changed == "lit_config.json":
+        file.write_text('{"n_head": 2}')
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert quantized_path(open_checkpoint(home), QuantConfig("int4")) != before
+
+
+def test_every_part_of_a_split_file_counts(tmp_path: Path) -> None:
+    first = save_gguf(tiny_model(), tmp_path / "gguf", split=8)
+    before = quantized_path(open_checkpoint(first), QuantConfig("int4"))
+    last = sorted(first.parent.glob("*.gguf"))[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert quantized_path(open_checkpoint(first), QuantConfig("int4")) != before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "more", "manifest", "mode"])
+def test_what_was_converted_is_made_anew_unless_it_is_whole(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("llamachat.paths.cache_dir", lambda: tmp_path / "cache")
+    config = QuantConfig("int8")
+    folder = quantized_once(open_checkpoint(source), config).path
+    right = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = folder / "model.safetensors"
+    content = right[weights.name]
+    match damage:
+        case "flip":
+            weights.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        case "cut":
+            weights.write_bytes(content[:-1])
+        case "gone":
+            weights.unlink()
+        case "more":
+            (folder / "tokenizer.json").write_text("{}")
+        case "manifest":
+            (folder / "manifest.json").write_text('{"sha256": {}}')
+        case "mode":
+            folder.chmod(0o777)
+    assert quantized_once(open_checkpoint(source), config).path == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == right
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_loading_quantized_gives_the_weights_of_a_conversion(source: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llamachat.config import LlamaConfig
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import LlamachatError, ModelError, UsageError
 from quantize.recipe import Recipe, read_recipe
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
@@ -65,11 +65,42 @@ def test_options_that_find_nothing_in_the_model_are_refused() -> None:
         Recipe(head="int8").check(config)
 
 
+def config(hidden: int, inner: int) -> LlamaConfig:
+    return LlamaConfig(320, hidden, inner, 2, 3, 3, 20, 2048)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int4-gptq"])
+def test_a_model_that_no_group_fits_is_refused_with_its_widths(scheme: Any) -> None:
+    with pytest.raises(ModelError, match=r"groups of 32 .*widths 60, 100.*has nothing to quantize") as caught:
+        Recipe(scheme).check(config(60, 100))
+    assert caught.value.exit_code == 3
+    Recipe(scheme).check(config(60, 128))  # down_proj's columns
+    with pytest.raises(ModelError, match=r"groups of 128 .*widths 60, 64, 96"):  # though the embedding would fit
+        Recipe(scheme, group_size=128).check(config(64, 96))
+
+
+@pytest.mark.parametrize("scheme", ["bnb-nf4", "bnb-fp4", "bnb-int8"])
+def test_bitsandbytes_takes_any_width(scheme: Any) -> None:
+    Recipe(scheme).check(config(60, 100))
+    assert Recipe(scheme).left(config(60, 100).tensor_shapes()) == [EMBEDDING, "lm_head.weight"]
+
+
+def test_a_recipe_that_leaves_all_in_float_is_refused() -> None:
+    with pytest.raises(UsageError, match="every matrix is to stay in float"):
+        Recipe(overrides=("*=float",)).check(config(64, 64))
+    with pytest.raises(UsageError, match="every matrix is to stay in float"):
+        Recipe("bnb-nf4", skip=("model",)).check(config(64, 64))
+    Recipe(overrides=("*.layers.*=float",)).check(config(64, 64))  # the embedding is asked for
+
+
 @pytest.mark.parametrize(
     ("raw", "recipe"),
     [
         ({"scheme": "int8", "skip": ["o_proj"]}, Recipe("int8", skip=("o_proj",))),
-        ({"quantization_config": Recipe("int4", codebook="nf4").quantization_config()}, Recipe("int4", codebook="nf4")),
+        (
+            {"quantization_config": Recipe("int4", codebook="nf4").quantization_config({})},
+            Recipe("int4", codebook="nf4"),
+        ),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
             Recipe("bnb-nf4"),
@@ -81,6 +112,16 @@ def test_the_vocabularies_of_others_are_understood(tmp_path: Path, raw: dict[str
     path = tmp_path / "quant.json"
     path.write_text(json.dumps(raw))
     assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"skip": "o_proj"}, {"overrides": [5]}, {"skip_modules": {}}, {"double_quant": 1}, {"kv_bits": 7}]
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = tmp_path / "quant.json"
+    path.write_text(json.dumps({"scheme": "bnb-nf4", **wrong}))
+    with pytest.raises(LlamachatError, match=next(iter(wrong))):
+        read_recipe(path)
 
 
 def test_an_unknown_key_of_a_file_is_named(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def test_a_dummy_space_comes_only_where_a_text_starts(spm: Tokenizer, spm_refere
     hello, me = spm_reference.piece_to_id(["Hello", "▁me"])
     assert spm.encode("Hello", start=False) == [hello]
     assert spm.encode("Hello") == [spm_reference.piece_to_id("▁Hello")]
-    assert spm.encode_skeleton("<s>Hello me</s>") == [1, hello, me, 2]
+    assert spm.encode_skeleton("</s>Hello me</s>") == [2, hello, me, 2]
+    assert spm.encode_skeleton("<s>Hello me</s>") == [1, *spm.encode("Hello me"), 2], "behind BOS a text starts"
 
 
 def test_gguf_may_deny_the_dummy_space(sentencepiece_model: Path, spm: Tokenizer) -> None:
@@ -293,7 +294,8 @@ def test_sentencepiece_takes_further_tokens_from_the_configuration(sentencepiece
     )
     ours = open_folder(tmp_path)
     assert (ours.vocab_size, set(ours.eos_ids)) == (32001, {32000})
-    assert ours.encode_skeleton("<s>a<|im_end|>") == [1, *ours.encode("a", start=False), 32000]
+    assert ours.encode_skeleton("</s>a<|im_end|>") == [2, *ours.encode("a", start=False), 32000]
+    assert "'x' 99999999999" in ours.notes[0]
     assert 32000 not in ours.encode("<|im_end|>")
 
 
@@ -343,29 +345,243 @@ def test_gguf_takes_every_way_of_splitting_it_lists() -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+MERGED: dict[str, Any] = {
+    "tokens": [*byte_tokens(), "he", "ll", "hell", "hello", "ĊĊ", "<|b|>", "<|e|>"],
+    "merges": ["hell o", "h e", "l l", "he ll", "Ċ Ċ"],  # products before their parts, too
+    "token_type": [1] * 261 + [3, 3],
+    "eos_token_id": 262,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eos_token_id": 260},
+        {"eot_token_id": 260},
+        {"token_type": [1] * 258 + [3] + [1] * 2 + [3, 3]},
+        {"token_type": [1] * 258 + [5] + [1] * 2 + [3, 3]},
+        {"token_type": [1] * 256 + [3, 3, 3] + [1] * 2 + [3, 3]},
+        {"merges": [*MERGED["merges"], "x y", "xy z", "a zz"]},
+        {"tokens": [t for t in MERGED["tokens"] if t != "hell"], "token_type": [1] * 260 + [3, 3], "eos_token_id": 261},
+    ],
+    ids=["eos", "eot", "control", "unused", "several", "no product", "no part"],
+)
+@pytest.mark.parametrize("pre", ["llama-bpe", "gpt-2"])
+def test_gguf_tokens_that_no_text_may_give_take_part_in_merges(changes: dict[str, Any], pre: str) -> None:
+    """As in llama.cpp, but that text which would be such a token is what the token is made of."""
+    ours = from_gguf(gpt2_metadata(**{**MERGED, "pre": pre, **changes}))
+    hello = ours.encode("hello")
+    assert [ours.token_bytes(i) for i in hello] == [b"hello"], "the longer word is found"
+    for text in ("hell", "hellhell", "\n\n", "\n\n\n", "he", "xyz", "hello\n\nhell"):
+        ids = ours.encode(text)
+        assert not set(ids) & set(ours.specials.values()) and ours.decode(ids) == text
+
+
+def test_gguf_merges_that_chain_a_product_on_do_not_nest_calls() -> None:
+    merges = ["a" * n + " a" for n in range(1, 3000)]
+    ours = from_gguf(gpt2_metadata(merges=merges, pre="gpt-2"))
+    assert ours.encode("a" * 2999) == [ours.encode("a")[0]] * 2999
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "unknown"])
+@pytest.mark.parametrize("value", [None, 32000, 0xFFFFFFFF])
+def test_a_sentencepiece_gguf_without_an_id_or_with_one_of_no_token_has_llama_cpps_default(
+    sentencepiece_model: Path, key: str, value: int | None
+) -> None:
+    metadata = spm_metadata(sentencepiece_model)
+    if value is None:
+        del metadata[f"tokenizer.ggml.{key}_token_id"]
+    else:
+        metadata[f"tokenizer.ggml.{key}_token_id"] = value
+    ours = from_gguf(metadata)
+    assert (ours.bos_id, ours.eos_ids, ours.specials["<unk>"]) == (1, {2}, 0)
+    assert [f"{key} {value}" in note for note in ours.notes] == [True] * (value is not None)
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "eot", "eom", "padding"])
+def test_a_gguf_id_that_no_token_has_is_ignored_with_a_note(key: str) -> None:
+    for value in (258, -1, 0xFFFFFFFF):
+        ours = from_gguf(gpt2_metadata(**{"eos_token_id": 257, f"{key}_token_id": value}))
+        assert ours.eos_ids == (set() if key == "eos" else {257}) and ours.bos_id is None
+        assert [str(value) in note for note in ours.notes] == [True] * (key != "padding")
+
+
+def test_gguf_tokens_without_a_text_or_a_type_are_harmless(sentencepiece_model: Path) -> None:
+    metadata = spm_metadata(sentencepiece_model)
+    metadata["tokenizer.ggml.tokens"][500:502] = ["", ""]
+    metadata["tokenizer.ggml.token_type"][600] = 0
+    for ours in (from_gguf(metadata), from_gguf(gpt2_metadata(tokens=[*byte_tokens(), "", "<|end|>"], merges=["a c"]))):
+        assert ours.token_bytes(256 if ours.vocab_size == 258 else 500) == b""
+        assert ours.decode(ours.encode("Hello [EMPTY_500] [EMPTY_256]")) == "Hello [EMPTY_500] [EMPTY_256]"
+    assert from_gguf(metadata).token_bytes(600) == from_gguf(spm_metadata(sentencepiece_model)).token_bytes(600)
+
+
+def test_gguf_without_a_way_of_splitting_has_llama_cpps_default() -> None:
+    old, named = from_gguf(gpt2_metadata(pre=None)), from_gguf(gpt2_metadata(pre="default"))
+    assert old.encode("It's 12345 ab!") == named.encode("It's 12345 ab!")
+
+
+# ---- files beside a tokenizer ----
+
+
+def reference(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "names": {"special_tokens_map.json": {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}}},
+    "names twice": {
+        "special_tokens_map.json": {"bos_token": "<|begin|>", "eos_token": "<|end|>"},
+        "tokenizer_config.json": {"eos_token": "<|begin|>"},
+    },
+    "a plain token is named": {"tokenizer_config.json": {"eos_token": "ab", "bos_token": "<|begin|>"}},
+    "added": {"added_tokens.json": {"<|im_start|>": 260, "<|im_end|>": 261, "<tool>": 262, "§§": 263}},
+    "added and named": {
+        "added_tokens.json": {"<|im_end|>": 260},
+        "special_tokens_map.json": {"eos_token": "<|im_end|>"},
+    },
+    "decoder": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "257": {"content": "ab", "special": True},
+                "258": {"content": "<|begin|>", "special": True},
+                "260": {"content": "<|im_end|>", "special": True, "rstrip": True},
+                "261": {"content": "§§", "special": False, "normalized": False},
+            },
+            "eos_token": "<|im_end|>",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_tokenizer_json_is_read_as_transformers_reads_it(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path, byte_level_json("<|begin|>", "<|end|>", merges=(("a", "b"), ("c", "d"))))
+    for file, content in ({"tokenizer_config.json": {}} | BESIDE[name]).items():
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if "config" in file else {}
+        (tmp_path / file).write_text(json.dumps(kind | content))
+    ours, theirs = open_folder(tmp_path), reference(tmp_path)
+    for text in ("<|im_start|>cd<|im_end|>\n §§a<|begin|>ab", "<|end|> <|im_end|>  c<tool>§§§"):
+        assert ours.encode_skeleton(text) == theirs(text, add_special_tokens=False)["input_ids"]
+        plain = ours.encode(text.replace("ab", ""))
+        assert not set(plain) & set(ours.specials.values()) and ours.decode(plain) == text.replace("ab", "")
+    assert ours.names.get("bos_token") == theirs.bos_token and ours.names.get("eos_token") == theirs.eos_token
+    assert ours.eos_ids == ({theirs.eos_token_id} if theirs.eos_token else set())
+
+
+@pytest.mark.parametrize("beside", ["added_tokens.json", "added_tokens_decoder"])
+def test_tokens_beside_a_sentencepiece_model_are_its_own(
+    tmp_path: Path, sentencepiece_model: Path, spm: Tokenizer, beside: str
+) -> None:
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    added = {"<|im_start|>": 32000, "<|im_end|>": 32001, "<tool>": 32002, "§§": 32003}
+    config: dict[str, Any] = {"eos_token": "<|im_end|>", "bos_token": "<s>"}
+    if beside == "added_tokens.json":
+        (tmp_path / beside).write_text(json.dumps(added))
+    else:
+        config[beside] = {str(i): {"content": name, "special": name[1] == "|"} for name, i in added.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = open_folder(tmp_path)
+    assert ours.vocab_size == 32004 and ours.eos_ids == {32001} and ours.names["eos_token"] == "<|im_end|>"
+    ids = ours.encode_skeleton("<|im_start|>Hello<tool><|im_end|>")
+    assert ids == [32000, *spm.encode("Hello", start=False), 32002, 32001]
+    plain = ours.encode("<|im_start|>a §§ <tool>")
+    assert set(plain) & set(added.values()) == {32003} and ours.decode(plain) == "<|im_start|>a §§ <tool>"
+    assert ours.token_bytes(32002) == b"<tool>" and ours.token_bytes(32000) == b""
+
+
+def test_a_control_token_may_take_an_id_inside_a_sentencepiece_vocabulary(
+    tmp_path: Path, sentencepiece_model: Path, spm: Tokenizer, spm_reference: SentencePieceProcessor
+) -> None:
+    """Some fine-tunes give a rare word's id to a new token, or call a word of the vocabulary a control token."""
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    th, word = spm_reference.piece_to_id(["▁th", "▁commonly"])
+    decoder = {str(word): {"content": "<|im_end|>", "special": True}, str(th): {"content": "▁th", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    ours = open_folder(tmp_path)
+    assert ours.encode("the other thing") == spm.encode("the other thing"), "longer words are made of it as before"
+    for text in ("th", "commonly", "<|im_end|>", "a th commonly <|im_end|> b"):
+        assert not {th, word} & set(ours.encode(text)) and ours.decode(ours.encode(text)) == text
+    assert ours.encode_skeleton("<|im_end|>") == [word] and ours.token_bytes(word) == b""
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+def test_sentencepieces_dummy_space_behind_control_tokens_is_as_legacy_says(
+    tmp_path: Path, sentencepiece_model: Path, spm: Tokenizer, legacy: bool | None
+) -> None:
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": legacy}))
+    ours = open_folder(tmp_path)
+    first, later = (spm.encode("Hello", start=starts) for starts in (legacy is not False, legacy is True))
+    assert ours.encode_skeleton("<s>Hello</s>Hello") == [1, *first, 2, *later]
+    assert ours.encode("Hello") == spm.encode("Hello")
+
+
+def test_add_bos_token_null_is_not_false(tmp_path: Path) -> None:
+    library = byte_level_json("<s>")
+    library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    assert open_folder(write_folder(tmp_path, library, bos_token="<s>", add_bos_token=None)).bos_id == 256
+
+
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", '{"a": NaN}', "[" * 100_000])
+def test_a_damaged_file_beside_a_tokenizer_is_one_line(tmp_path: Path, file: str, text: str) -> None:
+    write_folder(tmp_path, byte_level_json("<s>"))
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ModelError, match=file):
+        open_folder(tmp_path)
+
+
+@quick
+@given(
+    content=st.dictionaries(
+        st.sampled_from(
+            ["added_tokens_decoder", "bos_token", "eos_token", "legacy", "additional_special_tokens", "<x>"]
+        ),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.sampled_from(["", "<s>", "<|y|>", "a"]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["1", "300", "-1", "content", "special", "²"]), inner, max_size=3)
+            ),
+        ),
+    ),
+    file=st.sampled_from(["special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"]),
+)
+def test_whatever_lies_beside_a_tokenizer_it_opens_or_is_a_model_error(
+    tmp_path: Path, sentencepiece_model: Path, content: dict[str, Any], file: str
+) -> None:
+    for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / file).write_text(json.dumps(content))
+    byte_level_json("<s>").save(str(tmp_path / "tokenizer.json"))
+    try:
+        ours = open_folder(tmp_path)
+        assert all(0 <= i < ours.vocab_size for i in ours.encode_skeleton("<s><|y|>a<x>b"))
+    except ModelError:
+        pass
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"model": "bert"},
         {"model": ["gpt2"]},
-        {"pre": None},
         {"pre": "never-heard-of"},
         {"pre": 3},
         {"tokens": None},
         {"tokens": []},
         {"tokens": [1, 2]},
         {"tokens": ["a", "a"], "token_type": [1, 1]},
-        {"tokens": ["a", ""], "token_type": [1, 1]},
         {"token_type": [1]},
         {"token_type": [1.0] * 258},
         {"token_type": [9] * 258},
         {"merges": None},
         {"merges": ["ab"]},
         {"merges": ["a b c"]},
-        {"merges": ["a zz"]},
-        {"merges": ["< |"]},
-        {"eos_token_id": 258},
-        {"eos_token_id": -1},
+        {"merges": [" ab"]},
         {"eos_token_id": True},
         {"eot_token_id": "257"},
     ],
@@ -380,12 +596,9 @@ def test_an_unknown_way_of_splitting_is_named() -> None:
         from_gguf(gpt2_metadata(pre="never-heard-of"))
 
 
-NO_UNKNOWN: dict[str, Any] = {"token_type": [1] * 32000, "unknown_token_id": None}
-
-
 @pytest.mark.parametrize(
     "changes",
-    [{"scores": None}, {"scores": [0.0]}, {"scores": [float("nan")] * 32000}, {"tokens": ["a"]}, NO_UNKNOWN],
+    [{"scores": None}, {"scores": [0.0]}, {"scores": [float("nan")] * 32000}, {"tokens": ["a"]}],
 )
 def test_damaged_sentencepiece_metadata_is_a_format_error(sentencepiece_model: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
@@ -525,8 +738,8 @@ def test_only_the_library_that_is_needed_is_imported(sentencepiece_model: Path) 
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from llamachat.tokenizers import spm; "
-        f"spm.from_proto(Path({str(sentencepiece_model)!r}).read_bytes(), {{}}, '')\n"
+        "import sys; from pathlib import Path; from llamachat.tokenizers import side, spm; "
+        f"spm.from_proto(Path({str(sentencepiece_model)!r}).read_bytes(), side.Side(), '')\n"
         "print(*{'tokenizers', 'tiktoken', 'sentencepiece', 'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

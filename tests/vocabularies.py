@@ -85,12 +85,12 @@ def byte_level_json(*specials: str, merges: tuple[tuple[str, str], ...] = (), **
     return library
 
 
-def spaced_json(scheme: str, *specials: str) -> Tokenizer:
+def spaced_json(scheme: str, *specials: str, merges: tuple[tuple[str, str], ...] = ()) -> Tokenizer:
     """A tokenizer.json in sentencepiece's manner; `scheme` is Metaspace's, or "legacy": a normalizer's prefix."""
-    letters = "▁abcdehilorst<>|[]/INS.,"
-    tokens = [*specials, *(f"<0x{i:02X}>" for i in range(256)), *letters, "▁h", "he", "▁he", "ll"]
-    merges = [("▁", "h"), ("h", "e"), ("▁h", "e"), ("l", "l")]
-    library = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, byte_fallback=True))
+    letters = dict.fromkeys("▁abcdehilorst<>|[]/INS.," + "".join(a + b for a, b in merges if len(a + b) == 2))
+    merges = (("▁", "h"), ("h", "e"), ("▁h", "e"), ("l", "l"), *merges)
+    tokens = [*specials, *(f"<0x{i:02X}>" for i in range(256)), *letters, *(a + b for a, b in merges)]
+    library = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, list(merges), byte_fallback=True))
     if scheme == "legacy":
         library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from llamachat import catalog, fetch
+from llamachat import catalog, environment, fetch
 from llamachat.bench import lookup, report
 from llamachat.bench.contest import Contender, Outcome, measure
 from llamachat.bench.machine import bandwidth_of
@@ -182,7 +182,8 @@ def _process(command: list[str]) -> tuple[float, int]:
 
     It is started by a small process, as what a process holds when it starts another counts as the other's.
     """
-    done = subprocess.run([sys.executable, "-c", LAUNCH, *command], capture_output=True, text=True, check=True)
+    launched, env = [sys.executable, "-c", LAUNCH, *command], environment.of_ourselves()
+    done = subprocess.run(launched, capture_output=True, text=True, check=True, env=env)
     seconds, most = done.stdout.split()
     return float(seconds), int(most) * (1 if sys.platform == "darwin" else 1024)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from llamachat import environment
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Work
 from llamachat.errors import UsageError
@@ -18,7 +19,8 @@ class Contender:
 
     def __init__(self, spec: Spec) -> None:
         command = [sys.executable, "-m", "llamachat.bench.runners", json.dumps(asdict(spec))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe, env = subprocess.PIPE, environment.of_ourselves()
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         try:
             self.facts = Facts(**self._answer())
         except UsageError:

@@ -1,6 +1,5 @@
 """What the machine gives: how fast memory is read, and how much of it a process holds."""
 
-import ctypes
 import statistics
 import sys
 import time
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llamachat.engine.abi import native_library
 from llamachat.engine.build import BuildError
-from llamachat.engine.pack import aligned, native_library
+from llamachat.engine.pack import aligned
 
 MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 
@@ -30,8 +30,6 @@ def read_bandwidth(threads: int, amount: int, passes: int = 3) -> float:
     lib = native_library()
     amount = min(max(amount // 1024, threads) * 1024, MOST)
     data = _block(amount)
-    lib.read_memory.restype = ctypes.c_uint64
-    lib.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
 
     def seconds(streams: int) -> float:
         start = time.perf_counter()

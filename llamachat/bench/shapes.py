@@ -11,7 +11,8 @@ import numpy as np
 
 from llamachat import paths
 from llamachat.config import LlamaConfig
-from llamachat.engine.pack import F32, PAGE, Q4, Q8, TILE, Arena, Head, aligned, bytes_of
+from llamachat.engine.arena import Arena
+from llamachat.engine.pack import F32, PAGE, Q4, Q8, TILE, Head, aligned, bytes_of
 from llamachat.errors import UsageError
 from llamachat.tensors import Array
 

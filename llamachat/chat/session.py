@@ -16,12 +16,12 @@ from llamachat.chat.insight import reasons, sampling_of, scored
 from llamachat.chat.keeper import Keeper
 from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
 from llamachat.chat.store import MAX_TEXT, Archive
-from llamachat.chat.stream import Said, Stream, stop_ids
+from llamachat.chat.stream import Said, Stream
 from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, Tree, path
 from llamachat.chat.window import Overflow, Window
 from llamachat.config import is_whole, shown
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Branch, Event, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
 from llamachat.load import LoadedModel
 from llamachat.sample import TokenLogprobs
@@ -190,7 +190,7 @@ class Session:
     def _take(self, ids: Sequence[int], token: int) -> Iterator[Event]:
         """A new answer that begins with these ids, and goes on after them unless the token ends it."""
         before, question = self._tree.active, self._last_question()
-        ends = token in stop_ids(self.model, self.settings)
+        ends = token in self.settings.stop_ids
         ids = [*ids] if ends else [*ids, token]
         answer = self._tree.add(question, "assistant", Said(self.model, self._window).text(ids, before))
         answer.ids, answer.parameters = tuple(ids), self.history.parameters
@@ -359,9 +359,11 @@ class Session:
         if not self._snapshots:
             return
         try:
-            if (state := snapshot.restore(self._snapshot(), self.model.engine, self._cache)) is not None:
-                self._window.take_up(state, self._tree)
-        except (OSError, ValueError, KeyError, TypeError, IndexError):  # OSError: the model's files have been removed
+            with reading("the keys and values that were kept"):
+                state = snapshot.restore(self._snapshot(), self.model.engine, self._cache, self._notices.append)
+                if state is not None:
+                    self._window.take_up(state, self._tree)
+        except LlamachatError:  # of another dialog, or the model's files have been removed
             self._cache.truncate(0)
 
     def _snapshot(self) -> Path:

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamachat import private
 from llamachat.chat.history import Record
 from llamachat.chat.tree import first_line
 from llamachat.errors import FormatError, UsageError, reading
@@ -34,7 +35,7 @@ class Journal:
     def __init__(self, path: Path, lock: "BaseFileLock", end: int = 0) -> None:
         self.path, self.lock, self._end = path, lock, end
         self._waiting = b""  # lines that found no room on the disk; they go with the next ones
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = private.opened(path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, end)
 
     @property
@@ -164,12 +165,9 @@ class Archive:
         from filelock import FileLock, Timeout
 
         self._path(name)
-        folder = self.folder / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        lock = FileLock(
-            folder / name, mode=0o600, thread_local=False
-        )  # a chat is opened in one thread and left in another
+        private.folder(self.folder)
+        file = private.folder(self.folder / ".locks") / name
+        lock = FileLock(file, mode=private.FILE, thread_local=False)  # opened in one thread, left in another
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from llamachat.answer import Answer, AnswerSettings
 from llamachat.chat.history import Record
@@ -38,7 +37,7 @@ class Stream:
             model.tokenizer,
             window.cache,
             prompt,
-            replace(settings, stop_ids=stop_ids(model, settings)),
+            settings,
             interrupted=interrupted,
             room=window.room,
             begun=self._begun,
@@ -96,8 +95,3 @@ class Said:
         detokenizer = Detokenizer(self._tokenizer, spelled=self.spelled)
         text = "".join(map(detokenizer.add, ids)) + detokenizer.finish()
         return self.opened + text if like.text.startswith(self.opened) else text
-
-
-def stop_ids(model: LoadedModel, settings: AnswerSettings) -> frozenset[int]:
-    """Each ends an answer. Raises UsageError for a model that cannot chat."""
-    return frozenset(settings.stop_ids) | model.dialog.stop_ids

@@ -54,6 +54,7 @@ def chat(
     from llamachat import catalog, paths
     from llamachat.chat.persona import Library, load
     from llamachat.chat.store import Archive
+    from llamachat.mapped import guard
     from llamachat.ui import app as ui
 
     manner = load(persona) if persona else None
@@ -94,6 +95,7 @@ def chat(
             chat.begin(manner.said)
         return chat
 
+    guard()  # while the terminal is as it was found
     history = None if no_history else paths.state_dir() / "history"
     try:
         code = ui.run(

@@ -65,6 +65,10 @@ def complete(
     resume: Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")] = False,
 ) -> None:
     """Answer one prompt on stdout; all else goes to stderr."""
+    if schema or regex or grammar:  # its process imports while we do
+        from llamachat.grammars import process
+
+        process().start()
     from llamachat.complete import PARALLEL, Completer, open_lines, read_grammar, read_prompt, read_text, write_json
     from llamachat.jsonl import Lines, open_results
 
@@ -88,7 +92,7 @@ def complete(
     for line in model.notes:
         note(f"note: {line}")
     interrupted = _count_interrupts()
-    settings = answer_settings(options, model, logprobs, echo)
+    settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
     completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed)
     if before is not None:
@@ -116,7 +120,7 @@ def _behind(prefix: str, text: str, completer: "Completer") -> str:
     from llamachat.prefix import hold, joined
 
     try:
-        hold(completer.model, completer.cache, prefix, completer.ids, completer.interrupted)
+        hold(completer.model, completer.cache, prefix, completer.ids, completer.interrupted, note)
     except OSError as error:
         note(f"--cache-prefix cannot be kept on disk ({error.strerror}); it is computed anew at every run")
     return joined(prefix, text)

@@ -7,6 +7,10 @@ DEFAULTS = (
     "What --top-k sets, LLAMACHAT_TOP_K in the environment sets as well, and after that top-k in the config file (see "
     "llamachat config --help); so it is with all flags of chat."
 )
+TEXTS = (
+    "Text is UTF-8. Of a file and of stdin a byte-order mark and the last line's end are left out; other line ends stay what "
+    "they are, CRLF too, as in JSON."
+)
 ROOT = examples(
     ("llamachat", "chat with the default model"),
     ("llamachat -m llama-3.2-1b", "with another"),
@@ -30,7 +34,7 @@ COMPLETE = examples(
     ("llamachat complete --raw 'Once upon a time' -n 50", "continue plain text"),
     ("llamachat complete --regex 'yes|no' 'Is Rome in Italy?'", "nothing but such an answer; also --schema, --grammar"),
     ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
-    note=f"{DEFAULTS}\n\n{CODES}",
+    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
 CONFIG = examples(
     ("llamachat config", "what holds, and where it comes from"),

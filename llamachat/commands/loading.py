@@ -56,13 +56,14 @@ def load_model(
 
 
 def answer_settings(
-    options: Options, model: "LoadedModel", logprobs: int | None = None, echo: bool = False
+    options: Options, model: "LoadedModel", logprobs: int | None = None, echo: bool = False, raw: bool = False
 ) -> "AnswerSettings":
+    """`raw`: what is answered is a plain text to go on with."""
     from llamachat.answer import AnswerSettings
 
     return AnswerSettings(
         model.sampling.replace(**options.sampling()),
-        model.stop_ids,
+        model.text_stop_ids if raw else model.stop_ids,
         options.stop,
         options.max_tokens,
         logprobs,

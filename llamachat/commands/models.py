@@ -112,14 +112,15 @@ def packed_weights(
     from llamachat import arena_cache
     from llamachat.chat import snapshot
 
+    caches = arena_cache.store(), snapshot.store()
     if clear:
-        _print(f"{fit.size(arena_cache.clear() + snapshot.clear())} freed")
+        _print(f"{fit.size(sum(kept.clear() for kept in caches))} freed")
         return
-    for kept in (arena_cache, snapshot):
+    for kept in caches:
         held = kept.entries()
         _print(*(f"{fit.size(path.stat().st_size):>8}  {path}" for path in held))
         total = sum(path.stat().st_size for path in held)
-        _print(f"{fit.size(total):>8}  in all, of at most {fit.size(kept.LIMIT)}")
+        _print(f"{fit.size(total):>8}  in all, of at most {fit.size(int(kept.limit))}")
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class Options:
         int | None, flag("--kv-bits", help="Bits of a cached key or value: 8, 16 or 32.", panel=MODEL)
     ] = None
     temperature: Annotated[
-        float | None, flag("--temperature", "--temp", help="0 always takes the likeliest token.", panel=SAMPLING)
+        float | None,
+        flag("--temperature", "--temp", help="0 takes the likeliest token, after penalties.", panel=SAMPLING),
     ] = None
     top_k: Annotated[int | None, flag("--top-k", help="Keep the K likeliest tokens; 0: all.", panel=SAMPLING)] = None
     top_p: Annotated[

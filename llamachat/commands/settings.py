@@ -5,7 +5,6 @@ A flag goes before its environment variable, that before this file, and this fil
 
 import difflib
 import os
-import tempfile
 import tomllib
 from collections import UserDict
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from llamachat import paths
+from llamachat import paths, private
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 
 LIMIT = 1_000_000  # bytes
@@ -172,18 +171,11 @@ def write(file: Path, key: str, value: Any | None) -> None:
 
 
 def _replace(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".config-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(handle)
-        if target.exists():
-            Path(temporary).chmod(target.stat().st_mode & 0o777)
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    if not target.parent.exists():  # one that is there is as the person wants it, and so is a file's mode
+        private.folder(target.parent)
+    mode = target.stat().st_mode & 0o777 if target.exists() else private.FILE
+    with private.writing(target, sync=True, mode=mode) as file:
+        file.write(text.encode())
 
 
 class _Defaults(UserDict[str, Any]):

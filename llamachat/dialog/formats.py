@@ -1,13 +1,15 @@
 """Roles and messages -> token ids, so that nothing in a message can pass for a control token or for another turn.
 
-A format writes the skeleton; contents are encoded apart from it, as plain text. Where a format marks turns with plain
-text (`[INST]`), a content that spells such a tag is encoded character by character there: the same text, other ids.
+A format writes the skeleton; control tokens are looked for in that alone, and whatever is between two of them is encoded
+as plain text. Where a format marks turns with plain text (`[INST]`), a content that spells such a tag is encoded character
+by character there: the same text, other ids.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, takewhile
 from typing import Any, Literal, Protocol, get_args
 
 from llamachat.errors import ConfigError, UsageError
@@ -49,7 +51,14 @@ class DialogFormat(Protocol):
         ...
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
-        """`encode` in its parts: one list a message (BOS is in the first), the open header last."""
+        """`encode` in its parts: one list a message (BOS is in the first), the open header last.
+
+        Where only text is between two messages, a token that would lie in both is written as two.
+        """
+        ...
+
+    def header(self, message: Message) -> list[int]:
+        """What of its turn comes before a message's content, if the dialog began with it."""
         ...
 
 
@@ -61,7 +70,7 @@ class Content:
     ids: tuple[int, ...] | None = None
 
 
-Part = str | int | Content  # skeleton text; a control token before it; content
+Part = str | int | Content  # skeleton text; BOS before it; content
 Layout = list[list[Part]]
 
 
@@ -91,35 +100,52 @@ class Format:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """See DialogFormat."""
-        return [token for turn in self.turns(messages) for token in turn]
+        ids = self._ids([part for turn in self.layout(messages) for part in turn], ())
+        return [*self._missing_bos(ids), *ids]
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
         """See DialogFormat."""
-        bos = self.tokenizer.bos_id
-        start, turns = True, list[list[int]]()
+        turns, ids = list[list[int]](), list[int]()
         for parts in self.layout(messages):
-            turns.append([])
-            for part in parts:
-                turns[-1] += self._ids(part, start)
-                start = isinstance(part, int)  # after BOS a text starts
-        if bos is not None and turns[0][:1] != [bos]:
-            turns[0].insert(0, bos)
+            turns.append(self._ids(parts, ids))
+            ids += turns[-1]
+        turns[0][:0] = self._missing_bos(ids)
         return turns
 
-    def _ids(self, part: Part, start: bool) -> Sequence[int]:
-        if isinstance(part, str):
-            return self.tokenizer.encode_skeleton(part, start=start)
-        if isinstance(part, int):
-            return [part]
-        return self._guard.encode(part.text) if part.ids is None else part.ids
+    def header(self, message: Message) -> list[int]:
+        """See DialogFormat."""
+        before = takewhile(lambda part: not isinstance(part, Content), self.layout([message])[0])
+        ids = self._ids(list(before), [])
+        return self._missing_bos(ids) + ids
+
+    def _missing_bos(self, ids: Sequence[int]) -> list[int]:
+        bos = self.tokenizer.bos_id
+        return [] if bos is None or list(ids[:1]) == [bos] else [bos]
+
+    def _ids(self, parts: Sequence[Part], before: Sequence[int]) -> list[int]:
+        """Skeleton and contents are encoded as one text between control tokens, as they are in training."""
+        ids, start = list[int](), self.tokenizer.starts_after(before)
+        for fixed, group in groupby(parts, key=_is_fixed):
+            if not fixed:
+                spans = [(part.text, False) if isinstance(part, Content) else (str(part), True) for part in group]
+                ids += self.tokenizer.encode_spans(spans, start=start, plain=self._guard.encode)
+                continue
+            for part in group:
+                ids += (part.ids or ()) if isinstance(part, Content) else [int(part)]
+                start = isinstance(part, int)  # after BOS a text starts
+        return ids
 
     @cached_property
     def _guard(self) -> "Guard":
         return Guard(self.tokenizer, self.tags)
 
 
+def _is_fixed(part: Part) -> bool:
+    return isinstance(part, int) or (isinstance(part, Content) and part.ids is not None)
+
+
 class Guard:
-    """Encodes contents such that no tag of the format is among their ids."""
+    """Encodes texts such that no tag of the format is among the ids, but where the format itself wrote it."""
 
     def __init__(self, tokenizer: Tokenizer, tags: Iterable[str]) -> None:
         self._tokenizer = tokenizer
@@ -129,23 +155,42 @@ class Guard:
                 raise ConfigError(
                     f"the tokenizer writes {tag!r} in one way only", "texts could forge turns", "set `dialog`"
                 )
-        self._tag = re.compile("|".join(f"(?=({re.escape(tag)}))" for tag in plain) or "(?!)")
+        longest_first = map(re.escape, sorted(plain, key=len, reverse=True))
+        self._tag = re.compile(f"(?=({'|'.join(longest_first)}))") if plain else None
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a content; tags are looked for in what the ids say, after whatever the tokenizer normalised."""
-        ids = self._tokenizer.encode(text, start=False)
-        text = b"".join(map(self._tokenizer.token_bytes, ids)).decode(errors="replace")
-        out, at = [], 0
-        for first, end in self._spans(text):
-            out += self._tokenizer.encode(text[at:first], start=False) + self._by_character(text[first:end])
+    def encode(self, spans: Sequence[tuple[str, bool]], start: bool = False) -> list[int]:
+        """Ids of a text in spans, each with whether the format wrote it.
+
+        Tags are looked for in what the ids of each content say, after whatever the tokenizer normalised.
+        """
+        text = "".join(part for part, _ in spans)
+        ids = self._tokenizer.encode(text, start=start)
+        if self._tag is None:
+            return ids
+        if self._said(ids, start) != text:
+            spans = [
+                (part if own else self._said(self._tokenizer.encode(part, start=False)), own) for part, own in spans
+            ]
+            text = "".join(part for part, _ in spans)
+        out, at = list[int](), 0
+        for first, end in self._forged(text, spans):
+            out += self._tokenizer.encode(text[at:first], start=start and not at) + self._by_character(text[first:end])
             at = end
         return out + self._tokenizer.encode(text[at:], start=False) if at else ids
 
-    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where tags are, overlapping ones as one."""
+    def _said(self, ids: Sequence[int], start: bool = False) -> str:
+        data = b"".join(map(self._tokenizer.token_bytes, ids))
+        return (data.removeprefix(b" ") if start and self._tokenizer.dummy_prefix else data).decode(errors="replace")
+
+    def _forged(self, text: str, spans: Sequence[tuple[str, bool]]) -> Iterator[tuple[int, int]]:
+        """Where tags are that the format did not write, overlapping ones as one."""
+        assert self._tag is not None
+        contents = b"".join(bytes([not own]) * len(part) for part, own in spans)
         first = end = -1
         for match in self._tag.finditer(text):
-            start, stop = match.span(match.lastindex or 0)
+            start, stop = match.span(1)
+            if 1 not in contents[start:stop]:
+                continue
             if start > end:
                 if end > 0:
                     yield first, end

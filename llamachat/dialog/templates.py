@@ -1,22 +1,36 @@
 """A model's own Jinja chat template, rendered in a process of its own (template_worker.py)."""
 
-import json
-import subprocess
-import sys
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from threading import Timer
-from typing import Any
+from typing import NamedTuple
 
 from llamachat.errors import ConfigError, reading
+from llamachat.limited import EndedError, Limited
 
 MAX_SOURCE = 1 << 18  # characters
-TIMEOUT = 10.0  # seconds, the start of the process included
-_CONSEQUENCE, _REMEDY = (
-    "the dialog cannot be written",
-    "set `dialog` for this model in models.toml, or use complete --raw",
-)
+MAX_MEMORY = 1 << 29  # bytes
+TIMEOUT = 10.0  # seconds a rendering
+_WORKER = Path(__file__).with_name("template_worker.py")
+_CONSEQUENCE = "the dialog cannot be written"
+_REMEDY = "set `dialog` for this model in models.toml, or use complete --raw"
+
+
+class Span(NamedTuple):
+    """Text from one place: the number of the message, or a negative number."""
+
+    text: str
+    origin: int
+
+    @property
+    def own(self) -> bool:
+        """The template itself wrote it."""
+        return self.origin == -1
+
+    @property
+    def unknown(self) -> bool:
+        """It may be made of what the template wrote, of the messages, or of neither."""
+        return self.origin == -2
 
 
 class ChatTemplate:
@@ -28,56 +42,31 @@ class ChatTemplate:
         self._source = source
         self._start()
 
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory."""
-        with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
-            return self._rendered(variables)
+    def render(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
+        """What it writes of (role, content) pairs, with the header of an answer to come if `opened`.
 
-    def _rendered(self, variables: Mapping[str, Any]) -> str:
-        if self._process.poll() is not None:
-            self._stop()
+        Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory.
+        """
+        with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
+            return self._rendered(messages, names, opened)
+
+    def _rendered(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
+        if not self._process.alive:
             self._start()
-        line = self._ask(json.dumps(variables))
-        if not line.endswith("\n"):
-            self._stop()
-            raise template_error(f"needs more than {TIMEOUT:g} s or too much memory")
-        answer = json.loads(line)
+        given = [{"role": role, "content": content} for role, content in messages]
+        variables = {"messages": given, "names": dict(names), "opened": opened}
+        try:
+            answer = self._process.ask({"variables": variables})
+        except EndedError as error:
+            raise template_error(f"needs more than {TIMEOUT:g} s or too much memory") from error
         if "error" in answer:
             raise template_error(f"fails: {answer['error']!r}")
-        text: str = answer["text"]
-        return text
+        return [Span(text, origin) for text, origin in answer["spans"]]
 
     def _start(self) -> None:
-        worker = str(Path(__file__).with_name("template_worker.py"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", worker],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="ascii",
-        )
-        self._stop = weakref.finalize(self, _end, self._process)
-        self._ask(json.dumps(self._source), answered=False)
-
-    def _ask(self, line: str, answered: bool = True) -> str:
-        """The line it answers with; cut short or empty when it died or had to be ended."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        watchdog = Timer(TIMEOUT, self._process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            return self._process.stdout.readline() if answered else ""
-        except BrokenPipeError:
-            return ""
-        finally:
-            watchdog.cancel()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
+        self._process = Limited(_WORKER, MAX_MEMORY, TIMEOUT)
+        with suppress(EndedError):  # which the first rendering says
+            self._process.post({"source": self._source})
 
 
 def template_error(what: str) -> ConfigError:

@@ -10,39 +10,25 @@ from numpy.typing import NDArray
 
 from llamachat.cache import CacheStep, Integers
 from llamachat.config import LlamaConfig
-from llamachat.engine.pack import BF16, F16, F32, LANES, Q8, TILE, Arena, Head, Matrix, native_library, packed_bytes
+from llamachat.engine.abi import Keys, Matrix, Model, Step, address, checked, native_library
+from llamachat.engine.arena import Arena
+from llamachat.engine.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
 from llamachat.engine.rope import frequencies
 from llamachat.engine.saved import Layout, Saved, pinned_among
+from llamachat.errors import FormatError
 from llamachat.tensors import Array, Tensor, TensorInfo
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
 KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
 KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
 BATCH = 512  # tokens a call; longer prompts take several
+WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
 LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
 )
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
 _UNSEEN = np.iinfo(np.int32).max
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in (
-            "vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "slots", "kv_kind", "threads", "batch")),
-        ("eps", ctypes.c_float),
-        ("rope_factor", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("frequency", "window", "norms")),
-        *((name, ctypes.POINTER(Matrix)) for name in ("embed", "head", "linears")),
-    ]  # fmt: skip
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("ids", "slots", "positions", "visible", "runs")),
-        *((name, ctypes.c_int32) for name in ("tokens", "texts", "ranges", "run_count", "wanted")),
-        ("logits", ctypes.c_void_p),
-    ]
+_UNPLACED = "each token needs a slot and a position"
 
 
 class NativeEngine:
@@ -65,9 +51,11 @@ class NativeEngine:
         self.config, self.slots, self.arena = config, slots, arena
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
         self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
-        self._lib = _declared(native_library())
+        self._lib = native_library()
         self._model, self._kept = self._describe()
-        self._engine = self._lib.engine_new(ctypes.byref(self._model), self.kernels.encode())
+        why = ctypes.c_char_p()
+        self._engine = self._lib.engine_new(self._model, self.kernels.encode(), ctypes.byref(why))
+        checked(why.value)
         if not self._engine:
             raise MemoryError(f"a context of {slots} tokens does not fit in memory")
         self._master: tuple[range, NDArray[np.float32]] | None = None
@@ -114,17 +102,16 @@ class NativeEngine:
         slots = np.concatenate([step.slots for step in steps]).astype(np.int64)
         positions = np.concatenate([step.positions for step in steps]).astype(np.int64)
         visible = np.array([(r.start, r.stop, i) for i, step in enumerate(steps) for r in step.visible], np.int64)
-        assert counts.min() > 0 and len(tokens) == len(slots) == len(positions)
-        assert tokens.min() >= 0 and tokens.max() < self.config.vocab_size
-        assert min(slots.min(), visible.min()) >= 0 and max(slots.max() + 1, visible[:, :2].max()) <= self.slots
+        if not len(tokens) == len(slots) == len(positions):
+            raise ValueError(_UNPLACED)
         self._overwritten(slots)
-        self._lib.engine_place(self._engine, _at(slots), _at(positions), len(slots))
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
         order = np.argsort(wants, kind="stable")
         out = np.empty((int(wants.sum()), -(-self.config.vocab_size // LANES) * LANES), np.float32)
-        for first in range(0, len(order), BATCH):
-            part = order[first : first + BATCH]
+        for first in range(0, len(order), self._model.batch):
+            part = order[first : first + self._model.batch]
             wanted = int(wants[part].sum())
             row = first + len(part) - wanted - (len(order) - len(out))
             part = np.roll(part, wanted)
@@ -141,14 +128,14 @@ class NativeEngine:
 
     def _one(self, token: int, step: CacheStep) -> NDArray[np.float32]:
         """`_run` of a single token, without what only several need: 40 of 60 microseconds, at every token of an answer."""
+        if not len(step.slots) == len(step.positions) == 1:
+            raise ValueError(_UNPLACED)
         slot, position = int(step.slots[0]), int(step.positions[0])
-        assert 0 <= token < self.config.vocab_size and 0 <= slot < self.slots
-        assert all(0 <= span.start <= span.stop <= self.slots for span in step.visible)
         if self._master is not None and slot in self._master[0]:
             self._master = None
         visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
         slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
-        self._lib.engine_place(self._engine, _at(slots), _at(positions), 1)
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), 1))
         out = np.empty((1, -(-self.config.vocab_size // LANES) * LANES), np.float32)
         self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out)
         return out[:, : self.config.vocab_size]
@@ -156,11 +143,10 @@ class NativeEngine:
     def _call(
         self, ids: Array, slots: Array, positions: Array, visible: Array, runs: Array, texts: int, logits: Array
     ) -> None:
-        """Up to BATCH tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits."""
-        arrays = [_at(array) for array in (ids, slots, positions, visible, runs)]
-        step = _Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), _at(logits))
-        if not self._lib.engine_forward(self._engine, step):
-            raise MemoryError("no memory for what a step sees")
+        """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits."""
+        arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
+        step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), address(logits))
+        checked(self._lib.engine_forward(self._engine, step))
 
     def export(self, slots: Integers) -> Saved:
         config = self.config
@@ -175,21 +161,21 @@ class NativeEngine:
 
     def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         block = self._layout.check(saved, slots)
+        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _UNSEEN:
+            raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
         self._overwritten(slots)
         self._transfer(slots, saved, out=False)
         slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
-        self._lib.engine_place(self._engine, _at(slots), _at(positions), len(slots))
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
         if block is not None:
             self._master = block, np.ascontiguousarray(saved["master"])
 
     def _transfer(self, slots: Integers, saved: Saved, out: bool) -> None:
-        assert slots.min() >= 0 and slots.max() < self.slots
         slots = np.ascontiguousarray(slots, np.int64)
         kv, scale = (np.ascontiguousarray(saved[name]) if name in saved else None for name in ("kv", "scale"))
         assert kv is not None
-        self._lib.engine_transfer(
-            self._engine, out, _at(slots), len(slots), _at(kv), None if scale is None else _at(scale)
-        )
+        factors = None if scale is None else address(scale)
+        checked(self._lib.engine_transfer(self._engine, out, address(slots), len(slots), address(kv), factors))
 
     def _overwritten(self, slots: Integers) -> None:
         """A pinned block that is written to begins anew."""
@@ -197,18 +183,29 @@ class NativeEngine:
             self._master = None
 
     def describe(self) -> str:
+        asked = self.config.dtypes.compute
+        types = self.types + (f" ({asked} is asked for)" if asked not in (None, self.types) else "")
         size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
-        return f"native ({self.kernels}, {self.threads} threads); {size}; keys and values {self.kv}"
+        kernels = f"native ({self.kernels}, {self.threads} threads)"
+        return f"{kernels}; computes in {types}; {size}; keys and values {self.kv}"
+
+    @property
+    def types(self) -> str:
+        """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
+        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:
         """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
+        if not 0 <= block.start < block.stop <= self.slots:
+            raise ValueError("a pinned block of slots that are not there")
         if self._master is None or self._master[0] != block:
             shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, len(block), self.config.head_dim)
             self._master = block, np.empty(shape, np.float32)
-            self._lib.engine_read_keys(self._engine, block.start, len(block), _at(self._master[1]))
-        self._lib.engine_write_keys(self._engine, block.start, len(block), start, _at(self._master[1]))
+            checked(self._lib.engine_read_keys(self._engine, block.start, len(block), address(self._master[1])))
+        checked(self._lib.engine_write_keys(self._engine, block.start, len(block), start, address(self._master[1])))
 
-    def _describe(self) -> tuple[_Model, list[Any]]:
+    def _describe(self) -> tuple[Model, list[Any]]:
         """The model for the C side, and the objects that it points to."""
         c = self.config
         frequency, factor = frequencies(c, self.slots)
@@ -220,11 +217,10 @@ class NativeEngine:
         embed = self._matrix("model.embed_tokens")
         head = embed if c.tie_word_embeddings else self._matrix("lm_head")
         norms = self._norms()
-        model = _Model(
-            c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads,
-            c.num_key_value_heads, c.head_dim, self.slots, KV_KINDS[self.kv], self.threads, BATCH, c.rms_norm_eps, factor,
-            _at(frequency), _at(windows), _at(norms), ctypes.pointer(embed), ctypes.pointer(head), linears,
-        )  # fmt: skip
+        model = _sizes(c, self.slots, self.kv, self.threads)
+        model.eps, model.rope_factor = c.rms_norm_eps, factor
+        model.frequency, model.window, model.norms = address(frequency), address(windows), address(norms)
+        model.embed, model.head, model.linears = ctypes.pointer(embed), ctypes.pointer(head), linears
         return model, [frequency, windows, norms, embed, head, linears]
 
     def _matrix(self, name: str) -> Matrix:
@@ -238,16 +234,37 @@ class NativeEngine:
         return np.stack([self.arena.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
 
 
-class _Keys(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("k", "v", "k_scale", "v_scale", "position")),
-        *((name, ctypes.c_int32) for name in ("kind", "dim", "window")),
-    ]
+def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
+    """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
+    for name, info in index.items():
+        if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
+            return f"{name} has {reason}"
+    fault: bytes | None = native_library().model_fault(_sizes(config, 1, "float32", 1))
+    return f"it has {fault.decode()}" if fault else None
 
 
-def planned_bytes(config: LlamaConfig, index: Mapping[str, TensorInfo], slots: int, kv: KvType) -> tuple[int, int]:
-    """Bytes of weights and of keys and values that an engine of this model will hold, from headers alone."""
-    return sum(packed_bytes(info) for info in index.values()), _kv_bytes(config, slots, kv)
+def planned_bytes(
+    config: LlamaConfig, index: Mapping[str, TensorInfo], slots: int, kv: KvType, threads: int | None = None
+) -> tuple[int, int, int]:
+    """Bytes of weights, of keys and values and of workspace that an engine of this model will hold, from headers alone."""
+    model = _sizes(config, slots, kv, threads or default_threads())
+    weights = sum(packed_bytes(info) for info in index.values())
+    return weights, _kv_bytes(config, slots, kv), _workspace(model)
+
+
+def _sizes(config: LlamaConfig, slots: int, kv: KvType, threads: int) -> Model:
+    """A model without its weights; its batch is the largest that does not need much memory."""
+    model = Model(
+        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, slots, KV_KINDS[kv], threads, BATCH,
+    )  # fmt: skip
+    while model.batch > LANES and not native_library().model_fault(model) and _workspace(model) > WORKSPACE:
+        model.batch //= 2
+    return model
+
+
+def _workspace(model: Model) -> int:
+    return int(native_library().engine_workspace(model))
 
 
 def _runs(text: Array) -> Array:
@@ -268,31 +285,10 @@ def default_threads() -> int:
 
 def usable_kernels() -> list[str]:
     """Names of the kernels this processor can run, best first. Raises build.BuildError where there is no library."""
-    lib, names = _declared(native_library()), list[str]()
+    lib, names = native_library(), list[str]()
     while name := lib.usable_kernels(len(names)):
         names.append(name.decode())
     return names
-
-
-def _at(array: Array) -> int:
-    return int(array.ctypes.data)
-
-
-def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
-    lib.usable_kernels.restype = ctypes.c_char_p
-    lib.engine_new.restype = pointer
-    lib.engine_new.argtypes = [ctypes.POINTER(_Model), ctypes.c_char_p]
-    lib.engine_free.argtypes = [pointer]
-    lib.single_product.argtypes = [ctypes.c_char_p, pointer, pointer, integer, integer, integer, pointer]
-    lib.single_rows.argtypes = [ctypes.c_char_p, pointer, pointer, integer, pointer]
-    lib.single_attend.argtypes = [ctypes.c_char_p, pointer, pointer, pointer, integer, integer, pointer]
-    lib.engine_place.argtypes = [pointer, pointer, pointer, integer]
-    lib.engine_forward.argtypes = [pointer, ctypes.POINTER(_Step)]
-    lib.engine_transfer.argtypes = [pointer, integer, pointer, integer, pointer, pointer]
-    lib.engine_read_keys.argtypes = [pointer, integer, integer, pointer]
-    lib.engine_write_keys.argtypes = [pointer, integer, integer, ctypes.c_int64, pointer]
-    return lib
 
 
 def single_product(
@@ -301,9 +297,8 @@ def single_product(
     """x [T, columns] times a packed matrix -> [T, rows], as the engine computes it; for tests and measurements."""
     matrix, x = head.matrix(data), np.ascontiguousarray(x, np.float32)
     out = np.empty((len(x), -(-head.rows // LANES) * LANES), np.float32)
-    lib = _declared(native_library())
-    if not lib.single_product(kernels.encode(), ctypes.byref(matrix), _at(x), len(x), fine, threads, _at(out)):
-        raise MemoryError
+    lib = native_library()
+    checked(lib.single_product(kernels.encode(), matrix, address(x), len(x), fine, threads, address(out)))
     return out[:, : head.rows]
 
 
@@ -311,9 +306,8 @@ def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> N
     """These rows of a packed matrix as floats."""
     out = np.empty((len(rows), -(-head.columns // TILE) * TILE), np.float32)
     index = np.array(rows, np.int32)
-    _declared(native_library()).single_rows(
-        kernels.encode(), ctypes.byref(head.matrix(data)), _at(index), len(rows), _at(out)
-    )
+    lib = native_library()
+    checked(lib.single_rows(kernels.encode(), head.matrix(data), address(index), len(rows), address(out)))
     return out[:, : head.columns]
 
 
@@ -331,7 +325,16 @@ def single_attend(
     """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see engine.h, which says how keys and
     values lie; scales [2, slots] float32, seen and positions int32."""
     out = np.zeros((len(q), 16 + q.shape[1]), np.float32)
-    held = _Keys(_at(keys), _at(values), _at(scales[0]), _at(scales[1]), _at(seen), KV_KINDS[kv], q.shape[1], window)
-    lib = _declared(native_library())
-    lib.single_attend(kernels.encode(), ctypes.byref(held), _at(q), _at(positions), len(q), len(seen), _at(out))
+    held = Keys(
+        address(keys),
+        address(values),
+        address(scales[0]),
+        address(scales[1]),
+        address(seen),
+        KV_KINDS[kv],
+        q.shape[1],
+        window,
+    )
+    lib = native_library()
+    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(seen), address(out)))
     return out

@@ -104,7 +104,9 @@ class TorchEngine:
         kernels = ", ".join(f"{kernel} {size / 1e6:.0f} MB" for kernel, size in self.kernels.items())
         device = self.keys_values.device.type
         where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
-        return f"torch {torch.__version__} ({where}); weights {kernels}; keys and values {self.keys_values.kind}"
+        types = str(self.model.precision.compute).removeprefix("torch.")
+        about = f"torch {torch.__version__} ({where}); computes in {types}; weights {kernels}"
+        return f"{about}; keys and values {self.keys_values.kind}"
 
 
 def default_dtype(device: str) -> Dtype:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from llamachat import paths
 from llamachat.catalog import HubSource
 from llamachat.errors import CatalogError, FormatError, reading
-from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, is_known, lock, remember, require_room
+from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, require_room, shared_lock
+from llamachat.known import is_known, remember
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import BlobLfsInfo
@@ -120,6 +121,7 @@ def _download(source: HubSource, progress: Progress) -> None:
         raise CatalogError(f"{source.hub} has no {wanted}", "nothing was fetched", "name one in safetensors format")
     big = [(file.rfilename, _Blob.of(file.lfs, folder(source))) for file in files if file.lfs]
     total, done = sum(blob.size for _, blob in big), 0
+    folder(source).mkdir(parents=True, exist_ok=True)
     require_room(folder(source), sum(blob.missing for _, blob in big), source.hub)
     for name, blob in big:
         url = hf_hub_url(source.hub, name, revision=info.sha)
@@ -175,7 +177,7 @@ class _Blob:
 def _fetch_blob(url: str, blob: _Blob, report: _Shifted) -> None:
     """Download a big file, on from where an earlier attempt stopped; it gets its name only once verified."""
     blob.final.parent.mkdir(parents=True, exist_ok=True)
-    with lock(blob.lock):
+    with shared_lock(blob.lock):
         if blob.final.exists():
             return
         _stream(url, blob.partial, blob.size, report)

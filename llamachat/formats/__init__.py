@@ -21,6 +21,17 @@ class Checkpoint(Protocol):
     sampling: Mapping[str, Any]  # SamplingParams fields that its own metadata sets, and perhaps max_length (in tokens)
     chat_template: str | None  # Jinja source, if the checkpoint has one
     ignored: tuple[str, ...]  # keys of its metadata that cannot change inference, for --verbose
+    files: tuple[Path, ...]  # all that configuration and tensors were read from; what is kept of them depends on these
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The same of the tokenizer, where those are others."""
+        ...
+
+    @property
+    def recipe(self) -> object:
+        """How tensors are quantized while they are read; None: they are as in the files."""
+        ...
 
     def index(self) -> Mapping[str, TensorInfo]:
         """Canonical name -> shape and stored bytes, from headers."""

@@ -11,11 +11,12 @@ from typing import Any
 from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams, shown
 from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.formats.ggml import packing
-from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, read_parts
+from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.metadata import Fields, naming
 from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.tokenizer import Tokenizer
+from llamachat.tokenizers.gguf import ENDS, special_ids
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -70,9 +71,10 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         config,
         _sampling(general),
         general.text("tokenizer.chat_template", "") or None,
-        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch),
+        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch) + _nonsense(metadata, config),
         metadata,
         matched(entries, config, path),
+        tuple(part_paths(path, metadata)),
     )
 
 
@@ -87,6 +89,9 @@ class GGUFCheckpoint:
     ignored: tuple[str, ...]
     metadata: Mapping[str, Any]
     entries: Mapping[str, LazyTensor]
+    files: tuple[Path, ...]
+    tokenizer_files: tuple[Path, ...] = ()
+    recipe: None = None
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
@@ -146,6 +151,7 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
     same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab}
     for name, value in (same | NEUTRAL).items():
         own.neutral(key(name), value)
+    special, _ = special_ids(general.raw, vocab, own.where)
     with naming(own.where):
         return LlamaConfig(
             vocab_size=vocab,
@@ -164,21 +170,10 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
             attention_out_bias="blk.0.attn_output.bias" in stored,
             mlp_bias="blk.0.ffn_gate.bias" in stored,
             sliding_window=own.whole(key("attention.sliding_window"), 0) or None,
-            bos_token_id=general.token("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=_ends(general),
-            pad_token_id=_padding(general, vocab),
+            bos_token_id=special.get("bos"),
+            eos_token_ids=tuple(dict.fromkeys(special[key] for key in ENDS if key in special)),
+            pad_token_id=special.get("padding"),
         )
-
-
-def _ends(general: Fields) -> tuple[int, ...]:
-    tokens = (general.token(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token for token in tokens if token is not None))
-
-
-def _padding(general: Fields, vocab: int) -> int | None:
-    """Nothing is ever padded, and old files have nonsense here: not worth refusing a model for."""
-    token = general.get("tokenizer.ggml.padding_token_id")
-    return token if type(token) is int and 0 <= token < vocab else None
 
 
 def _rope_tables(stored: Mapping[str, StoredTensor]) -> dict[str, tuple[float, ...]]:
@@ -202,10 +197,8 @@ def _rope_scaling(arch: str, own: Fields, tables: Mapping[str, tuple[float, ...]
     if kind == "yarn" and not tables:
         return _yarn(key, own, factor, original, attention)
     if kind == "longrope" and tables.keys() == {LONG, SHORT} and factor == 1:
-        reach, short, long = max(1.0, context / original), tables[SHORT], tables[LONG]
-        return RopeScaling(
-            "longrope", reach, original, attention_factor=attention, short_factor=short, long_factor=long
-        )
+        reach = max(1.0, context / original)
+        return RopeScaling.longrope(reach, original, attention, tables[SHORT], tables[LONG])
     if kind in ("none", "linear") and attention == 1:
         if tables.keys() == {FREQS} and factor == 1:
             return RopeScaling("factors", factors=tables[FREQS])
@@ -236,6 +229,12 @@ def _sampling(general: Fields) -> dict[str, Any]:
     with naming(general.where):
         SamplingParams(**found)
     return found
+
+
+def _nonsense(metadata: Metadata, config: LlamaConfig) -> tuple[str, ...]:
+    """Nothing is ever padded, and old files have an id for it that no token has."""
+    key = "tokenizer.ggml.padding_token_id"
+    return (key,) if key in metadata and config.pad_token_id is None else ()
 
 
 def _without_effect(metadata: Metadata, arch: str) -> tuple[str, ...]:

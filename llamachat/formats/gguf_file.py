@@ -223,20 +223,23 @@ def _described(header: _Header, alignment: int) -> tuple[str, GGMLType, tuple[in
 def read_parts(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:
     """Keys, and tensors by their names in the file; of split files the first part's keys and the tensors of all."""
     metadata, stored = _read_header(path)
-    count = metadata.get("split.count", 1)
-    if count in (0, 1):
+    paths = part_paths(path, metadata)
+    if len(paths) == 1:
         return metadata, stored
-    paths = _part_paths(path, count, metadata.get("split.no"))
-    parts = [_part(each, number, count) for number, each in enumerate(paths)]
+    parts = [_part(each, number, len(paths)) for number, each in enumerate(paths)]
     merged = {name: tensor for _, tensors in parts for name, tensor in tensors.items()}
     if len(merged) != sum(len(tensors) for _, tensors in parts) or len(merged) != metadata.get("split.tensors.count"):
         raise FormatError(f"{path} and its other parts do not add up", MIXED, "download them again")
     return parts[0][0], merged
 
 
-def _part_paths(path: Path, count: Any, number: Any) -> list[Path]:
+def part_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """The file, or all those that it is one of, by any one's keys. Raises FormatError where one is missing."""
+    count = metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [path]
     match = re.fullmatch(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", path.name)
-    if not match or int(match[3]) != count or int(match[2]) - 1 != number:
+    if not match or int(match[3]) != count:
         name = "NAME-00001-of-00003.gguf"
         raise FormatError(f"{path} is one of several parts", "the others cannot be found", f"name each like {name}")
     paths = [path.with_name(f"{match[1]}-{part:05}-of-{match[3]}.gguf") for part in range(1, int(match[3]) + 1)]

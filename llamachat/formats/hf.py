@@ -6,12 +6,12 @@ Also reads the two kinds of quantized weights that such folders hold: bitsandbyt
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llamachat import config_sources
 from llamachat.config import LlamaConfig, shown
+from llamachat.config_sources import Translated
 from llamachat.errors import FormatError, reader
 from llamachat.formats import bnb, packed
 from llamachat.formats.lazy import (
@@ -28,36 +28,49 @@ from llamachat.tensors import Array
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
+CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
 
 @reader
 def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
-    translated = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
-    arrays = _weights(folder)
-    config, sampling = _with_generation(folder, translated.config, translated.sampling)
-    config = _with_head(config, arrays)
+    told = described(folder)
+    arrays, weights = _weights(folder)
+    config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder), config, folder)
-    return LazyCheckpoint(folder, config, entries, folder, sampling, translated.ignored, _chat_template(folder))
+    files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
+    template = chat_template(folder)
+    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
 
 
-def _with_generation(
-    folder: Path, config: LlamaConfig, sampling: Mapping[str, Any]
-) -> tuple[LlamaConfig, Mapping[str, Any]]:
-    """generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults."""
+def described(folder: Path) -> Translated:
+    """What config.json and generation_config.json say, before the weights are seen; `sampling` has max_length too.
+
+    generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
+    """
+    told = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    length = {"max_length": told.max_length} if told.max_length else {}
+    told = replace(told, sampling={**told.sampling, **length})
     path = folder / "generation_config.json"
     if not path.is_file():
-        return config, sampling
+        return told
     raw, where = read_json(path), str(path)
-    eos = dict.fromkeys((*config.eos_token_ids, *config_sources.eos_ids(raw, where)))
-    return replace(config, eos_token_ids=tuple(eos)), {**sampling, **config_sources.generation(raw, where)}
+    eos = dict.fromkeys((*told.config.eos_token_ids, *config_sources.eos_ids(raw, where)))
+    config = replace(told.config, eos_token_ids=tuple(eos))
+    return replace(told, config=config, sampling={**told.sampling, **config_sources.generation(raw, where)})
 
 
 def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
-    """A tied model's file may repeat the head: drop the copy, or untie if it differs, as transformers does."""
+    """A tied model's file may repeat the head, or hold the one matrix under its name.
+
+    A copy is dropped, and one that differs unties the model, as transformers does.
+    """
     head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    if not config.tie_word_embeddings or head is None or embedding is None:
+    if not config.tie_word_embeddings or head is None:
+        return config
+    if embedding is None:
+        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
         return config
     if head.dtype == embedding.dtype and np.array_equal(head, embedding):
         del arrays["lm_head.weight"]
@@ -72,26 +85,30 @@ def _entries(config: LlamaConfig, arrays: Mapping[str, Array], folder: Path) -> 
     return read(arrays, str(folder))
 
 
-def _weights(folder: Path) -> dict[str, Array]:
-    """All tensors of the folder, in transformers' order of preference; old files' constant RoPE tables are left out."""
+def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:
+    """All tensors of the folder, in transformers' order of preference, and the files that they are from.
+
+    Old files' constant RoPE tables are left out.
+    """
     for name, read in WEIGHTS:
         if (folder / name).is_file():
-            arrays = read(folder / name)
+            arrays, files = read(folder / name), [folder / name]
         elif (folder / f"{name}.index.json").is_file():
-            arrays = _sharded(folder, folder / f"{name}.index.json", read)
+            arrays, files = _sharded(folder, folder / f"{name}.index.json", read)
         else:
             continue
-        return {name: array for name, array in arrays.items() if not name.endswith("rotary_emb.inv_freq")}
+        return {name: array for name, array in arrays.items() if not name.endswith("rotary_emb.inv_freq")}, files
     names = " nor ".join(f"{name}[.index.json]" for name, _ in WEIGHTS)
     raise FormatError(f"{folder} has neither {names}", "there are no weights", "fetch its files again")
 
 
-def _sharded(folder: Path, index: Path, read: Reader) -> dict[str, Array]:
+def _sharded(folder: Path, index: Path, read: Reader) -> tuple[dict[str, Array], list[Path]]:
     listing = read_json(index).get("weight_map")
     if not isinstance(listing, dict) or not all(isinstance(file, str) for file in listing.values()):
         raise FormatError(f"{index} has no usable weight_map")
     arrays: dict[str, Array] = {}
-    for file in sorted(set(listing.values())):
+    files = sorted(set(listing.values()))
+    for file in files:
         shard = read(_shard(folder, file, index))
         expected = {name for name, home in listing.items() if home == file}
         if wrong := sorted(expected ^ shard.keys()):
@@ -99,7 +116,7 @@ def _sharded(folder: Path, index: Path, read: Reader) -> dict[str, Array]:
                 f"{shown(file)} and {index} disagree about {listed(wrong)}", "they do not belong together"
             )
         arrays |= shard
-    return arrays
+    return arrays, [index, *(folder / file for file in files)]
 
 
 def _shard(folder: Path, file: str, index: Path) -> Path:
@@ -110,7 +127,7 @@ def _shard(folder: Path, file: str, index: Path) -> Path:
     return folder / file
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's chat_template: one template, or named ones with a "default"."""
     if (folder / "chat_template.jinja").is_file():
         return read_text(folder / "chat_template.jinja", TEMPLATE_LIMIT)

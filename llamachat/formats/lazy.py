@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llamachat import mapped
 from llamachat.config import LlamaConfig, shown
 from llamachat.errors import FormatError, reader, reading
 from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
@@ -34,7 +35,15 @@ class LazyCheckpoint:
     tokenizer_folder: Path
     sampling: Mapping[str, Any]
     ignored: tuple[str, ...]
+    files: tuple[Path, ...]
     chat_template: str | None = None
+    recipe: None = None
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        from llamachat.tokenizer import files_in
+
+        return files_in(self.tokenizer_folder)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
@@ -105,7 +114,7 @@ def tokenizer_home(folder: Path) -> Path:
 def map_file(path: Path) -> mmap.mmap:
     """The file's bytes, read-only, loaded by the system page by page as they are touched."""
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mapped.map_file(file)
 
 
 def listed(names: list[str]) -> str:

@@ -56,8 +56,9 @@ def open_lit(file: Path) -> LazyCheckpoint:
     for name, weight in weights.items():
         entries |= _renamed(name, weight, translated.config)
     checked = matched(entries, translated.config, file)
-    home = tokenizer_home(file.parent)
-    return LazyCheckpoint(file, translated.config, checked, home, translated.sampling, translated.ignored)
+    home, beside = tokenizer_home(file.parent), file.parent / CONFIG_FILE
+    files = (file, beside) if beside.is_file() else (file,)
+    return LazyCheckpoint(file, translated.config, checked, home, translated.sampling, translated.ignored, files)
 
 
 def _config(weights: Mapping[str, LazyTensor], file: Path) -> dict[str, Any]:

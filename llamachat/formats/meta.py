@@ -40,21 +40,21 @@ SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
 @reader
 def open_meta(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
-    shards = [read_pickled(path) for path in _shards(folder)]
+    params, paths = folder / "params.json", _shards(folder)
+    shards = [read_pickled(path) for path in paths]
     for number, shard in enumerate(shards):
         if odd := sorted(shard.keys() ^ shards[0].keys()):
             raise FormatError(f"ranks 0 and {number} of {folder} differ in {listed(odd)}", "they are of two models")
     vocab_size = _vocab_size(shards, folder)
-    translated = config_sources.meta(read_json(folder / "params.json"), str(folder / "params.json"), vocab_size)
+    translated = config_sources.meta(read_json(params), str(params), vocab_size)
     entries = {}
     for name in shards[0].keys() - {"rope.freqs"}:
         parts = [shard[name] for shard in shards]
         canonical, axis = _renamed(name, by_rows=parts[0].shape[:1] != (vocab_size,))
         entries[canonical] = _entry(canonical, parts, axis, translated.config)
     checked = matched(entries, translated.config, folder)
-    return LazyCheckpoint(
-        folder, translated.config, checked, tokenizer_home(folder), translated.sampling, translated.ignored
-    )
+    home, files = tokenizer_home(folder), (params, *paths)
+    return LazyCheckpoint(folder, translated.config, checked, home, translated.sampling, translated.ignored, files)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -32,4 +32,5 @@ def open_mindformers(file: Path) -> Checkpoint:
         entries=matched(weights.entries, translated.config, weights.path),
         sampling={**translated.sampling, "max_length": translated.max_length},
         ignored=translated.ignored,
+        files=(file, *weights.files),
     )

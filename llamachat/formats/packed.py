@@ -81,13 +81,19 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: _sha256(path) for path in files}
 
 
+def expected(folder: Path) -> dict[str, str]:
+    """What the manifest says they are. Raises FormatError and ConfigError."""
+    listed = read_json(folder / MANIFEST).get("sha256")
+    if not isinstance(listed, dict) or not all(isinstance(each, str) for each in listed.values()):
+        raise FormatError(f"{folder / MANIFEST} lists no files")
+    return listed
+
+
 def verify(folder: Path) -> None:
     """Read every file and compare it with the manifest. Raises FormatError for one that is missing or differs."""
-    expected = read_json(folder / MANIFEST).get("sha256")
-    if not isinstance(expected, dict):
-        raise FormatError(f"{folder / MANIFEST} lists no files")
-    found = digests(folder)
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+    listed_digests, found = expected(folder), digests(folder)
+    names = listed_digests.keys() | found.keys()
+    if wrong := sorted(name for name in names if listed_digests.get(name) != found.get(name)):
         raise FormatError(
             f"{folder}: {listed(wrong)} differs from the manifest", "the model is damaged", "convert it again"
         )

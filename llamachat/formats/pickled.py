@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llamachat.config import shown
 from llamachat.errors import FormatError, reader, reading
+from llamachat.mapped import is_mapped
 from llamachat.tensors import Array
 
 AXES = 8  # of a tensor; a weight has two, and numpy at most 64
@@ -28,6 +29,7 @@ def read_pickled(path: Path) -> dict[str, Array]:
 
     _check_archive(path)
     with reading(f"{path} is not a usable torch checkpoint"):
+        is_mapped(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict):
         raise FormatError(f"{path} holds a {type(state).__name__}", "a dictionary of tensors is needed")

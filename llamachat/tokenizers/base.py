@@ -5,16 +5,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
 MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
+
+
+Span = tuple[str, bool]  # a text, and whether a dialog format wrote it
+Plain = Callable[[Sequence[Span], bool], list[int]]  # encodes what no control token is in; says whether it is a start
 UNUSABLE, REMEDY = "the tokenizer cannot be used", "fetch or convert the model again"
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass(repr=False)
@@ -34,20 +37,18 @@ class TextTokenizer:
     names: Mapping[str, str] = field(default_factory=dict)
     dummy_prefix: bool = False
     prefix_after_special: bool = False
+    prefix_after_bos: bool = False
     unk_id: int | None = None  # the one control token that plain text may give
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._marks = {**self.tags, **self.specials}
         self._hidden = frozenset(self.specials.values())
         self._reserved = frozenset(self._marks.values()) - {self.unk_id}
-        self._mark = _any_of(map(self._pattern, sorted(self._marks, key=len, reverse=True)))
+        self._mark = _any_of(map(re.escape, sorted(self._marks, key=len, reverse=True)))
         self._inside_tag = _any_of(f"(?<={re.escape(tag[0])})(?={re.escape(tag[1:])})" for tag in self.tags)
-
-    def _pattern(self, name: str) -> str:
-        before, after = (r"\s*" if strip else "" for strip in self.strips.get(name, (False, False)))
-        return before + re.escape(name) + after
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
         """See Tokenizer. Lone surrogates, which no UTF-8 can hold, become U+FFFD."""
@@ -63,13 +64,39 @@ class TextTokenizer:
 
     def encode_skeleton(self, text: str, *, start: bool = True) -> list[int]:
         """See Tokenizer."""
-        out: list[int] = []
-        end = 0
-        for match in self._mark.finditer(text):
-            out += self.encode(text[end : match.start()], start=start)
-            out.append(self._marks.get(match[0]) or self._marks[match[0].strip()])
-            end, start = match.end(), self.prefix_after_special
-        return out + self.encode(text[end:], start=start)
+        return self.encode_spans([(text, True)], start=start)
+
+    def encode_spans(self, spans: Iterable[Span], *, start: bool = True, plain: Plain | None = None) -> list[int]:
+        """See Tokenizer."""
+        out, run, swallow = list[int](), list[Span](), False
+        for part in [*self._marked(spans), None]:
+            if isinstance(part, tuple):
+                run.append(part)
+                continue
+            before, after = self.strips.get(part or "", (False, False))
+            if run := _stripped(run, swallow, before):
+                out += plain(run, start) if plain else self.encode("".join(text for text, _ in run), start=start)
+            if part is not None:
+                out.append(self._marks[part])
+                run, swallow, start = [], after, self.starts_after(out)
+        return out
+
+    def starts_after(self, ids: Sequence[int]) -> bool:
+        """See Tokenizer."""
+        if not ids:
+            return True
+        after_bos = self.prefix_after_bos and ids[-1] == self.bos_id
+        return after_bos or (self.prefix_after_special and ids[-1] in self._hidden)
+
+    def _marked(self, spans: Iterable[Span]) -> Iterator[Span | str]:
+        """The spans, and between them the names of the tokens that the skeleton has there."""
+        for skeleton, group in groupby(spans, key=lambda span: span[1]):
+            text, end = "".join(part for part, _ in group), 0
+            for match in self._mark.finditer(text) if skeleton else ():
+                yield text[end : match.start()], skeleton
+                yield match[0]
+                end = match.end()
+            yield text[end:], skeleton
 
     def token_bytes(self, token: int) -> bytes:
         """See Tokenizer."""
@@ -79,6 +106,20 @@ class TextTokenizer:
         """See Tokenizer. One U+FFFD stands for each maximal invalid part, as Unicode recommends and Python does."""
         data = b"".join(map(self.token_bytes, ids))
         return (data.removeprefix(b" ") if self.dummy_prefix else data).decode(errors="replace")
+
+
+def _stripped(run: Sequence[Span], left: bool, right: bool) -> list[Span]:
+    """Without empty ones, and without the white space at these ends."""
+    kept = [span for span in run if span[0]]
+    while left and kept:
+        kept[0] = kept[0][0].lstrip(), kept[0][1]
+        left = not kept[0][0]
+        kept = kept[left:]
+    while right and kept:
+        kept[-1] = kept[-1][0].rstrip(), kept[-1][1]
+        right = not kept[-1][0]
+        kept = kept[: len(kept) - right]
+    return kept
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -145,14 +186,3 @@ def read(path: Path) -> bytes:
         if path.stat().st_size > MAX_FILE:
             raise damaged(str(path), f"more than {MAX_FILE >> 20} MiB")
         return path.read_bytes()
-
-
-def content(value: Any) -> str | None:
-    """A token in tokenizer_config.json: a string, or an object with one."""
-    name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) and name else None
-
-
-def token_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """NAMED -> token, as far as tokenizer_config.json has them."""
-    return {key: name for key in NAMED if (name := content(config.get(key))) is not None}

@@ -8,18 +8,15 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from llamachat.tokenizers import spm
-from llamachat.tokenizers.base import (
-    NAMED,
-    TextTokenizer,
-    damaged,
-    is_control_shaped,
-    is_tag_shaped,
-    library_errors,
-)
+from llamachat.tokenizers.base import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
 from llamachat.tokenizers.hf import byte_level
+from llamachat.tokenizers.side import NAMED, Added
 
 _WHERE = "the GGUF file"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
+ENDS = ("eos", "eot", "eom")
+_KEYS = ("bos", "eos", "unknown", "padding")  # of NAMED
+_SENTENCEPIECE = {"bos": 1, "eos": 2, "unknown": 0}
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = (
@@ -55,32 +52,57 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2' and 'llama' are read")
-    tokens = _list(metadata, "tokens", str)
-    if not all(tokens) or len(set(tokens)) < len(tokens):
-        raise damaged(_WHERE, "tokenizer.ggml.tokens has empty or repeated entries")
-    ids = {key: _id(metadata, key, len(tokens)) for key in ("bos", "eos", "eot", "eom", "unknown", "padding")}
-    ends = frozenset(i for i in (ids["eos"], ids["eot"], ids["eom"]) if i is not None)
-    by_name = zip(NAMED, (ids[key] for key in ("bos", "eos", "unknown", "padding")), strict=True)
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_list(metadata, "tokens", str))]
+    if len(set(tokens)) < len(tokens):
+        raise damaged(_WHERE, "tokenizer.ggml.tokens has repeated entries")
+    ids, notes = special_ids(metadata, len(tokens))
+    ends = frozenset(ids[key] for key in ENDS if key in ids)
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or _pre(metadata) in _LIKE_LLAMA3)
     return (_byte_level if model == "gpt2" else _sentencepiece)(
         metadata,
         tokens,
-        _types(metadata, tokens, ends | {ids["bos"]}, ids["unknown"]),
-        bos_id=ids["bos"] if adds_bos else None,
+        _types(metadata, tokens, ends | {ids.get("bos")}, ids.get("unknown")),
+        bos_id=ids.get("bos") if adds_bos else None,
         eos_ids=ends,
-        names={name: tokens[i] for name, i in by_name if i is not None},
+        names={name: tokens[ids[key]] for name, key in zip(NAMED, _KEYS, strict=True) if key in ids},
+        notes=notes,
     )
 
 
+def special_ids(metadata: Mapping[str, Any], size: int, where: str = _WHERE) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The ids of control tokens in a vocabulary of `size`, by what they do, as llama.cpp knows them; and notes on others.
+
+    An id that no token has is as one that is not given: a sentencepiece model's are then those that it has by default.
+    Padding is never used, and what is said of it is not worth a note.
+    """
+    ids = dict(_SENTENCEPIECE if metadata.get("tokenizer.ggml.model") == "llama" else {})
+    wrong = []
+    for key in (*_KEYS, "eot", "eom"):
+        value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if value is not None and type(value) is not int:
+            raise damaged(where, f"tokenizer.ggml.{key}_token_id is {value!r:.40}, which is no id")
+        if value is not None and 0 <= value < size:
+            ids[key] = value
+        elif value is not None and key != "padding":
+            wrong.append(f"{key} {value}")
+    said = f"{where} has {size} tokens; ignored are ids beyond: {', '.join(wrong)}"
+    return {key: value for key, value in ids.items() if value < size}, (said,) if wrong else ()
+
+
 def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | None], unknown: int | None) -> list[int]:
-    """ggml's token types, with those that can only be control tokens made so."""
+    """ggml's token types, with those that can only be control tokens made so, and what has no text or type made harmless."""
     types = list(_list(metadata, "token_type", int, len(tokens))) if "tokenizer.ggml.token_type" in metadata else []
     types = types or [NORMAL] * len(tokens)
-    if not set(types) <= set(range(1, 7)):
+    if not set(types) <= set(range(7)):
         raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
+    given = metadata["tokenizer.ggml.tokens"]
     for i, kind in enumerate(types):
         if (kind == USER_DEFINED and is_control_shaped(tokens[i])) or (i in control and kind != UNKNOWN):
             types[i] = CONTROL
+        elif not given[i]:
+            types[i] = UNUSED
+        elif kind == UNDEFINED:
+            types[i] = NORMAL
     if UNKNOWN not in types and unknown is not None and metadata["tokenizer.ggml.model"] == "llama":
         types[unknown] = UNKNOWN
     return types
@@ -90,23 +112,29 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     from tokenizers import AddedToken, Tokenizer, models
 
     pre = _pre(metadata)
-    merges: Any = list(map(tuple, map(str.split, _list(metadata, "merges", str))))
     vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     marked = {tokens[i]: i for i, kind in enumerate(types) if kind not in (NORMAL, BYTE)}
     specials = {name: i for name, i in marked.items() if types[i] in (CONTROL, UNKNOWN)}
     shown = {name: i for name, i in marked.items() if types[i] == USER_DEFINED}
     tags = {name: i for name, i in shown.items() if is_tag_shaped(name)}
     texts = shown.keys() - tags.keys()  # found in any text as they are
-    for name in marked.keys() - texts:
+    merges, parts = _merges(metadata, vocabulary, marked.keys() - texts)
+    for name in marked.keys() - texts - parts.keys():
         del vocabulary[name]  # so that no text can give them
     absent = max(tokens, key=len) + " "  # stands for a byte that has no token, which else would vanish before merging
-    vocabulary[absent] = len(tokens)
+    vocabulary[absent] = len(vocabulary) + len(tokens)
+    undone = {vocabulary[name]: _undone(name, parts, vocabulary) for name in parts}
     with library_errors(_WHERE):
         library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _LIKE_LLAMA3))
         library.pre_tokenizer = _pre_tokenizer(pre)
         library.add_tokens([AddedToken(name, normalized=False) for name in texts])
+
+    def ids(text: str, start: bool) -> list[int]:
+        found = library.encode(text, add_special_tokens=False).ids
+        return [i for each in found for i in undone.get(each, (each,)) if i < len(tokens)]
+
     return TextTokenizer(
-        ids=lambda text, start: [i for i in library.encode(text, add_special_tokens=False).ids if i < len(tokens)],
+        ids=ids,
         piece=lambda i: tokens[i].encode() if tokens[i] in shown else byte_level(tokens[i]) * (types[i] != UNUSED),
         vocab_size=len(tokens),
         specials=specials,
@@ -115,8 +143,47 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     )
 
 
+def _merges(
+    metadata: Mapping[str, Any], vocabulary: dict[str, int], hidden: Set[str]
+) -> tuple[list[tuple[str, str]], dict[str, tuple[str, str]]]:
+    """The merges, and of each product that no text may give the two parts that it stands for then.
+
+    Those are control tokens and the like, and what the vocabulary lacks; that is put into it with an id beyond it.
+    """
+    size, good, parts = len(vocabulary), set[tuple[str, str]](), dict[str, tuple[str, str]]()
+    merges = [_parted(merge) for merge in _list(metadata, "merges", str)]
+    for left, right in sorted(merges, key=lambda pair: len(pair[0]) + len(pair[1])):  # what it is made of comes first
+        if not {left, right} <= vocabulary.keys() or (hidden & {left, right}) - parts.keys():
+            continue  # of what no text is made of
+        good.add((left, right))
+        product = left + right
+        if product in hidden or vocabulary.setdefault(product, size + len(parts)) >= size:
+            parts.setdefault(product, (left, right))
+    return [pair for pair in merges if pair in good], parts
+
+
+def _parted(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right or " " in right:
+        raise damaged(_WHERE, f"the merge {merge!r:.40} is not of two parts")
+    return left, right
+
+
+def _undone(name: str, parts: Mapping[str, tuple[str, str]], vocabulary: Mapping[str, int]) -> list[int]:
+    """The ids that a product stands for. Iterative, as a file may chain more merges than Python nests calls."""
+    ids, waiting = list[int](), [name]
+    while waiting:
+        each = waiting.pop()
+        if each in parts:
+            waiting += reversed(parts[each])
+        else:
+            ids.append(vocabulary[each])
+    return ids
+
+
 def _pre(metadata: Mapping[str, Any]) -> str:
-    pre = metadata.get("tokenizer.ggml.pre")
+    """llama.cpp's "default" where the file does not say it, as old ones do not."""
+    pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in _SPLITS:
         raise damaged(_WHERE, f"tokenizer.ggml.pre is {pre!r:.40}, a way to split text that is not known here")
     return pre
@@ -138,9 +205,12 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
         raise damaged(_WHERE, "tokenizer.ggml.scores has values that are no numbers")
     user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    control = {tokens[i]: Added(i, True) for i, kind in enumerate(types) if kind == CONTROL}
     with library_errors(_WHERE):
         library = spm.assemble(tokens, scores, types)
-        return spm.from_library(library, user_defined, {}, dummy_prefix=bool(prefix), **common)
+        return spm.from_library(
+            library, user_defined, control, dummy_prefix=bool(prefix), prefix_after_bos=True, **common
+        )
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> list[Any]:
@@ -149,11 +219,4 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int | None 
         raise damaged(_WHERE, f"tokenizer.ggml.{key} is not a list of {kind.__name__}")
     if length is not None and len(value) != length:
         raise damaged(_WHERE, f"tokenizer.ggml.{key} has {len(value)} entries for {length} tokens")
-    return value
-
-
-def _id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    if value is not None and (type(value) is not int or not 0 <= value < size):
-        raise damaged(_WHERE, f"tokenizer.ggml.{key}_token_id is {value!r:.40}, and there are {size} tokens")
     return value

@@ -13,8 +13,8 @@ from llamachat.tokenizers.base import (
     is_control_shaped,
     is_tag_shaped,
     library_errors,
-    token_names,
 )
+from llamachat.tokenizers.side import Added, Side
 from llamachat.tokenizers.spm import refuse_long_replacements
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -25,8 +25,8 @@ BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, 
 _SPACE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
-def from_json(data: bytes, config: Mapping[str, Any], where: str) -> TextTokenizer:
-    """`data` is tokenizer.json; `config` is tokenizer_config.json's object, which names BOS and EOS."""
+def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
+    """`data` is tokenizer.json; `side` is what the files beside it say, such as which tokens are BOS and EOS."""
     from tokenizers import Tokenizer
 
     with library_errors(where):
@@ -35,32 +35,56 @@ def from_json(data: bytes, config: Mapping[str, Any], where: str) -> TextTokeniz
         library.no_padding()
         library.encode_special_tokens = True  # as text, that is
         last = max(library.get_vocab(with_added_tokens=True).values(), default=-1)
-        added = library.get_added_tokens_decoder()
+        if not 0 <= last < MAX_VOCABULARY:
+            raise damaged(where, f"its largest id is {last}")
+        side = side.within(last + 1)
+        passed = {token.content for token in library.get_added_tokens_decoder().values() if token.special}  # as text
+        added = _added(library, side, where)
         _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
         begins = library.encode("").ids
-    if not 0 <= last < MAX_VOCABULARY:
-        raise damaged(where, f"its largest id is {last}")
-    marked = {token.content: i for i, token in added.items() if token.special or is_tag_shaped(token.content)}
-    specials = {name: i for name, i in marked.items() if added[i].special or is_control_shaped(name)}
-    names = token_names(config)
-    bos, eos = specials.get(names.get("bos_token", "")), specials.get(names.get("eos_token", ""))
-    adds_bos = config.get("add_bos_token", bool(begins) and begins[0] in (bos, *specials.values()))
-    unknown = getattr(library.model, "unk_token", None)
+    specials = {name: token.id for name, token in added.items() if token.special or is_control_shaped(name)}
+    bos, eos = (specials.get(side.names.get(key, "")) for key in ("bos_token", "eos_token"))
+    adds_bos = bool(begins) and begins[0] in (bos, *specials.values()) if side.adds_bos is None else side.adds_bos
     return TextTokenizer(
         ids=lambda text, start: library.encode(prefix(text) if start else text, add_special_tokens=False).ids,
-        piece=_pieces(library, {i: token.content for i, token in added.items()}, where),
-        vocab_size=last + 1,
+        piece=_pieces(library, {token.id: name for name, token in added.items()}, where),
+        vocab_size=max([last, *(token.id for token in added.values())]) + 1,
         specials=specials,
         bos_id=(bos if bos is not None else begins[0] if begins else None) if adds_bos else None,
         eos_ids=frozenset({eos} if eos is not None else {}),
-        names=names,
+        names=side.names,
         dummy_prefix=_drops_space(library),
         prefix_after_special=after_special,
-        unk_id=specials.get(unknown or ""),
-        tags={name: i for name, i in marked.items() if not added[i].special},
-        strips={token.content: (token.lstrip, token.rstrip) for token in added.values()},
+        unk_id=specials.get(getattr(library.model, "unk_token", None) or ""),
+        tags={n: t.id for n, t in added.items() if n not in passed and (n in specials or is_tag_shaped(n))},
+        strips={name: token.strips for name, token in added.items()},
+        notes=side.notes,
     )
+
+
+def _added(library: Any, side: Side, where: str) -> dict[str, Added]:
+    """The tokens that are looked for as a whole: the file's own, further ones, and those that have a name.
+
+    An id that the file itself gives goes before what is said beside it, as in transformers.
+    """
+    from tokenizers import AddedToken
+
+    own = library.get_added_tokens_decoder().items()
+    added = {t.content: Added(i, t.special, (t.lstrip, t.rstrip)) for i, t in own}
+    for name, token in sorted(side.added.items(), key=lambda item: item[1].id):
+        id = library.token_to_id(name)
+        added[name] = token if id is None else token._replace(id=id)
+        if id is None:
+            library.add_tokens([AddedToken(name, normalized=False, special=token.special)])
+        if id is None and library.token_to_id(name) != token.id and not (token.special or is_tag_shaped(name)):
+            raise damaged(where, f"the token {name!r:.40} beside it, which is text, cannot have the id {token.id}")
+    for key in ("bos_token", "eos_token", "unk_token"):
+        name = side.names.get(key, "")
+        id = library.token_to_id(name)
+        if id is not None:
+            added[name] = added.get(name, Added(id, True))._replace(special=True)
+    return added
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -1,46 +1,44 @@
 """sentencepiece models: a tokenizer.model file, or one assembled from a GGUF file's vocabulary."""
 
+import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import count
 from typing import Any
 
-from llamachat.tokenizers.base import (
-    TextTokenizer,
-    content,
-    damaged,
-    is_control_shaped,
-    is_tag_shaped,
-    library_errors,
-    token_names,
-)
+from llamachat.tokenizers.base import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
+from llamachat.tokenizers.side import Added, Side
 
-USER_DEFINED, BYTE = 4, 6  # ModelProto.SentencePiece.Type
+USER_DEFINED, UNUSED, BYTE = 4, 5, 6  # ModelProto.SentencePiece.Type
 # In protobuf, the second occurrence of a submessage amends the first. So this field at the end turns the dummy prefix
 # off, and a "▁" before the text does the same by hand, where it is wanted.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec { add_dummy_prefix: false }
 _FIXED = {1: 8, 5: 4}  # wire type -> bytes
-_MAX_ADDED = 1 << 16
 _LONGEST_REPLACEMENT = 64  # bytes; NFKC needs 33
 
 
-def from_proto(data: bytes, config: Mapping[str, Any], where: str) -> TextTokenizer:
-    """`data` is a ModelProto; `config` is tokenizer_config.json's, which may have tokens beyond the model's own."""
+def from_proto(data: bytes, side: Side, where: str) -> TextTokenizer:
+    """`data` is a ModelProto; `side` is what the files beside it say, which may have tokens beyond the model's own."""
     with library_errors(where):
         maps = [value for key, spec in _fields(data) if key == 3 for part, value in _fields(spec) if part == 2]
         refuse_long_replacements(maps, where)
         library = _load(data)
-        added = dict(_added(config, library.vocab_size()))
+        side = side.within(library.vocab_size())
         own = {"bos_token": library.bos_id(), "eos_token": library.eos_id(), "unk_token": library.unk_id()}
-        names = {key: library.id_to_piece(i) for key, i in own.items() if i >= 0} | token_names(config)
-        bos, eos = (_id(library, added, names.get(key)) for key in ("bos_token", "eos_token"))
+        names = {key: library.id_to_piece(i) for key, i in own.items() if i >= 0} | dict(side.names)
+        bos, eos = (_id(library, side.added, names.get(key)) for key in ("bos_token", "eos_token"))
+        named = {names[key]: Added(i, True) for key, i in (("bos_token", bos), ("eos_token", eos)) if i is not None}
         return from_library(
             library,
             _user_defined(data),
-            added,
-            bos_id=bos if config.get("add_bos_token") is not False else None,
+            {**side.added, **named},
+            bos_id=bos if side.adds_bos is not False else None,
             eos_ids=frozenset({eos} if eos is not None else {}),
             names=names,
             dummy_prefix=library.normalize("a") != "a",
+            prefix_after_special=side.legacy is True,
+            prefix_after_bos=side.legacy is not False,
+            notes=side.notes,
         )
 
 
@@ -56,30 +54,74 @@ def refuse_long_replacements(charsmaps: Iterable[bytes], where: str) -> None:
 
 
 def from_library(
-    library: Any, user_defined: Iterable[int], added: Mapping[str, int], *, dummy_prefix: bool, **metadata: Any
+    library: Any, user_defined: Iterable[int], added: Mapping[str, Added], *, dummy_prefix: bool, **metadata: Any
 ) -> TextTokenizer:
-    """Around a SentencePieceProcessor; `added` are control tokens that it does not have, `metadata` TextTokenizer's."""
+    """Around a SentencePieceProcessor; `metadata` is TextTokenizer's.
+
+    `added` are tokens that it does not have, or has as something else: as text what is a control token.
+    """
     pieces: list[str] = library.id_to_piece(list(range(library.vocab_size())))
-    plain = _load(library.serialized_model_proto() + _NO_DUMMY_PREFIX)
-    marked = {pieces[i]: i for i in user_defined if is_tag_shaped(pieces[i])}
-    control = {piece: i for i, piece in enumerate(pieces) if library.is_control(i) or library.is_unknown(i)}
+    given = {token.id: name for name, token in added.items()}
+    control = [i for i in range(len(pieces)) if library.is_control(i) or library.is_unknown(i)]
+    own = {pieces[i]: Added(i, special) for ids, special in ((user_defined, False), (control, True)) for i in ids}
+    tokens = {name: token for name, token in own.items() if token.id not in given} | dict(added)
+    specials = {name: token.id for name, token in tokens.items() if token.special or is_control_shaped(name)}
+    tags = {name: token.id for name, token in tokens.items() if name not in specials and is_tag_shaped(name)}
+    words = {n: t.id for n, t in added.items() if t.id >= len(pieces) and n not in specials and n not in tags}
+    plain = _load(_without(library, set(specials.values())) + _NO_DUMMY_PREFIX)
 
     def piece(token: int) -> bytes:
         if token >= len(pieces) or library.is_unused(token):
-            return b""
+            return given.get(token, "").encode()
         text = pieces[token]
         return bytes([int(text[3:5], 16)]) if library.is_byte(token) else text.replace("▁", " ").encode()
 
     return TextTokenizer(
-        ids=lambda text, start: plain.encode("▁" + text if start and dummy_prefix and text else text),
+        ids=_finding(words, lambda text, start: plain.encode("▁" + text if start and dummy_prefix and text else text)),
         piece=piece,
-        vocab_size=max([len(pieces), *(i + 1 for i in added.values())]),
-        specials={**control, **{name: i for name, i in marked.items() if is_control_shaped(name)}, **added},
-        tags=marked,
+        vocab_size=max([len(pieces), *(token.id + 1 for token in added.values())]),
+        specials=specials,
+        tags=tags,
         unk_id=library.unk_id(),
         dummy_prefix=dummy_prefix,
+        strips={name: token.strips for name, token in added.items()},
         **metadata,
     )
+
+
+def _without(library: Any, specials: Set[int]) -> bytes:
+    """The model, in which pieces that are control tokens but look like text are unused.
+
+    Such a piece takes part in merges, and is then taken apart again: no text gives it, and longer ones are still found.
+    """
+
+    def looks_like_text(token: int) -> bool:
+        if token >= library.vocab_size() or library.is_unknown(token):
+            return False
+        return not (library.is_control(token) and is_tag_shaped(library.id_to_piece(token)))
+
+    data: bytes = library.serialized_model_proto()
+    unused = set(filter(looks_like_text, specials))
+    if not unused:
+        return data
+    number, fields = count(), list[bytes]()
+    for key, value in _fields(data):
+        hidden = key == 1 and next(number) in unused
+        fields.append(_field(key, value + bytes([3 << 3, UNUSED]) if hidden else value))
+    return b"".join(fields)
+
+
+def _finding(words: Mapping[str, int], ids: Callable[[str, bool], list[int]]) -> Callable[[str, bool], list[int]]:
+    """`ids`, with these words found in a text before everything else."""
+    if not words:
+        return ids
+    word = re.compile(f"({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+
+    def found(text: str, start: bool) -> list[int]:
+        parts = enumerate(word.split(text))
+        return [i for at, part in parts for i in ([words[part]] if at % 2 else ids(part, start and not at))]
+
+    return found
 
 
 def assemble(tokens: Iterable[str], scores: Iterable[float], types: Iterable[int]) -> Any:
@@ -103,20 +145,11 @@ def _load(data: bytes) -> Any:
     return SentencePieceProcessor(model_proto=data)
 
 
-def _id(library: Any, added: Mapping[str, int], name: str | None) -> int | None:
+def _id(library: Any, added: Mapping[str, Added], name: str | None) -> int | None:
     if name is None or name in added:
-        return added.get(name or "")
+        return added[name].id if name else None
     token: int = library.piece_to_id(name)
     return token if library.id_to_piece(token) == name else None
-
-
-def _added(config: Mapping[str, Any], size: int) -> Iterator[tuple[str, int]]:
-    """(token, id) of tokenizer_config.json's added tokens that the model does not have."""
-    added = config.get("added_tokens_decoder")
-    for key, value in (added if isinstance(added, dict) else {}).items():
-        name = content(value)
-        if name is not None and key.isdecimal() and len(key) < 9 and size <= int(key) < size + _MAX_ADDED:
-            yield name, int(key)
 
 
 def _user_defined(data: bytes) -> list[int]:

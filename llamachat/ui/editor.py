@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from llamachat import environment
 from llamachat.errors import UsageError
 
 _KNOWN = ("editor", "nano", "vi")
@@ -35,7 +36,7 @@ def _run(name: str) -> bool:
     for editor in (os.environ.get("VISUAL"), os.environ.get("EDITOR"), *_KNOWN):
         if command := shlex.split(editor or ""):
             try:
-                return subprocess.call([*command, name]) == 0
+                return subprocess.call([*command, name], env=environment.of_editor()) == 0
             except (FileNotFoundError, PermissionError):
                 continue
     raise UsageError("there is no editor", "your text is kept", "set EDITOR")

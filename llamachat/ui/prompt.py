@@ -31,6 +31,7 @@ from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
+from llamachat import private
 from llamachat.errors import UsageError
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
@@ -64,9 +65,8 @@ class PrivateHistory(FileHistory):
 def open_history(path: Path) -> PrivateHistory:
     """The history in a file that only its owner can read. Raises UsageError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        path.chmod(0o600)
+        private.folder(path.parent)
+        os.close(private.opened(path, os.O_RDWR))
     except OSError as error:
         cause = f"the history file {path} cannot be opened ({error.strerror})"
         raise UsageError(cause, "what you type is not remembered", "make it writable") from error

@@ -35,7 +35,7 @@ static int has_amx(void) {
 }
 #endif
 #if defined(__aarch64__)
-static int has_dot(void) {
+static int has_neon(void) {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) >> 20 & 1) != 0;  /* HWCAP_ASIMDDP */
 #else
@@ -44,15 +44,14 @@ static int has_dot(void) {
 }
 #endif
 
-static int always(void) { return 1; }
-static const struct { const Kernels *kernels; int (*usable)(void); } known[] = {  /* best first */
-#if defined(__x86_64__)
-    {&kernels_amx, has_amx}, {&kernels_avx512, has_avx512}, {&kernels_avxvnni, has_avxvnni}, {&kernels_avx2, has_avx2},
-#elif defined(__aarch64__)
-    {&kernels_neon, has_dot},
-#endif
-    {&kernels_portable, always},
-};
+static int has_portable(void) { return 1; }
+/* KERNEL_SETS, from build.py: X(name) of each that was compiled, best first. */
+#define X(name) extern const Kernels kernels_##name;
+KERNEL_SETS
+#undef X
+#define X(name) {&kernels_##name, has_##name},
+static const struct { const Kernels *kernels; int (*usable)(void); } known[] = {KERNEL_SETS};
+#undef X
 
 const Kernels *kernels_timed(const Kernels *kernels);  /* probe.c */
 

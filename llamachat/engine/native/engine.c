@@ -30,26 +30,6 @@ enum { FEW = 64 };  /* so many tokens' keys are turned sooner than another threa
 enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
-enum linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LINEARS };
-
-typedef struct {
-    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, slots, kv_kind, threads, batch;  /* batch: most tokens a call */
-    float eps, rope_factor;
-    const double *frequency;  /* [head_dim / 2] */
-    const int32_t *window;    /* [layers], INT32_MAX: none */
-    const float *norms;       /* [2 * layers + 1][hidden up to 64] */
-    const Matrix *embed, *head, *linears;  /* linears: [layers][LINEARS] */
-} Model;
-
-/* Pieces of one or more texts. A run is tokens of one text that lie side by side; it sees the slots of its text's ranges. */
-typedef struct {
-    const int32_t *ids;
-    const int64_t *slots, *positions, *visible;  /* visible: [ranges][first slot, end, text] */
-    const int32_t *runs;                         /* [runs][first token, end, text] */
-    int32_t tokens, texts, ranges, run_count, wanted;  /* wanted: how many tokens, the first ones, want logits */
-    float *logits;                               /* [wanted][vocab up to 16] */
-} Step;
-
 typedef struct { int base, chunks; size_t at; } Text;  /* the chunks of slots it may see, from the base-th; from the at-th of `seen` */
 typedef struct { int first, end, text, unit; } Run;    /* its work in attention starts with this unit */
 
@@ -87,6 +67,17 @@ static void *zeroed(size_t bytes) {
     return p ? memset(p, 0, bytes + 64) : NULL;
 }
 
+/* What an engine holds besides keys and values is claimed piece by piece; or only counted, to know what it will be. */
+typedef struct { size_t bytes; int counting, failed; } Claims;
+
+static void *claim(Claims *c, size_t bytes) {
+    c->bytes += bytes;
+    if (c->counting || c->failed) return NULL;
+    void *p = zeroed(bytes);
+    c->failed = !p;
+    return p;
+}
+
 /* Pages come when they are first written, so that a long context costs what is used of it. */
 static void *reserve(size_t bytes) {
 #if defined(__linux__)
@@ -108,11 +99,10 @@ static void release(void *p, size_t bytes) {
 #endif
 }
 
-static int make_acts(Acts *a, int tokens, int width) {
+static Acts claim_acts(Claims *c, int tokens, int width) {
     size_t groups = (size_t)tokens * width / GROUP;
-    *a = (Acts){width, 1, zeroed(groups * GROUP * 4), zeroed(groups * GROUP), zeroed(groups * GROUP), zeroed(groups * 4),
-                zeroed(groups * 4), zeroed(groups * 8), zeroed(groups * 4), zeroed(groups * 8)};
-    return a->x && a->high && a->low && a->scale && a->sum32 && a->sum16 && a->mass32 && a->mass16;
+    return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP), claim(c, groups * 4),
+                  claim(c, groups * 4), claim(c, groups * 8), claim(c, groups * 4), claim(c, groups * 8)};
 }
 
 static void free_acts(Acts *a) {
@@ -156,34 +146,65 @@ void engine_free(Engine *e) {
     free(e);
 }
 
-Engine *engine_new(const Model *m, const char *kernels) {
-    Engine *e = zeroed(sizeof *e);
-    if (!e) return NULL;
-    e->m = *m;
-    e->k = select_kernels(kernels);
-    int batch = up(m->batch, LANES), width, ok = e->k != NULL;
-    e->hidden = up(m->hidden, TILE);
-    e->inner = up(m->inner, TILE);
-    e->attn = up(m->heads * m->head_dim, TILE);
-    e->qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES;  /* each of the three is padded to a strip */
-    e->dim = up(m->head_dim, LANES);
-    e->cap = up(m->slots, CHUNK);
-    width = most(e->hidden, e->attn);
-    ok = ok && make_acts(&e->acts, batch, width) && make_acts(&e->mlp, batch, e->inner);
-    ok = ok && (e->own = zeroed(m->threads * sizeof *e->own));
-    for (int t = 0; ok && t < m->threads; t++) {
-        Own *own = &e->own[t];
-        ok = make_acts(&own->acts, 1, width) && (own->x = zeroed(e->hidden * 4)) &&
-             (own->part = zeroed(2 * ROWS * part_size(e) * 4)) && (own->unpacked = zeroed(SCRATCH));
+static void claim_all(Engine *e, Claims *c) {
+    const Model *m = &e->m;
+    size_t batch = up(m->batch, LANES), chunks = e->cap / CHUNK;
+    int width = most(e->hidden, e->attn);
+    e->acts = claim_acts(c, batch, width);
+    e->mlp = claim_acts(c, batch, e->inner);
+    e->own = claim(c, m->threads * sizeof *e->own);
+    for (int t = 0; t < m->threads; t++) {
+        Own own = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4), claim(c, SCRATCH)};
+        if (e->own) e->own[t] = own;
     }
-    size_t chunks = e->cap / CHUNK, heads = (size_t)m->layers * 2 * m->kv_heads;
+    e->x = claim(c, batch * e->hidden * 4);
+    e->out = claim(c, batch * e->hidden * 4);
+    e->qkv_out = claim(c, batch * e->qkv * 4);
+    e->gate = claim(c, batch * 2 * e->inner * 4);
+    e->cosine = claim(c, batch * m->head_dim * 2);
+    e->sine = claim(c, batch * m->head_dim * 2);
+    e->parts = claim(c, (size_t)cut_units(e) * ROWS * chunks * part_size(e) * 4);
+    e->runs = claim(c, batch * sizeof *e->runs);
+    e->position = claim(c, (size_t)e->cap * 8);
+}
+
+/* An engine of this shape that holds nothing yet. */
+static Engine shaped(const Model *m) {
+    return (Engine){
+        .m = *m,
+        .hidden = up(m->hidden, TILE),
+        .inner = up(m->inner, TILE),
+        .attn = up(m->heads * m->head_dim, TILE),
+        .qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES,  /* each of the three is padded to a strip */
+        .dim = up(m->head_dim, LANES),
+        .cap = up(m->slots, CHUNK),
+    };
+}
+
+/* Bytes that an engine of these sizes holds besides weights, keys and values; only for a model without fault. */
+size_t engine_workspace(const Model *m) {
+    Engine e = shaped(m);
+    Claims counted = {.counting = 1};
+    claim_all(&e, &counted);
+    return counted.bytes;
+}
+
+/* NULL where it cannot be; then `why` says so, unless memory is what it lacks. */
+Engine *engine_new(const Model *m, const char *kernels, const char **why) {
+    const Kernels *k = select_kernels(kernels);
+    Claims claims = {0};
+    *why = model_fault(m);
+    if (!*why) *why = weights_fault(m);
+    if (!*why && !k) *why = "kernels that this processor cannot run";
+    Engine *e = *why ? NULL : zeroed(sizeof *e);
+    if (!e) return NULL;
+    *e = shaped(m);
+    e->k = k;
+    claim_all(e, &claims);
+    size_t heads = (size_t)m->layers * 2 * m->kv_heads;
     e->kv_bytes = heads * e->cap * e->dim * element(m->kv_kind);
-    ok = ok && (e->x = zeroed((size_t)batch * e->hidden * 4)) && (e->out = zeroed((size_t)batch * e->hidden * 4)) &&
-         (e->qkv_out = zeroed((size_t)batch * e->qkv * 4)) && (e->gate = zeroed((size_t)batch * 2 * e->inner * 4)) &&
-         (e->cosine = zeroed((size_t)batch * m->head_dim * 2)) && (e->sine = zeroed((size_t)batch * m->head_dim * 2)) &&
-         (e->parts = zeroed(cut_units(e) * ROWS * chunks * part_size(e) * 4)) &&
-         (e->runs = zeroed(batch * sizeof *e->runs)) && make_room(e, 1, chunks) && (e->position = zeroed((size_t)e->cap * 8)) && (e->kv = reserve(e->kv_bytes)) &&
-         (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
+    int ok = !claims.failed && make_room(e, 1, e->cap / CHUNK) && (e->kv = reserve(e->kv_bytes)) &&
+             (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
     if (!ok) {
         engine_free(e);
         return NULL;
@@ -567,8 +588,10 @@ static void run(Engine *e, const Step *s, int thread, int threads) {
 }
 
 /* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. */
-void engine_place(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
-    for (int i = 0; i < count; i++) e->position[slots[i]] = positions[i];
+const char *engine_place(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
+    const char *fault = places_fault(e->m.slots, slots, positions, count);
+    for (int i = 0; !fault && i < count; i++) e->position[slots[i]] = positions[i];
+    return fault;
 }
 
 /* Which chunks of slots each text may see; returns how many in all. */
@@ -620,23 +643,34 @@ static void find_units(Engine *e, const Step *s) {
     }
 }
 
-/* Returns 0 when there is no memory. */
-int engine_forward(Engine *e, const Step *s) {
-    if (!make_room(e, s->texts, 0)) return 0;
+static const char NO_MEMORY[] = "no memory";
+
+/* Returns what was wrong with the step, in which case nothing was done; NULL: nothing. */
+const char *engine_forward(Engine *e, const Step *s) {
+    const char *fault = step_fault(&e->m, s);
+    if (fault) return fault;
+    if (!make_room(e, s->texts, 0)) return NO_MEMORY;
     size_t chunks = find_chunks(e, s);
-    if (!make_room(e, 0, chunks)) return 0;
+    if (!make_room(e, 0, chunks)) return NO_MEMORY;
     find_seen(e, s, chunks);
     find_units(e, s);
     atomic_store(&e->team.taken, 0);
     e->acts.lanes = e->mlp.lanes = least(s->tokens, LANES);
     #pragma omp parallel num_threads(e->m.threads)
     run(e, s, omp_get_thread_num(), omp_get_num_threads());
-    return 1;
+    return NULL;
+}
+
+static const char *block_fault(const Engine *e, int first, int count, int64_t start) {
+    if (first < 0 || count < 1 || count > e->m.slots - first) return "a block of slots that are not there";
+    return start < 0 || start > INT32_MAX - 1 - count ? "a position of 2^31 or more" : NULL;
 }
 
 /* Reads the keys of `count` slots, turned back by their positions: out is [layers][kv_heads][count][head_dim]. */
-void engine_read_keys(const Engine *e, int first, int count, float *out) {
+const char *engine_read_keys(const Engine *e, int first, int count, float *out) {
     int dim = e->m.head_dim, kind = e->m.kv_kind, heads = e->m.kv_heads;
+    const char *fault = block_fault(e, first, count, 0);
+    if (fault) return fault;
     #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
     for (int i = 0; i < count; i++) {
         float cosine[dim / 2 + 1], sine[dim / 2 + 1];
@@ -648,11 +682,14 @@ void engine_read_keys(const Engine *e, int first, int count, float *out) {
             e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
         }
     }
+    return NULL;
 }
 
 /* Writes such keys back, turned to the positions from `start` on. */
-void engine_write_keys(Engine *e, int first, int count, int64_t start, const float *keys) {
+const char *engine_write_keys(Engine *e, int first, int count, int64_t start, const float *keys) {
     int dim = e->m.head_dim, heads = e->m.kv_heads;
+    const char *fault = block_fault(e, first, count, start);
+    if (fault) return fault;
     #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
     for (int i = 0; i < count; i++) {
         float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
@@ -664,11 +701,14 @@ void engine_write_keys(Engine *e, int first, int count, int64_t start, const flo
         }
         e->position[first + i] = start + i;
     }
+    return NULL;
 }
 
 /* Copies what is stored of these slots out to kv [layers][2][kv_heads][count][head_dim] and, if Q8, to scale
    [layers][2][kv_heads][count]; or back in. No other slot's memory is touched. */
-void engine_transfer(Engine *e, int out, const int64_t *slots, int count, char *kv, float *scale) {
+const char *engine_transfer(Engine *e, int out, const int64_t *slots, int count, char *kv, float *scale) {
+    const char *fault = places_fault(e->m.slots, slots, NULL, count);
+    if (fault) return fault;
     int dim = e->m.head_dim, planes = e->m.layers * 2 * e->m.kv_heads;
     size_t bytes = element(e->m.kv_kind);
     #pragma omp parallel for num_threads(e->m.threads)
@@ -682,19 +722,23 @@ void engine_transfer(Engine *e, int out, const int64_t *slots, int count, char *
             else if (scale) factors[slots[s]] = saved[s];
         }
     }
+    return NULL;
 }
 
 /* ---- one operation at a time, for tests and measurements ---- */
 
-/* y[tokens][rows up to 16] = x[tokens][columns] times the matrix. Returns 0 when there is no memory. */
-int single_product(const char *kernels, const Matrix *w, const float *x, int tokens, int fine, int threads, float *y) {
+/* y[tokens][rows up to 16] = x[tokens][columns] times the matrix; returns what was wrong, or NULL. */
+const char *single_product(const char *kernels, const Matrix *w, const float *x, int tokens, int fine, int threads, float *y) {
     const Kernels *k = select_kernels(kernels);
-    int width = up(w->columns, TILE), strips = up(w->rows, LANES) / LANES, ok;
-    char *scratch = zeroed((size_t)SCRATCH * threads);
-    Acts a;
-    ok = make_acts(&a, up(tokens, LANES), width) && scratch;
+    const char *fault = matrix_fault(w);
+    if (fault) return fault;
+    if (!k || !w->data || tokens < 1 || tokens > MAX_BATCH || threads < 1 || threads > MAX_THREADS) return "an impossible product";
+    int width = up(w->columns, TILE), strips = up(w->rows, LANES) / LANES;
+    Claims claims = {0};
+    char *scratch = claim(&claims, (size_t)SCRATCH * threads);
+    Acts a = claim_acts(&claims, up(tokens, LANES), width);
     a.lanes = least(tokens, LANES);
-    if (ok) {
+    if (!claims.failed) {
         for (int i = 0; i < tokens; i++) {
             memcpy(a.x + (size_t)i * width, x + (size_t)i * w->columns, w->columns * 4);
             k->quantize(&a, i, 0, width, fine);
@@ -709,17 +753,29 @@ int single_product(const char *kernels, const Matrix *w, const float *x, int tok
     }
     free_acts(&a);
     free(scratch);
-    return ok;
+    return claims.failed ? NO_MEMORY : NULL;
 }
 
 /* out[count][columns up to 64]: rows of a matrix as floats. */
-void single_rows(const char *kernels, const Matrix *w, const int32_t *rows, int count, float *out) {
-    for (int i = 0; i < count; i++) select_kernels(kernels)->fetch(w, rows[i], out + (size_t)i * up(w->columns, TILE));
+const char *single_rows(const char *kernels, const Matrix *w, const int32_t *rows, int count, float *out) {
+    const Kernels *k = select_kernels(kernels);
+    const char *fault = matrix_fault(w);
+    if (fault) return fault;
+    for (int i = 0; i < count; i++) {
+        if (!k || !w->data || rows[i] < 0 || rows[i] >= w->rows) return "a row that is not there";
+        k->fetch(w, rows[i], out + (size_t)i * up(w->columns, TILE));
+    }
+    return NULL;
 }
 
 /* Attention over `slots` slots as Keys says, q[rows][dim]; part as in engine.h. */
-void single_attend(const char *kernels, const Keys *keys, const float *q, const int32_t *position, int rows, int slots, float *part) {
+const char *single_attend(const char *kernels, const Keys *keys, const float *q, const int32_t *position, int rows, int slots,
+                          float *part) {
     const float *each[ROWS];
+    const Kernels *k = select_kernels(kernels);
+    if (!k || rows < 1 || rows > ROWS || slots < 1 || slots > CHUNK || slots % LANES) return "more than a chunk of slots";
+    if (keys->dim < 1 || keys->dim > DIM || keys->dim % LANES || keys->kind < F32 || keys->kind > Q8) return "impossible keys";
     for (int r = 0; r < rows; r++) each[r] = q + (size_t)r * keys->dim;
-    select_kernels(kernels)->attend(keys, each, position, rows, slots, part);
+    k->attend(keys, each, position, rows, slots, part);
+    return NULL;
 }

@@ -8,7 +8,10 @@
        8 bits: byte 4r + j of vector v is code + 128 of row r, column 4v + j; 16 vectors
        4 bits: byte 4r + j of vector v has in its low nibble row r, column 32(v / 4) + 4(v % 4) + j, in its high nibble the
                column 16 further on (ggml's own order within a row); 8 vectors
-   and stands for value = scale * table[code] + minimum, times the matrix's `unit`. A float tile is [64][16] floats. */
+   and stands for value = scale * (table[code] + low[code] / 256) + minimum, times the matrix's `unit`. A float tile is
+   [64][16] floats.
+
+   Structures that Python fills are declared here and in engine/native.py and engine/pack.py; abi.c lets Python compare them. */
 #ifndef LLAMACHAT_ENGINE_H
 #define LLAMACHAT_ENGINE_H
 #include <stddef.h>
@@ -19,16 +22,53 @@ enum { LANES = 16, TILE = 64, GROUP = 32 };  /* rows of a strip, columns of a ti
 enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
 enum { SCRATCH = 24 << 10 };                 /* bytes that matmul wants for each thread */
 enum { ROWS = 8 };                           /* queries that attend together */
-enum { DIM = 1024 };                         /* elements of the largest head */
+enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
+/* The largest model whose products of sizes fit 32 bits wherever the code has them in an int; see model_fault. */
+enum {
+    MAX_HIDDEN = 1 << 20, MAX_INNER = 1 << 22, MAX_VOCAB = 1 << 24, MAX_LAYERS = 1024, MAX_HEADS = 4096, MAX_THREADS = 1024,
+    MAX_SLOTS = 1 << 30, MAX_BATCH = 1 << 12
+};
 enum kind { F32, F16, BF16, Q8, Q4 };
 
 typedef struct {
     const uint8_t *data;  /* 64-byte aligned */
+    uint64_t bytes;       /* of data */
     const float *bias;    /* [rows up to the strip], or NULL */
     int32_t rows, columns, kind, subs, minimum;
     float unit;
     uint8_t table[16];    /* Q4: value + 128 of each code */
+    uint8_t low[16];      /* Q4, if wide: 256ths + 128 of each code, for tables that 8 bits are too coarse for */
+    int32_t wide;
 } Matrix;
+
+enum linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, LINEARS };
+
+typedef struct {
+    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, slots, kv_kind, threads, batch;  /* batch: most tokens a call */
+    float eps, rope_factor;
+    const double *frequency;  /* [head_dim / 2] */
+    const int32_t *window;    /* [layers], INT32_MAX: none */
+    const float *norms;       /* [2 * layers + 1][hidden up to 64] */
+    const Matrix *embed, *head, *linears;  /* linears: [layers][LINEARS] */
+} Model;
+
+/* Pieces of one or more texts. A run is tokens of one text that lie side by side; it sees the slots of its text's ranges. */
+typedef struct {
+    const int32_t *ids;
+    const int64_t *slots, *positions, *visible;  /* visible: [ranges][first slot, end, text] */
+    const int32_t *runs;                         /* [runs][first token, end, text] */
+    int32_t tokens, texts, ranges, run_count, wanted;  /* wanted: how many tokens, the first ones, want logits */
+    float *logits;                               /* [wanted][vocab up to 16] */
+} Step;
+
+/* What pack.c makes a matrix of: a tensor in the bit layout of llamachat/tensors.py. */
+typedef struct {
+    const void *codes;           /* float data of the matrix's kind; int8 [rows][columns]; or nibbles [rows][columns / 2] */
+    const void *scale, *minimum; /* [rows][columns / group], of one type; minimum may be NULL */
+    uint64_t codes_bytes, scales; /* bytes of codes; how many scales there are, and as many minima */
+    int32_t group, half;         /* half: scales are fp16, else fp32 */
+    float factor, offset;        /* value = scale * (factor * table[code] + offset) + minimum */
+} Source;
 
 /* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
    Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
@@ -86,6 +126,14 @@ static inline size_t tile_bytes(const Matrix *w) {
     return 32 * (size_t)w->subs * (w->minimum ? 2 : 1) + (w->kind == Q4 ? 512 : 1024);
 }
 static inline size_t strip_bytes(const Matrix *w) { return tile_bytes(w) * (up(w->columns, TILE) / TILE); }
+size_t packed_bytes(const Matrix *w);
+
+/* abi.c: why something cannot be what it is said to be, in words; NULL: it can. */
+const char *matrix_fault(const Matrix *w);
+const char *model_fault(const Model *m);
+const char *weights_fault(const Model *m);
+const char *places_fault(int slots, const int64_t *slot, const int64_t *position, int count);
+const char *step_fault(const Model *m, const Step *s);
 
 static inline float half_to_float(uint16_t h) {
     uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
@@ -112,11 +160,5 @@ static inline uint16_t float_to_half(float x) {  /* to nearest even; saturates *
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
 
-extern const Kernels kernels_portable;
-#if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_amx;
-#elif defined(__aarch64__)
-extern const Kernels kernels_neon;
-#endif
 const Kernels *select_kernels(const char *name);  /* NULL: the best here; or NULL if there is no such */
 #endif

@@ -19,6 +19,11 @@ static float half_value(const uint8_t *p) {
     return half_to_float(h);
 }
 
+/* The 4 bits of a tile's row and column. */
+static int code_of(const uint8_t *codes, int lane, int c) {
+    return codes[c / 32 * 256 + c % 16 / 4 * 64 + 4 * lane + c % 4] >> (c % 32 / 16 * 4) & 15;
+}
+
 /* One row of a matrix as floats; `out` has room for whole tiles. */
 static void fetch(const Matrix *w, int row, float *out) {
     const uint8_t *tile = w->data + strip_bytes(w) * (row / LANES);
@@ -33,9 +38,9 @@ static void fetch(const Matrix *w, int row, float *out) {
                 memcpy(out + c, &bits, 4);
             } else {
                 const uint8_t *scale = tile + 32 * (c * w->subs / TILE) + 2 * lane;
-                int code = w->kind == Q8 ? codes[c / 4 * 64 + 4 * lane + c % 4]
-                         : w->table[codes[c / 32 * 256 + c % 16 / 4 * 64 + 4 * lane + c % 4] >> (c % 32 / 16 * 4) & 15];
-                float value = half_value(scale) * (float)(code - 128);
+                int code = w->kind == Q8 ? codes[c / 4 * 64 + 4 * lane + c % 4] : w->table[code_of(codes, lane, c)];
+                float low = w->wide ? (float)(w->low[code_of(codes, lane, c)] - 128) / 256.0f : 0.0f;
+                float value = half_value(scale) * ((float)(code - 128) + low);
                 out[c] = (w->minimum ? value + half_value(scale + 32 * w->subs) : value) * w->unit;
             }
         }
@@ -75,14 +80,13 @@ INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high
         vi sums = splat_int(0);
         UNROLL
         for (int i = 16 * half; i < 16 * half + 16; i += VL) {
-            vf scaled = rounded(load(x + i) * inverse);
+            vf scaled = rounded(clamp(load(x + i) * inverse, 127.0f));
             vi codes = nearest(scaled);
             *(vc_u *)(high + i) = __builtin_convertvector(codes, vc);
             if (fine) {
-                vf rest = larger(-larger((scaled - to_float(codes)) * -256.0f, splat(-127.0f)), splat(-127.0f));
-                vi below = nearest(rest);
+                vi below = nearest(clamp((scaled - to_float(codes)) * 256.0f, 127.0f));
                 *(vc_u *)(low + i) = __builtin_convertvector(below, vc);
-                codes = (codes << 8) + below;
+                codes = codes * 256 + below;
             }
             sums += codes;
         }
@@ -94,9 +98,9 @@ INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last)
     const float *x = a->x + (size_t)token * a->width;
     size_t lanes = a->lanes, g = group_of(a, token, first / GROUP), at = half_of(a, token, first / GROUP, 0);
     for (int c = first; c < last; c += GROUP, g += lanes, at += 2 * lanes) {
-        vf most = splat(0);
-        for (int i = 0; i < GROUP; i += VL) most = larger(most, (vf)((vi)load(x + c + i) & 0x7fffffff));
-        float scale = largest_lane(most) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
+        vi most = splat_int(0);  /* of all; what is not finite makes the scale so, and in the end the logits: it is never lost */
+        for (int i = 0; i < GROUP; i += VL) most = larger_int(most, magnitude_bits(load(x + c + i)));
+        float scale = from_bits(largest_int(most)) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
         int32_t halves[2];
         quantize_group(x + c, inverse, fine, a->high + g * GROUP, a->low + g * GROUP, halves);
         if (fine) scale *= 0x1p-8f;
@@ -133,11 +137,13 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-/* 4 bits whose table is consecutive numbers: the codes themselves are multiplied, those of high nibbles sixteenfold. */
-enum { EVEN = Q4 + 1 };
+/* EVEN: 4 bits whose table is consecutive numbers: the codes themselves are multiplied, those of high nibbles sixteenfold.
+   WIDE: 4 bits whose values have a low byte too, which is multiplied for itself. */
+enum { EVEN = Q4 + 1, WIDE };
 
 static int coding(const Matrix *w) {
     int even = BIASED && w->kind == Q4;
+    if (w->wide) return WIDE;
     for (int i = 1; i < 16; i++) even &= w->table[i] == w->table[0] + i;
     return even ? EVEN : w->kind;
 }
@@ -146,7 +152,7 @@ static int coding(const Matrix *w) {
 INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part, vb quads[8]) {
     for (int v = 0; v < (kind >= Q4 ? 4 : 8); v++) {
         vb bytes = *(const vb_u *)(codes + (kind >= Q4 ? 256 : 512) * half + 64 * v + 4 * VL * part);
-        if (kind == Q4) {
+        if (kind == Q4 || kind == WIDE) {
             quads[v] = lookup(table, bytes & 15);
             quads[v + 4] = lookup(table, (vb)((vi)bytes >> 4 & 0x0f0f0f0f));
         } else if (kind == EVEN) {
@@ -157,17 +163,18 @@ INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part,
     }
 }
 
-INLINE vb load_table(const Matrix *w) {
+INLINE vb load_table(const uint8_t *entries) {
     vb table;
-    for (int i = 0; i < 4 * VL; i += 16) memcpy((char *)&table + i, w->table, 16);
+    for (int i = 0; i < 4 * VL; i += 16) memcpy((char *)&table + i, entries, 16);
     return table ^ (BIASED ? 0 : 128);
 }
 
 /* What half a tile is multiplied with: some tokens' activations in two groups of columns. See Acts. */
 typedef struct { const int8_t *high, *low; const float *scale, *mass; const int32_t *bias; size_t lanes; } Inputs;
 
-/* Half of one strip's tile times some tokens. All but the pointers and `half` are constants once inlined. */
-INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, const Matrix *w, vb table, const uint8_t *tile,
+/* Half of one strip's tile times some tokens; or the low bytes of it, whose table that is then. All but the pointers and `half` are
+   constants once inlined. */
+INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, int low, const Matrix *w, vb table, const uint8_t *tile,
                       int half, const Inputs *in, vf sums[8][PARTS]) {
     int per = subs / 2, first = w->table[0] - 128;  /* of EVEN: what code 0 stands for */
     size_t lanes = in->lanes;
@@ -179,7 +186,8 @@ INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, con
         for (int sub = 0; sub < per; sub++) {
             int scales = half * per + sub;
             vf weight = load_half(tile + 32 * scales + 2 * VL * part), lowest = splat(0);
-            if (minimum) lowest = load_half(tile + 32 * (subs + scales) + 2 * VL * part);
+            if (minimum && !low) lowest = load_half(tile + 32 * (subs + scales) + 2 * VL * part);
+            if (low) weight *= 0x1p-8f;
             UNROLL
             for (int i = 0; i < tokens; i++) {
                 size_t group = half * lanes + i, at = scales * lanes + i;
@@ -191,10 +199,10 @@ INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, con
                     if (fine) above[v / 4] = dot4(above[v / 4], quads[v], splat_quad(in->high + group * GROUP + 4 * v));
                     sum[v / 4] = dot4(sum[v / 4], quads[v], splat_quad((fine ? in->low : in->high) + group * GROUP + 4 * v));
                 }
-                if (fine) sum[0] += above[0] << 8, sum[1] += above[1] << 8;
+                if (fine) sum[0] += above[0] * 256, sum[1] += above[1] * 256;
                 if (kind == EVEN) sum[1] >>= 4;
                 sums[i][part] = plus(sums[i][part], weight * splat(in->scale[group]), to_float(sum[0] + sum[1]));
-                if (minimum) sums[i][part] = plus(sums[i][part], lowest, splat(in->mass[at]));
+                if (minimum && !low) sums[i][part] = plus(sums[i][part], lowest, splat(in->mass[at]));
             }
         }
     }
@@ -208,7 +216,7 @@ INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int token
     size_t bytes = 32 * subs * (1 + minimum) + (kind == Q8 ? 1024 : 512), next = strip_bytes(w) * count, lanes = a->lanes;
     size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
     int wide = subs == 2, tiles = up(w->columns, TILE) / TILE;
-    vb table = load_table(w);
+    vb table = load_table(w->table), below = load_table(w->low);
     for (int last = strip + count; strip < last; strip++) {
         Inputs in = {a->high + at * GROUP, a->low + at * GROUP, a->scale + at, wide ? a->mass32 + at : a->mass16 + at16,
                      wide ? a->sum32 + at : a->sum16 + at16, lanes};
@@ -227,11 +235,13 @@ INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int token
                     if (abreast > 1) __builtin_prefetch(here + AHEAD + i, 0, 2);
                     else __builtin_prefetch(here + ALONE + i);
                 if (abreast > 1) {
-                    half_tile(kind, subs, minimum, tokens, fine, w, table, here, 0, &in, sums[s]);
-                    half_tile(kind, subs, minimum, tokens, fine, w, table, here, 1, &in, sums[s]);
+                    half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, 0, &in, sums[s]);
+                    half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, 1, &in, sums[s]);
                 } else {  /* less code */
-                    for (int half = 0; half < 2; half++)
-                        half_tile(kind, subs, minimum, tokens, fine, w, table, here, half, &in, sums[s]);
+                    for (int half = 0; half < 2; half++) {
+                        half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, half, &in, sums[s]);
+                        if (kind == WIDE) half_tile(kind, subs, minimum, tokens, fine, 1, w, below, here, half, &in, sums[s]);
+                    }
                 }
             }
             in.high += 2 * lanes * GROUP, in.low += 2 * lanes * GROUP, in.scale += 2 * lanes;
@@ -271,7 +281,7 @@ INLINE void strips_float(int kind, int tokens, const Matrix *w, const Acts *a, i
 }
 
 /* Chooses the code made for a way of coding. Decoding, one token times strips abreast, has more of it than the rest needs, but
-   none for floats, whose strips go one by one. */
+   none for floats and wide tables, whose strips go one by one. */
 #define WAY(kind, subs, minimum) \
     strips_quant(abreast, kind, subs, minimum, tokens, fine, w, a, token, y, stride, strip, count)
 INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
@@ -283,6 +293,7 @@ INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, con
     else if (kind == Q8 && w->subs == 4) WAY(Q8, 4, w->minimum);
     else if (decoding && kind == Q8 && !w->minimum) WAY(Q8, 2, 0);
     else if (kind == Q8) WAY(Q8, 2, w->minimum);
+    else if (!decoding && kind == WIDE) WAY(WIDE, 2, w->minimum);
     else if (w->subs == 4) WAY(Q4, 4, w->minimum);
     else if (decoding && kind == EVEN && w->minimum) WAY(EVEN, 2, 1);
     else if (decoding && kind == EVEN) WAY(EVEN, 2, 0);
@@ -335,7 +346,7 @@ static void unpack_strip(const Matrix *w, int from, int to, int strip, Unpacked 
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
     size_t bytes = tile_bytes(w);
     int per = w->subs / 2;
-    vb table = load_table(w), quads[8];
+    vb table = load_table(w->table), quads[8];
     tile += from / 2 * bytes;
     for (int g = 0; g < to - from; g++, tile += g % 2 ? 0 : bytes) {  /* from is even */
         const uint8_t *scales = tile + (g % 2) * per * 32, *codes = tile + 32 * w->subs * (1 + w->minimum);
@@ -394,7 +405,7 @@ INLINE void tile_tokens(int per, int fine, int minimum, const Matrix *w, Unpacke
         UNROLL
         for (int i = 0; i < LANES; i++) {
             vi sum = *(const vi *)sums[run % 4][0][i];
-            if (fine) sum = (sum << 8) + *(const vi *)sums[run % 4][1][i];
+            if (fine) sum = sum * 256 + *(const vi *)sums[run % 4][1][i];
             total[i] = plus(total[i], weight * splat(x[i]), to_float(sum));
         }
         if (minimum) {
@@ -443,10 +454,10 @@ static void leave(void) {}
 /* y[t][row] for `tokens` tokens and the rows of `strips` strips. Tokens go in panels whose activations stay in the cache. */
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch) {
-    int panel = up((1 << 20) / w->columns, LANES);
+    int panel = w->columns < 1 << 20 ? up((1 << 20) / w->columns, LANES) : LANES;
     (void)scratch;
     if (tokens == 1) {
-        int count = w->kind >= Q8 ? strips / ABREAST : 0, rest = strips - count * ABREAST;
+        int count = w->kind >= Q8 && !w->wide ? strips / ABREAST : 0, rest = strips - count * ABREAST;
         if (count) strips_abreast(w, a, fine, token, y, stride, strip, count);
         if (rest) strips_1(w, a, fine, token, y, stride, strip + count * ABREAST, rest);
         return;
@@ -456,7 +467,7 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
         for (int s = strip; s < strip + strips; s++) {
             float *to = y + (size_t)first * stride;
 #if defined(__AMX_INT8__)
-            if (n >= 12 && w->kind >= Q8) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
+            if (n >= 12 && w->kind >= Q8 && !w->wide) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
 #endif
             strip_tokens(w, a, fine, token + first, n, to, stride, s);
         }
@@ -526,14 +537,13 @@ typedef struct { int8_t high[DIM], low[DIM]; float scale; int32_t bias[2]; } Int
 
 /* n is a multiple of 16. */
 INLINE void to_integers(const float *x, int n, Integers *to) {
-    vf most = splat(0);
-    vi sums[2] = {splat_int(0), splat_int(0)};
-    for (int i = 0; i < n; i += VL) most = larger(most, (vf)((vi)load(x + i) & 0x7fffffff));
-    float top = largest_lane(most) / 127.0f, inverse = top > 0x1p-126f ? 1.0f / top : 0.0f;
+    vi sums[2] = {splat_int(0), splat_int(0)}, most = splat_int(0);
+    for (int i = 0; i < n; i += VL) most = larger_int(most, magnitude_bits(load(x + i)));
+    float top = from_bits(largest_int(most)) / 127.0f, inverse = top > 0x1p-126f ? 1.0f / top : 0.0f;
     for (int i = 0; i < n; i += VL) {
-        vf scaled = rounded(load(x + i) * inverse);
+        vf scaled = rounded(clamp(load(x + i) * inverse, 127.0f));
         vi above = nearest(scaled);
-        vi below = nearest(larger(-larger((scaled - to_float(above)) * -256.0f, splat(-127.0f)), splat(-127.0f)));
+        vi below = nearest(clamp((scaled - to_float(above)) * 256.0f, 127.0f));
         *(vc_u *)(to->high + i) = __builtin_convertvector(above, vc);
         *(vc_u *)(to->low + i) = __builtin_convertvector(below, vc);
         sums[0] += above, sums[1] += below;
@@ -676,18 +686,24 @@ static void merge(float *into, const float *part, int dim) {
     for (int d = PART; d < PART + dim; d += VL) store(into + d, load(into + d) * old + load(part + d) * new);
 }
 
-/* n floats (room for a multiple of 16 in both arrays) to the type that keys and values are kept in. */
+/* n floats (room for a multiple of 16 in both arrays) to the type that keys and values are kept in. The narrower ones have no
+   infinity: a key that every query may see must not spoil those that do not. */
 static float narrow(int kind, const float *x, void *out, int n) {
     float scale = 1.0f;
     if (kind == Q8) {
-        vf most = splat(0);
-        for (int i = 0; i < n; i++) most = larger(most, splat(fabsf(x[i])));
-        scale = most[0] > 0x1p-119f ? most[0] / 127.0f : 0x1p-126f;
+        int32_t most = 0;
+        for (int i = 0; i < n; i++) {
+            int32_t bits;
+            memcpy(&bits, x + i, 4);
+            bits = least(bits & 0x7fffffff, 0x7f7fffff);
+            if (bits > most) most = bits;
+        }
+        scale = from_bits(most) > 0x1p-119f ? from_bits(most) / 127.0f : 0x1p-126f;
     }
     for (int i = 0; i < n; i += VL) {
         vf part = load(x + i);
         if (kind == F32) store((float *)out + i, part);
-        else if (kind == Q8) *(vc_u *)((int8_t *)out + i) = __builtin_convertvector(nearest(part / scale), vc);
+        else if (kind == Q8) *(vc_u *)((int8_t *)out + i) = __builtin_convertvector(nearest(clamp(part / scale, 127.0f)), vc);
         else *(vh_u *)((uint16_t *)out + i) = kind == F16 ? to_half(part) : to_bfloats(part);
     }
     return scale;

@@ -3,13 +3,6 @@
 
 #include "engine.h"
 
-typedef struct {
-    const void *codes;           /* float data of the matrix's kind; int8 [rows][columns]; or nibbles [rows][columns / 2] */
-    const void *scale, *minimum; /* [rows][columns / group], of one type; minimum may be NULL */
-    int32_t group, half;         /* half: scales are fp16, else fp32 */
-    float factor, offset;        /* value = scale * (factor * table[code] + offset) + minimum */
-} Source;
-
 static float entry(const void *p, int half, size_t i) { return half ? half_to_float(((const uint16_t *)p)[i]) : ((const float *)p)[i]; }
 
 static void pack_scales(const Matrix *w, const Source *s, int row, int tile, uint8_t *out, int lane) {
@@ -25,14 +18,24 @@ static void pack_scales(const Matrix *w, const Source *s, int row, int tile, uin
     }
 }
 
-static void pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) {
-    int lane = row % LANES, tiles = up(w->columns, TILE) / TILE;
+static int is_finite(int kind, const uint8_t *p) {
+    uint32_t bits = 0, exponent = kind == F32 ? 0x7f800000 : kind == F16 ? 0x7c00 : 0x7f80;
+    memcpy(&bits, p, kind == F32 ? 4 : 2);
+    return (bits & exponent) != exponent;
+}
+
+/* Returns 0 where a float is not finite: one such weight would spoil every answer. */
+static int pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) {
+    int lane = row % LANES, tiles = up(w->columns, TILE) / TILE, finite = 1;
     size_t width = w->kind == F32 ? 4 : 2;
     for (int t = 0; t < tiles; t++, strip += tile_bytes(w)) {
         int columns = w->columns - t * TILE < TILE ? w->columns - t * TILE : TILE;
         if (w->kind <= BF16) {
             const uint8_t *from = (const uint8_t *)s->codes + ((size_t)row * w->columns + t * TILE) * width;
-            for (int c = 0; c < columns; c++) memcpy(strip + (c * LANES + lane) * width, from + c * width, width);
+            for (int c = 0; c < columns; c++) {
+                memcpy(strip + (c * LANES + lane) * width, from + c * width, width);
+                finite &= is_finite(w->kind, from + c * width);
+            }
             continue;
         }
         uint8_t *codes = strip + 32 * w->subs * (w->minimum ? 2 : 1);
@@ -45,14 +48,34 @@ static void pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) 
             for (int c = 0; c < columns; c++) codes[c / 4 * 64 + 4 * lane + c % 4] = from[c] ^ 128;
         }
     }
+    return finite;
 }
 
-/* Fills a matrix's data, which must be zero before. */
-void pack_matrix(const Matrix *w, const Source *s, uint8_t *out) {
+static const char *source_fault(const Matrix *w, const Source *s) {
+    const char *fault = matrix_fault(w);
+    size_t columns = w->columns, rows = w->rows;
+    if (fault) return fault;
+    size_t row_bytes = w->kind == F32 ? 4 * columns : w->kind <= BF16 ? 2 * columns : w->kind == Q8 ? columns : columns / 2;
+    if (!s->codes || s->codes_bytes != rows * row_bytes) return "codes of another size";
+    if (w->kind <= BF16) return NULL;
+    if (w->kind == Q4 && columns % GROUP) return "4 bits in columns that 32 does not divide";
+    if (s->group < 1 || !s->scale || s->scales != rows * ((columns + s->group - 1) / s->group)) return "scales of another size";
+    if ((size_t)s->group < columns && s->group % (TILE / w->subs)) return "groups of columns that 16 does not divide";
+    return NULL;
+}
+
+/* Fills a matrix's data, w->bytes at `out`, which must be zero before; returns what was wrong, or NULL. */
+const char *pack_matrix(const Matrix *w, const Source *s, uint8_t *out) {
+    const char *fault = source_fault(w, s);
+    int finite = 1;
+    if (fault) return fault;
+    if (w->bytes < packed_bytes(w)) return "no room for the packed weights";
     size_t bytes = strip_bytes(w);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) reduction(&& : finite)
     for (int strip = 0; strip < (w->rows + LANES - 1) / LANES; strip++)
-        for (int row = strip * LANES; row < (strip + 1) * LANES && row < w->rows; row++) pack_row(w, s, row, out + bytes * strip);
+        for (int row = strip * LANES; row < (strip + 1) * LANES && row < w->rows; row++)
+            finite = pack_row(w, s, row, out + bytes * strip) && finite;
+    return finite ? NULL : "values that are not finite";
 }
 
 size_t packed_bytes(const Matrix *w) { return strip_bytes(w) * (up(w->rows, LANES) / LANES); }

@@ -131,4 +131,4 @@ void profile_start(const Matrix *matrices, int number, int each) {
 }
 
 /* Seconds that one thread spent on each part since. */
-void profile_read(int thread, double *out) { memcpy(out, spent[thread].seconds, sizeof spent[thread].seconds); }
+void profile_read(int thread, double *out) { memcpy(out, spent[(unsigned)thread % THREADS].seconds, sizeof spent[0].seconds); }

@@ -38,6 +38,7 @@
 enum { PARTS = LANES / VL };  /* vectors to a strip */
 typedef float vf __attribute__((vector_size(4 * VL), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * VL), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * VL), may_alias));
 typedef uint8_t vb __attribute__((vector_size(4 * VL), may_alias));
 typedef vf vf_u __attribute__((aligned(4)));
 typedef vi vi_u __attribute__((aligned(4)));
@@ -62,6 +63,7 @@ INLINE vf load_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si2
 INLINE vf plus(vf sum, vf a, vf b) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum); }
 INLINE vf load_bytes(const void *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vi larger_int(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 #elif VL == 8
 INLINE vi dot4(vi sum, vb w, vi x) {
 #if BIASED
@@ -76,6 +78,7 @@ INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(
 INLINE vf plus(vf sum, vf a, vf b) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
 INLINE vf load_bytes(const void *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
 INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vi larger_int(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 #else
 INLINE vf load_bytes(const void *p) { return __builtin_convertvector(*(const vc_u *)p, vf); }
 #if defined(__ARM_NEON)
@@ -84,6 +87,7 @@ INLINE vf plus(vf sum, vf a, vf b) { return (vf)vfmaq_f32((float32x4_t)sum, (flo
 INLINE vf plus(vf sum, vf a, vf b) { return sum + a * b; }
 #endif
 INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vi larger_int(vi a, vi b) { return (vi)choose(a > b, (vf)a, (vf)b); }
 INLINE vf load_half(const void *p) {  /* exact, subnormals included; infinities are not expected */
     vi bits = __builtin_convertvector(*(const vh_u *)p, vi);
     vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f;
@@ -116,8 +120,8 @@ INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the 
     }
 }
 INLINE vh to_bfloats(vf x) {  /* to nearest even */
-    vi bits = (vi)x;
-    return __builtin_convertvector(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) & 0xffff, vh);
+    vu bits = (vu)x;
+    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, vh);
 }
 INLINE vh to_half(vf x) {  /* as float_to_half */
 #if VL == 16
@@ -161,6 +165,11 @@ INLINE vf rounded(vf x) {
 INLINE int32_t sum_ints(vi x) { REDUCE(x, PLUS); }
 INLINE float sum_lanes(vf x) { REDUCE(x, PLUS); }
 INLINE float largest_lane(vf x) { REDUCE(x, larger); }
+INLINE int32_t largest_int(vi x) { REDUCE(x, larger_int); }
+INLINE vi magnitude_bits(vf x) { return (vi)x & 0x7fffffff; }  /* in the order of |x|, infinity and then NaN behind all else */
+INLINE float from_bits(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+/* Into -most..most; what is not a number becomes -most. */
+INLINE vf clamp(vf x, float most) { return -larger(-larger(x, splat(-most)), splat(-most)); }
 /* The nearest integer of |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits. */
 INLINE vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 /* e^x for x <= 88, to about 1 unit in the last place; 2^-126 below. Cody-Waite reduction, Cephes' polynomial. */

@@ -19,7 +19,7 @@ _VALUES = {  # to choose from; others may be typed
     "max_tokens": ("none", "256", "1024"),
 }
 _MEANINGS = {
-    "temperature": "0 always takes the likeliest token",
+    "temperature": "0 takes the likeliest token, after penalties",
     "top_k": "keep the K likeliest tokens; 0: all",
     "top_p": "keep the likeliest tokens that make up P of the mass",
     "min_p": "keep tokens at least P times as likely as the likeliest",

@@ -1,0 +1,10 @@
+"""The Python API: Meta's Llama 3 reference code (`llama/generation.py`, `llama/tokenizer.py`) on any checkpoint we read."""
+
+from llamachat.api.llama import ChatPrediction as ChatPrediction
+from llamachat.api.llama import CompletionPrediction as CompletionPrediction
+from llamachat.api.llama import Llama as Llama
+from llamachat.api.model_args import ModelArgs as ModelArgs
+from llamachat.api.stream import Stream as Stream
+from llamachat.api.text import Dialog as Dialog
+from llamachat.api.text import Message as Message
+from llamachat.api.text import Role as Role

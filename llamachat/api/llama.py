@@ -1,0 +1,292 @@
+"""Meta's `Llama` with the meaning of its reference code (`llama/generation.py`), and twins of it that stream."""
+
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+
+from llamachat.answer import Answer, AnswerSettings
+from llamachat.api.model_args import ModelArgs
+from llamachat.api.stream import Stream
+from llamachat.api.text import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
+from llamachat.batch import Batch, Request
+from llamachat.cache import Cache
+from llamachat.config import SamplingParams, require, require_whole, shown
+from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
+from llamachat.load import LoadedModel, load
+
+MOST_AT_ONCE = 2**16
+
+
+class Scored(TypedDict, total=False):
+    """What is there only with logprobs=True: each token's text and logprob."""
+
+    tokens: list[str]
+    logprobs: list[float]
+
+
+class CompletionPrediction(Scored):
+    """What text_completion returns for a prompt."""
+
+    generation: str
+
+
+class ChatPrediction(Scored):
+    """What chat_completion returns for a dialog."""
+
+    generation: Message
+
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The arguments that all of them have."""
+
+    max_gen_len: int | None
+    temperature: float
+    top_p: float
+    logprobs: bool
+    echo: bool = False
+    ends_turn: bool = True  # whether what ends a turn ends the answer too
+
+
+class Llama:
+    """A loaded model. Prompts of a batch may differ in length; each gives what it would give alone.
+
+    A token is drawn as Meta draws it: argmax at temperature 0, else from the nucleus top_p of softmax(logits /
+    temperature). Penalties and filters that a model's own defaults ask for are the chat's and have no place here. Logprobs
+    are natural logarithms of the model's own distribution, before temperature and top_p. Not for several threads at once.
+    """
+
+    def __init__(self, model: LoadedModel, max_batch_size: int = 32, seed: int = 1) -> None:
+        require_whole("seed", seed, 0, 2**64 - 1, UsageError)
+        require_whole("max_batch_size", max_batch_size, 1, MOST_AT_ONCE, UsageError)
+        self.model = model
+        self.max_batch_size = max_batch_size
+        self.max_seq_len = model.context
+        self.tokenizer = Tokenizer(model.tokenizer, model.stop_ids, model.checkpoint.config.pad_token_id)
+        self.args = ModelArgs.of(model.checkpoint.config, max_batch_size, self.max_seq_len)
+        self._cache = Cache(self.max_seq_len)
+        self._seeds = np.random.default_rng(seed)
+        self._reading: Stream[Any] | None = None  # the one that has begun last
+
+    @classmethod
+    def build(
+        cls,
+        path_or_name: str | os.PathLike[str] | None = None,
+        tokenizer_path: str | os.PathLike[str] | None = None,
+        max_seq_len: int | None = None,
+        max_batch_size: int = 32,
+        model_parallel_size: int | None = None,
+        seed: int = 1,
+        *,
+        ckpt_dir: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> "Llama":
+        """Load a model by path or catalog name (`ckpt_dir` is Meta's word for it); without either, the catalog's default.
+
+        tokenizer_path: the tokenizer's file, where it does not lie with the model. max_seq_len: tokens of prompt and answer
+        together. max_batch_size: prompts a call; so many are held at once where memory allows. model_parallel_size: as one
+        process reads all shards of a release, only 1 and the number of shards are right, and neither need be given.
+        `options` are those of llamachat.load.load (device, engine, dtype, ...). Raises LlamachatError.
+        """
+        if path_or_name is not None and ckpt_dir is not None:
+            raise UsageError("path_or_name and ckpt_dir were both given", "nothing was loaded", "give one of them")
+        given = path_or_name if ckpt_dir is None else ckpt_dir
+        name = None if given is None else os.fspath(given)
+        _check_parallel(model_parallel_size, name)
+        require_whole("max_batch_size", max_batch_size, 1, MOST_AT_ONCE, UsageError)
+        model = load(name, ctx_size=max_seq_len, parallel=max_batch_size, tokenizer_path=tokenizer_path, **options)
+        return cls(model, max_batch_size, seed)
+
+    @cached_property
+    def formatter(self) -> ChatFormat:
+        """Dialogs -> ids. Raises UsageError for a model that has no dialog format."""
+        return ChatFormat(self.model.dialog, self.tokenizer.bos_id)
+
+    def generate(
+        self,
+        prompt_tokens: Sequence[Ids],
+        max_gen_len: int | None = None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        logprobs: bool = False,
+        echo: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Continue each prompt; returns the generated ids (the prompt's first with `echo`) and their logprobs, or None.
+
+        Generation ends before a stop id, after max_gen_len tokens (0: only the prompt is scored; None: no limit), or when
+        prompt and answer make max_seq_len. The first token of a prompt, which nothing precedes, has the logprob 0.0. Two
+        oddities of Meta's code are left out: an echoed prompt is not cut at a stop id that is in it, and logprobs are of the
+        place before each token also where the prompts leave nothing to generate.
+        Raises UsageError for a batch over max_batch_size or a prompt that is empty or has no ids, ModelError for ids that
+        the model lacks, DoesNotFitError for a prompt over max_seq_len.
+        """
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo)
+        answers = self._answers(prompt_tokens, wanted)
+        scores = [_logprobs(answer, wanted) for answer in answers] if logprobs else None
+        return [_ids(answer, wanted) for answer in answers], scores
+
+    def text_completion(
+        self,
+        prompts: Sequence[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        echo: bool = False,
+    ) -> list[CompletionPrediction]:
+        """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
+        _require_list(prompts, "text_stream")
+        ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
+
+    def chat_completion(
+        self,
+        dialogs: Sequence[Dialog],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+    ) -> list[ChatPrediction]:
+        """Answer dialogs, each a list of {"role": system|user|assistant|tool, "content": text}; the rest as in `generate`."""
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs)
+        _require_list(dialogs, "chat_stream")
+        ids = [self.model.dialog.encode(parsed(dialog)) for dialog in dialogs]
+        return [self._chat(answer, wanted) for answer in self._answers(ids, wanted)]
+
+    def text_stream(
+        self,
+        prompt: str,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        echo: bool = False,
+    ) -> Stream[CompletionPrediction]:
+        """`text_completion` of one prompt, piece by piece: the pieces make up its `generation`; `.result` is the whole."""
+        ids = self.tokenizer.encode(prompt, bos=True, eos=False)
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
+        return self._stream(ids, wanted, self._completion)
+
+    def chat_stream(
+        self,
+        dialog: Dialog,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+    ) -> Stream[ChatPrediction]:
+        """`chat_completion` of one dialog, piece by piece: the pieces make up the answer; `.result` is the whole."""
+        ids = self.model.dialog.encode(parsed(dialog))
+        return self._stream(ids, _Wanted(max_gen_len, temperature, top_p, logprobs), self._chat)
+
+    def _completion(self, answer: Answer, wanted: _Wanted) -> CompletionPrediction:
+        return {"generation": self.tokenizer.decode(_ids(answer, wanted)), **self._scored(answer, wanted)}
+
+    def _chat(self, answer: Answer, wanted: _Wanted) -> ChatPrediction:
+        said: Message = {"role": "assistant", "content": self.tokenizer.decode(answer.ids)}
+        return {"generation": said, **self._scored(answer, wanted)}
+
+    def _scored(self, answer: Answer, wanted: _Wanted) -> Scored:
+        if not wanted.logprobs:
+            return {}
+        logprobs = _logprobs(answer, wanted)
+        ids = _ids(answer, wanted)[: len(logprobs)]  # a stream that was closed has scored no more
+        return {"tokens": [self.tokenizer.decode([token]) for token in ids], "logprobs": logprobs}
+
+    def _answers(self, prompts: Sequence[Ids], wanted: _Wanted) -> list[Answer]:
+        if len(prompts) > self.max_batch_size:
+            raise UsageError(f"a batch of {len(prompts)} prompts exceeds max_batch_size={self.max_batch_size}")
+        requests = [self._request(listed(prompt), wanted) for prompt in prompts]
+        self._begin(None)
+        return list(self._answered(requests))
+
+    def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
+        if not prompt:
+            raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
+        if len(prompt) > self.max_seq_len:
+            cause = f"a prompt of {len(prompt)} tokens exceeds max_seq_len={self.max_seq_len}"
+            raise DoesNotFitError(cause, "nothing was computed", "shorten it, or build with a larger one")
+        limit = self.max_seq_len if wanted.max_gen_len is None else wanted.max_gen_len
+        require_whole("max_gen_len", limit, 0, 2**63, UsageError)
+        seed = int(self._seeds.integers(2**63))
+        settings = AnswerSettings(
+            SamplingParams(temperature=wanted.temperature, top_p=wanted.top_p, seed=seed),
+            self.model.stop_ids if wanted.ends_turn else self.model.text_stop_ids,
+            max_tokens=min(limit, self.max_seq_len - len(prompt)),
+            top_logprobs=0 if wanted.logprobs else None,
+            score_prompt=wanted.logprobs and wanted.echo,
+        )
+        return Request(prompt, settings)
+
+    def _answered(self, requests: list[Request]) -> Iterator[Answer]:
+        """A single prompt goes on from what the single one before left in the cache; several run at once."""
+        if len(requests) == 1:
+            answer = self.model.answer(requests[0].prompt, requests[0].settings, self._cache)
+            for _ in answer:
+                pass
+            yield answer
+            return
+        self._cache.truncate(0)  # the batch takes its slots
+        for outcome in Batch(self.model, self.max_batch_size).run(iter(requests)):
+            if isinstance(outcome, LlamachatError):
+                raise outcome
+            yield outcome.answer
+
+    def _stream(self, ids: list[int], wanted: _Wanted, predict: Callable[[Answer, _Wanted], P]) -> Stream[P]:
+        request, inner = self._request(ids, wanted), self.model.tokenizer
+        answer = Answer(
+            self.model.engine,
+            inner,
+            self._cache,
+            request.prompt,
+            request.settings,
+            continues_text=wanted.echo,
+            spelled=self.tokenizer.spelled,
+        )
+        answer.check()
+        return Stream(answer, self._pieces(answer, wanted.echo), self._begin, lambda answer: predict(answer, wanted))
+
+    def _pieces(self, answer: Answer, echo: bool) -> Generator[str]:
+        if echo:
+            yield self.tokenizer.decode(answer.prompt)
+        yield from answer
+
+    def _begin(self, stream: Stream[Any] | None) -> None:
+        """The model's next request; an unfinished stream ends, as the cache is this one's now."""
+        if self._reading is not None:
+            self._reading.give_way()
+        self._reading = stream
+
+
+def _ids(answer: Answer, wanted: _Wanted) -> list[int]:
+    return [*answer.prompt, *answer.ids] if wanted.echo else answer.ids
+
+
+def _logprobs(answer: Answer, wanted: _Wanted) -> list[float]:
+    before = [0.0, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
+    return before + [entry.logprob for entry in answer.logprobs]
+
+
+def _require_list(given: object, for_one: str) -> None:
+    """Text is a sequence of texts to Python, but not to people."""
+    if isinstance(given, (str, Mapping)):
+        raise UsageError(
+            f"{shown(given)} is not a list of prompts", "nothing was computed", f"{for_one} takes a single one"
+        )
+
+
+def _check_parallel(size: int | None, path: str | None) -> None:
+    if size is None:
+        return
+    shards = len(list(Path(path).glob("consolidated.*.pth"))) if path is not None else 0
+    allowed = "1" if shards < 2 else f"1 or the checkpoint's {shards} shards, which one process reads"
+    require(size in (1, shards or 1), "model_parallel_size", size, allowed, UsageError)

@@ -1,0 +1,100 @@
+"""A LlamaConfig in the words of Hugging Face's config.json: the inverse of config_sources.hf.
+
+What those words cannot say (biases on q, k, v alone beside one in the feed-forward part, arithmetic types, ...) stands
+under a key of our own, so that the inverse is exact for every configuration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from llamachat import config_sources
+from llamachat.config import Dtypes, LlamaConfig, RopeScaling
+from llamachat.config_sources import BIASES, OWN
+
+SAME_NAME = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "pad_token_id",
+)
+ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns of others, and our reader refuses them
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "mscale",
+        "mscale_all_dim",
+    ),
+}
+
+
+def hf_config(config: LlamaConfig) -> dict[str, Any]:
+    """config.json's object, without quantization_config. Read by config_sources.hf it gives an equal configuration."""
+    raw = _plain(config)
+    beyond = {name: getattr(config, name) for name in beyond_hf(config)}
+    if config.dtypes != Dtypes():
+        beyond["dtypes"] = {name: value for name, value in asdict(config.dtypes).items() if value is not None}
+    return {**raw, OWN: beyond} if beyond else raw
+
+
+def beyond_hf(config: LlamaConfig) -> list[str]:
+    """Which fields give a model that transformers has no class for."""
+    read = config_sources.hf(_plain(config), "the configuration").config
+    fields = (*BIASES, "sliding_window", "full_attention_layers")
+    return [name for name in fields if getattr(read, name) != getattr(config, name)]
+
+
+def _plain(config: LlamaConfig) -> dict[str, Any]:
+    family = _family(config)
+    raw = {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
+        **{name: getattr(config, name) for name in SAME_NAME},
+        "eos_token_id": list(config.eos_token_ids) or None,  # an absent one has a default
+        "hidden_act": "silu",
+    }
+    if family == "llama":
+        raw |= {"attention_bias": config.qkv_bias and config.attention_out_bias, "mlp_bias": config.mlp_bias}
+    else:
+        raw["sliding_window"] = config.sliding_window
+    if family == "qwen2" and config.sliding_window:
+        raw |= {"use_sliding_window": True, "max_window_layers": config.full_attention_layers}
+    scaling = config.rope_scaling and _rope(config.rope_scaling, config.max_position_embeddings)
+    return {**raw, "rope_scaling": scaling} if scaling else raw
+
+
+def _family(config: LlamaConfig) -> str:
+    if config.qkv_bias and not config.attention_out_bias and not config.mlp_bias:
+        return "qwen2"
+    biased = config.qkv_bias or config.attention_out_bias or config.mlp_bias
+    return "mistral" if config.sliding_window and not biased and not config.full_attention_layers else "llama"
+
+
+def _rope(scaling: RopeScaling, context: int) -> Mapping[str, Any]:
+    """GGUF's bare factors are longrope's, the same for every length."""
+    if scaling.kind == "factors":
+        original, factors = {"original_max_position_embeddings": context}, list(scaling.factors)
+        same = {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0}
+        return {**same, **original, "short_factor": factors, "long_factor": factors}
+    named = {name: getattr(scaling, name) for name in ROPE_FIELDS[scaling.kind]}
+    said = {name: value for name, value in named.items() if value is not None and (value or name == "truncate")}
+    return {"rope_type": scaling.kind} | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in said.items()
+    }

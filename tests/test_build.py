@@ -1,0 +1,63 @@
+"""build.py: which compiled library is loaded, and which never is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llamachat.engine import build
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.fixture(autouse=True)
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was compiled instead of taken; the sources lie elsewhere, with no library that came with the package."""
+    done = list[Path]()
+
+    def compile_library(target: Path) -> None:
+        target.write_text("compiled")
+        done.append(target)
+
+    (tmp_path / "package").mkdir(mode=0o755)
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "package")
+    monkeypatch.setattr(build, "compile_library", compile_library)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return done
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_it_is_compiled_once_for_its_owner_only(compiled: list[Path], tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        library = build.library()
+    finally:
+        os.umask(before)
+    assert build.is_compiled() and build.library() == library and len(compiled) == 1
+    assert {each.stat().st_mode & 0o777 for each in (library, library.parent, library.parent.parent)} == {0o700}
+    assert [each.name for each in library.parent.iterdir()] == [library.name]
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+@pytest.mark.parametrize("how", ["mode", pytest.param("owner", marks=ROOT)])
+def test_one_that_others_could_have_written_is_not_loaded(compiled: list[Path], where: str, how: str) -> None:
+    library = build.library()
+    library.write_text("theirs")
+    place = library if where == "file" else library.parent
+    place.chmod(0o720) if how == "mode" else os.chown(place, 12345, 12345)
+    assert not build.is_compiled()
+    if (where, how) == ("folder", "owner"):
+        with pytest.raises(build.BuildError, match="belongs to another user; nothing is run from there"):
+            build.library()
+        return
+    assert build.library() == library and library.read_text() == "compiled" and build.is_compiled()
+
+
+def test_the_packages_own_is_taken_unless_others_could_have_written_it(compiled: list[Path]) -> None:
+    shipped = build.SOURCES / build.LIBRARY
+    shipped.write_text("shipped")
+    shipped.chmod(0o755)
+    assert build.library() == shipped and compiled == []
+    shipped.chmod(0o775)
+    assert build.library().parent.name == "native" and len(compiled) == 1
