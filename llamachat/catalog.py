@@ -210,7 +210,8 @@ def _anchored(table: dict[str, Any], file: Path) -> dict[str, Any]:
     """A relative path is relative to the file that names it."""
     match table.get("source"):
         case {"path": str(path), **others} if path:
-            return {**table, "source": {**others, "path": str(file.parent / Path(path).expanduser())}}
+            place = file.parent / os.path.expanduser(path)  # noqa: PTH111 (never raises, as where a user is unknown)
+            return {**table, "source": {**others, "path": str(place)}}
     return table
 
 

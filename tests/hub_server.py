@@ -30,6 +30,7 @@ class Hub:
     flipped: set[str] = field(default_factory=set)  # files whose last byte arrives changed
     whole_only: bool = False  # ranges are ignored
     status: int = 0  # answered to everything
+    body: bytes = b""  # with that
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
 
     def sent(self, name: str) -> list[str | None]:
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         trusted = self.headers["Authorization"] == f"Bearer {hub.token}"
         api, place = f"/api/models/{hub.repo}", f"/{hub.repo}/resolve/"
         if hub.status:
-            self.reply(hub.status, b"")
+            self.reply(hub.status, hub.body)
         elif not path.startswith((api, place)) or (hub.hidden and not trusted):
             self.reply(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith(api):

@@ -15,6 +15,7 @@ from llamachat import catalog, paths
 from llamachat.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
 from llamachat.config import LlamaConfig, QuantConfig, SamplingParams
 from llamachat.errors import CatalogError, ConfigError
+from llamachat.fetch import fetch
 from llamachat.fetch import hub as fetch_hub
 from llamachat.fetch import wheel as fetch_wheel
 
@@ -294,3 +295,10 @@ def test_a_long_value_makes_no_long_error(write: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError) as caught:
         load_catalog()
     assert len(str(caught.value)) < 500
+
+
+def test_the_home_of_a_user_that_there_is_not_is_a_place_where_nothing_is(write: Callable[[str], Path]) -> None:
+    file = write('[models.x]\nsource = { path = "~nobody-of-this-name/x" }')
+    assert load_catalog().entries["x"].source == LocalPath(file.parent / "~nobody-of-this-name/x")
+    with pytest.raises(CatalogError, match="is not there"):
+        fetch(resolve("x"))

@@ -336,3 +336,48 @@ def test_a_closed_pipe_ends_quietly(tiny: str) -> None:
     assert process.wait(60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_a_traceback_is_for_verbose_alone(run: Run, tiny: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "odd")
+    (folder / "config.json").write_text("[" * 100_000)
+    for arguments, stdin in ((("complete", "x"), ""), (("--no-history",), "hi\n")):
+        code, out, err = run(*arguments, "-m", str(folder), stdin=stdin)
+        assert (code, out, len(err.splitlines())) == (3, "", 1)
+        assert "config.json: it is nested too deeply" in err
+        code, out, loud = run(*arguments, "-m", str(folder), "-v", stdin=stdin)
+        assert (code, out) == (3, "") and loud.startswith(err) and "Traceback" in loud and "RecursionError" in loud
+
+
+def test_what_the_machine_lacks_is_one_line_and_our_bugs_are_tracebacks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(error: Exception) -> object:
+        def load(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("llamachat.load.load", load)
+        return run("complete", "the", *TINY)
+
+    assert raises(MemoryError()) == (
+        4,
+        "",
+        "llamachat: there is too little memory; nothing goes on; close other programs\n",
+    )
+    assert raises(OSError(24, "Too many open files", "/x")) == (3, "", "llamachat: /x: Too many open files\n")
+    with pytest.raises(KeyError):
+        raises(KeyError("a bug"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs /dev/null")
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/1/nowhere"])
+def test_a_home_that_cannot_be_written_is_no_traceback(tiny: str, home: str) -> None:
+    unset = {f"XDG_{kind}_HOME": "" for kind in ("CONFIG", "DATA", "STATE", "CACHE")}
+    for arguments in (
+        ("models", "list"),
+        ("config",),
+        ("config", "set", "seed", "1"),
+        ("complete", "the", "-m", tiny, "--raw", "-n", "1"),
+    ):
+        code, _, err = ended(start(*arguments, HOME=home, HF_HOME="/nowhere", **unset))
+        assert b"Traceback" not in err and err.count(b"\n") <= 2 and code == (2 if "set" in arguments else 0)

@@ -510,6 +510,7 @@ def test_metas_later_keys_for_the_scale_of_rope_are_honoured() -> None:
         {"multiple_of": 0},
         {"ffn_dim_multiplier": -1},
         {"ffn_dim_multiplier": 1e300},
+        {"ffn_dim_multiplier": 1e308},
     ],
 )
 def test_params_that_cannot_be_followed_are_refused(changes: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import COMMIT, Hub, serving
@@ -190,6 +191,45 @@ def test_each_refusal_is_one_line_with_a_remedy(
     with pytest.raises(CatalogError, match=message) as caught:
         fetch(ModelEntry("tiny", source))
     assert "\n" not in str(caught.value)
+
+
+LFS = {"rfilename": "model.safetensors", "lfs": {"sha256": "0" * 64, "size": 9}}
+SHAPES: list[Any] = [
+    [],
+    {},
+    "x",
+    5,
+    None,
+    {"id": 5, "siblings": {}},
+    *({"id": "x", "siblings": [file]} for file in (5, {"rfilename": None}, {**LFS, "lfs": [1]})),
+    *(
+        {"id": "x", "siblings": [{**LFS, "lfs": lfs}]}
+        for lfs in ({"sha256": 5, "size": 9}, {"sha256": "0" * 64}, {"size": "9"})
+    ),
+    *({"id": "x", "siblings": [LFS], "lastModified": time} for time in (7, "yesterday")),
+]
+
+
+@pytest.mark.parametrize("answer", SHAPES, ids=str)
+def test_an_answer_of_any_other_shape_is_one_line(hub: Hub, answer: Any) -> None:
+    hub.status, hub.body = 200, json.dumps(answer).encode()
+    with pytest.raises(CatalogError) as caught:
+        fetch(ENTRY)
+    assert "does not answer as a hub" in str(caught.value) or "owner/tiny has no model" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_holds_nonsense_is_as_if_it_were_not_there(hub: Hub, tmp_path: Path) -> None:
+    ref = tmp_path / "hf/hub/models--owner--tiny/refs/main"
+    ref.parent.mkdir(parents=True)
+    ref.write_bytes(b"\xff\xfe\n")
+    assert locate(ENTRY) is None
+    snapshot = ref.parent.parent / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    ref.write_text(COMMIT)
+    for index in (b"[", b"5", b'{"weight_map": 5}', b'{"weight_map": {"a": []}}', b"[" * 100_000, b"\xff"):
+        (snapshot / "model.safetensors.index.json").write_bytes(index)
+        assert locate(ENTRY) is None
 
 
 def test_a_token_that_was_not_granted_access_is_told_to_accept_the_licence(

@@ -7,7 +7,6 @@ import pytest
 import yaml
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat import arena_cache
 from llamachat.cache import Cache
 from llamachat.engine import build
 from llamachat.errors import ConfigError, FormatError, UsageError
@@ -37,7 +36,7 @@ MODEL = {
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena_cache, "folder", lambda: tmp_path / "packed")
+    monkeypatch.setattr("llamachat.paths.cache_dir", lambda: tmp_path)
 
 
 def write(folder: Path, weights: str | None = "weights", **changes: object) -> Path:

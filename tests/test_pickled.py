@@ -167,6 +167,26 @@ def test_anything_but_a_dictionary_of_tensors_is_refused(tmp_path: Path, value: 
         read_pickled(saved(tmp_path / "m.pth", value))
 
 
+@pytest.mark.parametrize("state", [b"}X\5\0\0\0itemsX\1\0\0\0as", b"}", b"N", b"(K\1K\2t", b"]"])
+def test_a_state_that_hides_the_dictionarys_own_names_cannot_hurt(tmp_path: Path, state: bytes) -> None:
+    """BUILD puts what it is given into the OrderedDict's own attributes; torch itself writes `_metadata` so."""
+    source = saved(tmp_path / "a.pth", OrderedDict(STATE))
+    with zipfile.ZipFile(source) as archive:
+        program = archive.read("a/data.pkl")
+    path = rewritten(source, tmp_path / "b.pth", {"data.pkl": program[:-1] + state + b"b."})
+    if state[:1] in (b"}", b"]"):  # names, or none
+        assert read_pickled(path).keys() == STATE.keys()
+    else:
+        with pytest.raises(FormatError, match=r"b\.pth is not a usable torch checkpoint: "):
+            read_pickled(path)
+
+
+@pytest.mark.parametrize("rank", [9, 64, 65, 70])
+def test_a_tensor_of_more_axes_than_any_weight_has_is_refused(tmp_path: Path, rank: int) -> None:
+    with pytest.raises(FormatError, match=rf"'w' in .*m\.pth has {rank} axes; it is no weight"):
+        read_pickled(saved(tmp_path / "m.pth", {"w": torch.zeros([1] * rank)}))
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path / "m.pth", STATE).read_bytes()
     for length in range(0, len(whole), 37):

@@ -21,7 +21,7 @@ from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, Tree, path
 from llamachat.chat.window import Overflow, Window
 from llamachat.config import is_whole, shown
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Branch, Event, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
 from llamachat.load import LoadedModel
 from llamachat.sample import TokenLogprobs
@@ -359,10 +359,11 @@ class Session:
         if not self._snapshots:
             return
         try:
-            state = snapshot.restore(self._snapshot(), self.model.engine, self._cache, self._notices.append)
-            if state is not None:
-                self._window.take_up(state, self._tree)
-        except (OSError, ValueError, KeyError, TypeError, IndexError):  # OSError: the model's files have been removed
+            with reading("the keys and values that were kept"):
+                state = snapshot.restore(self._snapshot(), self.model.engine, self._cache, self._notices.append)
+                if state is not None:
+                    self._window.take_up(state, self._tree)
+        except LlamachatError:  # of another dialog, or the model's files have been removed
             self._cache.truncate(0)
 
     def _snapshot(self) -> Path:

@@ -159,7 +159,9 @@ def _size(path: Path, kind: object, shape: object) -> int:
 
 
 def _check(path: Path, held: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """The numbers must be such that a cache can have them; the engine looks at its arrays itself."""
+    """The numbers must be such that a cache can have them; the engine looks at its arrays itself, and who asked at `about`."""
+    if not isinstance(held["about"], dict):
+        raise damaged(path)
     log, pinned, evicted = arrays.get("log"), held["pinned"], held["evicted"]
     if log is None or log.dtype != np.int32 or log.ndim != 1 or not len(log) or log.min() < 0:
         raise damaged(path)

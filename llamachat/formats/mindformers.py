@@ -1,6 +1,7 @@
 """A MindFormers YAML file as a model: its configuration, over the weights that `load_checkpoint` (or `pretrained_model_dir`)
 names in any format read here. Its paths are relative to the file. Source: MindFormers' predict_llama*.yaml."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def open_mindformers(file: Path) -> Checkpoint:
     if not isinstance(named, str):
         raise ConfigError(f"{file} names no weights", "there is nothing to run", f"set {WEIGHTS[0]} to their folder")
     translated = translate(source, str(file))
-    weights = open_checkpoint(file.parent / Path(named).expanduser())
+    weights = open_checkpoint(file.parent / os.path.expanduser(named))  # noqa: PTH111 (never raises)
     assert isinstance(weights, LazyCheckpoint | GGUFCheckpoint)
     return replace(
         weights,

@@ -33,6 +33,10 @@ class Marks:
 
     def feed(self, text: str) -> str:
         """The piece as it may be shown."""
+        if text.isascii():
+            if text:
+                self._borne.clear()
+            return text
         end = 0
 
         def settle(match: re.Match[str]) -> str:

@@ -61,9 +61,9 @@ _VARIED = (  # Unicode's emoji-variation-sequences.txt, StandardizedVariants.txt
     r"|(?<=[\u1820-\u18aa])[\u180b-\u180d\u180f]"
 )
 _EXPOSED = re.compile(
-    rf"(?P<proper>{_VARIED}|(?:(?<=[{_EMOJI}])|(?<=[{_EMOJI}]\ufe0f))\u200d(?=[{_EMOJI}])"
+    rf"(?=[{_HIDDEN}])(?:(?P<proper>{_VARIED}|(?:(?<=[{_EMOJI}])|(?<=[{_EMOJI}]\ufe0f))\u200d(?=[{_EMOJI}])"
     rf"|(?<=[{_JOINING}])[{_JOINER}](?=[{_JOINING}])|(?<=[{_VIRAMA}])[{_JOINER}]|(?<=\u0647)\u200d"  # of the Hijri year
-    rf"|(?<={_FLAG}){_TAGS}{{3,6}}\U000e007f)|[{_HIDDEN}]"
+    rf"|(?<={_FLAG}){_TAGS}{{3,6}}\U000e007f)|.)"
 )
 _WAITING = re.compile(rf"(?:[{_JOINER}]|(?<={_FLAG}){_TAGS}{{1,6}})\Z")  # whose meaning the next character decides
 _LONGEST = 6  # characters that wait
@@ -107,6 +107,9 @@ class Sanitiser:
     def _expose(self, text: str, ends: bool = False) -> str:
         """The text with what it hides, but for characters at its end whose neighbour is still to come."""
         whole, start = self._before + self._waiting + text, len(self._before)
+        if whole.isascii():
+            self._before, self._waiting = whole[-2:], ""
+            return text
         waiting = None if ends else _WAITING.search(whole, max(start, len(whole) - _LONGEST))
         end = waiting.start() if waiting else len(whole)
         self._before, self._waiting = whole[:end][-2:], whole[end:]
