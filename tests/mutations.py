@@ -88,9 +88,11 @@ def _change(value: Any, chance: random.Random) -> Any:
         del inside[key]
     elif isinstance(inside, dict):
         name = chance.choice((str(chance.choice(EXTREMES))[:40], f"{key}x", str(key)[:-1], chance.choice(list(inside))))
-        inside[name] = chance.choice((chance.choice(EXTREMES), inside[key]))
+        inside[name] = copy.deepcopy(chance.choice((chance.choice(EXTREMES), inside[key])))
     else:
-        inside.insert(chance.randint(0, len(inside)), chance.choice((chance.choice(EXTREMES), inside[key])))
+        inside.insert(
+            chance.randint(0, len(inside)), copy.deepcopy(chance.choice((chance.choice(EXTREMES), inside[key])))
+        )
     return inside
 
 

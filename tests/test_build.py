@@ -1,6 +1,7 @@
 """build.py: which compiled library is loaded, and which never is."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was compiled instead of taken; the sources lie elsewhere, with no library that came with the package."""
     done = list[Path]()
 
-    def compile_library(target: Path) -> None:
+    def compile_library(target: Path, environment: Mapping[str, str]) -> None:
+        assert "PATH" in environment and "HF_TOKEN" not in environment
         target.write_text("compiled")
         done.append(target)
 
     (tmp_path / "package").mkdir(mode=0o755)
     monkeypatch.setattr(build, "SOURCES", tmp_path / "package")
     monkeypatch.setattr(build, "compile_library", compile_library)
+    monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return done
 
