@@ -4,12 +4,14 @@ Anything else that escapes is a bug of ours, and is shown as one; but what is re
 others may be anything, so whatever goes wrong in a reader is an error of its text (`reading`).
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from traceback import format_exception
 from typing import Concatenate, ParamSpec, TypeVar
 
+BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # where str.splitlines ends a line
 P = ParamSpec("P")
 Read = TypeVar("Read")
 Place = TypeVar("Place")
@@ -21,7 +23,8 @@ class LlamachatError(Exception):
     exit_code = 3
 
     def __init__(self, cause: str, consequence: str = "", remedy: str = "") -> None:
-        super().__init__("; ".join(part for part in (cause, consequence, remedy) if part))
+        text = "; ".join(part for part in (cause, consequence, remedy) if part)
+        super().__init__(BREAKS.sub(lambda found: ascii(found[0])[1:-1], text))  # a name in a file may hold any of them
 
 
 class UsageError(LlamachatError):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from llamachat.errors import (
     ConfigError,
@@ -139,3 +141,12 @@ def test_little_memory_and_few_files_give_an_answer_or_one_line(
     assert "Traceback" not in done.stderr.decode()
     assert (done.returncode == 0) == bool(done.stdout) and len(said) <= 1
     assert done.returncode == 0 or said
+
+
+@given(st.text(), st.text(), st.text())
+@example("unknown key de\x0cault", "", "")
+@example("sampli\ng", "a\u2028b", "c\x85d")
+def test_an_error_is_one_line_whatever_a_file_put_into_it(cause: str, consequence: str, remedy: str) -> None:
+    text = str(LlamachatError(cause, consequence, remedy))
+    assert len(text.splitlines()) <= 1
+    assert ("de\\x0cault" in text) == ("de\x0cault" in cause)
