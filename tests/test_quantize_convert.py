@@ -108,7 +108,7 @@ def test_a_killed_conversion_is_resumed_to_the_same_bytes(source: Path, tmp_path
         "from quantize.recipe import Recipe; from llamachat.formats.detect import open_checkpoint\n"
         "convert(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), Recipe(), progress=lambda *a: time.sleep(0.1))"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], cwd=Path(__file__).parent.parent)
+    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)])
     while not (partial / "journal.jsonl").exists() or (partial / "journal.jsonl").read_bytes().count(b"\n") < 5:
         assert child.poll() is None
         time.sleep(0.01)

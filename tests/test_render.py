@@ -126,7 +126,7 @@ def test_off_a_terminal_nothing_is_styled() -> None:
         "llamachat · Some[red]Model · /help for commands, Ctrl-D to leave",
         "",
         "look",
-        "error: bad file; get another",
+        r"error: bad\nfile; get another",
         "  one    1",
         "  three  3",
     ]
