@@ -7,11 +7,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ENGINE = Path(__file__).parent / "llamachat" / "engine"
+ENGINE = Path(__file__).parent / "llamachat" / "engines" / "native"
 
 
 class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds llamachat/engine/native/<library> to a wheel, and makes the wheel one of this platform."""
+    """Adds llamachat/engines/native/c/<library> to a wheel, and makes the wheel one of this platform."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or version == "editable":
@@ -27,6 +27,6 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         except build.BuildError as error:
             self.app.display_warning(f"the native engine is left out, answers will come slower: {error}")
             return
-        build_data["force_include"][str(target)] = f"llamachat/engine/native/{build.LIBRARY}"
+        build_data["force_include"][str(target)] = f"llamachat/engines/native/c/{build.LIBRARY}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

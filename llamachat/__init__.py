@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from llamachat.api import ModelArgs as ModelArgs
     from llamachat.api import Role as Role
 
-__version__ = "0.1.0"
+from llamachat.version import VERSION as __version__  # noqa: N811 - a name that Python prescribes
+
 __all__ = [
     "ChatPrediction",
     "CompletionPrediction",

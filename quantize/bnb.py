@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.tensors import Array
+from llamachat.core.tensors import Array
 from quantize.recipe import Recipe
 from quantize.schemes import SLAB, nearest
 
@@ -37,7 +37,7 @@ def _four_bit(name: str, data: Array, kind: str, block: int, double: bool, threa
     """Blocks of the flattened matrix, over the ends of its rows; two codes a byte, the first high."""
     import torch
 
-    from llamachat.engine.linear import bitsandbytes
+    from llamachat.engines.torch.linear import bitsandbytes
 
     functional: Any = bitsandbytes().functional
     table = functional.get_4bit_type(kind, device="cpu")

@@ -3,33 +3,28 @@
 import glob
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import llamachat
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import FloatTensor, Tensor
 from llamachat.errors import FormatError
-from llamachat.formats import Checkpoint, bnb
+from llamachat.formats import Checkpoint
 from llamachat.formats.detect import SPLIT
-from llamachat.formats.packed import packed_entries
-from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize, to_float32
-from quantize.bnb import bnb_entries
+from llamachat.version import VERSION
+from quantize.coding import Coded, code
 from quantize.folder import COPIED, tokenizer_folder, write_metadata
 from quantize.recipe import Recipe
 from quantize.report import Conversion, measured
-from quantize.schemes import Scheme, not_finite, quantize_tensor
+from quantize.schemes import Scheme
 from quantize.verify import verify
 from quantize.writer import FolderWriter, disk_errors, writing
 
 REPORT = "quantization.json"
 Progress = Callable[[str, int, int], None]  # tensor, weights done, weights in all
-Coded = tuple[str, Tensor, dict[str, Array], Tensor | None]  # name, as it was, as it is stored, what that means
 
 
 def silent(name: str, done: int, total: int) -> None:
@@ -84,7 +79,7 @@ def making(source: Checkpoint, recipe: Recipe, calibration: list[list[int]] | No
     """What a resumed conversion must agree on: every file that the model comes from, and what they were read as."""
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
     read = {"config": asdict(source.config), "sampling": dict(source.sampling), "template": source.chat_template}
-    version = llamachat.__version__
+    version = VERSION
     return {"files": stats, **read, "recipe": asdict(recipe), "calibration": calibration, "version": version}
 
 
@@ -116,28 +111,6 @@ def _coded(
         yield name, tensor, arrays, coded
 
 
-def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], Tensor | None]:
-    """A tensor as it is stored, and the matrix that this stands for if it was quantized."""
-    scheme = recipe.scheme_for(name, tensor.shape)
-    if scheme is None:
-        values = FloatTensor(dequantize(tensor)) if isinstance(tensor, QuantTensor) else tensor
-        _check(name, values.data)
-        return {name: values.data}, None
-    if recipe.foreign:
-        data = dequantize(tensor)
-        _check(name, data)
-        arrays = bnb_entries(name, data, recipe, threads)
-        return arrays, bnb.entries(arrays, "the output")[name].read()
-    values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
-    coded = quantize_tensor(name, values, scheme, threads)
-    return packed_entries(name, coded), coded
-
-
-def _check(name: str, data: Array) -> None:
-    if not np.isfinite(to_float32(data)).all():
-        raise not_finite(name)
-
-
 def _label(recipe: Recipe, scheme: Scheme | None) -> str:
     if scheme is None:
         return "float"
@@ -154,14 +127,3 @@ def _release(tensor: Tensor) -> None:
             base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
         if base is not None and hasattr(base, "madvise"):
             base.madvise(mmap.MADV_DONTNEED)
-
-
-def by_layer(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """("model.layers.3.", its tensors), and what belongs to no layer under ""."""
-    for prefix, group in groupby(source.tensors(), lambda pair: _layer(pair[0])):
-        yield prefix, dict(group)
-
-
-def _layer(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[:3]) + "." if parts[1] == "layers" else ""

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from llamachat.config import Dtype
-from llamachat.config_sources import OWN, Translated
+from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
+from llamachat.formats.config_sources import OWN, Translated
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
-from llamachat.metadata import read_json
-from llamachat.tokenizer import GGUF_VOCABULARY
+from llamachat.system.metadata import read_json
+from llamachat.tokenizers.open import GGUF_VOCABULARY
 from quantize.hf_config import hf_config
 from quantize.recipe import Recipe
 

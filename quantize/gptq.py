@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from llamachat.config import LlamaConfig
-from llamachat.engine.model import Sight, attention, rotate, spread
-from llamachat.engine.rope import cos_sin, frequencies
+from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
+from llamachat.core.tensors import Tensor as Weight
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.engines.torch.model import Sight, attention, rotate, spread
 from llamachat.errors import UsageError
-from llamachat.eval import windows
 from llamachat.formats import Checkpoint
-from llamachat.formats.packed import entries, packed_entries
-from llamachat.tensors import Array, QuantTensor, dequantize, pack_nibbles
-from llamachat.tensors import Tensor as Weight
-from llamachat.tokenizer import Tokenizer
-from quantize.convert import Coded, by_layer, code
+from llamachat.formats.prequantized.ours import entries, packed_entries
+from llamachat.generation.perplexity import windows
+from quantize.coding import Coded, by_layer, code
 from quantize.recipe import EMBEDDING, Recipe
 from quantize.schemes import CODED, TABLES, Scheme, grid, half, not_finite, search
 from quantize.writer import FolderWriter

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from llamachat import config_sources
-from llamachat.config import Dtypes, LlamaConfig, RopeScaling
-from llamachat.config_sources import BIASES, OWN
+from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
+from llamachat.formats import config_sources
+from llamachat.formats.config_sources import BIASES, OWN
 
 SAME_NAME = (
     "vocab_size",

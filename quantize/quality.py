@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import CacheStep
-from llamachat.engine import Engine
-from llamachat.eval import Estimate, evaluate, manual, summary, windows
+from llamachat.core.cache import CacheStep
+from llamachat.core.engine import Engine
+from llamachat.core.tensors import Array, FloatTensor, Tensor, dequantize, to_float32
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import Array, FloatTensor, Tensor, dequantize, to_float32
+from llamachat.generation.perplexity import Estimate, evaluate, manual, summary, windows
 from quantize.convert import convert
 from quantize.recipe import Recipe
 from quantize.schemes import SCHEMES, Scheme, quantize_tensor
@@ -158,7 +158,7 @@ class Recorded:
 
 def build(source: Checkpoint, changed: Callable[[str], Tensor | None], slots: int) -> Engine:
     """An engine in float32 with some matrices exchanged."""
-    from llamachat.engine.torch_engine import TorchEngine
+    from llamachat.engines.torch.engine import TorchEngine
 
     tensors = ((name, changed(name) or FloatTensor(_plain(tensor))) for name, tensor in source.tensors())
     return TorchEngine.build(source.config, tensors, slots=slots, dtype="float32")
@@ -169,7 +169,7 @@ def _plain(tensor: Tensor) -> Array:
 
 
 def table(source: Checkpoint, size: int, most: int, wanted: str = "") -> Iterator[dict[str, Any]]:
-    """A row for each scheme; per text the statistics of llamachat.eval."""
+    """A row for each scheme; per text the statistics of llamachat.generation.perplexity."""
     tokenizer = source.tokenizer()
     texts = {"manual": manual(), "code": inspect.getsource(statistics)}
     cut = {name: windows(tokenizer.encode(text), size, most, tokenizer.bos_id) for name, text in texts.items()}

@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
-from llamachat.config import KvBits, LlamaConfig, QuantConfig
-from llamachat.config import Scheme as SchemeName
+from llamachat.core.spec import KvBits, LlamaConfig, QuantConfig
+from llamachat.core.spec import Scheme as SchemeName
+from llamachat.core.tensors import GROUP
 from llamachat.errors import ModelError, UsageError
-from llamachat.formats.bnb import BLOCK_SIZES
-from llamachat.metadata import Fields, read_json
-from llamachat.quant_sources import quantization
-from llamachat.tensors import GROUP
+from llamachat.formats.prequantized.bnb import BLOCK_SIZES
+from llamachat.formats.quant_sources import quantization
+from llamachat.system.metadata import Fields, read_json
 from quantize.hf_config import beyond_hf
 from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.fit import size
+from llamachat.core.tensors import Array, Tensor, dequantize
+from llamachat.engines.memory import size
 from llamachat.formats import Checkpoint
-from llamachat.tensors import Array, Tensor, dequantize
 from quantize.recipe import Recipe
 
 SLAB = 1 << 20

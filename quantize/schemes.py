@@ -6,7 +6,6 @@ asymmetric codebook serves groups whose largest weight is of either sign.
 """
 
 import os
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,20 +13,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from llamachat.config import QuantConfig
-from llamachat.errors import ConfigError, FormatError
-from llamachat.formats import Checkpoint
-from llamachat.tensors import (
+from llamachat.core.tensors import (
     CODEBOOKS,
     GROUP,
     Array,
     FloatTensor,
     QuantTensor,
-    Tensor,
-    TensorInfo,
     pack_nibbles,
     to_float32,
 )
+from llamachat.errors import FormatError
 
 SLAB = 1 << 17  # weights rounded at a time, on however many threads
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
@@ -194,36 +189,3 @@ def quantize_tensor(name: str, tensor: FloatTensor, scheme: Scheme, threads: int
 
 def not_finite(name: str) -> FormatError:
     return FormatError(f"tensor {name} has values that are not finite", "the model is damaged", "fetch it again")
-
-
-class Quantized:
-    """A checkpoint whose float matrices are quantized as they are read; see formats.Checkpoint."""
-
-    def __init__(self, source: Checkpoint, config: QuantConfig) -> None:
-        from quantize.recipe import from_config
-
-        if SCHEMES[config.scheme].calibrated:
-            cause = f"scheme {config.scheme} needs calibration"
-            raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
-        self.path, self.config, self.sampling = source.path, source.config, source.sampling
-        self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
-        self.files, self.tokenizer_files = source.files, source.tokenizer_files
-        self._source, self.recipe = source, from_config(config)
-
-    def index(self) -> Mapping[str, TensorInfo]:
-        return {name: self._info(name, info) for name, info in self._source.index().items()}
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._source.tensors():
-            scheme = self.recipe.scheme_for(name, tensor.shape)
-            coded = scheme and isinstance(tensor, FloatTensor)
-            yield name, quantize_tensor(name, tensor, scheme) if coded else tensor  # type: ignore[arg-type]
-
-    def _info(self, name: str, info: TensorInfo) -> TensorInfo:
-        scheme = self.recipe.scheme_for(name, info.shape)
-        if scheme is None or info.packing is not None:
-            return info
-        row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)
-        minimum = None if row.minimum is None else row.minimum[:0]
-        none = replace(row, codes=row.codes[:0], scale=row.scale[:0], minimum=minimum)
-        return TensorInfo(info.shape, row.nbytes * info.shape[0], none)

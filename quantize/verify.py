@@ -5,11 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from llamachat.config import LlamaConfig, shown
+from llamachat.checks import shown
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, LlamachatError, ModelError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tokenizer import Tokenizer
 from quantize.recipe import Recipe
 
 TOKENIZER_FACTS = ("vocab_size", "bos_id", "eos_ids", "specials", "names", "dummy_prefix")

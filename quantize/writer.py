@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from llamachat.core.tensors import Array
 from llamachat.errors import LlamachatError, ModelError, UsageError
-from llamachat.formats.packed import MANIFEST, digests
+from llamachat.formats.prequantized.ours import MANIFEST, digests
 from llamachat.formats.safetensors_file import DTYPES
-from llamachat.tensors import Array
 
 WEIGHTS, JOURNAL = "model.safetensors", "journal.jsonl"
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}

@@ -13,7 +13,7 @@ from gguf_files import write_gguf
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamachat.tensors import FloatTensor, QuantTensor, Tensor
+from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor
 
 State = Mapping[str, torch.Tensor]
 VOCAB_SIZE = 320

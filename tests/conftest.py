@@ -13,8 +13,9 @@ import platformdirs
 import pytest
 from hypothesis import HealthCheck, settings
 
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.formats.gguf import open_gguf
-from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
+from llamachat.tokenizers.open import from_gguf, open_folder
 
 # No test depends on how busy the machine is; CI tries the same examples every time.
 settings.register_profile(

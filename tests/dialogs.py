@@ -8,15 +8,15 @@ import numpy as np
 from engines import HashEngine, hash_model
 from numpy.typing import NDArray
 
-from llamachat.answer import AnswerSettings
-from llamachat.cache import CacheStep
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import path
 from llamachat.chat.window import View, Window
-from llamachat.config import SamplingParams
+from llamachat.core.cache import CacheStep
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import Evicted, TurnDone
+from llamachat.generation.completion import AnswerSettings
 
 START, END = 256, 257
 SETTINGS = AnswerSettings(SamplingParams(temperature=0), frozenset({257, 258}), max_tokens=12)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.cache import CacheStep, Integers
-from llamachat.catalog import LocalPath, ModelEntry
-from llamachat.config import LlamaConfig
+from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.spec import LlamaConfig
 from llamachat.errors import FormatError
-from llamachat.load import LoadedModel
+from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.load import LoadedModel
 from llamachat.tokenizers.base import TextTokenizer
 
 

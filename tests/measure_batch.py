@@ -12,9 +12,9 @@ import sys
 import time
 from typing import Any
 
-from llamachat.answer import AnswerSettings
-from llamachat.complete import PARALLEL, Completer
-from llamachat.load import load
+from llamachat.generation.completer import PARALLEL, Completer
+from llamachat.generation.completion import AnswerSettings
+from llamachat.models.load import load
 
 THINGS = ("a river", "a mountain", "a teapot", "an engine", "a violin", "a forest", "a market", "a glacier")
 

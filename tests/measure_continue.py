@@ -13,13 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from llamachat.answer import AnswerSettings
-from llamachat.chat import snapshot
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
-from llamachat.config import SamplingParams
+from llamachat.core.spec import SamplingParams
 from llamachat.events import TextDelta
-from llamachat.load import load
+from llamachat.generation import snapshot
+from llamachat.generation.completion import AnswerSettings
+from llamachat.models.load import load
 
 NAME, CONTEXT = "measured", 8192
 WORDS = "Tell me more of the town, its river, the old bridge, and of the people who cross it every day. "

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from rolling import Float64Engine, Model, Roll, random_model, replay
 
-from llamachat.cache import Cache, CacheStep
-from llamachat.config import KvBits
-from llamachat.engine.native import NativeEngine
-from llamachat.engine.torch_engine import TorchEngine
-from llamachat.generate import advance, prefill
-from llamachat.load import load
+from llamachat.core.cache import Cache, CacheStep
+from llamachat.core.generate import advance, prefill
+from llamachat.core.spec import KvBits
+from llamachat.engines.native.engine import NativeEngine
+from llamachat.engines.torch.engine import TorchEngine
+from llamachat.models.load import load
 
 ENGINES = ("torch", "native")
 PINNED, LONGEST = 6, 8  # of the random models' cache: pinned tokens, most tokens of a step

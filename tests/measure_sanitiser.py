@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from attacks import COMPLETE, FORBIDDEN, SPELLED, told
 
-from llamachat.ui.sanitise import Sanitiser, sanitise
+from llamachat.system.sanitise import Sanitiser, sanitise
 
 ATTACKS = [*COMPLETE.values(), *SPELLED]
 PLAIN = ["Some plain text, ", "日本語", "👩‍🚀", "עברית", "می‌خواهم", "\n", "0;31m", "\t", "2J"]

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from llamachat.cache import Cache
-from llamachat.eval import manual
-from llamachat.generate import advance, prefill
-from llamachat.load import LoadedModel, load
+from llamachat.core.cache import Cache
+from llamachat.core.generate import advance, prefill
+from llamachat.generation.perplexity import manual
+from llamachat.models.load import LoadedModel, load
 
 PROBE = 32  # tokens before the window is full that are run one by one in a sample
 

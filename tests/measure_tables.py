@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamachat.cache import CacheStep
-from llamachat.engine.native import NativeEngine
+from llamachat.core.cache import CacheStep
+from llamachat.core.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, dequantize, pack_nibbles
+from llamachat.engines.native.engine import NativeEngine
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, dequantize, pack_nibbles
 
 WINDOW, WINDOWS = 512, 6
 AFTER_NORM = {

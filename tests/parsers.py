@@ -21,30 +21,34 @@ from engines import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
 from vocabularies import byte_level_json, spaced_json, spm_metadata
 
-from llamachat import catalog, cli, config_sources, jsonl, paths
-from llamachat.answer import AnswerSettings
-from llamachat.cache import Cache
-from llamachat.chat import history, persona, snapshot
-from llamachat.commands import settings
-from llamachat.complete import Completer
-from llamachat.config import SamplingParams
-from llamachat.dialog import template_worker, templates
-from llamachat.dialog.formats import Message
-from llamachat.dialog.jinja import Jinja
-from llamachat.engine.arena import Arena
+from llamachat import paths
+from llamachat.chat import history, persona
+from llamachat.cli import main as cli
+from llamachat.cli import settings
+from llamachat.core.cache import Cache
+from llamachat.core.dialog import Message
+from llamachat.core.spec import SamplingParams
+from llamachat.core.tensors import FloatTensor
+from llamachat.engines.native.arena import Arena
 from llamachat.errors import FormatError
-from llamachat.fetch import hub
+from llamachat.formats import config_sources
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
+from llamachat.formats.mindformers_config import translate
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.quant_sources import quantization
 from llamachat.formats.safetensors_file import read_safetensors
-from llamachat.metadata import read_json, read_yaml
-from llamachat.mindformers import translate
-from llamachat.quant_sources import quantization
-from llamachat.tensors import FloatTensor
-from llamachat.tokenizer import from_gguf, open_folder
+from llamachat.generation import jsonl, snapshot
+from llamachat.generation.completer import Completer
+from llamachat.generation.completion import AnswerSettings
+from llamachat.models import catalog
+from llamachat.models.fetch import hub
+from llamachat.system.metadata import read_json, read_yaml
+from llamachat.system.sanitise import Sanitiser, sanitise
+from llamachat.tokenizers import template_worker, templates
+from llamachat.tokenizers.jinja import Jinja
+from llamachat.tokenizers.open import from_gguf, open_folder
 from llamachat.ui.markdown.stream import MarkdownStream
-from llamachat.ui.sanitise import Sanitiser, sanitise
 
 TEXT = "The quick <|im_end|> brown é日本 👩‍🚀\n  fox 123 <s>[INST]"
 

@@ -11,14 +11,14 @@ import reference
 import torch
 from numpy.typing import NDArray
 
-from llamachat.cache import Cache, CacheStep
-from llamachat.config import LlamaConfig, RopeScaling
-from llamachat.engine import Engine
-from llamachat.engine.model import Precision
-from llamachat.engine.rope import frequencies
-from llamachat.engine.torch_engine import TorchEngine
-from llamachat.generate import advance
-from llamachat.tensors import FloatTensor
+from llamachat.core.cache import Cache, CacheStep
+from llamachat.core.engine import Engine
+from llamachat.core.generate import advance
+from llamachat.core.rope import frequencies
+from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.tensors import FloatTensor
+from llamachat.engines.torch.engine import TorchEngine
+from llamachat.engines.torch.model import Precision
 
 ROPES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -73,7 +73,7 @@ class Float64Engine(TorchEngine):
 
     @classmethod
     def build(cls, *args: Any, **options: Any) -> "Float64Engine":
-        with patch("llamachat.engine.torch_engine._precision", lambda *_: Precision(*[torch.float64] * 5)):
+        with patch("llamachat.engines.torch.engine._precision", lambda *_: Precision(*[torch.float64] * 5)):
             engine = super().build(*args, **options)
         model, engine.exact = engine.model, []
         engine.model = lambda *a: engine.exact.append(model(*a)) or engine.exact[-1]

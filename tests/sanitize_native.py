@@ -28,7 +28,7 @@ LARGE = (
 
 def random_config(rng: np.random.Generator) -> Any:
     """Mostly small and odd."""
-    from llamachat.config import LlamaConfig, RopeScaling
+    from llamachat.core.spec import LlamaConfig, RopeScaling
 
     def size(most: int) -> int:
         return int(rng.integers(1, most)) * int(rng.choice([1, 2, 32]))
@@ -49,7 +49,7 @@ def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:
     """Each matrix coded in a way of its own; weights of a size that keeps numbers finite, or, in a few models, does not."""
     from test_native import random_matrix
 
-    from llamachat.tensors import CODEBOOKS, FloatTensor
+    from llamachat.core.tensors import CODEBOOKS, FloatTensor
 
     kinds, spread = KINDS, float(10.0 ** rng.choice([-3, -1, 0, 2]))
     if rng.random() < 0.1:
@@ -67,7 +67,7 @@ def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:
 
 def use(engine: Any, rng: np.random.Generator) -> None:
     """A prompt in chunks, an answer, a batch, evictions, snapshots."""
-    from llamachat.cache import Cache
+    from llamachat.core.cache import Cache
 
     def tokens(count: int) -> list[int]:
         return [int(i) for i in rng.integers(0, engine.config.vocab_size, count)]
@@ -97,7 +97,7 @@ def use(engine: Any, rng: np.random.Generator) -> None:
 
 def misuse(engine: Any, rng: np.random.Generator) -> None:
     """Steps of random numbers: they are run, or refused; nothing else."""
-    from llamachat.cache import CacheStep
+    from llamachat.core.cache import CacheStep
 
     edge = np.array([-(2**40), -1, 0, 1, engine.slots - 1, engine.slots, 2**31 - 1, 2**31, 2**40])
 
@@ -117,8 +117,8 @@ def misuse(engine: Any, rng: np.random.Generator) -> None:
 
 def fuzz(models: int, seed: int = 0) -> int:
     """Returns how many of the runs had finite logits."""
-    from llamachat.cache import CacheStep
-    from llamachat.engine.native import NativeEngine, usable_kernels
+    from llamachat.core.cache import CacheStep
+    from llamachat.engines.native.engine import NativeEngine, usable_kernels
 
     finite, first = 0, np.arange(5, dtype=np.int64)
     for number in range(models):
@@ -141,8 +141,8 @@ def fuzz(models: int, seed: int = 0) -> int:
 
 def fuzz_with(library: Path, models: int, seed: int) -> None:
     """Runs in the sanitized process."""
-    from llamachat.engine import abi
-    from llamachat.engine.native import usable_kernels
+    from llamachat.engines.native import abi
+    from llamachat.engines.native.engine import usable_kernels
 
     abi.library = lambda: library
     sets, finite = usable_kernels(), fuzz(models, seed)
@@ -150,8 +150,8 @@ def fuzz_with(library: Path, models: int, seed: int) -> None:
 
 
 def main() -> int:
-    from llamachat.engine import build
-    from llamachat.engine.native import usable_kernels
+    from llamachat.engines.native import build
+    from llamachat.engines.native.engine import usable_kernels
 
     models, seed = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 200), (2, 0)))
     runtime = subprocess.run(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat import Llama
-from llamachat.dialog import Message
+from llamachat.core.dialog import Message
 from llamachat.errors import DoesNotFitError, ModelError, UsageError
 
 STOPS = {257, 258}

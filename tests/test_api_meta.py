@@ -19,7 +19,7 @@ from torch import Tensor
 
 import llamachat
 from llamachat import Llama, ModelArgs
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
 from llamachat.errors import CatalogError, ModelError, UsageError
 
 LONGEST, PAD = 14, -1

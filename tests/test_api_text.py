@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from vocabularies import meta_chat_format, meta_message
 
-from llamachat import tokenizer
 from llamachat.api.text import ChatFormat, Tokenizer
-from llamachat.dialog import ChatML, Llama2, Llama3
+from llamachat.core.dialog import ChatML, Llama2, Llama3
 from llamachat.errors import UsageError
-from llamachat.tokenizer import open_file
+from llamachat.tokenizers import open as tokenizer
+from llamachat.tokenizers.open import open_file
 
 FOUND = ("<|begin_of_text|>", "<|eot_id|>", "<|python_tag|>", "<|reserved_special_token_7|>")
 NAMES = st.sampled_from([*FOUND, "<|eot_id", "|>", "<|none|>", "<|eot_id|>|>"])

@@ -28,17 +28,18 @@ from hypothesis.strategies import (
     text,
 )
 
-from llamachat import arena_cache, known, private
-from llamachat.arena_cache import cached, place, store
-from llamachat.disk_cache import DiskCache
-from llamachat.engine import arena as arena_file
-from llamachat.engine.arena import Arena
-from llamachat.engine.build import compiler
-from llamachat.engine.pack import Head, bytes_of
+from llamachat.core.tensors import Tensor
+from llamachat.engines.native import arena as arena_file
+from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.build import compiler
+from llamachat.engines.native.pack import Head, bytes_of
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import Tensor
+from llamachat.models import packed_weights as arena_cache
+from llamachat.models.disk_cache import DiskCache
+from llamachat.models.packed_weights import cached, place, store
+from llamachat.system import known, private
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 OWNERS = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")

@@ -11,14 +11,14 @@ from engines import HashEngine, hash_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat import batch as b
-from llamachat.answer import AnswerSettings
-from llamachat.batch import Answered, Batch, Request, Slots
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams
-from llamachat.engine import build
+from llamachat.core.cache import Cache
+from llamachat.core.spec import SamplingParams
+from llamachat.engines.native import build
 from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
-from llamachat.load import LoadedModel, load
+from llamachat.generation import batch as b
+from llamachat.generation.batch import Answered, Batch, Request, Slots
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.models.load import LoadedModel, load
 
 STOPS = frozenset({257, 258})
 
@@ -38,7 +38,9 @@ def request(prompt: Iterable[int], **changes: Any) -> Request:
 
 def alone(model: LoadedModel, each: Request) -> tuple[str, list[int], str] | str:
     """Text, ids and reason, or the error, as one by one."""
-    answer = model.answer(each.prompt, each.settings, Cache(model.context), continues_text=each.continues_text)
+    answer = Answer(
+        model.engine, model.tokenizer, Cache(model.context), each.prompt, each.settings, each.continues_text
+    )
     try:
         text = "".join(answer)
     except LlamachatError as error:
@@ -76,7 +78,7 @@ def test_a_batch_gives_what_each_request_gives_alone(
     assert [told(each) for each in outcomes] == [alone(one, each) for each in batch]
     for each, outcome in zip(batch, outcomes, strict=True):
         if isinstance(outcome, Answered):
-            single = one.answer(each.prompt, each.settings, Cache(context))
+            single = Answer(one.engine, one.tokenizer, Cache(context), each.prompt, each.settings)
             list(single)
             assert outcome.answer.logprobs == single.logprobs
             assert outcome.answer.prompt_logprobs == single.prompt_logprobs
@@ -235,7 +237,7 @@ def test_native_answers_are_those_one_by_one_to_the_last_bit(
     ]
     outcomes = list(Batch(many, 3).run(iter(batch)))
     for each, outcome in zip(batch, outcomes, strict=True):
-        single = one.answer(each.prompt, each.settings, Cache(one.context))
+        single = Answer(one.engine, one.tokenizer, Cache(one.context), each.prompt, each.settings)
         list(single)
         assert isinstance(outcome, Answered)
         assert outcome.answer.logprobs == single.logprobs

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_native import BASE, KERNELS, random_model, tokens_of
 
-from llamachat.cache import Cache
-from llamachat.engine import Engine
-from llamachat.engine.arena import Arena
-from llamachat.engine.native import KV_TYPES, NativeEngine
-from llamachat.engine.torch_engine import TorchEngine
+from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
+from llamachat.core.tensors import Array
+from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+from llamachat.engines.torch.engine import TorchEngine
 from llamachat.errors import FormatError
-from llamachat.tensors import Array
 
 SIZE = 80  # tokens of a text
 SHAPES: dict[str, dict[str, Any]] = {

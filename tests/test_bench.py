@@ -17,14 +17,14 @@ from llamachat.bench import bars, contest, lookup, machine, report, shapes
 from llamachat.bench.contest import Contender, Laps, Outcome, measure
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
-from llamachat.cli import app
-from llamachat.config import LlamaConfig, SamplingParams
-from llamachat.engine.abi import native_library
-from llamachat.engine.native import NativeEngine, single_rows
-from llamachat.engine.pack import aligned
+from llamachat.cli.main import app
+from llamachat.core.spec import LlamaConfig, SamplingParams
+from llamachat.engines.native.abi import native_library
+from llamachat.engines.native.engine import NativeEngine, single_rows
+from llamachat.engines.native.pack import aligned
 from llamachat.errors import UsageError
 from llamachat.formats.gguf import open_gguf
-from llamachat.load import load
+from llamachat.models.load import load
 
 TINY = LlamaConfig(
     vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -343,6 +343,6 @@ def test_options_that_contradict_each_other_are_refused(arguments: list[str], sa
 
 
 def _plan(count: int) -> Any:
-    from llamachat.cache import Cache
+    from llamachat.core.cache import Cache
 
     return Cache(16).plan(count)

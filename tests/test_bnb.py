@@ -12,9 +12,9 @@ from checkpoints import same_coding, save_hf, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
+from llamachat.core.tensors import FloatTensor, QuantTensor, dequantize
 from llamachat.errors import FormatError
 from llamachat.formats.hf import open_hf
-from llamachat.tensors import FloatTensor, QuantTensor, dequantize
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},

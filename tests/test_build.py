@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llamachat.engine import build
+from llamachat.engines.native import build
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.cache import Cache, CacheStep
+from llamachat.core.cache import Cache, CacheStep
 from llamachat.errors import DoesNotFitError
 
 

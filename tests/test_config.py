@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.config import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams, shown
+from llamachat.checks import shown
+from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
 from llamachat.errors import ConfigError, UsageError
 
 TINY = LlamaConfig(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from llamachat.cli import app, main
-from llamachat.commands import settings
+from llamachat.cli import settings
+from llamachat.cli.main import app, main
 
 Run = Callable[..., tuple[int, str, str]]
 

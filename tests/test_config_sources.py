@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llamachat import config_sources
-from llamachat.config import LlamaConfig, QuantConfig, RopeScaling, SamplingParams
-from llamachat.engine.rope import frequencies
+from llamachat.core.rope import frequencies
+from llamachat.core.spec import LlamaConfig, QuantConfig, RopeScaling, SamplingParams
 from llamachat.errors import ConfigError
-from llamachat.metadata import names
-from llamachat.quant_sources import quantization
+from llamachat.formats import config_sources
+from llamachat.formats.quant_sources import quantization
+from llamachat.system.metadata import names
 
 WHERE = "config.json"
 TINY = {

@@ -14,17 +14,17 @@ from engines import byte_tokenizer, hash_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat.answer import Answer, AnswerSettings
-from llamachat.cache import Cache
-from llamachat.complete import Completer
-from llamachat.config import SamplingParams
-from llamachat.constrain import Constrainer, from_lark, from_regex, from_schema
-from llamachat.detokenize import Detokenizer
-from llamachat.draft import Drafter
-from llamachat.engine import build
+from llamachat.core.cache import Cache
+from llamachat.core.detokenize import Detokenizer
+from llamachat.core.spec import SamplingParams
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.engines.native import build
 from llamachat.errors import ModelError, UsageError
-from llamachat.load import load
-from llamachat.tokenizer import Tokenizer
+from llamachat.generation.completer import Completer
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
+from llamachat.generation.prompt_lookup import Drafter
+from llamachat.models.load import load
 from llamachat.tokenizers.base import TextTokenizer
 from llamachat.tokenizers.meta import from_tiktoken
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from vocabularies import byte_level_json, spaced_json, write_folder
 
-from llamachat.detokenize import Detokenizer, StopMatcher
+from llamachat.core.detokenize import Detokenizer, StopMatcher
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import UsageError
 from llamachat.formats.gguf import open_gguf
-from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
+from llamachat.tokenizers.open import from_gguf, open_folder
 
 quick = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

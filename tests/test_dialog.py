@@ -19,10 +19,13 @@ from vocabularies import (
     write_folder,
 )
 
-from llamachat.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr, choose, templates
-from llamachat.dialog.jinja import Jinja
+from llamachat.core.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, UsageError
-from llamachat.tokenizer import Tokenizer, open_folder
+from llamachat.tokenizers import templates
+from llamachat.tokenizers.dialog_formats import choose
+from llamachat.tokenizers.jinja import Jinja
+from llamachat.tokenizers.open import open_folder
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

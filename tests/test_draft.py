@@ -9,12 +9,12 @@ from engines import HashEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat import draft
-from llamachat import generate as g
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams
-from llamachat.draft import Drafter
-from llamachat.sample import Sampler
+from llamachat.core import generate as g
+from llamachat.core.cache import Cache
+from llamachat.core.sampler import Sampler
+from llamachat.core.spec import SamplingParams
+from llamachat.generation import prompt_lookup as draft
+from llamachat.generation.prompt_lookup import Drafter
 
 
 class EchoEngine(HashEngine):

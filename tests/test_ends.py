@@ -13,13 +13,13 @@ from vocabularies import byte_level_json, write_folder
 
 from llamachat import Llama
 from llamachat.chat.session import Session
-from llamachat.commands.loading import answer_settings
-from llamachat.commands.options import Options
-from llamachat.complete import Completer
-from llamachat.constrain import from_regex, from_schema
-from llamachat.dialog import Message
+from llamachat.cli.loading import answer_settings
+from llamachat.cli.options import Options
+from llamachat.core.dialog import Message
 from llamachat.events import TurnDone
-from llamachat.load import LoadedModel, load
+from llamachat.generation.completer import Completer
+from llamachat.generation.constraints import from_regex, from_schema
+from llamachat.models.load import LoadedModel, load
 
 SPECIALS = ("<|begin|>", "<|end|>", "<|header|>", "<|eot|>")
 TEMPLATE = (

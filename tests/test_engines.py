@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat.cache import Cache
-from llamachat.engine import abi, build
+from llamachat.core.cache import Cache
+from llamachat.core.generate import advance
+from llamachat.engines.native import abi, build
 from llamachat.errors import UsageError
-from llamachat.generate import advance
-from llamachat.load import LoadedModel, load
+from llamachat.models.load import LoadedModel, load
 
 NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 
@@ -55,7 +55,7 @@ def test_kv_bits_reach_the_native_engine(folder: str, bits: int) -> None:
 
 @NEEDS_COMPILER
 def test_memory_is_planned_as_it_is_taken(folder: str) -> None:
-    from llamachat.engine.native import planned_bytes
+    from llamachat.engines.native.engine import planned_bytes
 
     model = load(folder, engine="native")
     weights, kv, _ = planned_bytes(model.checkpoint.config, model.checkpoint.index(), model.engine.slots, "float16")

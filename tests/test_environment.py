@@ -9,7 +9,7 @@ import pytest
 
 import llamachat
 import quantize
-from llamachat import environment
+from llamachat.system import environment
 from llamachat.ui import editor
 
 STARTS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}

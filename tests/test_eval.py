@@ -10,12 +10,12 @@ from checkpoints import save_hf, tiny_model
 from scipy.special import log_softmax, rel_entr
 from typer.testing import CliRunner
 
-from llamachat import eval as ev
-from llamachat.cli import app
-from llamachat.engine import Engine
-from llamachat.engine.torch_engine import TorchEngine
+from llamachat.cli.main import app
+from llamachat.core.engine import Engine
+from llamachat.engines.torch.engine import TorchEngine
 from llamachat.errors import UsageError
 from llamachat.formats.detect import open_checkpoint
+from llamachat.generation import perplexity as ev
 
 TEXT = [(i * i) % 320 for i in range(300)]
 

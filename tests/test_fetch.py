@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llamachat.catalog import LocalPath, ModelEntry, WheelSource
 from llamachat.errors import CatalogError
-from llamachat.fetch import disk_usage, fetch, locate, remove, silent, verified
+from llamachat.models.catalog import LocalPath, ModelEntry, WheelSource
+from llamachat.models.fetch import disk_usage, fetch, locate, remove, silent, verified
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hub_server import COMMIT, Hub, serving
 
-from llamachat.catalog import HubSource, ModelEntry
 from llamachat.errors import CatalogError
-from llamachat.fetch import disk_usage, fetch, locate, remove
-from llamachat.fetch import hub as fetch_hub
+from llamachat.models.catalog import HubSource, ModelEntry
+from llamachat.models.fetch import disk_usage, fetch, locate, remove
+from llamachat.models.fetch import hub as fetch_hub
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 ENTRY = ModelEntry("tiny", HubSource("owner/tiny"))
@@ -80,7 +80,7 @@ def test_fetch_brings_the_needed_files_into_the_shared_cache_and_no_copies(hub: 
 def test_a_second_fetch_asks_no_network_and_reads_no_weights(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     place = fetch(ENTRY)
     hub.log.clear()
-    monkeypatch.setattr("llamachat.fetch.verified.digest", None)
+    monkeypatch.setattr("llamachat.models.fetch.verified.digest", None)
     assert fetch(ENTRY) == place and fetch(ENTRY, offline=True) == place
     assert hub.log == []
 

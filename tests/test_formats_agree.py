@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoints import arrays, save_bin, save_gguf, save_hf, save_lit, save_meta, tiny_model
 
-from llamachat.cache import CacheStep
-from llamachat.engine.torch_engine import TorchEngine
+from llamachat.core.cache import CacheStep
+from llamachat.core.tensors import FloatTensor
+from llamachat.engines.torch.engine import TorchEngine
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import FloatTensor
 
 Save = Callable[[Any, Path], Path]
 FORMATS: dict[str, Save] = {

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
-from llamachat.cache import Cache
-from llamachat.engine import build
+from llamachat.core.cache import Cache
+from llamachat.core.generate import advance
+from llamachat.engines.native import build
 from llamachat.errors import ConfigError, FormatError, UsageError
 from llamachat.formats.detect import open_checkpoint
-from llamachat.generate import advance
-from llamachat.load import LoadedModel, load
+from llamachat.models.load import LoadedModel, load
 
 NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 IDS = [1, 17, 300, 4, 4, 99]

@@ -7,12 +7,12 @@ from engines import HashEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat import generate as g
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams
-from llamachat.draft import Drafter
+from llamachat.core import generate as g
+from llamachat.core.cache import Cache
+from llamachat.core.sampler import Sampler
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import DoesNotFitError
-from llamachat.sample import Sampler
+from llamachat.generation.prompt_lookup import Drafter
 
 GREEDY = SamplingParams(temperature=0)
 prompts = st.lists(st.integers(0, 49), min_size=1, max_size=40)

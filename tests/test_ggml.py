@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamachat.core.tensors import Array, dequantize
 from llamachat.errors import FormatError
 from llamachat.formats import ggml
-from llamachat.tensors import Array, dequantize
 
 QUANTIZED = {kind.name: kind for kind in ggml.TYPES.values() if kind.split is not None}
 HALVES = ("d", "m", "dmin")

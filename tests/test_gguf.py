@@ -16,12 +16,12 @@ from gguf_files import interleaved, random_state, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamachat import tokenizer
-from llamachat.config import RopeScaling
+from llamachat.core.spec import RopeScaling
+from llamachat.core.tensors import FloatTensor, QuantTensor, dequantize
 from llamachat.errors import ConfigError, FormatError, LlamachatError, ModelError
 from llamachat.formats import gguf_file
 from llamachat.formats.gguf import GGUFCheckpoint, is_gguf, open_gguf
-from llamachat.tensors import FloatTensor, QuantTensor, dequantize
+from llamachat.tokenizers import open as tokenizer
 
 TINY: dict[str, Any] = {
     "vocab_size": 96,

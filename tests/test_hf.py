@@ -13,10 +13,10 @@ import torch
 from checkpoints import arrays, save_bin, save_hf, save_tokenizer, tiny_model
 from safetensors.torch import load_file, save_file
 
+from llamachat.core.tensors import FloatTensor
 from llamachat.errors import ConfigError, FormatError, ModelError
 from llamachat.formats import Checkpoint
 from llamachat.formats.hf import open_hf
-from llamachat.tensors import FloatTensor
 
 INDEX = "model.safetensors.index.json"
 RAG = '{"name": "rag", "template": "R"}'

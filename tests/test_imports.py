@@ -76,5 +76,5 @@ def test_a_layer_imports_only_what_lies_below_it(name: str) -> None:
 
 
 def test_help_loads_neither_torch_nor_transformers_nor_the_hub() -> None:
-    run = ["import sys; sys.argv = ['llamachat', '--help']", "from llamachat.cli import main", "try: main()"]
+    run = ["import sys; sys.argv = ['llamachat', '--help']", "from llamachat.cli.main import main", "try: main()"]
     assert not loaded("\n".join([*run, "except SystemExit: pass"])) & HEAVY

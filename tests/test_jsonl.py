@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat import jsonl
 from llamachat.errors import UsageError
-from llamachat.jsonl import Lines, open_results
+from llamachat.generation import jsonl
+from llamachat.generation.jsonl import Lines, open_results
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 50), max_size=8), st.booleans())

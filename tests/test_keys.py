@@ -15,15 +15,14 @@ from gguf_files import write_gguf
 from hypothesis import given
 from hypothesis.strategies import floats, sampled_from
 
-from llamachat import keys
-from llamachat.chat.snapshot import place
-from llamachat.config import Dtypes, LlamaConfig, QuantConfig, RopeScaling
+from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
 from llamachat.formats.detect import open_checkpoint
-from llamachat.keys import text_key, weights_key
+from llamachat.generation.snapshot import place
+from llamachat.models import keys
+from llamachat.models.keys import text_key, weights_key
 from quantize.convert import convert
-from quantize.once import quantized_path
+from quantize.prepare import Quantized, quantized_path
 from quantize.recipe import Recipe
-from quantize.schemes import Quantized
 
 MODEL = {"type": "LlamaConfig", "vocab_size": 320, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "theta": 10000.0,
          "seq_length": 128, "rms_norm_eps": 1e-5, "max_decode_length": 96}  # fmt: skip
@@ -145,10 +144,11 @@ def test_every_field_of_a_rope_scaling_makes_another_key(field: str, value: floa
 
 
 def test_other_code_makes_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Path(keys.__file__).parent
+    package = Path(keys.__file__).parents[1]
     covered = {path for pattern in keys.CODE for path in package.parent.glob(pattern)}
-    assert {package / name for name in ("engine/pack.py", "engine/native/kernels.c", "engine/native/pack.c",
-            "engine/rope.py", "formats/ggml.py", "engine/torch_engine.py", "tensors.py")} < covered  # fmt: skip
+    assert {package / name for name in ("engines/native/pack.py", "engines/native/c/kernels.c",
+            "engines/native/c/pack.c", "core/rope.py", "core/tensors.py", "formats/ggml.py", "formats/prequantized/bnb.py",
+            "engines/torch/engine.py")} < covered  # fmt: skip
     checkpoint = open_checkpoint(hf(tmp_path))
     before = weights_key(checkpoint)
     monkeypatch.setattr(keys, "code", lambda: "other")

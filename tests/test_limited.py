@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from engines import byte_tokenizer, hash_model
 
-from llamachat import grammars
-from llamachat.answer import AnswerSettings
-from llamachat.complete import Completer
-from llamachat.config import SamplingParams
-from llamachat.constrain import Constrainer, from_lark, from_regex, from_schema
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import ModelError, UsageError
-from llamachat.limited import EndedError, Limited
+from llamachat.generation import grammars
+from llamachat.generation.completer import Completer
+from llamachat.generation.completion import AnswerSettings
+from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
+from llamachat.system.limited import EndedError, Limited
 
 HANDLER = """
 import os, resource

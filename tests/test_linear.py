@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat.engine.linear import Dense, Linear, Stacked, bitsandbytes, kernel_for, make_linear
-from llamachat.tensors import CODEBOOKS, FloatTensor, QuantTensor, Tensor, dequantize, pack_nibbles
+from llamachat.core.tensors import CODEBOOKS, FloatTensor, QuantTensor, Tensor, dequantize, pack_nibbles
+from llamachat.engines.torch.linear import Dense, Linear, Stacked, bitsandbytes, kernel_for, make_linear
 
 CPU = torch.device("cpu")
 IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -143,7 +143,7 @@ def test_packings_that_differ_in_table_or_minimum_are_not_mixed_up() -> None:
 
 
 def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.engine.linear.SLAB", 1)
+    monkeypatch.setattr("llamachat.engines.torch.linear.SLAB", 1)
     for kind in KINDS:
         parts: list[Tensor] = [quantized(kind, 160, 128, seed) for seed in (1, 2)]
         check(make_linear(parts, [], CPU, torch.bfloat16), parts, 2, torch.bfloat16, 2**-7)
@@ -159,7 +159,7 @@ def test_bitsandbytes_is_kept_from_fetching_code_from_a_hub(tmp_path: Path) -> N
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('reached for the hub')\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from llamachat.engine.linear import bitsandbytes\n"
+        "from llamachat.engines.torch.linear import bitsandbytes\n"
         "bitsandbytes().functional\n"
         "import kernels; print(kernels.__file__)"
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from checkpoints import arrays, lit_state, quantized, same_coding, save_lit, tiny_model
 
+from llamachat.core.tensors import FloatTensor, QuantTensor, dequantize
 from llamachat.errors import ConfigError, FormatError, ModelError
 from llamachat.formats.lit import open_lit
-from llamachat.tensors import FloatTensor, QuantTensor, dequantize
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -11,12 +11,13 @@ import pytest
 from checkpoints import arrays, save_gguf, save_hf, save_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
-from llamachat import fit, paths
-from llamachat.catalog import LocalPath, ModelEntry
-from llamachat.config import QuantConfig
+from llamachat import paths
+from llamachat.core.spec import QuantConfig
+from llamachat.core.tensors import dequantize
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
-from llamachat.load import load, obtain
-from llamachat.tensors import dequantize
+from llamachat.models import fit
+from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.load import load, obtain
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_vectors_that_are_not_finite_are_refused(folder: Path, name: str, value:
 
 
 def test_scales_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
-    from llamachat.formats.packed import packed_entries
+    from llamachat.formats.prequantized.ours import packed_entries
     from quantize.schemes import SCHEMES, quantize
 
     source = arrays(tiny_model())

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 from checkpoints import save_gguf, save_hf, save_tokenizer, tiny_model
 
-from llamachat.engine.build import compiler
+from llamachat.engines.native.build import compiler
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal")
 NEEDS_COMPILER = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -83,7 +83,7 @@ def test_packed_weights_cut_short_while_the_engine_runs(tmp_path: Path, monkeypa
 
 def with_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another cache folder, with the library in it that has been compiled already."""
-    from llamachat.engine.build import library
+    from llamachat.engines.native.build import library
 
     built = library()
     (cache / "llamachat" / "native").mkdir(parents=True, mode=0o700)
@@ -144,5 +144,5 @@ def modes(shell: pexpect.spawn) -> str:
 
 
 def test_signals_of_a_process_without_such_a_file_stay() -> None:
-    done = run("import os, signal, llamachat.mapped; os.kill(os.getpid(), signal.SIGBUS)")
+    done = run("import os, signal, llamachat.system.mapped; os.kill(os.getpid(), signal.SIGBUS)")
     assert done.returncode == -signal.SIGBUS

@@ -9,9 +9,9 @@ import pytest
 import torch
 from checkpoints import arrays, save_meta, tiny_model
 
+from llamachat.core.tensors import FloatTensor
 from llamachat.errors import ConfigError, FormatError, ModelError
 from llamachat.formats.meta import open_meta
-from llamachat.tensors import FloatTensor
 
 
 def same(folder: Path, expected: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.config import SamplingParams
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import ConfigError
-from llamachat.metadata import Fields, naming, read_json, read_yaml
+from llamachat.system.metadata import Fields, naming, read_json, read_yaml
 
 
 @pytest.mark.parametrize(

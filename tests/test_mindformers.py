@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat import mindformers
-from llamachat.config import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
-from llamachat.config_sources import Translated
-from llamachat.engine.rope import cos_sin, frequencies
+from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
 from llamachat.errors import ConfigError
-from llamachat.metadata import read_yaml
+from llamachat.formats import mindformers_config as mindformers
+from llamachat.formats.config_sources import Translated
+from llamachat.system.metadata import read_yaml
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def test_absent_parameters_have_mindformers_defaults() -> None:
     )
     assert translated.sampling == {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 5, "top_p": 1.0}
     assert translated.max_length == 1024
-    assert LlamaConfig.from_mindformers({}) == translated.config
+    assert translate({}, "x").config == translated.config
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import pytest
 from checkpoints import save_hf, tiny_model
 from typer.testing import CliRunner, Result
 
-from llamachat import fetch
-from llamachat.catalog import resolve
-from llamachat.commands import models as models_cmd
-from llamachat.commands.models import models_app
+from llamachat.cli import models as models_cmd
+from llamachat.cli.models import models_app
 from llamachat.errors import CatalogError
-from llamachat.fetch import verified
-from llamachat.fetch.verified import Progress
 from llamachat.formats.detect import open_checkpoint
-from quantize.once import quantized_once
+from llamachat.models import fetch
+from llamachat.models.catalog import resolve
+from llamachat.models.fetch import verified
+from llamachat.models.fetch.verified import Progress
+from quantize.prepare import quantized_once
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_pull_prints_the_path_on_stdout_and_progress_once_on_stderr(monkeypatch:
 
 def test_pull_says_before_the_download_that_memory_will_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "fetch", lambda *_: Path("/place"))
-    monkeypatch.setattr("llamachat.fit.available_memory", lambda: 1 << 30)
+    monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 1 << 30)
     assert run("pull", "llama-3.1-8b").stderr.startswith("note: llama-3.1-8b needs 6.6 GB of memory (weights 5.3 GB")
 
 

@@ -12,11 +12,12 @@ import sanitize_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat.cache import CacheStep
-from llamachat.config import LlamaConfig, RopeScaling
-from llamachat.engine import abi, build
-from llamachat.engine.arena import Arena
-from llamachat.engine.native import (
+from llamachat.core.cache import CacheStep
+from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize
+from llamachat.engines.native import abi, build
+from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.engine import (
     BATCH,
     WORKSPACE,
     NativeEngine,
@@ -27,9 +28,8 @@ from llamachat.engine.native import (
     supports,
     usable_kernels,
 )
-from llamachat.engine.pack import pack
+from llamachat.engines.native.pack import pack
 from llamachat.errors import FormatError
-from llamachat.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize
 
 if build.compiler() is None and not (build.SOURCES / build.LIBRARY).exists():
     pytest.skip("no C compiler and no compiled library", allow_module_level=True)
@@ -253,7 +253,7 @@ def in_order(first: int, count: int) -> CacheStep:
 
 
 def reference_engine(config: LlamaConfig, tensors: dict[str, Tensor], slots: int) -> Any:
-    from llamachat.engine.torch_engine import TorchEngine
+    from llamachat.engines.torch.engine import TorchEngine
 
     return TorchEngine.build(config, tensors.items(), slots=slots, dtype="float32")
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor
 from llamachat.errors import FormatError
-from llamachat.formats import packed
 from llamachat.formats.hf import open_hf
-from llamachat.formats.packed import entries, packed_entries
-from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor
+from llamachat.formats.prequantized import ours as packed
+from llamachat.formats.prequantized.ours import entries, packed_entries
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 

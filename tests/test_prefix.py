@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from engines import HashEngine, hash_model
 
-from llamachat.answer import AnswerSettings
-from llamachat.chat import snapshot
-from llamachat.complete import Completer
-from llamachat.config import SamplingParams
+from llamachat.core.generate import never
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import DoesNotFitError
-from llamachat.generate import never
-from llamachat.prefix import hold, joined
+from llamachat.generation import snapshot
+from llamachat.generation.completer import Completer
+from llamachat.generation.completion import AnswerSettings
+from llamachat.generation.prefix import hold, joined
 
 LONG = "All that is known of the matter. " * 8
 

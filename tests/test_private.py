@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import known, private
 from llamachat.chat.store import Archive
-from llamachat.commands.settings import write
-from llamachat.fetch.verified import lock
+from llamachat.cli.settings import write
+from llamachat.models.fetch.verified import lock
+from llamachat.system import known, private
 from llamachat.ui.prompt import open_history
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")

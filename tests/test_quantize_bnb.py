@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import dequantize
 from llamachat.errors import ModelError, UsageError
-from llamachat.eval import run
 from llamachat.formats.detect import open_checkpoint
-from llamachat.load import load
-from llamachat.tensors import dequantize
+from llamachat.generation.perplexity import run
+from llamachat.models.load import load
 from quantize.bnb import bnb_entries
 from quantize.convert import REPORT, convert
 from quantize.quality import build

@@ -9,8 +9,8 @@ import typer
 from checkpoints import save_hf, save_tokenizer, tiny_model
 from typer.testing import CliRunner
 
-from llamachat.commands.evaluate import evaluate_model
-from llamachat.commands.quantize import quantize_model
+from llamachat.cli.evaluate import evaluate_model
+from llamachat.cli.quantize import quantize_model
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
 

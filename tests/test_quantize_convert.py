@@ -16,15 +16,14 @@ import torch
 from checkpoints import same_coding, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
-from llamachat.config import QuantConfig
+from llamachat.core.spec import QuantConfig
+from llamachat.core.tensors import FloatTensor, dequantize
 from llamachat.errors import FormatError, ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
-from llamachat.formats.packed import verify
-from llamachat.tensors import FloatTensor, dequantize
+from llamachat.formats.prequantized.ours import verify
 from quantize.convert import REPORT, convert
-from quantize.once import quantized_once, quantized_path
+from quantize.prepare import Quantized, quantized_once, quantized_path
 from quantize.recipe import Recipe, from_config
-from quantize.schemes import Quantized
 from quantize.writer import FolderWriter
 
 

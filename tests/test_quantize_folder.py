@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_rope_utils
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llamachat import config_sources
-from llamachat.config import Dtypes, LlamaConfig, RopeScaling
-from llamachat.engine.rope import frequencies
+from llamachat.core.rope import frequencies
+from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
 from llamachat.errors import ConfigError, ModelError
-from llamachat.eval import run
-from llamachat.formats import Checkpoint
+from llamachat.formats import Checkpoint, config_sources
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.lazy import LazyCheckpoint, float_entry
+from llamachat.generation.perplexity import run
 from quantize.convert import convert
 from quantize.hf_config import hf_config
 from quantize.quality import build

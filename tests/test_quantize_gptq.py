@@ -8,11 +8,11 @@ import pytest
 import torch
 from checkpoints import save_hf, tiny_model
 
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import QuantTensor, dequantize
 from llamachat.errors import FormatError
-from llamachat.eval import run
 from llamachat.formats.detect import open_checkpoint
-from llamachat.tensors import QuantTensor, dequantize
+from llamachat.generation.perplexity import run
 from quantize.convert import convert
 from quantize.gptq import Hessian, docstrings, solve
 from quantize.quality import build
@@ -84,7 +84,7 @@ def test_the_calibrated_model_is_closer_to_the_source_and_of_the_same_layout(tmp
 
 def test_the_layers_are_run_as_the_engine_runs_them(source: Path, tmp_path: Path) -> None:
     """With nothing quantized, what is left after the last layer is what the engine has there."""
-    from quantize.convert import by_layer
+    from quantize.coding import by_layer
     from quantize.gptq import Calibration, Threads
 
     checkpoint = open_checkpoint(source)

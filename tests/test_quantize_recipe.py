@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
 from llamachat.errors import LlamachatError, ModelError, UsageError
 from quantize.recipe import Recipe, read_recipe
 

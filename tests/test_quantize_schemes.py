@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llamachat.core.tensors import FloatTensor, dequantize
 from llamachat.errors import FormatError
-from llamachat.tensors import FloatTensor, dequantize
 from quantize.schemes import SCHEMES, TABLES, Scheme, grid, nearest, quantize, quantize_tensor
 
 

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rolling import Float64Engine, History, Model, Roll, random_model, replay
 
-from llamachat.cache import Cache
-from llamachat.engine import Engine, build
-from llamachat.engine.native import KvType, NativeEngine
-from llamachat.engine.torch_engine import TorchEngine
-from llamachat.tensors import FloatTensor, QuantTensor, Tensor, dequantize
+from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
+from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, dequantize
+from llamachat.engines.native import build
+from llamachat.engines.native.engine import KvType, NativeEngine
+from llamachat.engines.torch.engine import TorchEngine
 
 native = pytest.mark.skipif(
     build.compiler() is None and not (build.SOURCES / build.LIBRARY).exists(), reason="no compiler, no compiled library"

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig as HFConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llamachat.config import LlamaConfig, RopeScaling
-from llamachat.engine.rope import cos_sin, frequencies
+from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.spec import LlamaConfig, RopeScaling
 
 LONG, SHORT = tuple(np.linspace(1.0, 30.0, 16)), tuple(np.linspace(1.0, 1.5, 16))
 SCALINGS: list[dict[str, Any]] = [

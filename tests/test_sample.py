@@ -13,9 +13,7 @@ from scipy.special import log_softmax
 from scipy.stats import chisquare
 from transformers import generation as hf
 
-from llamachat.config import SamplingParams
-from llamachat.errors import ModelError, UsageError
-from llamachat.sample import (
+from llamachat.core.sampler import (
     Sampler,
     count_penalised,
     drawn,
@@ -26,6 +24,8 @@ from llamachat.sample import (
     repetition_penalised,
     token_logprobs,
 )
+from llamachat.core.spec import SamplingParams
+from llamachat.errors import ModelError, UsageError
 
 PLAIN = SamplingParams(temperature=1, top_p=1, seed=0)
 # Small whole numbers make ties, and sums that float32 holds exactly.

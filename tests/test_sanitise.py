@@ -11,7 +11,7 @@ from rich._emoji_codes import EMOJI
 from wcwidth.table_vs15 import VS15_WIDE_TO_NARROW
 from wcwidth.table_vs16 import VS16_NARROW_TO_WIDE
 
-from llamachat.ui.sanitise import Sanitiser, sanitise, sanitise_line
+from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
 
 KEPT = [
     "Plain text,\twith tabs\nand lines [31m ]0; 100% <b>[bold]x[/bold]</b>",

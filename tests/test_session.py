@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llamachat.answer import AnswerSettings
 from llamachat.chat.session import Session
 from llamachat.chat.tree import Node, path
-from llamachat.config import RopeScaling, SamplingParams
-from llamachat.dialog import Message
+from llamachat.core.dialog import Message
+from llamachat.core.sampler import TokenLogprobs, token_logprobs
+from llamachat.core.spec import RopeScaling, SamplingParams
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TurnDone
-from llamachat.load import LoadedModel
-from llamachat.sample import TokenLogprobs, token_logprobs
+from llamachat.generation.completion import AnswerSettings
+from llamachat.models.load import LoadedModel
 
 GREEDY = AnswerSettings(SamplingParams(temperature=0), frozenset({257, 258}), max_tokens=12)
 

@@ -12,15 +12,15 @@ from dialogs import SETTINGS
 from engines import HashEngine, hash_model
 from measure_kills import survive
 
-from llamachat.cache import Integers
-from llamachat.chat import snapshot
 from llamachat.chat.history import History, mend, message, replay
 from llamachat.chat.keeper import Keeper
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
+from llamachat.core.cache import Integers
 from llamachat.errors import FormatError, UsageError
 from llamachat.events import TextDelta, TurnDone
-from llamachat.load import LoadedModel
+from llamachat.generation import snapshot
+from llamachat.models.load import LoadedModel
 
 
 @pytest.fixture(autouse=True)

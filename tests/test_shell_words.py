@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamachat.cli import main
+from llamachat.cli.main import main
 
 SCRIPT = r"""
 eval "$(_LLAMACHAT_COMPLETE=source_bash llamachat)"
@@ -115,7 +115,7 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["mine", "minimal", "complete -o default -F _llamachat_completion llamachat"]
 
 
-LAUNCH = "import sys; sys.argv[0] = 'llamachat'; from llamachat.cli import main; main()"
+LAUNCH = "import sys; sys.argv[0] = 'llamachat'; from llamachat.cli.main import main; main()"
 HEAVY = {"torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "jinja2", "prompt_toolkit"}
 
 

@@ -12,12 +12,13 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Library
 from vocabularies import byte_level_json, smollm2_library, spaced_json, write_folder
 
-from llamachat.dialog import Message
-from llamachat.dialog import template_worker as worker
-from llamachat.dialog.jinja import Jinja
+from llamachat.core.dialog import Message
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError
-from llamachat.tokenizer import Tokenizer, open_folder
 from llamachat.tokenizers import gguf as gguf_tokenizers
+from llamachat.tokenizers import template_worker as worker
+from llamachat.tokenizers.jinja import Jinja
+from llamachat.tokenizers.open import open_folder
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from llamachat import catalog, textfile
 from llamachat.chat import persona
-from llamachat.commands import settings
-from llamachat.complete import open_lines, read_grammar, read_text
+from llamachat.cli import settings
 from llamachat.errors import ConfigError, DoesNotFitError, UsageError
-from llamachat.metadata import read_json
-from llamachat.textfile import TooLargeError, read
+from llamachat.generation.completer import open_lines, read_grammar, read_text
+from llamachat.models import catalog
+from llamachat.system import textfile
+from llamachat.system.metadata import read_json
+from llamachat.system.textfile import TooLargeError, read
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.commands import messages
 
@@ -58,7 +59,10 @@ def test_a_named_pipe_is_waited_for_where_a_text_may_come_from_one(tmp_path: Pat
 
 
 def test_process_substitution_and_dev_stdin_may_be_named() -> None:
-    code = "import sys; from pathlib import Path; from llamachat.complete import read_text; print(read_text(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from llamachat.generation.completer import read_text; "
+        "print(read_text(Path(sys.argv[1])))"
+    )
     read = f"{sys.executable} -c '{code}'"
     for line, said in ((f"{read} <(echo one)", "one\n"), (f"echo two | {read} /dev/stdin", "two\n")):
         assert subprocess.run(["bash", "-c", line], capture_output=True, text=True).stdout == said

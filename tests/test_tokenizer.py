@@ -24,11 +24,12 @@ from vocabularies import (
     write_folder,
 )
 
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, ModelError
-from llamachat.tokenizer import Tokenizer, from_gguf, open_folder
 from llamachat.tokenizers import gguf as gguf_tokenizers
 from llamachat.tokenizers import meta as meta_tokenizers
 from llamachat.tokenizers import spm as spm_tokenizers
+from llamachat.tokenizers.open import from_gguf, open_folder
 
 TEXTS = [
     "",

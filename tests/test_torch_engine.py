@@ -21,12 +21,12 @@ from transformers import LlamaForCausalLM, MistralConfig, PreTrainedModel, Qwen2
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
-from llamachat.cache import CacheStep
-from llamachat.config import Dtypes, LlamaConfig, RopeScaling
-from llamachat.engine.model import Context, Precision, Sight, attention
-from llamachat.engine.torch_engine import TorchEngine, planned_bytes, quantize
+from llamachat.core.cache import CacheStep
+from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
+from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
+from llamachat.engines.torch.engine import TorchEngine, planned_bytes, quantize
+from llamachat.engines.torch.model import Context, Precision, Sight, attention
 from llamachat.formats.gguf import open_gguf
-from llamachat.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
 
 Floats = NDArray[np.float32]
 SIZE = {
@@ -175,7 +175,7 @@ def test_last_is_the_last_row_of_all(count: int) -> None:
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """All arithmetic of engines built from here on, which no configuration can ask for."""
-    monkeypatch.setattr("llamachat.engine.torch_engine._precision", lambda *_: Precision(*[torch.float64] * 5))
+    monkeypatch.setattr("llamachat.engines.torch.engine._precision", lambda *_: Precision(*[torch.float64] * 5))
 
 
 def exact_logits(engine: TorchEngine, ids: Sequence[int], where: CacheStep) -> torch.Tensor:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from llamachat import __version__
-from llamachat.commands import version
-from llamachat.engine import build
+from llamachat.cli import version
+from llamachat.engines.native import build
 
 
 def test_the_version_is_alone_on_the_first_line_and_torch_is_not_imported() -> None:
     code = (
-        "import sys; sys.argv = ['llamachat', '--version']\nfrom llamachat.cli import main\n"
+        "import sys; sys.argv = ['llamachat', '--version']\nfrom llamachat.cli.main import main\n"
         "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from engines import HashEngine, hash_model
 
-from llamachat.answer import AnswerSettings
 from llamachat.chat.session import Session
 from llamachat.chat.tree import path
-from llamachat.config import SamplingParams
-from llamachat.dialog import Message, choose
+from llamachat.core.dialog import Message
+from llamachat.core.spec import SamplingParams
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
-from llamachat.tokenizer import Tokenizer
+from llamachat.generation.completion import AnswerSettings
 from llamachat.tokenizers.base import TextTokenizer
+from llamachat.tokenizers.dialog_formats import choose
 
 NAMES = [
     "<|begin_of_text|>",

@@ -9,15 +9,17 @@ from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
-from llamachat.answer import Answer, AnswerSettings
 from llamachat.api.model_args import ModelArgs
 from llamachat.api.stream import Stream
 from llamachat.api.text import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
-from llamachat.batch import Batch, Request
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams, require, require_whole, shown
+from llamachat.checks import require, require_whole, shown
+from llamachat.core.cache import Cache
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
-from llamachat.load import LoadedModel, load
+from llamachat.generation.batch import Batch, Request
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.models.load import LoadedModel, load
+from quantize.prepare import prepare
 
 MOST_AT_ONCE = 2**16
 
@@ -94,7 +96,7 @@ class Llama:
         tokenizer_path: the tokenizer's file, where it does not lie with the model. max_seq_len: tokens of prompt and answer
         together. max_batch_size: prompts a call; so many are held at once where memory allows. model_parallel_size: as one
         process reads all shards of a release, only 1 and the number of shards are right, and neither need be given.
-        `options` are those of llamachat.load.load (device, engine, dtype, ...). Raises LlamachatError.
+        `options` are those of llamachat.models.load.load (device, engine, dtype, ...). Raises LlamachatError.
         """
         if path_or_name is not None and ckpt_dir is not None:
             raise UsageError("path_or_name and ckpt_dir were both given", "nothing was loaded", "give one of them")
@@ -102,7 +104,14 @@ class Llama:
         name = None if given is None else os.fspath(given)
         _check_parallel(model_parallel_size, name)
         require_whole("max_batch_size", max_batch_size, 1, MOST_AT_ONCE, UsageError)
-        model = load(name, ctx_size=max_seq_len, parallel=max_batch_size, tokenizer_path=tokenizer_path, **options)
+        model = load(
+            name,
+            ctx_size=max_seq_len,
+            parallel=max_batch_size,
+            tokenizer_path=tokenizer_path,
+            **options,
+            prepare=prepare,
+        )
         return cls(model, max_batch_size, seed)
 
     @cached_property
@@ -230,7 +239,9 @@ class Llama:
     def _answered(self, requests: list[Request]) -> Iterator[Answer]:
         """A single prompt goes on from what the single one before left in the cache; several run at once."""
         if len(requests) == 1:
-            answer = self.model.answer(requests[0].prompt, requests[0].settings, self._cache)
+            answer = Answer(
+                self.model.engine, self.model.tokenizer, self._cache, requests[0].prompt, requests[0].settings
+            )
             for _ in answer:
                 pass
             yield answer

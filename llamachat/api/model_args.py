@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from llamachat.config import LlamaConfig
+from llamachat.core.spec import LlamaConfig
 
 
 @dataclass

@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Generic, Literal, TypeVar
 
-from llamachat.answer import Answer
 from llamachat.errors import UsageError
 from llamachat.events import FinishReason
+from llamachat.generation.completion import Answer
 
 Prediction = TypeVar("Prediction")
 

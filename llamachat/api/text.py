@@ -7,9 +7,9 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypedDict
 
-from llamachat import dialog, tokenizer
-from llamachat.config import shown
-from llamachat.dialog import Role as Role
+from llamachat.checks import shown
+from llamachat.core import dialog, tokenizer
+from llamachat.core.dialog import Role as Role
 from llamachat.errors import UsageError
 
 NONE = -1  # an id that a model does not have

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from llamachat import catalog, environment, fetch
 from llamachat.bench import lookup, report
 from llamachat.bench.contest import Contender, Outcome, measure
 from llamachat.bench.machine import bandwidth_of
@@ -19,7 +18,9 @@ from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.shapes import gguf_file
 from llamachat.bench.work import Work
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.load import load
+from llamachat.models import catalog, fetch
+from llamachat.models.load import load
+from llamachat.system import environment
 
 SPARE = 150_000_000  # bytes that a process may hold beside 1.1 times its weights, keys and values
 

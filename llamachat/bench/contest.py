@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from llamachat import environment
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Work
 from llamachat.errors import UsageError
+from llamachat.system import environment
 
 
 class Contender:
     """A runner in a process of its own, so that no two engines' threads share one."""
 
     def __init__(self, spec: Spec) -> None:
-        command = [sys.executable, "-m", "llamachat.bench.runners", json.dumps(asdict(spec))]
+        command = [sys.executable, "-m", "llamachat.cli.bench_process", json.dumps(asdict(spec))]
         pipe, env = subprocess.PIPE, environment.of_ourselves()
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         try:

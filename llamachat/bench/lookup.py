@@ -4,13 +4,13 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams
-from llamachat.dialog import Message
-from llamachat.draft import Drafter
-from llamachat.generate import generate, prefill
-from llamachat.load import LoadedModel
-from llamachat.sample import Sampler
+from llamachat.core.cache import Cache
+from llamachat.core.dialog import Message
+from llamachat.core.generate import generate, prefill
+from llamachat.core.sampler import Sampler
+from llamachat.core.spec import SamplingParams
+from llamachat.generation.prompt_lookup import Drafter
+from llamachat.models.load import LoadedModel
 
 TEXT = """The library opens at nine in the morning on weekdays and at ten on Saturdays. Visitors may borrow up to twelve \
 books at a time and keep each of them for four weeks. A book that nobody has reserved can be renewed twice, at the desk or \

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llamachat.engine.abi import native_library
-from llamachat.engine.build import BuildError
-from llamachat.engine.pack import aligned
+from llamachat.engines.native.abi import native_library
+from llamachat.engines.native.build import BuildError
+from llamachat.engines.native.pack import aligned
 
 MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.bench.runners import import_peer
-from llamachat.cache import CacheStep
+from llamachat.core.cache import CacheStep
 from llamachat.formats.gguf import open_gguf
 
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from llamachat.engine import Engine
-from llamachat.engine.abi import native_library
-from llamachat.engine.native import LINEARS, NativeEngine
+from llamachat.core.engine import Engine
+from llamachat.engines.native.abi import native_library
+from llamachat.engines.native.engine import LINEARS, NativeEngine
 from llamachat.errors import UsageError
 
 KERNELS = ("head", "norms", "activations to int8", "SwiGLU", "attention", "embedding, narrowing of keys and values")

@@ -5,14 +5,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamachat.bench.work import Course, Runner, Work
-from llamachat.cache import Cache
-from llamachat.engine import Engine
+from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
+from llamachat.core.generate import advance, prefill
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.generate import advance, prefill
+
+if TYPE_CHECKING:
+    from llamachat.models.load import Prepare
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Ours:
             prefill(self.engine, self.cache, ids)
 
 
-def ours(spec: Spec, begin: float) -> tuple[Runner, Facts]:
+def ours(spec: Spec, begin: float, prepare: "Prepare | None" = None) -> tuple[Runner, Facts]:
     """A model by name or path as `llamachat complete` would load it, or random weights of a shape."""
-    engine, load_s = _random(spec) if spec.shape else _loaded(spec, begin)
+    engine, load_s = _random(spec) if spec.shape else _loaded(spec, begin, prepare)
     return Ours(engine), facts_of(engine, load_s)
 
 
@@ -88,8 +92,8 @@ def facts_of(engine: Engine, load_s: float) -> Facts:
     )
 
 
-def _loaded(spec: Spec, begin: float) -> tuple[Engine, float]:
-    from llamachat.load import load
+def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine, float]:
+    from llamachat.models.load import load
 
     options: dict[str, Any] = {
         "engine": spec.engine,
@@ -97,13 +101,13 @@ def _loaded(spec: Spec, begin: float) -> tuple[Engine, float]:
         "kv_bits": spec.kv_bits,
         "threads": spec.threads,
     }
-    engine = load(spec.model, ctx_size=spec.context, **options).engine
+    engine = load(spec.model, ctx_size=spec.context, prepare=prepare, **options).engine
     return engine, time.perf_counter() - begin
 
 
 def _random(spec: Spec) -> tuple[Engine, float]:
     from llamachat.bench.shapes import config_of, random_arena
-    from llamachat.engine.native import KV_TYPES, NativeEngine
+    from llamachat.engines.native.engine import KV_TYPES, NativeEngine
 
     config = config_of(str(spec.shape))
     arena = random_arena(config, spec.scheme or "int4")  # type: ignore[arg-type]
@@ -184,14 +188,13 @@ def import_peer(module: str, package: str) -> Any:
         ) from error
 
 
-KINDS: dict[str, Callable[[Spec, float], tuple[Runner, Facts]]] = {
-    "llamachat": ours,
+PEERS: dict[str, Callable[[Spec, float], tuple[Runner, Facts]]] = {
     "llama.cpp": llama_cpp,
     "transformers": transformers,
 }
 
 
-def serve(text: str) -> None:
+def serve(text: str, prepare: "Prepare | None" = None) -> None:
     """A runner's process: says what it is, then answers one JSON line with one, until its input ends."""
     from llamachat.bench.machine import resident
     from llamachat.bench.profile import Profile, profiling
@@ -201,7 +204,8 @@ def serve(text: str) -> None:
     spec = Spec(**json.loads(text))
     with profiling(spec.profile):
         try:
-            runner, facts = KINDS[spec.kind](spec, begin)
+            make = partial(ours, prepare=prepare) if spec.kind == "llamachat" else PEERS[spec.kind]
+            runner, facts = make(spec, begin)
             profile = Profile(runner.engine) if spec.profile and isinstance(runner, Ours) else None
         except LlamachatError as error:
             said.write(json.dumps({"error": str(error)}) + "\n")
@@ -222,7 +226,3 @@ def serve(text: str) -> None:
         decode_s = course.decode(work.decode)
         shares = profile.read(work.decode, decode_s) if profile else {}
         say({"prefill_s": prefill_s, "decode_s": decode_s, "peak": resident()[1], "profile": shares})
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])

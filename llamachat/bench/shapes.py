@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from llamachat import paths
-from llamachat.config import LlamaConfig
-from llamachat.engine.arena import Arena
-from llamachat.engine.pack import F32, PAGE, Q4, Q8, TILE, Head, aligned, bytes_of
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array
+from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Head, aligned, bytes_of
 from llamachat.errors import UsageError
-from llamachat.tensors import Array
 
 Scheme = Literal["int4", "int4-head8", "int8"]
 BLOCK = 1 << 24  # random bytes that are drawn; more are these again

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, cast, get_args
 
 from llamachat.chat.tree import Node, Speaker, Tree
-from llamachat.config import is_whole
+from llamachat.checks import is_whole
 from llamachat.errors import FormatError, reading
 from llamachat.events import FinishReason
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.cache import Cache
-from llamachat.config import SamplingParams
-from llamachat.engine import Engine
+from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
+from llamachat.core.generate import Interrupted, Logits, advance, score
+from llamachat.core.sampler import GREEDY_BELOW, Sampler, TokenLogprobs, token_logprobs
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import UsageError
-from llamachat.generate import Interrupted, Logits, advance, score
-from llamachat.sample import GREEDY_BELOW, Sampler, TokenLogprobs, token_logprobs
 
 ROWS = 64  # tokens whose logits are held at once
 

@@ -3,9 +3,9 @@
 import hashlib
 from math import prod
 
-from llamachat.fit import size
-from llamachat.load import LoadedModel
-from llamachat.tokenizer import Tokenizer
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.engines.memory import size
+from llamachat.models.load import LoadedModel
 
 
 def depends_on_length(model: LoadedModel) -> bool:

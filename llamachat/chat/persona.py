@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamachat import paths
-from llamachat.config import SamplingParams, shown
+from llamachat.checks import shown
+from llamachat.core.spec import SamplingParams
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
-from llamachat.textfile import read_settings
+from llamachat.system.textfile import read_settings
 
 Role = Literal["user", "assistant"]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)  # it becomes part of a path
@@ -104,7 +105,7 @@ class Library:
 
     def models(self) -> Iterator[tuple[str, str]]:
         """Raises ConfigError."""
-        from llamachat.catalog import load_catalog
+        from llamachat.models.catalog import load_catalog
 
         yield from ((name, entry.description) for name, entry in load_catalog().entries.items())
 

@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamachat.answer import AnswerSettings
-from llamachat.cache import Cache
-from llamachat.chat import snapshot
 from llamachat.chat.export import export
 from llamachat.chat.history import History, Record, message
 from llamachat.chat.insight import reasons, sampling_of, scored
@@ -20,11 +17,14 @@ from llamachat.chat.stream import Said, Stream
 from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, Tree, path
 from llamachat.chat.window import Overflow, Window
-from llamachat.config import is_whole, shown
+from llamachat.checks import is_whole, shown
+from llamachat.core.cache import Cache
+from llamachat.core.sampler import TokenLogprobs
 from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Branch, Event, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
-from llamachat.load import LoadedModel
-from llamachat.sample import TokenLogprobs
+from llamachat.generation import snapshot
+from llamachat.generation.completion import AnswerSettings
+from llamachat.models.load import LoadedModel
 
 
 class Session:

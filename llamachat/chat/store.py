@@ -9,11 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamachat import private
 from llamachat.chat.history import Record
 from llamachat.chat.tree import first_line
 from llamachat.errors import FormatError, UsageError, reading
 from llamachat.events import SavedDialog
+from llamachat.system import private
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from llamachat.answer import Answer, AnswerSettings
 from llamachat.chat.history import Record
 from llamachat.chat.thinking import ThinkSplitter, opened_by, spelled_tags
 from llamachat.chat.tree import Node
 from llamachat.chat.window import Window
-from llamachat.detokenize import Detokenizer
+from llamachat.core.detokenize import Detokenizer
 from llamachat.events import Event, Evicted, TextDelta
-from llamachat.load import LoadedModel
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.models.load import LoadedModel
 
 FLUSH_S = 1.0  # seconds after which what came of an answer is put on disk
 

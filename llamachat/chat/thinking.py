@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from llamachat.tokenizer import Tokenizer
+from llamachat.core.tokenizer import Tokenizer
 
 # Tags that Llama-family models put around their thoughts: DeepSeek-R1 and Qwen distillations, Nemotron; Magistral; Kimi;
 # NovaSky and OpenThoughts; Reflection; others' spellings of the same.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llamachat.chat.thinking import without_thinking
-from llamachat.dialog import Message
+from llamachat.core.dialog import Message
 from llamachat.errors import UsageError
 from llamachat.events import Branch, FinishReason
 

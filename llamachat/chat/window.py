@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamachat.cache import Cache
 from llamachat.chat.tree import Node, Tree
-from llamachat.dialog import Message
+from llamachat.core.cache import Cache
+from llamachat.core.dialog import Message
+from llamachat.core.generate import Interrupted, prefill
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
-from llamachat.generate import Interrupted, prefill
-from llamachat.load import LoadedModel
+from llamachat.models.load import LoadedModel
 
 Overflow = Literal["roll", "refill", "stop"]
 

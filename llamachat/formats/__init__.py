@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamachat.config import LlamaConfig
-from llamachat.tensors import Tensor, TensorInfo
-from llamachat.tokenizer import Tokenizer
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Tensor, TensorInfo
+from llamachat.core.tokenizer import Tokenizer
 
 
 class Checkpoint(Protocol):

@@ -1,49 +1,73 @@
-"""Which format a path holds, told by its content and by the file names that the formats themselves prescribe."""
+"""FORMATS, and which of them a path holds: told by its content, and by the file names that the formats themselves prescribe.
+
+A format is a row here and a file beside this one, which reads its own configuration and names the files that it read.
+"""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from llamachat.errors import FormatError, reader
 from llamachat.formats import Checkpoint
+from llamachat.formats.gguf import is_gguf, open_gguf
+from llamachat.formats.hf import open_hf
+from llamachat.formats.lit import open_lit
+from llamachat.formats.meta import open_meta
+from llamachat.formats.mindformers import open_mindformers
 
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
+@dataclass(frozen=True)
+class Format:
+    """`marks`: the file whose presence says that a folder is of this format; None where it is a file's only."""
+
+    name: str
+    open: Callable[[Path], Checkpoint]  # of a folder with its mark, or of a file
+    marks: str | None = None
+    is_file: Callable[[Path], bool] | None = None  # whether this file is one
+    called: str = ""  # how errors name its files
+
+    def holds(self, path: Path) -> bool:
+        """Whether this is a model of this format."""
+        if path.is_file():
+            return self.is_file is not None and self.is_file(path)
+        return self.marks is not None and (path / self.marks).is_file()
+
+
+def _open_mindformers(path: Path) -> Checkpoint:
+    return open_mindformers(path, open_checkpoint)
+
+
+FORMATS = (
+    Format("Hugging Face", open_hf, "config.json"),
+    Format("Meta", open_meta, "params.json"),
+    Format("lit-llama", open_lit, "lit-llama.pth", lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
+    Format("GGUF", open_gguf, None, is_gguf, "GGUF"),
+    Format(
+        "MindFormers",
+        _open_mindformers,
+        None,
+        lambda path: path.suffix in (".yaml", ".yml"),
+        "MindFormers (.yaml)",
+    ),
+)
+
+
 @reader
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The model in a file (GGUF, lit-llama) or folder (any format), opened by headers alone. Raises ModelError."""
-    if path.is_file():
-        return _open_file(path)
-    if not path.is_dir():
+    """The model in a file or folder, opened by headers alone. Raises ModelError."""
+    if not path.exists():
         raise FormatError(f"{path} is neither a file nor a folder", "there is no model there", "check the path")
-    if (path / "config.json").is_file():
-        from llamachat.formats.hf import open_hf
-
-        return open_hf(path)
-    if (path / "params.json").is_file():
-        from llamachat.formats.meta import open_meta
-
-        return open_meta(path)
-    if (path / "lit-llama.pth").is_file():
-        return _open_file(path / "lit-llama.pth")
-    return _open_file(_only_gguf(path))
-
-
-def _open_file(path: Path) -> Checkpoint:
-    from llamachat.formats.gguf import is_gguf, open_gguf
-
-    if is_gguf(path):
-        return open_gguf(path)
-    if path.suffix in (".yaml", ".yml"):
-        from llamachat.formats.mindformers import open_mindformers
-
-        return open_mindformers(path)
-    if path.suffix == ".pth":
-        from llamachat.formats.lit import open_lit
-
-        return open_lit(path)
+    for each in FORMATS:
+        if each.holds(path):
+            return each.open(path / each.marks if path.is_dir() and each.is_file and each.marks else path)
+    if path.is_dir():
+        return open_gguf(_only_gguf(path))
+    *others, last = (each.called for each in FORMATS if each.is_file)
     raise FormatError(
-        f"{path} is no GGUF, lit-llama (.pth) or MindFormers (.yaml) file",
+        f"{path} is no {', '.join(others)} or {last} file",
         "it cannot be read alone",
         "for other formats give the folder that holds the model",
     )
@@ -53,10 +77,9 @@ def _only_gguf(folder: Path) -> Path:
     """The folder's one GGUF file, or the first of its one split set."""
     files = sorted(folder.glob("*.gguf"))
     if not files:
+        marks = [f"{each.marks} ({each.name})" for each in FORMATS if each.marks]
         raise FormatError(
-            f"{folder} has no config.json (Hugging Face, llamachat), params.json (Meta), lit-llama.pth or .gguf file",
-            "there is no model there",
-            "check the path",
+            f"{folder} has no {', '.join(marks)} or .gguf file", "there is no model there", "check the path"
         )
     sets = {match.groups() if (match := SPLIT.fullmatch(file.name)) else file.name for file in files}
     if len(sets) > 1:

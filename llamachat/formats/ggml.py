@@ -8,8 +8,8 @@ from io import BytesIO, FileIO
 
 import numpy as np
 
+from llamachat.core.tensors import Array, QuantTensor
 from llamachat.errors import FormatError
-from llamachat.tensors import Array, QuantTensor
 
 SLAB = 1 << 18  # bytes unpacked at a time, so that temporaries stay in the processor's cache
 Pieces = tuple[Array, ...]  # of n blocks: codes [n, ...], scale [n, groups], and perhaps a minimum like scale

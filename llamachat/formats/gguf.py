@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llamachat.config import LARGEST, LlamaConfig, RopeScaling, SamplingParams, shown
+from llamachat.checks import LARGEST, shown
+from llamachat.core.spec import LlamaConfig, RopeScaling, SamplingParams
+from llamachat.core.tensors import Tensor, TensorInfo, dequantize, half_split_rows
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.lazy import LazyTensor, matched, read_all
-from llamachat.metadata import Fields, naming
-from llamachat.tensors import Tensor, TensorInfo, dequantize, half_split_rows
-from llamachat.tokenizer import Tokenizer
+from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
@@ -100,7 +101,7 @@ class GGUFCheckpoint:
         return read_all(self.entries, self.path)
 
     def tokenizer(self) -> Tokenizer:
-        from llamachat.tokenizer import from_gguf
+        from llamachat.tokenizers.open import from_gguf
 
         if self.metadata.get("tokenizer.ggml.model", "no_vocab") == "no_vocab":
             raise FormatError(

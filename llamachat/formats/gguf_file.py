@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.config import shown
+from llamachat.checks import shown
+from llamachat.core.tensors import FloatTensor, Tensor
 from llamachat.errors import FormatError, reading
 from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
 from llamachat.formats.lazy import map_file
-from llamachat.tensors import FloatTensor, Tensor
 
 MAGIC = b"GGUF"
 # No honest file comes near these; they bound the time and memory that a dishonest one can cost.

@@ -9,22 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from llamachat import config_sources
-from llamachat.config import LlamaConfig, shown
-from llamachat.config_sources import Translated
+from llamachat.checks import shown
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
-from llamachat.formats import bnb, packed
-from llamachat.formats.lazy import (
-    LazyCheckpoint,
-    LazyTensor,
-    float_entry,
-    listed,
-    matched,
-)
+from llamachat.formats import config_sources
+from llamachat.formats.config_sources import Translated
+from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.prequantized import bnb
+from llamachat.formats.prequantized import ours as packed
 from llamachat.formats.safetensors_file import read_safetensors
-from llamachat.metadata import read_json, read_text
-from llamachat.tensors import Array
+from llamachat.system.metadata import read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llamachat import mapped
-from llamachat.config import LlamaConfig, shown
+from llamachat.checks import shown
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
-from llamachat.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
-from llamachat.tokenizer import Tokenizer
+from llamachat.system import mapped
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
 
@@ -41,7 +42,7 @@ class LazyCheckpoint:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        from llamachat.tokenizer import files_in
+        from llamachat.tokenizers.open import files_in
 
         return files_in(self.tokenizer_folder)
 
@@ -52,7 +53,7 @@ class LazyCheckpoint:
         return read_all(self.entries, self.path)
 
     def tokenizer(self) -> Tokenizer:
-        from llamachat.tokenizer import open_folder
+        from llamachat.tokenizers.open import open_folder
 
         return open_folder(self.tokenizer_folder)
 

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from llamachat import config_sources
-from llamachat.config import LlamaConfig, shown
-from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
-from llamachat.formats.pickled import read_pickled
-from llamachat.metadata import read_json
-from llamachat.tensors import (
+from llamachat.checks import shown
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import (
     GROUP,
     Array,
     QuantTensor,
@@ -28,6 +24,11 @@ from llamachat.tensors import (
     pack_nibbles,
     to_float32,
 )
+from llamachat.errors import ConfigError, FormatError, reader
+from llamachat.formats import config_sources
+from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
+from llamachat.formats.pickled import read_pickled
+from llamachat.system.metadata import read_json
 
 CONFIG_FILE = "lit_config.json"
 TOP = {

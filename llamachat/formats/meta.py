@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from llamachat import config_sources
-from llamachat.config import LlamaConfig, shown
+from llamachat.checks import shown
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
 from llamachat.errors import FormatError, reader
+from llamachat.formats import config_sources
 from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
 from llamachat.formats.pickled import read_pickled
-from llamachat.metadata import read_json
-from llamachat.tensors import Array, FloatTensor, TensorInfo, half_split_rows
+from llamachat.system.metadata import read_json
 
 ROWS, COLUMNS = 0, 1  # the axis along which the ranks' parts are joined
 LAYER: dict[str, tuple[str, int | None]] = {

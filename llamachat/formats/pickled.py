@@ -8,10 +8,10 @@ import pickletools
 import zipfile
 from pathlib import Path
 
-from llamachat.config import shown
+from llamachat.checks import shown
+from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader, reading
-from llamachat.mapped import is_mapped
-from llamachat.tensors import Array
+from llamachat.system.mapped import is_mapped
 
 AXES = 8  # of a tensor; a weight has two, and numpy at most 64
 PICKLE_LIMIT = 4 << 20  # bytes; 10,000 tensors take half of it, and reading it all some seconds and 300 MB

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from llamachat.config import shown
+from llamachat.checks import shown
+from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.formats.lazy import map_file
-from llamachat.metadata import parse_json
-from llamachat.tensors import Array
+from llamachat.system.metadata import parse_json
 
 HEADER_LIMIT = 16 << 20  # bytes; 100,000 tensors take less, and JSON takes up to 30 times its size in memory
 DTYPES: dict[str, np.dtype[Any]] = {

@@ -1,1 +1,1 @@
-"""What stands behind llamachat.tokenizer.Tokenizer: one module a kind of file, each importing its library when used."""
+"""What stands behind llamachat.tokenizers.open.Tokenizer: one module a kind of file, each importing its library when used."""

@@ -48,7 +48,7 @@ _LIKE_LLAMA3 = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
-    """See llamachat.tokenizer.from_gguf."""
+    """See llamachat.tokenizers.open.from_gguf."""
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2' and 'llama' are read")

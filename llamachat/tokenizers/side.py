@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llamachat.metadata import read_json
+from llamachat.system.metadata import read_json
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 MAX_ADDED = 1 << 16  # a token so far behind a vocabulary's end belongs to none that is known

@@ -16,11 +16,11 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from rich.text import Text
 
 from llamachat.events import Event, TextDelta
+from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui.cells import wrap
 from llamachat.ui.live import Flow, Region
 from llamachat.ui.prompt import Prompt, sign
 from llamachat.ui.render import AnswerLines, Screen, stats_line
-from llamachat.ui.sanitise import sanitise, sanitise_line
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing

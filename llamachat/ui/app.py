@@ -11,12 +11,12 @@ from typing import NoReturn, TextIO
 
 from llamachat.errors import LlamachatError, trace
 from llamachat.events import TurnDone
+from llamachat.system.sanitise import sanitise
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import Screen, stats_line
-from llamachat.ui.sanitise import sanitise
 from llamachat.ui.theme import choose
 
 __all__ = ["Chat", "ChatSession", "Watch", "run"]

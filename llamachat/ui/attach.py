@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamachat import textfile
 from llamachat.errors import UsageError
-from llamachat.ui.sanitise import sanitise_line
+from llamachat.system import textfile
+from llamachat.system.sanitise import sanitise_line
 
 LIMIT = 1_000_000  # bytes of one file, and of all in a message
 LIMIT_TOLD = "1 MB"

@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 
 from llamachat.errors import UsageError
+from llamachat.system.sanitise import sanitise
 from llamachat.ui.render import count
-from llamachat.ui.sanitise import sanitise
 
 LIMIT = 74_994  # bytes: what terminals take, 100,000 characters with the sequence around them
 

@@ -10,9 +10,9 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from llamachat.errors import LlamachatError
+from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.commands import COMMANDS, Command, Context, named
 from llamachat.ui.commands.base import Word
-from llamachat.ui.sanitise import sanitise_line
 
 _MOST = 200  # entries of a folder
 _TYPED_MENTION = re.compile(r'(?<![\w@/.`])@("?)((?<=")[^"\n]*|[^\s"@`]*)\Z')

@@ -23,6 +23,7 @@ from prompt_toolkit.output import Output
 
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Stats, TurnDone
+from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
 from llamachat.ui.chat import Chat, StillLoadingError, ignore_signals
@@ -30,7 +31,6 @@ from llamachat.ui.completion import ChatCompleter
 from llamachat.ui.contract import ChatSession
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
 from llamachat.ui.render import status_line
-from llamachat.ui.sanitise import sanitise_line
 from llamachat.ui.theme import Theme
 
 _BEAT = 0.5  # seconds between two looks at the clock

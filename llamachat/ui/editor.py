@@ -6,8 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from llamachat import environment
 from llamachat.errors import UsageError
+from llamachat.system import environment
 
 _KNOWN = ("editor", "nano", "vi")
 

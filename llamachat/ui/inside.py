@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from llamachat.events import Branch, TokenView, Turn
+from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui.cells import cells, cut, pad, wrap
-from llamachat.ui.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui.theme import Theme
 
 _STEPS = (0.5, 0.2, 0.05, 0.01)  # probabilities between which the heat changes

@@ -31,13 +31,13 @@ from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
-from llamachat import private
 from llamachat.errors import UsageError
+from llamachat.system import private
+from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
 from llamachat.ui.live import Region
-from llamachat.ui.sanitise import sanitise_line
 
 _STYLE = Style.from_dict({"prompt": "ansicyan bold", "status": "dim", "hint": "italic"})
 _LEAVE_HINT = "Ctrl-D or /exit to leave"

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from llamachat.errors import LlamachatError
 from llamachat.events import Branch, Event, Evicted, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
+from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui import inside
 from llamachat.ui.cells import cells, cut, pad, wrap
 from llamachat.ui.markdown import Block, MarkdownStream, draw
 from llamachat.ui.plain import PlainStream
-from llamachat.ui.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {"stop": [], "length": ["cut off at the token limit"], "interrupt": ["stopped"]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
-from llamachat.ui.sanitise import sanitise
+from llamachat.system.sanitise import sanitise
 from llamachat.ui.theme import Theme
 
 if TYPE_CHECKING:

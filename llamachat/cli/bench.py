@@ -1,0 +1,92 @@
+"""`llamachat bench` as a command; the measuring is in bench/."""
+
+import os
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamachat.cli.options import EngineName
+from llamachat.errors import UsageError
+
+
+class Shape(StrEnum):
+    """Of bench/shapes.py."""
+
+    m135 = "135m"
+    b1 = "1b"
+    b3 = "3b"
+    b8 = "8b"
+
+
+class Scheme(StrEnum):
+    """Of random weights; `head8`: embedding and head in 8 bits."""
+
+    int4 = "int4"
+    int8 = "int8"
+    int4_head8 = "int4-head8"
+
+
+def bench(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or path.")] = None,
+    shape: Annotated[Shape | None, typer.Option(help="Random weights of this shape instead; no download.")] = None,
+    scheme: Annotated[Scheme, typer.Option(help="Of --shape: how its weights are coded.")] = Scheme.int4_head8,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 256,
+    decode: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
+    depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache before decoding; 0: the prompt.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are of so many.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = EngineName.auto,
+    dtype: Annotated[str | None, typer.Option(help="Of the torch engine: float32, bfloat16 or float16.")] = None,
+    kv_bits: Annotated[int | None, typer.Option(help="8, 16 or 32.")] = None,
+    vs_gguf: Annotated[Path | None, typer.Option(help="Run llama.cpp on this file beside it.")] = None,
+    vs_llamacpp: Annotated[
+        bool,
+        typer.Option("--vs-llamacpp", help="With --shape: run llama.cpp beside it, on a GGUF file written for that."),
+    ] = False,
+    vs_transformers: Annotated[Path | None, typer.Option(help="Run transformers on this GGUF file beside it.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decoded token goes.")] = False,
+    bars: Annotated[
+        bool, typer.Option("--bars", help="Measure the project's own bars instead, beside llama.cpp.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Of --bars: smollm2, 1b, 1b-int8, 8b, start or lookup; may be given more than once."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Only the JSON line, no table.")] = False,
+) -> None:
+    """Measure speed and memory, beside peers in the same run; the last line is JSON."""
+    from llamachat.bench import report
+    from llamachat.bench.contest import Contender, measure
+    from llamachat.bench.machine import bandwidth_of
+    from llamachat.bench.runners import Spec
+    from llamachat.bench.shapes import gguf_file
+    from llamachat.bench.work import Work
+    from llamachat.models.load import check_options
+
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    check_options(None, kv_bits, dtype, threads)
+    if bars:
+        from llamachat.bench.bars import run
+
+        run(threads, repeats, only or [], tables=not json)
+        return
+    if shape and model:
+        raise UsageError("--model and --shape were both given", remedy="give one of them")
+    if vs_llamacpp and not shape:
+        raise UsageError("--vs-llamacpp needs --shape", remedy="give --vs-gguf FILE")
+    work = Work(prompt, decode, depth)
+    ours = {"engine": engine.value, "dtype": dtype, "kv_bits": kv_bits, "profile": profile}
+    random = {"shape": shape.value, "scheme": scheme.value} if shape else {}
+    specs = [Spec("llamachat", threads, work.context, model, **ours, **random)]  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        if shape and vs_llamacpp:
+            vs_gguf = stack.enter_context(gguf_file(shape.value, eight=scheme is Scheme.int8))
+        wanted = {"llama.cpp": vs_gguf, "transformers": vs_transformers}
+        specs += [Spec(kind, threads, work.context, str(file)) for kind, file in wanted.items() if file]
+        contenders = [stack.enter_context(Contender(spec)) for spec in specs]
+        outcome = measure(contenders, work, repeats, bandwidth_of(threads))
+    facts = {"threads": threads, "prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
+    report.speeds(outcome, {"model": model, "shape": shape, "scheme": shape and scheme} | facts, tables=not json)

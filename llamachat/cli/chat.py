@@ -1,0 +1,170 @@
+"""`llamachat chat`: from its flags to a session on the screen."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llamachat.cli.loading import answer_settings, given_system, load_model, obtain
+from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, flag, with_options
+from llamachat.cli.shell_words import personas, sessions
+from llamachat.errors import UsageError
+
+if TYPE_CHECKING:
+    from llamachat.chat.persona import Persona
+    from llamachat.chat.session import Session
+    from llamachat.chat.store import Archive
+    from llamachat.models.catalog import ModelEntry
+    from llamachat.models.load import LoadedModel
+    from llamachat.ui.app import Watch
+
+
+@with_options
+def chat(
+    ctx: typer.Context,
+    options: Options,
+    persona: Annotated[
+        str | None,
+        flag("--persona", help="A manner of answering: see /help persona.", panel=DIALOG, autocompletion=personas),
+    ] = None,
+    continued: Annotated[bool, flag("--continue", help="Go on with the latest dialog.", panel=DIALOG)] = False,
+    session: Annotated[
+        str | None,
+        flag(
+            "--session",
+            help="Go on with this dialog, or begin one of this name.",
+            panel=DIALOG,
+            metavar="NAME",
+            autocompletion=sessions,
+        ),
+    ] = None,
+    no_history: Annotated[
+        bool, flag("--no-history", help="Leave no trace of the dialog on disk.", panel=DIALOG)
+    ] = False,
+    think: Annotated[
+        bool, flag("--think/--hide-thinking", help="Show what a model thinks before it answers.", panel=SCREEN)
+    ] = False,
+    plain: Annotated[bool, flag("--plain", help="Show answers as they come: no Markdown.", panel=SCREEN)] = False,
+    theme: Annotated[ThemeName, flag("--theme", help="Colours; auto: what fits the terminal.", panel=SCREEN)] = (
+        ThemeName.auto
+    ),
+    vi: Annotated[bool, flag("--vi", help="Edit with the keys of vi.", panel=SCREEN)] = False,
+) -> None:
+    """Chat in the terminal (also: `llamachat` alone)."""
+    from llamachat import paths
+    from llamachat.chat.persona import Library, load
+    from llamachat.chat.store import Archive
+    from llamachat.models import catalog
+    from llamachat.system.mapped import guard
+    from llamachat.ui import app as ui
+
+    manner = load(persona) if persona else None
+    if manner:
+        options = as_persona(options, manner, ctx)
+    archive = None if no_history else Archive(paths.data_dir() / "sessions")
+    name = _dialog(archive, continued, session)
+    if manner and archive and name and archive.exists(name):
+        raise UsageError(
+            "a persona begins a dialog", "this one is not opened", "leave out --persona, or /persona in the chat"
+        )
+    if archive and name and not _typed(ctx, "model"):
+        options = replace(options, model=archive.model_of(name) or options.model)
+    system = given_system(options)
+    watch = ui.Watch() if ui.redraws() else None
+    entry = obtain(options, later=watch is not None)
+    opened: list[Session] = []
+
+    def start() -> "Session":
+        from llamachat.chat.session import Session
+
+        model = _watched(options, entry, watch) if watch else load_model(options, entry)
+        settings, prompt = answer_settings(options, model), model.system if system is None else system
+        chat = Session(
+            model,
+            settings,
+            prompt,
+            options.overflow.value,
+            archive=archive,
+            load_model=lambda name: load_model(options, catalog.resolve(name)),
+            snapshots=not no_history,
+        )
+        opened.append(chat)
+        if name:
+            chat.open(name)
+            _typed_again(chat, options, system, ctx)
+        if manner and manner.messages and all(turn.role == "system" for turn in chat.turns()):
+            chat.begin(manner.said)
+        return chat
+
+    guard()  # while the terminal is as it was found
+    history = None if no_history else paths.state_dir() / "history"
+    try:
+        code = ui.run(
+            start,
+            model=entry.name,
+            watch=watch,
+            history_file=history,
+            library=Library(),
+            theme=theme.value,
+            plain=plain,
+            think=think,
+            vi=vi,
+            verbose=options.verbose,
+        )
+        raise typer.Exit(code)
+    finally:
+        for chat in opened:
+            chat.close()
+
+
+def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:
+    """The name of the saved dialog that was asked for."""
+    if not continued and session is None:
+        return None
+    if archive is None or (continued and session is not None):
+        raise UsageError("--continue, --session and --no-history exclude each other", remedy="give one of them")
+    name = archive.latest() if session is None else session
+    if name is None:
+        raise UsageError("there is no dialog to continue", remedy="start one without --continue")
+    from llamachat.chat.store import check_name
+
+    check_name(name)
+    return name
+
+
+def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typer.Context) -> None:
+    """What was typed goes before what a saved dialog was held with."""
+    if _typed(ctx, "system") or _typed(ctx, "system_file"):
+        chat.set_system(system)
+    for name, value in {**options.sampling(), "max_tokens": options.max_tokens}.items():
+        if _typed(ctx, name):
+            chat.set_parameter(name, str(value))
+
+
+def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedModel":
+    """Download and load behind a prompt that shows how far that is."""
+    from llamachat.engines import memory
+    from llamachat.engines.select import prepare_native
+    from llamachat.models import fit
+    from llamachat.models.load import obtain as obtain_files
+    from quantize.prepare import prepare
+
+    if plan := fit.entry_plan(entry, options.ctx_size, options.kv_bits):
+        watch.plan = memory.describe(plan)
+    obtain_files(entry, options.ctx_size, options.kv_bits, options.offline, options.force, watch.progress, prepare)
+    if options.engine != "torch" and options.device != "cuda" and not options.verbose:
+        prepare_native(watch.note)
+    watch.line = ""
+    return load_model(options, entry, report=watch.note)
+
+
+def as_persona(options: Options, persona: "Persona", ctx: typer.Context) -> Options:
+    """Its model, system prompt and sampling: after what was typed, before the environment and the config file."""
+    changes: dict[str, Any] = {**persona.sampling} | ({"model": persona.model} if persona.model else {})
+    if persona.system is not None and not (_typed(ctx, "system") or _typed(ctx, "system_file")):
+        changes |= {"system": persona.system, "system_file": None}
+    return replace(options, **{name: value for name, value in changes.items() if not _typed(ctx, name)})
+
+
+def _typed(ctx: typer.Context, name: str) -> bool:
+    return str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")

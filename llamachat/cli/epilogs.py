@@ -1,0 +1,76 @@
+"""The ends of the help pages: examples, and what else a manual page would say."""
+
+from llamachat.cli.options import examples
+
+CODES = "Exit codes: 0 ok, 2 usage, 3 model or file error, 4 does not fit, 130 interrupted, 141 output no longer read."
+DEFAULTS = (
+    "What --top-k sets, LLAMACHAT_TOP_K in the environment sets as well, and after that top-k in the config file (see "
+    "llamachat config --help); so it is with all flags of chat."
+)
+TEXTS = (
+    "Text is UTF-8. Of a file and of stdin a byte-order mark and the last line's end are left out; other line ends stay what "
+    "they are, CRLF too, as in JSON."
+)
+ROOT = examples(
+    ("llamachat", "chat with the default model"),
+    ("llamachat -m llama-3.2-1b", "with another"),
+    ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
+    ("llamachat models list", "what there is, and what would fit"),
+    ("llamachat COMMAND --help", "flags and examples of a command"),
+    note=CODES,
+)
+CHAT = examples(
+    ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
+    ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
+    ("llamachat --temp 0 --seed 1", "the same answers each time"),
+    ("llamachat --persona pirate", "see /help persona in a chat"),
+    ("llamachat chat < questions.txt", "off a terminal each line is a message"),
+    note=f"{DEFAULTS}\n\n{CODES}",
+)
+COMPLETE = examples(
+    ("llamachat complete 'Name three moons.'", ""),
+    ("git diff | llamachat complete 'Write a commit message.'", "stdin follows the prompt"),
+    ("llamachat complete -f letter.txt --json | jq -r .text", "text, tokens and timings as JSON"),
+    ("llamachat complete --raw 'Once upon a time' -n 50", "continue plain text"),
+    ("llamachat complete --regex 'yes|no' 'Is Rome in Italy?'", "nothing but such an answer; also --schema, --grammar"),
+    ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
+    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
+CONFIG = examples(
+    ("llamachat config", "what holds, and where it comes from"),
+    ("llamachat config set temperature 0.7", ""),
+    ("llamachat config set stop '###' END", "what may be repeated takes several"),
+    ("llamachat config unset temperature", ""),
+    ("$EDITOR $(llamachat config path)", "it is TOML: temperature = 0.7"),
+    note=CODES,
+)
+QUANTIZE = examples(
+    ("llamachat quantize ./llama-3.2-1b -o llama-int4", "int4, the default"),
+    ("llamachat quantize ./model -o out --scheme int8", ""),
+    ("llamachat quantize ./model -o out --override '*.down_proj=int8' --report", "and measure what it cost"),
+    ("llamachat -m ./llama-int4", "chat with the result"),
+    note=CODES,
+)
+EVALUATE = examples(
+    ("llamachat eval -m ./llama-int4", "perplexity"),
+    ("llamachat eval -m ./llama-int4 --against ./llama-3.2-1b", "and KL divergence from the original"),
+    ("llamachat eval -m X.gguf --engine native --against X.gguf --vs-gguf X.gguf", "what our engine's rounding costs"),
+    note=CODES,
+)
+BENCH = examples(
+    ("llamachat bench", "the default model on this machine"),
+    ("llamachat bench -m ./model.gguf --vs-gguf ./model.gguf", "beside llama.cpp, in the same run"),
+    ("llamachat bench --shape 8b --vs-llamacpp", "random weights of a real shape; no download"),
+    ("llamachat bench --profile", "where the time of a token goes"),
+    ("llamachat bench --bars", "all that the project holds itself to; about 10 minutes"),
+    note=CODES,
+)
+LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)
+SHOW = examples(("llamachat models show smollm2-135m", ""), ("llamachat models show ./model.gguf", ""), note=CODES)
+PULL = examples(
+    ("llamachat models pull llama-3.2-1b", "again to go on where it broke off"),
+    ("llamachat models pull hf:owner/repo/model-Q4_0.gguf@main", "a file of a Hugging Face repository"),
+    note=CODES,
+)
+REMOVE = examples(("llamachat models rm llama-3.2-1b", ""), note=CODES)
+CACHE = examples(("llamachat models cache", ""), ("llamachat models cache --clear", ""), note=CODES)

@@ -1,0 +1,98 @@
+"""What chat and complete do alike: from their flags to a model, its settings and a system prompt."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from llamachat.cli.options import Options
+from llamachat.errors import LlamachatError, UsageError, trace
+
+if TYPE_CHECKING:
+    from llamachat.generation.completion import AnswerSettings
+    from llamachat.models.catalog import ModelEntry
+    from llamachat.models.load import LoadedModel
+
+
+def obtain(options: Options, later: bool = False) -> "ModelEntry":
+    """Find the model, and download it with a progress bar if it is not here, or later; but first refuse bad settings."""
+    from llamachat.cli.models import shown_progress
+    from llamachat.core.detokenize import StopMatcher
+    from llamachat.core.spec import SamplingParams
+    from llamachat.models import catalog, load
+    from quantize.prepare import prepare
+
+    SamplingParams().replace(**options.sampling())
+    StopMatcher(options.stop)
+    load.check_options(options.ctx_size, options.kv_bits, None, options.threads)
+    entry = catalog.resolve(options.model)
+    if later:
+        return entry
+    with shown_progress() as progress:
+        load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare)
+    if options.engine != "torch" and options.device != "cuda" and not options.verbose:  # verbose loading says it itself
+        from llamachat.engines.select import prepare_native
+
+        prepare_native(note)
+    return entry
+
+
+def load_model(
+    options: Options, entry: "ModelEntry", parallel: int = 1, report: Callable[[str], None] | None = None
+) -> "LoadedModel":
+    from llamachat.models.load import load
+    from quantize.prepare import prepare
+
+    return load(
+        entry,
+        prepare=prepare,
+        ctx_size=options.ctx_size,
+        parallel=parallel,
+        kv_bits=options.kv_bits,
+        device=options.device.value,
+        engine=options.engine.value,
+        threads=options.threads,
+        offline=options.offline,
+        force=options.force,
+        report=(report or note) if options.verbose else None,
+    )
+
+
+def answer_settings(
+    options: Options, model: "LoadedModel", logprobs: int | None = None, echo: bool = False, raw: bool = False
+) -> "AnswerSettings":
+    """`raw`: what is answered is a plain text to go on with."""
+    from llamachat.generation.completion import AnswerSettings
+
+    return AnswerSettings(
+        model.sampling.replace(**options.sampling()),
+        model.text_stop_ids if raw else model.stop_ids,
+        options.stop,
+        options.max_tokens,
+        logprobs,
+        score_prompt=echo and logprobs is not None,
+    )
+
+
+def given_system(options: Options) -> str | None:
+    """The system prompt that was given, if one was."""
+    if options.system is not None and options.system_file is not None:
+        raise UsageError("--system and --system-file were both given", remedy="give one of them")
+    if options.system_file is not None:
+        from llamachat.generation.completer import read_text
+
+        return read_text(options.system_file)
+    return options.system
+
+
+def note(line: str) -> None:
+    from llamachat.system.sanitise import sanitise_line
+
+    typer.echo(sanitise_line(line), err=True)
+
+
+def explain(error: LlamachatError) -> None:
+    """Where an error that `reading` made comes from, for --verbose."""
+    from llamachat.system.sanitise import sanitise
+
+    typer.echo(sanitise(trace(error)), err=True, nl=False)

@@ -1,0 +1,225 @@
+"""`llamachat models list|show|pull|rm`: the catalog, seen and changed from the command line."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llamachat.cli import epilogs
+from llamachat.cli.shell_words import models
+from llamachat.engines import memory
+from llamachat.errors import LlamachatError
+from llamachat.models import fetch, fit
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
+from llamachat.models.fetch.verified import Progress, folder_size
+from llamachat.system.sanitise import sanitise, sanitise_line
+
+models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[
+    str, typer.Argument(help="A name from `llamachat models list`, hf:owner/repo, or a path.", autocompletion=models)
+]
+
+
+@models_app.command("list", epilog=epilogs.LIST)
+def list_models(as_json: AsJson = False) -> None:
+    """All models by name: what they weigh, whether they are here, whether they would fit in memory."""
+    catalog = load_catalog()
+    facts = [_facts(entry) | {"default": name == catalog.default} for name, entry in catalog.entries.items()]
+    if as_json:
+        _print_json(facts)
+        return
+    headers = ("name", "download", "on disk", "fits", "context", "licence")
+    rows = [_row(fact) for fact in facts]
+    if not sys.stdout.isatty():
+        for row in (headers, *rows):
+            typer.echo("\t".join(map(sanitise_line, row)))
+        return
+    _print_table(headers, rows)
+    _print(f"* default   Your own models go to {user_file()}")
+
+
+@models_app.command("show", epilog=epilogs.SHOW)
+def show_model(name: Name, as_json: AsJson = False) -> None:
+    """Everything known of a model: source, licence, files, memory plan."""
+    entry = resolve(name)
+    facts = _facts(entry)
+    if as_json:
+        _print_json(facts)
+        return
+    plan = fit.entry_plan(entry)
+    told = {
+        **facts,
+        "download_bytes": memory.size(entry.download_bytes) if entry.download_bytes else None,
+        "disk_bytes": memory.size(facts["disk_bytes"]),
+        "memory": memory.describe(plan) + (": fits" if plan.fits else f": does not fit; try {memory.advice(plan)}")
+        if plan
+        else None,
+    }
+    lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {})}
+    _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
+
+
+@models_app.command("pull", epilog=epilogs.PULL)
+def pull_model(name: Name) -> None:
+    """Fetch a model, or go on with an interrupted fetch; prints where it lies."""
+    entry = resolve(name)
+    plan = fit.entry_plan(entry)
+    if plan and not plan.fits:
+        _note(f"note: {entry.name} needs {memory.describe(plan)}; to run it, try {memory.advice(plan)}")
+    with shown_progress() as progress:
+        path = fetch.fetch(entry, progress)
+    _print(str(path))
+
+
+@models_app.command("rm", epilog=epilogs.REMOVE)
+def remove_model(name: Name) -> None:
+    """Delete the files that were fetched for a model, and what its quant_config made of them."""
+    entry = resolve(name)
+    copy = _quantized_copy(entry)
+    freed = fetch.remove(entry)
+    if copy and copy.is_dir():
+        freed += folder_size(copy)
+        shutil.rmtree(copy)
+    _print(f"{entry.name}: {memory.size(freed)} freed")
+
+
+def _quantized_copy(entry: ModelEntry) -> Path | None:
+    """Where it would lie; it is named after the fetched files, so ask before they are gone."""
+    path = fetch.locate(entry) if entry.quant_config else None
+    if path is None or entry.quant_config is None:
+        return None
+    from llamachat.formats.detect import open_checkpoint
+    from quantize.prepare import quantized_path
+
+    try:
+        return quantized_path(open_checkpoint(path), entry.quant_config)
+    except LlamachatError as error:  # damaged: a reason to delete it
+        _note(f"note: what was quantized from it is not deleted: {error}")
+        return None
+
+
+@models_app.command("cache", epilog=epilogs.CACHE)
+def packed_weights(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete them all; the next start makes them anew.")] = False,
+) -> None:
+    """List what makes a second start quick, or delete it: weights in the native engine's layout, dialogs' keys and values."""
+    from llamachat.generation import snapshot
+    from llamachat.models import packed_weights
+
+    caches = packed_weights.store(), snapshot.store()
+    if clear:
+        _print(f"{memory.size(sum(kept.clear() for kept in caches))} freed")
+        return
+    for kept in caches:
+        held = kept.entries()
+        _print(*(f"{memory.size(path.stat().st_size):>8}  {path}" for path in held))
+        total = sum(path.stat().st_size for path in held)
+        _print(f"{memory.size(total):>8}  in all, of at most {memory.size(int(kept.limit))}")
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A bar on standard error, gone when done; where that is no terminal, one line for each step."""
+    if not sys.stderr.isatty():
+        seen: set[str] = set()
+
+        def line(what: str, done: int, total: int | None) -> None:
+            if what not in seen and done != total:
+                _note(what + (f" ({memory.size(total)})" if total else ""))
+            seen.add(what)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def bar(what: str, done: int, total: int | None) -> None:
+            if bars.tasks[0].description != sanitise_line(what):
+                bars.reset(task, description=sanitise_line(what))
+            bars.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    """What `show` tells and `--json` prints; sizes in bytes, paths as text."""
+    path, plan = fetch.locate(entry), fit.entry_plan(entry)
+    facts = {key: value for key, value in asdict(entry).items() if key not in ("source", "shape")}
+    return {
+        **facts,
+        "source": _place(entry.source),
+        "params": entry.shape.params if entry.shape else None,
+        "path": str(path) if path else None,
+        "disk_bytes": fetch.disk_usage(entry),
+        "memory": asdict(plan) | {"needed": plan.needed, "fits": plan.fits} if plan else None,
+    }
+
+
+def _place(source: WheelSource | HubSource | LocalPath) -> str:
+    match source:
+        case WheelSource():
+            return f"Python package {source.wheel} {source.version}"
+        case HubSource():
+            return f"hf:{source.hub}" + (f"/{source.file}" if source.file else "") + f"@{source.revision or 'main'}"
+        case LocalPath():
+            return str(source.path)
+
+
+def _row(fact: dict[str, Any]) -> tuple[str, ...]:
+    memory, size = fact["memory"], fact["download_bytes"]
+    return (
+        fact["name"] + (" *" if fact["default"] else ""),
+        memory.size(size) if size else "?",
+        "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
+        "?" if memory is None else "yes" if memory["fits"] else f"needs {memory.size(memory['needed'])}",
+        str(fact["context"] or "?"),
+        (fact["licence"] or "?") + (" (gated)" if fact["gated"] else ""),
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_told(v)}" for key, v in value.items() if v not in (None, ()))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        numeric = header in ("download", "context")
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=header == "name")
+    for row in rows:
+        table.add_row(*(Text(sanitise_line(cell)) for cell in row))
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        typer.echo(sanitise(line))
+
+
+def _note(line: str) -> None:
+    typer.echo(sanitise_line(line), err=True)

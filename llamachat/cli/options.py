@@ -1,0 +1,178 @@
+"""The command-line flags that chat and complete share, each with its environment variable. Imports nothing heavy."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llamachat.cli.shell_words import models
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class EngineName(StrEnum):
+    auto = "auto"
+    native = "native"
+    torch = "torch"
+
+
+class Overflow(StrEnum):
+    roll = "roll"
+    refill = "refill"
+    stop = "stop"
+
+
+class ThemeName(StrEnum):
+    auto = "auto"
+    dark = "dark"
+    light = "light"
+    none = "none"
+
+
+def examples(*lines: tuple[str, str], note: str = "") -> str:
+    """The end of a help page: command lines, each with a word on it, then a note."""
+    width = max((len(line) for line, word in lines if word and len(line + word) < 73), default=0)
+    told = [
+        f"  {line:{width}}  {word}".rstrip() if max(width, len(line)) + len(word) < 74 else f"  {line}\n      {word}"
+        for line, word in lines
+    ]
+    return "\n".join(["Examples:", *told, *(["", note] if note else [])]).replace("[", r"\[")
+
+
+def flag(*names: str, help: str, panel: str, **limits: Any) -> Any:
+    """A typer option that the environment variable LLAMACHAT_<LONG NAME> sets as well."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "LLAMACHAT_" + long[2:].partition("/")[0].replace("-", "_").upper()
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **limits)
+
+
+@dataclass
+class Told:
+    """What has been said on the command line, for whoever reports how the command ended (the context's `obj`)."""
+
+    verbose: bool = False
+
+
+def _tell(ctx: typer.Context, verbose: bool) -> bool:
+    if isinstance(ctx.obj, Told):
+        ctx.obj.verbose |= verbose
+    return verbose
+
+
+MODEL, SAMPLING, RUN = "Model and context", "Sampling", "Running"
+DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
+
+
+@dataclass(frozen=True)
+class Options:
+    """Values of the common flags; None means that the model's own default holds."""
+
+    model: Annotated[
+        str | None,
+        flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL, autocompletion=models),
+    ] = None
+    system: Annotated[str | None, flag("--system", "-s", help="System prompt.", panel=MODEL)] = None
+    system_file: Annotated[
+        Path | None, flag("--system-file", help="File that holds the system prompt.", panel=MODEL)
+    ] = None
+    ctx_size: Annotated[
+        int | None,
+        flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
+    ] = None
+    overflow: Annotated[
+        Overflow,
+        flag(
+            "--overflow",
+            help="When the context is full: roll (the oldest turns go), refill (they go, the rest is computed anew), stop.",
+            panel=MODEL,
+        ),
+    ] = Overflow.roll
+    kv_bits: Annotated[
+        int | None, flag("--kv-bits", help="Bits of a cached key or value: 8, 16 or 32.", panel=MODEL)
+    ] = None
+    temperature: Annotated[
+        float | None,
+        flag("--temperature", "--temp", help="0 takes the likeliest token, after penalties.", panel=SAMPLING),
+    ] = None
+    top_k: Annotated[int | None, flag("--top-k", help="Keep the K likeliest tokens; 0: all.", panel=SAMPLING)] = None
+    top_p: Annotated[
+        float | None, flag("--top-p", help="Keep the likeliest tokens that make up P of the mass.", panel=SAMPLING)
+    ] = None
+    min_p: Annotated[
+        float | None, flag("--min-p", help="Keep tokens at least P times as likely as the likeliest.", panel=SAMPLING)
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        flag(
+            "--repetition-penalty", "--repeat-penalty", help="Above 1 makes seen tokens rarer (CTRL).", panel=SAMPLING
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float | None, flag("--presence-penalty", help="Subtracted once from each generated token.", panel=SAMPLING)
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, flag("--frequency-penalty", help="Subtracted for each time it was generated.", panel=SAMPLING)
+    ] = None
+    seed: Annotated[int | None, flag("--seed", help="Same seed, same text.", panel=SAMPLING)] = None
+    max_tokens: Annotated[
+        int | None,
+        flag("--max-tokens", "-n", min=1, help="Default: to the end of the turn or context.", panel=SAMPLING),
+    ] = None
+    stop: Annotated[list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)] = (
+        field(default_factory=list)
+    )
+    device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
+    engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = EngineName.auto
+    threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
+    offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
+    force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
+    verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False
+
+    def sampling(self) -> dict[str, Any]:
+        """The SamplingParams fields that were given."""
+        names = (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
+        values = {name: getattr(self, name) for name in (*names, "seed")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `options: Options` all of its fields as flags."""
+    signature = inspect.signature(command)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    common = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=f.type,
+            default=[] if f.name == "stop" else f.default,
+        )
+        for f in fields(Options)
+    ]
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        options = Options(**{f.name: values.pop(f.name) for f in fields(Options)})
+        command(**values, options=options)
+
+    parameters = [*keyword_only, *common]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped

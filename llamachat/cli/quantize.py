@@ -1,0 +1,159 @@
+"""`llamachat quantize`: a model of any format to int8 or int4, and what that cost."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llamachat.cli.evaluate import Text, Windows
+
+if TYPE_CHECKING:
+    from llamachat.formats import Checkpoint
+    from quantize.convert import Progress
+    from quantize.recipe import Recipe
+
+
+class SchemeName(StrEnum):
+    int8 = "int8"
+    int4 = "int4"
+    int4_gptq = "int4-gptq"
+    bnb_nf4 = "bnb-nf4"
+    bnb_fp4 = "bnb-fp4"
+    bnb_int8 = "bnb-int8"
+
+
+class Codebook(StrEnum):
+    gauss = "gauss"
+    nf4 = "nf4"
+    iq4nl = "iq4nl"
+    int4 = "int4"
+    affine = "affine"
+
+
+def quantize_model(
+    source: Annotated[str, typer.Argument(help="A model by name or path, in any format that llamachat reads.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    scheme: Annotated[SchemeName | None, typer.Option(help="Default: int4.", show_default=False)] = None,
+    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale.")] = None,
+    codebook: Annotated[
+        Codebook | None, typer.Option(help="Values of int4. Default: gauss.", show_default=False)
+    ] = None,
+    double_quant: Annotated[bool, typer.Option("--double-quant", help="bitsandbytes' 8-bit scales.")] = False,
+    head: Annotated[str | None, typer.Option(help="Scheme of the output head, or float. Default: int8.")] = None,
+    embedding: Annotated[str | None, typer.Option(help="Scheme of the embedding, or float. Default: int8.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="E.g. '*.down_proj=int8' (repeatable).", metavar="PATTERN=SCHEME")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text for int4-gptq. Default: the docstrings of Python's library.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="All options as JSON: ours, Hugging Face's or MindFormers' quant_config.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Measure perplexity and KL divergence from the source.")
+    ] = False,
+    text: Text = None,
+    windows: Windows = 8,
+    layers: Annotated[bool, typer.Option("--layers", help="Show each tensor, not each kind.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted conversion.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+) -> None:
+    """Convert a model to int8 or int4, and say what it cost."""
+    from llamachat.cli.models import shown_progress
+    from llamachat.formats.detect import open_checkpoint
+    from llamachat.models import catalog, fetch
+    from quantize import report as reports
+    from quantize.convert import convert
+
+    entry = catalog.resolve(source)
+    given = {
+        "scheme": scheme and scheme.value,
+        "group_size": group_size,
+        "codebook": codebook and codebook.value,
+        "double_quant": double_quant,
+        "head": head,
+        "embedding": embedding,
+        "overrides": tuple(override or ()),
+    }
+    recipe = _recipe(config, entry.quant_config, {key: value for key, value in given.items() if value})
+    with shown_progress() as fetching:
+        path = fetch.fetch(entry, fetching, offline)
+    checkpoint = open_checkpoint(path)
+    if any(info.packing for info in checkpoint.index().values()):
+        typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
+    ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
+    with _bar() as progress:
+        done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)
+    quality = _quality(out, path, text, windows, threads) if report else None
+    if html:
+        html.write_text(reports.html(done, quality), encoding="utf-8")
+    if as_json:
+        from llamachat.generation.perplexity import as_json as plain
+
+        typer.echo(json.dumps(done.as_json() | ({"quality": plain(quality)} if quality else {}), indent=2))
+        return
+    reports.show(done, layers)
+    if quality:
+        from llamachat.cli.evaluate import print_statistics
+
+        print_statistics(quality)
+
+
+def _recipe(file: Path | None, of_entry: Any, given: dict[str, Any]) -> "Recipe":
+    """The file's options, else the catalog's, else int4; flags go before both."""
+    from quantize.recipe import Recipe, from_config, read_recipe
+
+    if file:
+        return replace(read_recipe(file), **given)
+    return replace(from_config(of_entry), **given) if of_entry and "scheme" not in given else Recipe(**given)
+
+
+def _calibration(checkpoint: "Checkpoint", file: Path | None) -> list[list[int]]:
+    from llamachat.generation.completer import read_text
+    from quantize.gptq import calibration_windows
+
+    return calibration_windows(checkpoint.tokenizer(), read_text(file) if file else None)
+
+
+def _quality(out: Path, source: Path, text: Path | None, windows: int, threads: int | None) -> dict[str, Any]:
+    from llamachat.cli.evaluate import measure
+    from llamachat.generation.perplexity import WINDOW
+
+    return measure(str(out), str(source), text, WINDOW, windows, threads)[0]
+
+
+@contextmanager
+def _bar() -> Iterator["Progress"]:
+    """Tensor, share, speed and time left on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        from quantize.convert import silent
+
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from llamachat.system.sanitise import sanitise_line
+
+    text = TextColumn("{task.description}", markup=False)
+    speed = TextColumn("{task.fields[speed]}", markup=False)
+    columns = (text, BarColumn(), TaskProgressColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None, speed="")
+
+        def show(name: str, done: int, total: int) -> None:
+            bars.update(task, description=sanitise_line(name), completed=done, total=total)
+            rate = bars.tasks[0].speed
+            bars.update(task, speed=f"{rate / 1e6:.0f} M weights/s" if rate else "")
+
+        yield show

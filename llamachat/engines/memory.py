@@ -1,0 +1,144 @@
+"""Does a model fit? What the machine can give, and what weights, cache and workspace need. CPU memory only."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamachat.errors import DoesNotFitError
+
+DEFAULT_CONTEXT = 8192  # a model made for more gets this many tokens unless --ctx-size says otherwise
+WORKSPACE = 256 << 20  # interpreter, libraries, activations of one prefill chunk, logits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes a run needs, and bytes there are."""
+
+    weights: int
+    kv: int
+    workspace: int
+    available: int
+    slots: int  # tokens of context that `kv` is for
+    kv_bits: int = 16
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.kv + self.workspace
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    @property
+    def largest_context(self) -> int:
+        """Tokens of context that would fit, in whole 256s; 0 when not even the weights do."""
+        room = self.available - self.weights - self.workspace
+        return max(0, room * self.slots // self.kv // 256 * 256)
+
+
+def plan(
+    weights: int,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    slots: int,
+    kv_bits: int = 16,
+    workspace: int = WORKSPACE,
+    available: int | None = None,
+) -> Plan:
+    """`weights` and `workspace` in bytes; `available` is measured unless given.
+
+    An int8 key or value vector (one head, one token) carries one float32 scale.
+    """
+    vector = head_dim * kv_bits // 8 + (4 if kv_bits == 8 else 0)
+    kv = 2 * layers * kv_heads * vector * slots
+    return Plan(weights, kv, workspace, available_memory() if available is None else available, slots, kv_bits)
+
+
+def check(plan: Plan, force: bool = False) -> None:
+    """Raises DoesNotFitError, which says what to change, unless the plan fits or is forced."""
+    if not (plan.fits or force):
+        raise DoesNotFitError(f"the model needs {describe(plan)}", "it was not loaded", f"try {advice(plan)}")
+
+
+def advice(plan: Plan) -> str:
+    """What to change where a plan does not fit."""
+    remedies = [f"--ctx-size {plan.largest_context}"] if plan.largest_context else []
+    if plan.kv_bits > 8 and plan.needed - plan.kv // 2 <= plan.available:
+        remedies.append("--kv-bits 8")
+    remedies += ["a smaller model or fewer bits (llamachat quantize)", "--force to try all the same"]
+    return " or ".join([", ".join(remedies[:-1]), remedies[-1]])
+
+
+def describe(plan: Plan) -> str:
+    parts = f"weights {size(plan.weights)}, cache of {plan.slots} tokens {size(plan.kv)}, work {size(plan.workspace)}"
+    return f"{size(plan.needed)} of memory ({parts}), and {size(plan.available)} is free"
+
+
+def size(count: int) -> str:
+    """Bytes for people: '93 MB', '1.3 GB' (decimal, as disks and downloads are counted)."""
+    if count < 1_000_000:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.0f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can be taken without swapping: what the kernel calls available, or less where a cgroup limits us."""
+    return min([_machine(root), *_cgroup_rooms(root)])
+
+
+def _machine(root: Path) -> int:
+    meminfo = root / "proc/meminfo"
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    if sys.platform == "win32":
+        return _windows()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS frees its cached pages on demand
+
+
+def _cgroup_rooms(root: Path) -> list[int]:
+    """Room in each control group (v1 or v2) that holds this process and has a limit; file cache is reclaimable."""
+    membership = root / "proc/self/cgroup"
+    rooms = []
+    for line in membership.read_text().splitlines() if membership.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        group = base / path.strip("/")
+        for folder in (group, *group.parents):  # a container may see its own group as the mount's root
+            if folder.is_relative_to(base):
+                rooms += _room(folder, *names)
+    return rooms
+
+
+def _room(group: Path, limit: str, usage: str, reclaimable: str) -> list[int]:
+    """[bytes] left in this group, or [] when it has no limit."""
+    try:
+        most = (group / limit).read_text().strip()
+        used = int((group / usage).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # no such controller here
+        return []
+    return [] if most == "max" else [max(0, int(most) - used + int(stat.get(reclaimable, 0)))]
+
+
+if sys.platform == "win32":
+
+    def _windows() -> int:
+        import ctypes
+
+        class Status(ctypes.Structure):
+            _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
+                (name, ctypes.c_uint64) for name in ("total", "available", "a", "b", "c", "d", "e")
+            ]
+
+        status = Status(length=ctypes.sizeof(Status))
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return int(status.available)

@@ -1,0 +1,137 @@
+"""The native library as Python sees it: its structures (native/engine.h), its functions, and what they report."""
+
+import ctypes
+from functools import cache
+
+from llamachat.core.tensors import Array
+from llamachat.engines.native.build import BuildError, library
+
+_INT, _INT64, _SIZE, _POINTER, _TEXT = ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+
+
+class Matrix(ctypes.Structure):
+    """A packed matrix."""
+
+    _fields_ = [
+        ("data", _POINTER),
+        ("bytes", ctypes.c_uint64),
+        ("bias", _POINTER),
+        *((name, _INT) for name in ("rows", "columns", "kind", "subs", "minimum")),
+        ("unit", ctypes.c_float),
+        ("table", ctypes.c_uint8 * 16),
+        ("low", ctypes.c_uint8 * 16),
+        ("wide", _INT),
+    ]
+
+
+class Source(ctypes.Structure):
+    """What a matrix is packed from."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("codes", "scale", "minimum")),
+        *((name, ctypes.c_uint64) for name in ("codes_bytes", "scales")),
+        *((name, _INT) for name in ("group", "half")),
+        *((name, ctypes.c_float) for name in ("factor", "offset")),
+    ]
+
+
+class Model(ctypes.Structure):
+    """Sizes and weights of a model."""
+
+    _fields_ = [
+        *((name, _INT) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim")),
+        *((name, _INT) for name in ("slots", "kv_kind", "threads", "batch")),
+        *((name, ctypes.c_float) for name in ("eps", "rope_factor")),
+        *((name, _POINTER) for name in ("frequency", "window", "norms")),
+        *((name, ctypes.POINTER(Matrix)) for name in ("embed", "head", "linears")),
+    ]
+
+
+class Step(ctypes.Structure):
+    """Tokens of one call."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("ids", "slots", "positions", "visible", "runs")),
+        *((name, _INT) for name in ("tokens", "texts", "ranges", "run_count", "wanted")),
+        ("logits", _POINTER),
+    ]
+
+
+class Keys(ctypes.Structure):
+    """Keys and values that queries attend to."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("k", "v", "k_scale", "v_scale", "position")),
+        *((name, _INT) for name in ("kind", "dim", "window")),
+    ]
+
+
+# name -> what it returns (a text is what was wrong, None: nothing) and takes
+FUNCTIONS = {
+    "usable_kernels": (_TEXT, [_INT]),
+    "packed_bytes": (_SIZE, [ctypes.POINTER(Matrix)]),
+    "pack_matrix": (_TEXT, [ctypes.POINTER(Matrix), ctypes.POINTER(Source), _POINTER]),
+    "model_fault": (_TEXT, [ctypes.POINTER(Model)]),
+    "engine_workspace": (_SIZE, [ctypes.POINTER(Model)]),
+    "engine_new": (_POINTER, [ctypes.POINTER(Model), _TEXT, ctypes.POINTER(_TEXT)]),
+    "engine_free": (None, [_POINTER]),
+    "engine_place": (_TEXT, [_POINTER, _POINTER, _POINTER, _INT]),
+    "engine_forward": (_TEXT, [_POINTER, ctypes.POINTER(Step)]),
+    "engine_transfer": (_TEXT, [_POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
+    "engine_read_keys": (_TEXT, [_POINTER, _INT, _INT, _POINTER]),
+    "engine_write_keys": (_TEXT, [_POINTER, _INT, _INT, _INT64, _POINTER]),
+    "single_product": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _INT, _INT, _POINTER]),
+    "single_rows": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _POINTER]),
+    "single_attend": (_TEXT, [_TEXT, ctypes.POINTER(Keys), _POINTER, _POINTER, _INT, _INT, _POINTER]),
+    "profile": (None, [_INT]),
+    "profile_start": (None, [ctypes.POINTER(Matrix), _INT, _INT]),
+    "profile_read": (None, [_INT, _POINTER]),
+    "read_memory": (ctypes.c_uint64, [_POINTER, _SIZE, _INT, _INT]),
+}
+
+
+@cache
+def native_library() -> ctypes.CDLL:
+    """The compiled kernels. Raises build.BuildError where they cannot be had, or are of another version than this file."""
+    try:
+        lib = ctypes.CDLL(str(library()))
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+        for structure in (Matrix, Source, Model, Step, Keys):
+            require_layout(lib, structure)
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"the compiled library cannot be used: {error}") from error
+    return lib
+
+
+def require_layout(lib: ctypes.CDLL, structure: type[ctypes.Structure]) -> None:
+    """Raises build.BuildError unless C and Python lay a structure out alike, to the byte."""
+    fields = {name: getattr(structure, name) for name, *_ in structure._fields_}
+    ours = {name: (field.offset, field.size) for name, field in fields.items()} | {"": (0, ctypes.sizeof(structure))}
+    if _layout(lib, structure.__name__) != ours:
+        raise BuildError(f"the compiled library is of another version: its {structure.__name__} is laid out otherwise")
+
+
+def _layout(lib: ctypes.CDLL, structure: str) -> dict[str, tuple[int, int]]:
+    """Field -> (offset, bytes) as compiled; the whole structure under the empty name."""
+    kind, name, offset, nbytes = _TEXT(), _TEXT(), _SIZE(), _SIZE()
+    found, number = dict[str, tuple[int, int]](), 0
+    while lib.abi_field(number, *map(ctypes.byref, (kind, name, offset, nbytes))):
+        if kind.value == structure.encode():
+            found[(name.value or b"").decode()] = offset.value, nbytes.value
+        number += 1
+    return found
+
+
+def checked(fault: bytes | None) -> None:
+    """For what a function reports. Raises MemoryError, and ValueError for what it was right to refuse."""
+    if fault == b"no memory":
+        raise MemoryError("no memory for what a step sees")
+    if fault:
+        raise ValueError(f"the native engine was given {fault.decode()}")
+
+
+def address(array: Array) -> int:
+    """Of an array's first byte; the array must outlive its use."""
+    return int(array.ctypes.data)

@@ -1,0 +1,154 @@
+"""All packed weights of a model, in memory or in a file that is mapped.
+
+A file is the packed tensors, each from a multiple of 4096 bytes on, then a JSON index of them (what the file was made for,
+and of each tensor its head and its bytes' place and sha256), then the index's sha256 and length and a magic number.
+Nothing in a file is believed: `open` checks the index, `verify` the bytes.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from llamachat.checks import LARGEST, is_number, is_whole, shown
+from llamachat.core.tensors import Array, Tensor
+from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Head, bytes_of, pack
+from llamachat.errors import FormatError
+from llamachat.system import private
+from llamachat.system.mapped import map_file
+from llamachat.system.metadata import parse_json
+
+MAGIC = b"llamachat arena3"
+BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which are read a quarter faster
+MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
+SIZES = max(LARGEST.values())  # no row or column number is larger
+DIGEST = re.compile(r"[0-9a-f]{64}")
+_TRAILER = struct.Struct("<32sQ16s")
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Packed tensors by canonical name; the bytes are 64-byte aligned."""
+
+    tensors: Mapping[str, tuple[Head, Array]]
+    digests: Mapping[str, str] = field(default_factory=dict)  # of a file's tensors, sha256
+    digest: str = ""  # of a file's index, and so of all that is in it
+
+    @property
+    def nbytes(self) -> int:
+        return sum(data.nbytes for _, data in self.tensors.values())
+
+    def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises FormatError unless these are the tensors, with these shapes."""
+        held = {
+            name: (head.rows, head.columns) if head.rows else (head.columns,)
+            for name, (head, _) in self.tensors.items()
+        }
+        if held != shapes:
+            wrong = sorted(name for name in held.keys() | shapes if held.get(name) != shapes.get(name))
+            raise FormatError(
+                f"the packed weights of {shown(wrong[0])} are not those of this model", remedy="pack the model again"
+            )
+
+    def verify(self) -> None:
+        """Read a file's tensors whole. Raises FormatError for one whose bytes are not those that were packed."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda name: _sha256(self.tensors[name][1]), self.digests)
+            for (name, expected), digest in zip(self.digests.items(), found, strict=True):
+                if digest != expected:
+                    raise FormatError(f"the packed weights of {name} are damaged", remedy="pack the model again")
+
+    @classmethod
+    def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "Arena":
+        """Packs into memory."""
+        return cls({name: pack(tensor) for name, tensor in tensors})
+
+    @staticmethod
+    def write(tensors: Iterable[tuple[str, Tensor]], path: Path, key: str = "") -> None:
+        """Packs into a file, one tensor at a time; the file appears under its name only when the disk has all of it."""
+        with private.writing(path, sync=True, buffering=BUFFER) as file:
+            index = {name: _append(file, *pack(tensor)) for name, tensor in tensors}
+            text = json.dumps({"key": key, "tensors": index}).encode()
+            file.write(text + _TRAILER.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
+
+    @classmethod
+    def open(cls, path: Path, key: str = "") -> "Arena":
+        """Maps a file that `write` made with this key. Raises OSError, FormatError when it is another or damaged."""
+        try:
+            with path.open("rb") as file:
+                mapped = map_file(file)
+            with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
+                mapped.madvise(mmap.MADV_HUGEPAGE)  # for what is not in memory yet; see BUFFER
+            return cls(*_parsed(np.frombuffer(mapped, np.uint8), key))
+        except (ValueError, struct.error, FormatError) as error:
+            raise FormatError(
+                f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it"
+            ) from error
+
+
+def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
+    file.write(bytes(-file.tell() % PAGE))
+    start = file.tell()
+    file.write(data.data)
+    return {"start": start, "sha256": _sha256(data), **asdict(head)}
+
+
+def _sha256(data: Array) -> str:
+    return hashlib.sha256(data.data).hexdigest()
+
+
+def _parsed(data: Array, key: str) -> tuple[dict[str, tuple[Head, Array]], dict[str, str], str]:
+    """Raises ValueError and FormatError."""
+    digest, length, magic = _TRAILER.unpack(data[-_TRAILER.size :].tobytes())
+    end = len(data) - _TRAILER.size - length
+    if magic != MAGIC or length > MAX_INDEX or end < 0:
+        raise ValueError("it does not end as packed weights do")
+    text = data[end : end + length].tobytes()
+    if hashlib.sha256(text).digest() != digest:
+        raise ValueError("its index is not the one that was written")
+    index = parse_json(text, "its index", FormatError)
+    if index.keys() != {"key", "tensors"} or index["key"] != key or not isinstance(index["tensors"], dict):
+        raise ValueError("it is of something else")
+    tensors, last = {}, 0
+    for name, entry in index["tensors"].items():
+        tensors[name] = _entry(name, entry, last, data[:end])
+        last = entry["start"] + len(tensors[name][1])
+    return tensors, {name: entry["sha256"] for name, entry in index["tensors"].items()}, digest.hex()
+
+
+def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Head, Array]:
+    """A tensor that begins behind the `last` byte of the one before."""
+    if not isinstance(entry, dict) or entry.keys() != {"start", "sha256", *Head.__dataclass_fields__}:
+        raise ValueError(f"{shown(name)} has other fields than a tensor")
+    start, digest = entry["start"], entry["sha256"]
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"{shown(name)} has no digest")
+    head = _head(name, {field: entry[field] for field in Head.__dataclass_fields__})
+    size = bytes_of(head)
+    if not is_whole(start) or start % PAGE or not last <= start <= len(data) - size:
+        raise ValueError(f"{shown(name)} does not lie in it")
+    return head, data[start : start + size]
+
+
+def _head(name: str, fields: dict[str, Any]) -> Head:
+    """Raises ValueError for what `pack` never makes: the C side believes it."""
+    rows, columns, kind, subs, minimum, unit, table, low = fields.values()
+    good = is_whole(rows) and is_whole(columns) and 0 <= rows <= SIZES and 0 < columns <= SIZES
+    good = good and is_whole(kind) and F32 <= kind <= Q4 and is_whole(subs) and subs in (2, 4)
+    good = good and isinstance(minimum, bool) and is_number(unit) and 2.0**-149 <= unit < 2.0**128  # as float32
+    for codes in (table, low):
+        good = good and isinstance(codes, list) and all(is_whole(code) and 0 <= code <= 255 for code in codes)
+    good = good and len(table) == (16 if kind == Q4 else 0) and len(low) in (0, 16 if kind == Q4 and subs == 2 else 0)
+    if not good or (kind <= BF16 and (subs, minimum, unit) != (2, False, 1.0)) or (rows == 0 and kind != F32):
+        raise ValueError(f"{shown(name)} is packed in no way that there is")
+    return Head(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})

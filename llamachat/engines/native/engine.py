@@ -1,0 +1,340 @@
+"""The CPU engine: packed weights mapped, one C call for each chunk of tokens. See native/engine.c; no torch here."""
+
+import ctypes
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.rope import frequencies
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import Array, Tensor, TensorInfo
+from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
+from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
+from llamachat.engines.saved import Layout, Saved, pinned_among
+from llamachat.errors import FormatError
+
+KvType = Literal["float32", "float16", "bfloat16", "int8"]
+KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
+KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
+BATCH = 512  # tokens a call; longer prompts take several
+WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
+LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+)
+_ONE_RUN = np.array([[0, 1, 0]], np.int32)
+_UNSEEN = np.iinfo(np.int32).max
+_UNPLACED = "each token needs a slot and a position"
+
+
+class NativeEngine:
+    """See engine.Engine. Deterministic: neither the number of threads nor the cutting into chunks changes a bit."""
+
+    repeatable = True
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        arena: Arena,
+        *,
+        slots: int,
+        kv: KvType = "float16",
+        threads: int | None = None,
+        kernels: str | None = None,
+    ) -> None:
+        """`kernels` is one of usable_kernels(), by default the first. Raises FormatError and MemoryError."""
+        arena.require(config.tensor_shapes())
+        self.config, self.slots, self.arena = config, slots, arena
+        self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
+        self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
+        self._lib = native_library()
+        self._model, self._kept = self._describe()
+        why = ctypes.c_char_p()
+        self._engine = self._lib.engine_new(self._model, self.kernels.encode(), ctypes.byref(why))
+        checked(why.value)
+        if not self._engine:
+            raise MemoryError(f"a context of {slots} tokens does not fit in memory")
+        self._master: tuple[range, NDArray[np.float32]] | None = None
+
+    @classmethod
+    def build(cls, config: LlamaConfig, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
+        """From the tensors of config.tensor_shapes(), packed in memory; see __init__ for the options."""
+        return cls(config, Arena.build(tensors), **options)
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None):
+            self._lib.engine_free(self._engine)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.arena.nbytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """When every slot is in use; memory is taken as slots are written."""
+        return _kv_bytes(self.config, self.slots, self.kv)
+
+    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+        if step.pinned is not None:
+            self._pin(*step.pinned)
+        out = self._run([ids], [step], every=logits == "all")
+        return out if logits == "all" else out[0]
+
+    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+        assert all(step.pinned is None for step in steps)
+        return self._run(ids, steps)
+
+    def _run(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], every: bool = False
+    ) -> NDArray[np.float32]:
+        """Logits of each text's last token, or of every token.
+
+        Tokens go text by text, those that want logits behind all others; within a call of the C side, before them.
+        """
+        if len(ids) == 1 == len(ids[0]):
+            return self._one(ids[0][0], steps[0])
+        counts = np.array([len(text) for text in ids])
+        tokens, text = np.concatenate(ids).astype(np.int32), np.repeat(np.arange(len(counts)), counts)
+        slots = np.concatenate([step.slots for step in steps]).astype(np.int64)
+        positions = np.concatenate([step.positions for step in steps]).astype(np.int64)
+        visible = np.array([(r.start, r.stop, i) for i, step in enumerate(steps) for r in step.visible], np.int64)
+        if not len(tokens) == len(slots) == len(positions):
+            raise ValueError(_UNPLACED)
+        self._overwritten(slots)
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        wants = np.full(len(tokens), every)
+        wants[counts.cumsum() - 1] = True
+        order = np.argsort(wants, kind="stable")
+        out = np.empty((int(wants.sum()), -(-self.config.vocab_size // LANES) * LANES), np.float32)
+        for first in range(0, len(order), self._model.batch):
+            part = order[first : first + self._model.batch]
+            wanted = int(wants[part].sum())
+            row = first + len(part) - wanted - (len(order) - len(out))
+            part = np.roll(part, wanted)
+            self._call(
+                tokens[part],
+                slots[part],
+                positions[part],
+                visible,
+                _runs(text[part]),
+                len(ids),
+                out[row : row + wanted],
+            )
+        return out[:, : self.config.vocab_size]
+
+    def _one(self, token: int, step: CacheStep) -> NDArray[np.float32]:
+        """`_run` of a single token, without what only several need: 40 of 60 microseconds, at every token of an answer."""
+        if not len(step.slots) == len(step.positions) == 1:
+            raise ValueError(_UNPLACED)
+        slot, position = int(step.slots[0]), int(step.positions[0])
+        if self._master is not None and slot in self._master[0]:
+            self._master = None
+        visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
+        slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), 1))
+        out = np.empty((1, -(-self.config.vocab_size // LANES) * LANES), np.float32)
+        self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out)
+        return out[:, : self.config.vocab_size]
+
+    def _call(
+        self, ids: Array, slots: Array, positions: Array, visible: Array, runs: Array, texts: int, logits: Array
+    ) -> None:
+        """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits."""
+        arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
+        step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), address(logits))
+        checked(self._lib.engine_forward(self._engine, step))
+
+    def export(self, slots: Integers) -> Saved:
+        config = self.config
+        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
+        saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
+        if self._layout.scaled:
+            saved["scale"] = np.empty(shape[:-1], np.float32)
+        self._transfer(slots, saved, out=True)
+        if self._master is not None and (pinned := pinned_among(slots, self._master[0])) is not None:
+            saved |= {"pinned": pinned, "master": self._master[1]}
+        return saved
+
+    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        block = self._layout.check(saved, slots)
+        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _UNSEEN:
+            raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
+        self._overwritten(slots)
+        self._transfer(slots, saved, out=False)
+        slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
+        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        if block is not None:
+            self._master = block, np.ascontiguousarray(saved["master"])
+
+    def _transfer(self, slots: Integers, saved: Saved, out: bool) -> None:
+        slots = np.ascontiguousarray(slots, np.int64)
+        kv, scale = (np.ascontiguousarray(saved[name]) if name in saved else None for name in ("kv", "scale"))
+        assert kv is not None
+        factors = None if scale is None else address(scale)
+        checked(self._lib.engine_transfer(self._engine, out, address(slots), len(slots), address(kv), factors))
+
+    def _overwritten(self, slots: Integers) -> None:
+        """A pinned block that is written to begins anew."""
+        if self._master is not None and any(slot in self._master[0] for slot in slots.tolist()):
+            self._master = None
+
+    def describe(self) -> str:
+        asked = self.config.dtypes.compute
+        types = self.types + (f" ({asked} is asked for)" if asked not in (None, self.types) else "")
+        size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
+        kernels = f"native ({self.kernels}, {self.threads} threads)"
+        return f"{kernels}; computes in {types}; {size}; keys and values {self.kv}"
+
+    @property
+    def types(self) -> str:
+        """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
+        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        return "8-bit integers and float32" if coded else "float32"
+
+    def _pin(self, block: range, start: int) -> None:
+        """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
+        if not 0 <= block.start < block.stop <= self.slots:
+            raise ValueError("a pinned block of slots that are not there")
+        if self._master is None or self._master[0] != block:
+            shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, len(block), self.config.head_dim)
+            self._master = block, np.empty(shape, np.float32)
+            checked(self._lib.engine_read_keys(self._engine, block.start, len(block), address(self._master[1])))
+        checked(self._lib.engine_write_keys(self._engine, block.start, len(block), start, address(self._master[1])))
+
+    def _describe(self) -> tuple[Model, list[Any]]:
+        """The model for the C side, and the objects that it points to."""
+        c = self.config
+        frequency, factor = frequencies(c, self.slots)
+        windows = np.array([c.window(layer) or _UNSEEN for layer in range(c.num_hidden_layers)], np.int32)
+        matrices = [
+            self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS
+        ]
+        linears = (Matrix * len(matrices))(*matrices)
+        embed = self._matrix("model.embed_tokens")
+        head = embed if c.tie_word_embeddings else self._matrix("lm_head")
+        norms = self._norms()
+        model = _sizes(c, self.slots, self.kv, self.threads)
+        model.eps, model.rope_factor = c.rms_norm_eps, factor
+        model.frequency, model.window, model.norms = address(frequency), address(windows), address(norms)
+        model.embed, model.head, model.linears = ctypes.pointer(embed), ctypes.pointer(head), linears
+        return model, [frequency, windows, norms, embed, head, linears]
+
+    def _matrix(self, name: str) -> Matrix:
+        head, data = self.arena.tensors[name + ".weight"]
+        bias = self.arena.tensors.get(name + ".bias")
+        return head.matrix(data, None if bias is None else bias[1])
+
+    def _norms(self) -> NDArray[np.float32]:
+        names = [f"layers.{layer}.{name}_layernorm" for layer in range(self.config.num_hidden_layers)
+                 for name in ("input", "post_attention")]  # fmt: skip
+        return np.stack([self.arena.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
+
+
+def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
+    """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
+    for name, info in index.items():
+        if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
+            return f"{name} has {reason}"
+    fault: bytes | None = native_library().model_fault(_sizes(config, 1, "float32", 1))
+    return f"it has {fault.decode()}" if fault else None
+
+
+def planned_bytes(
+    config: LlamaConfig, index: Mapping[str, TensorInfo], slots: int, kv: KvType, threads: int | None = None
+) -> tuple[int, int, int]:
+    """Bytes of weights, of keys and values and of workspace that an engine of this model will hold, from headers alone."""
+    model = _sizes(config, slots, kv, threads or default_threads())
+    weights = sum(packed_bytes(info) for info in index.values())
+    return weights, _kv_bytes(config, slots, kv), _workspace(model)
+
+
+def _sizes(config: LlamaConfig, slots: int, kv: KvType, threads: int) -> Model:
+    """A model without its weights; its batch is the largest that does not need much memory."""
+    model = Model(
+        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, slots, KV_KINDS[kv], threads, BATCH,
+    )  # fmt: skip
+    while model.batch > LANES and not native_library().model_fault(model) and _workspace(model) > WORKSPACE:
+        model.batch //= 2
+    return model
+
+
+def _workspace(model: Model) -> int:
+    return int(native_library().engine_workspace(model))
+
+
+def _runs(text: Array) -> Array:
+    """(first, end, text) of each run of tokens of one text."""
+    starts = np.flatnonzero(np.diff(text, prepend=-1))
+    return np.stack((starts, np.append(starts[1:], len(text)), text[starts]), 1).astype(np.int32)
+
+
+def _kv_bytes(config: LlamaConfig, slots: int, kv: KvType) -> int:
+    vector = config.head_dim * {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[kv] + 4 * (kv == "int8")
+    return slots * config.num_hidden_layers * 2 * config.num_key_value_heads * vector
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_kernels() -> list[str]:
+    """Names of the kernels this processor can run, best first. Raises build.BuildError where there is no library."""
+    lib, names = native_library(), list[str]()
+    while name := lib.usable_kernels(len(names)):
+        names.append(name.decode())
+    return names
+
+
+def single_product(
+    head: Head, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
+) -> NDArray[np.float32]:
+    """x [T, columns] times a packed matrix -> [T, rows], as the engine computes it; for tests and measurements."""
+    matrix, x = head.matrix(data), np.ascontiguousarray(x, np.float32)
+    out = np.empty((len(x), -(-head.rows // LANES) * LANES), np.float32)
+    lib = native_library()
+    checked(lib.single_product(kernels.encode(), matrix, address(x), len(x), fine, threads, address(out)))
+    return out[:, : head.rows]
+
+
+def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> NDArray[np.float32]:
+    """These rows of a packed matrix as floats."""
+    out = np.empty((len(rows), -(-head.columns // TILE) * TILE), np.float32)
+    index = np.array(rows, np.int32)
+    lib = native_library()
+    checked(lib.single_rows(kernels.encode(), head.matrix(data), address(index), len(rows), address(out)))
+    return out[:, : head.columns]
+
+
+def single_attend(
+    kernels: str,
+    kv: KvType,
+    keys: Array,
+    values: Array,
+    scales: Array,
+    seen: Array,
+    q: Array,
+    positions: Array,
+    window: int,
+) -> NDArray[np.float32]:
+    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see engine.h, which says how keys and
+    values lie; scales [2, slots] float32, seen and positions int32."""
+    out = np.zeros((len(q), 16 + q.shape[1]), np.float32)
+    held = Keys(
+        address(keys),
+        address(values),
+        address(scales[0]),
+        address(scales[1]),
+        address(seen),
+        KV_KINDS[kv],
+        q.shape[1],
+        window,
+    )
+    lib = native_library()
+    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(seen), address(out)))
+    return out

@@ -1,0 +1,153 @@
+"""Weights in the layout of the native kernels (native/engine.h). numpy only."""
+
+import ctypes
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo, to_float32
+from llamachat.engines.native.abi import Matrix, Source, address, native_library
+from llamachat.errors import FormatError
+
+F32, F16, BF16, Q8, Q4 = range(5)
+LANES, TILE, PAGE = 16, 64, 4096
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is needed to read a packed tensor besides its bytes; a vector is float32, zero up to a multiple of 64."""
+
+    rows: int  # 0: a vector
+    columns: int
+    kind: int = F32
+    subs: int = 2  # scales per 64 columns of a row
+    minimum: bool = False
+    unit: float = 1.0
+    table: tuple[int, ...] = ()
+    low: tuple[int, ...] = ()  # 256ths beside the table, where 8 bits are too coarse
+
+    def matrix(self, data: Array | None = None, bias: Array | None = None) -> Matrix:
+        """For the C side; the arrays must outlive it."""
+        return Matrix(
+            None if data is None else data.ctypes.data,
+            0 if data is None else data.nbytes,
+            None if bias is None else bias.ctypes.data,
+            self.rows,
+            self.columns,
+            self.kind,
+            self.subs,
+            self.minimum,
+            self.unit,
+            (ctypes.c_uint8 * 16)(*self.table),
+            (ctypes.c_uint8 * 16)(*self.low),
+            bool(self.low),
+        )
+
+
+def bytes_of(head: Head) -> int:
+    if head.rows == 0:
+        return -(-head.columns // TILE) * TILE * 4
+    return int(native_library().packed_bytes(head.matrix()))
+
+
+def packed_bytes(info: TensorInfo) -> int:
+    """Bytes of a tensor once packed, from its header; floats are taken as stored."""
+    if len(info.shape) == 1:
+        return bytes_of(Head(0, info.shape[0]))
+    rows, columns = info.shape
+    if info.packing is None:
+        return bytes_of(Head(rows, columns, F32 if info.nbytes == 4 * rows * columns else F16))
+    return bytes_of(replace(_plan(info.packing)[0], rows=rows))
+
+
+def pack(tensor: Tensor) -> tuple[Head, Array]:
+    """A tensor in the kernels' layout. Codes are taken as they are; see `_codes` for tables that are not integers."""
+    if len(tensor.shape) == 1:
+        assert isinstance(tensor, FloatTensor)
+        out = aligned(bytes_of(head := Head(0, tensor.shape[0])))
+        out.view(np.float32)[: tensor.shape[0]] = to_float32(tensor.data)
+        return head, out
+    head, source, kept = _plan(tensor)
+    out = aligned(bytes_of(head))
+    fault = native_library().pack_matrix(head.matrix(out), source, address(out))
+    del kept
+    if fault:
+        raise FormatError(
+            f"a matrix of {tensor.shape[0]} x {tensor.shape[1]} has {fault.decode()}", "it cannot be used"
+        )
+    return head, out
+
+
+def aligned(nbytes: int) -> Array:
+    raw = np.zeros(nbytes + TILE, np.uint8)
+    start = -raw.ctypes.data % TILE
+    return raw[start : start + nbytes]
+
+
+def _plan(tensor: Tensor) -> tuple[Head, Source, list[Array]]:
+    """How to pack a matrix; the arrays are what `Source` points to."""
+    rows, columns = tensor.shape
+    if isinstance(tensor, FloatTensor):
+        data = np.ascontiguousarray(tensor.data)
+        kind = {"float32": F32, "float16": F16, "uint16": BF16}[data.dtype.name]
+        source = Source(data.ctypes.data, None, None, data.nbytes, 0, columns, 0, 1.0, 0.0)
+        return Head(rows, columns, kind), source, [data]
+    table, low, factor, offset = _codes(tensor)
+    kept = [np.ascontiguousarray(part) for part in (tensor.codes, tensor.scale, tensor.minimum) if part is not None]
+    half = kept[1].dtype == np.float16
+    minimum = tensor.minimum is not None or offset != 0.0
+    unit = 1.0 if half and factor == 1.0 and offset == 0.0 else _unit(tensor, factor, offset)
+    group = columns if tensor.group >= columns else tensor.group
+    subs = 2 if group % 32 == 0 or group == columns else 4
+    head = Head(rows, columns, Q4 if tensor.bits == 4 else Q8, subs, minimum, unit, table, low)
+    pointers = [part.ctypes.data for part in kept]
+    lowest = pointers[2] if len(pointers) > 2 else None
+    source = Source(pointers[0], pointers[1], lowest, kept[0].nbytes, kept[1].size, group, half, factor, offset)
+    return head, source, kept
+
+
+def unpackable(tensor: QuantTensor, columns: int) -> str | None:
+    """Why a matrix coded like this one cannot be packed, or None. The C side checks it again."""
+    if tensor.group >= columns or tensor.group % 32 == 0:
+        return None
+    if tensor.group % 16:
+        return f"groups of {tensor.group} columns"
+    return "a table of its own for groups of 16 columns" if _codes(tensor)[1] else None
+
+
+def _codes(tensor: QuantTensor) -> tuple[tuple[int, ...], tuple[int, ...], float, float]:
+    """The table as int8 (plus 128) and, where that is too coarse, 256ths of it (plus 128), with factor and offset so that
+    value = scale * (factor * (int8 + low / 256) + offset) + minimum.
+
+    Evenly spaced tables, those of integers and FP4's are exact; others (NF4) are rounded by 1/65,000 of the largest entry or
+    less. With 8 bits alone (1/250) models whose channels differ much lose several times what int8 weights cost them.
+    """
+    if tensor.table is None:
+        return (), (), 1.0, 0.0
+    table = tensor.table.astype(np.float64)
+    if tensor.affine is not None and tensor.affine[0] != 0.0:
+        step, offset = tensor.affine
+        whole = offset / step
+        if whole == round(whole) and -128 <= whole <= 112:
+            return tuple(int(code + whole) + 128 for code in range(16)), (), step, 0.0
+        return tuple(code + 128 for code in range(16)), (), step, offset
+    most = float(np.abs(table).max()) or 1.0
+    if most <= 127 and np.array_equal(table, np.round(table)):
+        return tuple(int(code) + 128 for code in table), (), 1.0, 0.0
+    steps = np.arange(127 * 256, 126 * 256, -1)  # to the largest entry; 169 * 192 makes FP4 exact
+    errors = [float(np.abs(np.round(table / most * n) / n - table / most).sum()) for n in steps]
+    count = int(steps[int(np.argmin(errors))])
+    codes = np.round(table / most * count).astype(np.int64)
+    high = (codes + 128) >> 8
+    return tuple((high + 128).tolist()), tuple((codes - 256 * high + 128).tolist()), most / count * 256, 0.0
+
+
+def _unit(tensor: QuantTensor, factor: float, offset: float) -> float:
+    """A power of two that brings the largest scale or minimum to 2^14..2^15, so that fp16 rounds them by 2^-11."""
+    scale = tensor.scale.astype(np.float32)
+    largest = float(np.abs(scale).max(initial=0.0)) * abs(factor)
+    if tensor.minimum is not None or offset != 0.0:
+        low = scale * offset if tensor.minimum is None else tensor.minimum.astype(np.float32) + scale * offset
+        largest = max(largest, float(np.abs(low).max(initial=0.0)))
+    return math.ldexp(1.0, math.frexp(largest)[1] - 15) if largest > 0.0 else 1.0

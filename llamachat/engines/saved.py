@@ -1,0 +1,67 @@
+"""The keys and values that Engine.export gives and Engine.restore takes back; they may come from a file, so they are checked.
+
+kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits)
+scale   [layers, 2, kv_heads, slots] float32, beside int8 only
+pinned  [2] int64: of the slots, the first of a pinned block that has been turned, and how many it has; if there is one
+master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is turned again
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamachat.core.cache import Integers
+from llamachat.core.spec import LlamaConfig
+from llamachat.errors import FormatError
+
+Saved = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an engine stores, as numpy types."""
+
+    config: LlamaConfig
+    kv: str
+    scaled: bool
+    master: str = "float32"
+
+    def check(self, saved: Saved, slots: Integers) -> range | None:
+        """The pinned block that is among them. Raises FormatError where it is not what `export` of such slots gives."""
+        c = self.config
+        kv = (c.num_hidden_layers, 2, c.num_key_value_heads, len(slots), c.head_dim)
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {"kv": (self.kv, kv)}
+        if self.scaled:
+            expected["scale"] = "float32", kv[:-1]
+        block = _pinned(saved, slots) if "pinned" in saved else None
+        if block is not None:
+            expected |= {"pinned": ("int64", (2,)), "master": (self.master, (kv[0], kv[2], len(block), kv[4]))}
+        if {name: (str(array.dtype), array.shape) for name, array in saved.items()} != expected:
+            raise _damaged()
+        return block
+
+
+def pinned_among(slots: Integers, block: range) -> NDArray[np.int64] | None:
+    """`pinned`, if all slots of the block are among these, side by side."""
+    (at,) = np.nonzero(slots == block.start)
+    found = len(at) > 0 and np.array_equal(slots[at[0] : at[0] + len(block)], block)
+    return np.array([at[0], len(block)], np.int64) if found else None
+
+
+def _pinned(saved: Saved, slots: Integers) -> range:
+    if saved["pinned"].shape != (2,) or saved["pinned"].dtype != np.int64:
+        raise _damaged()
+    first, count = saved["pinned"].tolist()
+    if not 0 <= first < first + count <= len(slots):
+        raise _damaged()
+    block = range(int(slots[first]), int(slots[first]) + count)
+    if not np.array_equal(slots[first : first + count], block):
+        raise _damaged()
+    return block
+
+
+def _damaged() -> FormatError:
+    return FormatError("saved keys and values are damaged or another model's", "they cannot be used", "delete them")

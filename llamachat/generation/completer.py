@@ -1,0 +1,291 @@
+"""`llamachat complete`: one prompt, or a JSONL file of them, to stdout; a filter that scripts can rely on."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TextIO
+
+from llamachat.core.cache import Cache
+from llamachat.core.dialog import Message
+from llamachat.core.generate import never
+from llamachat.core.sampler import TokenLogprobs
+from llamachat.errors import DoesNotFitError, LlamachatError, UsageError, reason
+from llamachat.generation.batch import Answered, Batch, Request
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
+from llamachat.models.load import LoadedModel
+from llamachat.system import textfile
+from llamachat.system.sanitise import Sanitiser
+
+PARALLEL = 32  # requests at once, unless told otherwise
+LONG = 1 << 20  # characters of a line of a batch that is looked at before it is parsed
+
+
+class Source(Protocol):
+    """Where requests come from: see jsonl.Lines."""
+
+    def take(self, wait: bool) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Completer:
+    """A loaded model with all that stays the same from prompt to prompt."""
+
+    model: LoadedModel
+    settings: AnswerSettings
+    system: str | None
+    raw: bool
+    echo: bool
+    interrupted: Callable[[], bool] = never
+    grammar: str | None = None  # of every answer: see constrain.py
+
+    @cached_property
+    def cache(self) -> Cache:
+        """One for all prompts: what they begin with in common is computed once."""
+        return Cache(self.model.context)
+
+    def start(self, messages: list[Message] | str) -> Answer:
+        """The answer to a dialog, or (raw) the continuation of a text; iterate it for the text."""
+        request = self._request(messages, self.grammar)
+        model = self.model
+        return Answer(
+            model.engine,
+            model.tokenizer,
+            self.cache,
+            request.prompt,
+            request.settings,
+            request.continues_text,
+            self.interrupted,
+        )
+
+    def ids(self, prompt: str) -> list[int]:
+        """Of one prompt text, as the model is given it."""
+        return self._encoded(self.dialog(prompt))
+
+    def _encoded(self, messages: list[Message] | str) -> list[int]:
+        return self.model.encode_text(messages) if isinstance(messages, str) else self.model.encode_dialog(messages)
+
+    def _request(self, messages: list[Message] | str, grammar: str | None) -> Request:
+        return Request(self._encoded(messages), self._constrained(grammar), isinstance(messages, str))
+
+    def _constrained(self, grammar: str | None) -> AnswerSettings:
+        if grammar is None:
+            return self.settings
+        if self.settings.stop_strings:
+            raise UsageError("a stop string could cut an answer short of its grammar", remedy="leave --stop out")
+        return replace(self.settings, constraint=self._constrainer.of(grammar))
+
+    @cached_property
+    def _constrainer(self) -> Constrainer:
+        drops_space = self.model.tokenizer.dummy_prefix and not self.raw
+        size = self.model.engine.config.vocab_size
+        return Constrainer(self.model.tokenizer, size, self.settings.stop_ids, drops_space)
+
+    def dialog(self, prompt: str) -> list[Message] | str:
+        """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""
+        return prompt if self.raw else self._with_system([Message("user", prompt)])
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        """The system prompt goes before a dialog that has none of its own."""
+        if not self.system or (messages and messages[0].role == "system"):
+            return messages
+        return [Message("system", self.system), *messages]
+
+    def stream(self, prompt: str, out: TextIO) -> Answer:
+        """Write the text as it comes (sanitised if `out` is a terminal), and a newline."""
+        answer = self.start(self.dialog(prompt))
+        sanitiser = Sanitiser() if out.isatty() else None
+        for piece in self._text(answer):
+            out.write(sanitiser.feed(piece) if sanitiser else piece)
+            out.flush()
+        out.write((sanitiser.finish() if sanitiser else "") + "\n")
+        out.flush()
+        return answer
+
+    def result(self, messages: list[Message] | str) -> dict[str, Any]:
+        """The JSON object of the CLI contract for one prompt."""
+        answer = self.start(messages)
+        return self._object(answer, "".join(answer))
+
+    def _object(self, answer: Answer, text: str) -> dict[str, Any]:
+        if self.echo:
+            text = self.model.tokenizer.decode(answer.prompt) + text
+        stats = answer.stats()
+        result = {
+            "model": self.model.name,
+            "text": text,
+            "tokens": [*answer.prompt, *answer.ids] if self.echo else answer.ids,
+            "finish_reason": answer.reason,
+            "usage": {"prompt_tokens": stats.prompt_tokens, "completion_tokens": stats.completion_tokens},
+            "timings": {
+                "load_s": round(self.model.load_s, 4),
+                "prefill_s": round(stats.prefill_s, 4),
+                "decode_s": round(stats.decode_s, 4),
+                "prefill_tok_s": round(stats.prefill_tok_s, 2),
+                "decode_tok_s": round(stats.decode_tok_s, 2),
+            },
+        }
+        if self.settings.top_logprobs is not None:
+            result["logprobs"] = self._logprobs(answer)
+        return result
+
+    def batch(self, lines: Source, out: TextIO, parallel: int, skip: int = 0) -> bool:
+        """One result a line for each line of JSON, in order; a bad line gives {"error": ...}. True when none was bad.
+
+        parallel: requests to run at once. skip: requests that were answered before.
+        """
+        good = True
+        batch = Batch(self.model, parallel, self.interrupted)
+        for outcome in batch.run(self._requests(lines, batch, skip)):
+            if isinstance(outcome, Answered):
+                write_json(self._object(outcome.answer, outcome.text), out)
+            else:
+                good = False
+                write_json({"error": str(outcome)}, out)
+        return good
+
+    def _requests(self, lines: Source, batch: Batch, skip: int) -> Iterator[Request | LlamachatError | None]:
+        for number, line in _numbered(lines, batch):
+            if line is None:
+                yield None
+            elif skip:
+                skip -= 1
+            else:
+                yield line if isinstance(line, LlamachatError) else self._parsed(line, number)
+
+    def _parsed(self, line: str, number: int) -> Request | LlamachatError:
+        try:
+            return self._parse(line, number)
+        except LlamachatError as error:
+            return error
+
+    def _parse(self, line: str, number: int) -> Request:
+        """{"prompt": ...} or {"messages": ...}, and a "schema" if the answer must follow one."""
+        if len(line) > LONG and 8 * (line.count("[") + line.count("{")) > len(
+            line
+        ):  # each takes over 20 times its bytes
+            raise UsageError(f"line {number} is mostly brackets", "it was skipped")
+        try:
+            request = json.loads(_utf8(line, f"line {number}"))
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
+        keys, grammar = set(request) if isinstance(request, dict) else set(), self.grammar
+        if "schema" in keys:
+            grammar = from_schema(request["schema"])
+        keys.discard("schema")
+        if keys == {"prompt"} and isinstance(request["prompt"], str):
+            return self._request(self.dialog(request["prompt"]), grammar)
+        if keys == {"messages"} and isinstance(request["messages"], list) and request["messages"] and not self.raw:
+            messages = [Message.parse(message) for message in request["messages"]]
+            return self._request(self._with_system(messages), grammar)
+        expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
+        raise UsageError(f"line {number} is not a request", "it was skipped", f"write {expected}")
+
+    def _text(self, answer: Answer) -> Iterator[str]:
+        if self.echo:
+            yield self.model.tokenizer.decode(answer.prompt)
+        yield from answer
+
+    def _logprobs(self, answer: Answer) -> list[dict[str, Any]]:
+        if not self.echo:
+            return [self._entry(entry) for entry in answer.logprobs]
+        first = {**self._token(answer.prompt[0]), "logprob": None, "top": []}  # nothing precedes it
+        return [first, *(self._entry(entry) for entry in [*answer.prompt_logprobs, *answer.logprobs])]
+
+    def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = [{**self._token(token), "logprob": logprob} for token, logprob in entry.top]
+        return {**self._token(entry.id), "logprob": entry.logprob, "top": top}
+
+    def _token(self, token: int) -> dict[str, Any]:
+        return {"id": token, "token": self.model.token_text(token)}
+
+
+def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | LlamachatError | None]]:
+    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet, and an error in the
+    place of one that cannot be read."""
+    number = 0
+    while (line := _taken(lines, batch.idle)) != "":
+        number += line is not None
+        if not isinstance(line, str) or line.strip():
+            yield number, line
+
+
+def _taken(lines: Source, wait: bool) -> str | LlamachatError | None:
+    try:
+        return lines.take(wait)
+    except LlamachatError as error:
+        return error
+
+
+def write_json(value: dict[str, Any], out: TextIO) -> None:
+    """One line; in ASCII where its characters could act (a terminal) or would be lost (an encoding that lacks them)."""
+    ascii_only = out.isatty() or (out.encoding or "utf-8").lower() != "utf-8"
+    out.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
+    out.flush()
+
+
+def read_prompt(argument: str | None, file: Path | None) -> str:
+    """The prompt: the argument or the file's text, followed by stdin's where stdin is not a terminal."""
+    if argument is not None and file is not None:
+        raise UsageError("a prompt and --file were both given", remedy="give one of them")
+    given = argument if file is None else read_text(file)
+    parts = [given] if given is not None else []
+    if not sys.stdin.isatty():
+        piped = _given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
+        parts += [piped] if piped else []
+    if not any(parts):
+        raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
+    return "\n\n".join(parts)
+
+
+def read_text(file: Path) -> str:
+    """A user's text file, or what comes through a pipe: see _given."""
+    return _given(lambda: textfile.read(file, pipes=True), str(file))
+
+
+def _given(read: Callable[[], bytearray], where: str) -> str:
+    """A text, from wherever it comes: without a byte-order mark and the last line's end. All else stays, CRLF too.
+
+    Raises UsageError; DoesNotFitError for what no context holds.
+    """
+    try:
+        text = read().decode().removeprefix("\ufeff")
+    except textfile.TooLargeError as error:
+        raise DoesNotFitError(f"{where} cannot be read: {error}", "it was not sent", "give a part of it") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL, too
+        raise UsageError(f"{where} cannot be read: {reason(error)}") from error
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> str | None:
+    """The grammar that --schema, --regex or --grammar asks for; schemas and grammars may be in files."""
+    if sum(given is not None for given in (schema, regex, grammar)) > 1:
+        raise UsageError("only one of --schema, --regex and --grammar can be followed", remedy="give one of them")
+    if schema is not None:
+        return from_schema(schema if schema.lstrip().startswith(("{", "[")) else read_text(Path(schema)))
+    if grammar is not None:
+        inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE)
+        return from_lark(_utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
+    return None if regex is None else from_regex(_utf8(regex, "--regex"))
+
+
+def open_lines(file: Path) -> BinaryIO:
+    """A file of requests; "-" is stdin."""
+    try:
+        return sys.stdin.buffer if str(file) == "-" else textfile.opened(file, pipes=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {reason(error)}") from error
+
+
+def _utf8(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
+    return text

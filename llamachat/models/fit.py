@@ -1,0 +1,31 @@
+"""Does a model of the catalog fit, before any of it is here?"""
+
+from llamachat.engines.memory import DEFAULT_CONTEXT, Plan, plan
+from llamachat.models.catalog import ModelEntry, WheelSource
+
+BITS = {"int8": 8.5, "int4": 4.5, "int4-gptq": 4.5, "bnb-nf4": 4.5, "bnb-fp4": 4.5, "bnb-int8": 8.0}  # scales included
+
+
+def entry_plan(
+    entry: ModelEntry, ctx: int | None = None, kv_bits: int | None = None, available: int | None = None
+) -> Plan | None:
+    """The plan from what the catalog knows, before any download; None when it does not know the model's shape."""
+    shape, quant = entry.shape, entry.quant_config
+    if shape is None:
+        return None
+    slots = ctx or min(entry.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    bits = kv_bits or (quant.kv_bits if quant else None) or 16
+    weights = entry_weights(entry)
+    return plan(weights, shape.layers, shape.kv_heads, shape.head_dim, slots, bits, available=available)
+
+
+def entry_weights(entry: ModelEntry) -> int:
+    """Bytes of the weights in memory: a GGUF file as it is; else the embedding in 16 bits, the rest quantized."""
+    assert entry.shape is not None
+    if isinstance(entry.source, WheelSource):
+        return entry.source.member_bytes
+    if entry.format == "gguf" and entry.download_bytes:
+        return entry.download_bytes
+    embedding = entry.shape.vocab * entry.shape.hidden
+    bits = BITS[entry.quant_config.scheme] if entry.quant_config else 16
+    return int(embedding * 2 + (entry.shape.params - embedding) * bits / 8)

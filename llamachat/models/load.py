@@ -1,0 +1,309 @@
+"""A path or catalog name -> checkpoint -> a model that is ready to answer."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast, get_args
+
+import numpy as np
+
+from llamachat.checks import LARGEST, require_choice, require_whole
+from llamachat.core.dialog import DialogFormat, Message
+from llamachat.core.engine import Engine
+from llamachat.core.spec import Dtype, KvBits, LlamaConfig, QuantConfig, SamplingParams
+from llamachat.core.tensors import QuantTensor, Tensor, to_float32
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.engines import memory
+from llamachat.engines.select import EngineName, build_engine
+from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
+from llamachat.formats import Checkpoint
+from llamachat.formats.detect import open_checkpoint
+from llamachat.models import catalog, fetch, fit, packed_weights
+from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.fetch.verified import Progress
+from llamachat.tokenizers.dialog_formats import choose
+from llamachat.tokenizers.open import open_file
+
+Report = Callable[[str], None]
+
+
+class Prepare(Protocol):
+    """Quantizes a float checkpoint that is to run quantized. quantize.prepare has it; whoever loads hands it in."""
+
+    def __call__(self, source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progress) -> Checkpoint:
+        """The checkpoint quantized as its tensors are read; or (`keep`) converted once, and kept in the cache folder."""
+        ...
+
+
+LONG = 1 << 18  # characters; texts up to it are encoded at once, whatever they make
+PIECE = 1 << 16  # characters
+SLACK = 64  # tokens
+
+PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
+
+
+@dataclass
+class LoadedModel:
+    """Weights, tokenizer, dialog format and defaults of one model, ready to answer."""
+
+    entry: ModelEntry
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    engine: Engine
+    load_s: float
+    parallel: int = 1  # texts of full length that the engine holds at once
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def context(self) -> int:
+        """Tokens that one text may have."""
+        return self.engine.slots // self.parallel
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know before using it."""
+        made_for, notes = made_for_context(self.entry, self.checkpoint), [*self.tokenizer.notes]
+        if self.context <= made_for:
+            return notes
+        return [
+            *notes,
+            f"the context is {self.context} tokens, {self.name} was made for {made_for}; "
+            f"answers may get worse past these; --ctx-size {made_for} stays within them",
+        ]
+
+    @property
+    def reference(self) -> str:
+        """What names it from any folder: its catalog name, or the whole path."""
+        path = os.path.abspath(os.path.expanduser(self.name))  # noqa: PTH100, PTH111 - links stay, a missing home is no error
+        own = isinstance(self.entry.source, LocalPath) and path == os.path.abspath(self.entry.source.path)  # noqa: PTH100
+        return path if own else self.name
+
+    @property
+    def system(self) -> str | None:
+        """The catalog's default system prompt."""
+        return self.entry.system
+
+    @cached_property
+    def dialog(self) -> DialogFormat:
+        """Raises UsageError for a model that has no dialog format."""
+        with reading(f"the dialog format of {self.name}", ConfigError, "it cannot chat", "use complete --raw"):
+            return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
+
+    @cached_property
+    def sampling(self) -> SamplingParams:
+        """The model's own defaults; the catalog's go before the checkpoint's."""
+        own = {key: value for key, value in self.checkpoint.sampling.items() if key != "max_length"}
+        return SamplingParams().replace(**{**own, **self.entry.sampling})
+
+    @cached_property
+    def text_stop_ids(self) -> frozenset[int]:
+        """Every id that ends a plain text: what the model's configuration and its tokenizer call EOS."""
+        return frozenset(self.checkpoint.config.eos_token_ids) | self.tokenizer.eos_ids
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: those that end a text, and those that end a turn in the model's dialog format."""
+        try:
+            return self.text_stop_ids | self.dialog.stop_ids
+        except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
+            return self.text_stop_ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
+        self._require_room([text])
+        bos = self.tokenizer.bos_id
+        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
+
+    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+        """A dialog, opened for an answer, as one prompt."""
+        self._require_room(message.content for message in messages)
+        return self.dialog.encode(messages)
+
+    def _require_room(self, texts: Iterable[str]) -> None:
+        """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
+
+        It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
+        SLACK is left to each piece; the cache counts in the end.
+        """
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
+                tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False)) - SLACK
+                if tokens > self.context:
+                    raise DoesNotFitError(
+                        f"the prompt makes more than {tokens} tokens, the context holds {self.context}",
+                        "nothing was computed",
+                        "shorten the text or raise --ctx-size",
+                    )
+
+    def token_text(self, token: int) -> str:
+        """One token for people: a control token by its name, part of a character as U+FFFD."""
+        return self._special_names.get(token) or self.tokenizer.token_bytes(token).decode(errors="replace")
+
+    @cached_property
+    def _special_names(self) -> Mapping[int, str]:
+        return {token: name for name, token in self.tokenizer.specials.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Facts for people."""
+        return {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+
+
+def load(
+    name_or_path: str | ModelEntry | None = None,
+    *,
+    ctx_size: int | None = None,
+    parallel: int = 1,
+    kv_bits: int | None = None,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    dtype: Dtype | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    report: Report | None = None,
+    tokenizer_path: str | os.PathLike[str] | None = None,
+    prepare: Prepare | None = None,
+) -> LoadedModel:
+    """Find (downloading if need be), check and load a model; None is the catalog's default.
+
+    ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
+    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be.
+    Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
+    """
+    check_options(ctx_size, kv_bits, dtype, threads)
+    begin = time.perf_counter()
+    entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
+    path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
+    checkpoint = _quantized(open_checkpoint(path), prepare)
+    config = checkpoint.config
+    bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
+    slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
+    if report and checkpoint.ignored:
+        report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
+    tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
+    if config.rope_scaling and config.rope_scaling.length_dependent:
+        parallel = 1  # the angles depend on how many slots there are
+    ready, parallel = _built(
+        checkpoint,
+        slots,
+        parallel,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        bits=cast(KvBits | None, bits),
+        threads=threads,
+        force=force,
+        say=report or silent,
+    )
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+
+
+def _other_tokenizer(path: Path, config: LlamaConfig) -> Tokenizer:
+    tokenizer = open_file(path)
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING:
+        cause = f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary {config.vocab_size}"
+        raise ModelError(cause, "the model was not loaded", "give the tokenizer that it was made with")
+    return tokenizer
+
+
+def made_for_context(entry: ModelEntry, checkpoint: Checkpoint) -> int:
+    """Tokens of context that a model was made for."""
+    return int(entry.context or checkpoint.sampling.get("max_length") or checkpoint.config.max_position_embeddings)
+
+
+def silent(line: str) -> None:
+    """A report that nobody reads."""
+
+
+def _built(checkpoint: Checkpoint, slots: int, parallel: int, **options: Any) -> tuple[Engine, int]:
+    """An engine for so many texts of so many slots, or for as many as fit; and how many these are."""
+    try:
+        return _engine(checkpoint, slots=slots * parallel, **options), parallel
+    except DoesNotFitError:
+        if parallel == 1:
+            raise
+    return _built(checkpoint, slots, parallel // 2, **options)
+
+
+def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
+    try:
+        return build_engine(checkpoint, lambda: _checked(checkpoint), arena=packed_weights.cached, **options)
+    except MemoryError as error:
+        raise no_memory(f"for {checkpoint.path}") from error
+
+
+def check_options(ctx_size: int | None, kv_bits: int | None, dtype: str | None, threads: int | None) -> None:
+    """Raises UsageError for what no machine can do."""
+    if ctx_size is not None:
+        require_whole("the context size", ctx_size, 1, LARGEST["max_position_embeddings"], UsageError)
+    if threads is not None:  # more than there are processors wait for each other, thousands for ever
+        require_whole("the number of threads", threads, 1, os.cpu_count() or 1, UsageError)
+    if kv_bits is not None:
+        require_choice("kv_bits", kv_bits, get_args(KvBits), UsageError)
+    if dtype is not None:
+        require_choice("dtype", dtype, get_args(Dtype), UsageError)
+
+
+def obtain(
+    entry: ModelEntry,
+    ctx_size: int | None = None,
+    kv_bits: int | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    prepare: Prepare | None = None,
+) -> Path:
+    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit."""
+    if fetch.locate(entry) is None and (plan := fit.entry_plan(entry, ctx_size, kv_bits)):
+        memory.check(plan, force)
+    shown = progress or fetch.silent
+    return _converted(fetch.fetch(entry, shown, offline), entry, shown, prepare)
+
+
+def _converted(path: Path, entry: ModelEntry, progress: Progress, prepare: Prepare | None) -> Path:
+    """Where the model lies that the catalog's quant_config makes of these files, at its first use; packed ones stay."""
+    if entry.quant_config is None or _is_packed(source := open_checkpoint(path)):
+        return path
+    return (prepare or _unprepared)(source, entry.quant_config, True, progress).path
+
+
+def _quantized(checkpoint: Checkpoint, prepare: Prepare | None) -> Checkpoint:
+    """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights).
+
+    bitsandbytes' settings are no wish: they say how the weights that lie there were made.
+    """
+    wanted = checkpoint.config.quantization
+    if wanted is None or wanted.scheme.startswith("bnb-") or _is_packed(checkpoint):
+        return checkpoint
+    return (prepare or _unprepared)(checkpoint, wanted, False, fetch.silent)
+
+
+def _unprepared(source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progress) -> Checkpoint:
+    cause = f"{source.path} is to be quantized to {wanted.scheme}"
+    raise UsageError(cause, "nothing that could was handed to load", "give it prepare=quantize.prepare.prepare")
+
+
+def _is_packed(checkpoint: Checkpoint) -> bool:
+    return any(info.packing is not None for info in checkpoint.index().values())
+
+
+def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, refusing scales and vectors that are not finite: one such number would spoil every answer."""
+    for name, tensor in checkpoint.tensors():
+        parts = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)
+        if isinstance(tensor, QuantTensor) or len(tensor.shape) == 1:
+            for part in parts:
+                if part is not None and not np.isfinite(to_float32(part)).all():
+                    raise FormatError(
+                        f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged"
+                    )
+        yield name, tensor

@@ -1,0 +1,49 @@
+"""One tensor -> what is stored of it, and a checkpoint's tensors layer by layer."""
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+
+import numpy as np
+
+from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize, to_float32
+from llamachat.formats import Checkpoint
+from llamachat.formats.prequantized import bnb
+from llamachat.formats.prequantized.ours import packed_entries
+from quantize.bnb import bnb_entries
+from quantize.recipe import Recipe
+from quantize.schemes import not_finite, quantize_tensor
+
+Coded = tuple[str, Tensor, dict[str, Array], Tensor | None]  # name, as it was, as it is stored, what that means
+
+
+def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], Tensor | None]:
+    """A tensor as it is stored, and the matrix that this stands for if it was quantized."""
+    scheme = recipe.scheme_for(name, tensor.shape)
+    if scheme is None:
+        values = FloatTensor(dequantize(tensor)) if isinstance(tensor, QuantTensor) else tensor
+        _check(name, values.data)
+        return {name: values.data}, None
+    if recipe.foreign:
+        data = dequantize(tensor)
+        _check(name, data)
+        arrays = bnb_entries(name, data, recipe, threads)
+        return arrays, bnb.entries(arrays, "the output")[name].read()
+    values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
+    coded = quantize_tensor(name, values, scheme, threads)
+    return packed_entries(name, coded), coded
+
+
+def _check(name: str, data: Array) -> None:
+    if not np.isfinite(to_float32(data)).all():
+        raise not_finite(name)
+
+
+def by_layer(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """("model.layers.3.", its tensors), and what belongs to no layer under ""."""
+    for prefix, group in groupby(source.tensors(), lambda pair: _layer(pair[0])):
+        yield prefix, dict(group)
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:3]) + "." if parts[1] == "layers" else ""
