@@ -1,5 +1,6 @@
 """formats/mindformers.py: a YAML file's configuration over weights in another format."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from llamachat.core.generate import advance
 from llamachat.engines.native import build
 from llamachat.errors import ConfigError, FormatError, UsageError
 from llamachat.formats.detect import open_checkpoint
-from llamachat.models.load import LoadedModel, load
+from llamachat.models.load import LoadedModel
+from llamachat.models.load import load as bare_load
+from quantize.prepare import prepare
 
+load = partial(bare_load, prepare=prepare)
 NEEDS_COMPILER = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
 IDS = [1, 17, 300, 4, 4, 99]
 

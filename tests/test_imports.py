@@ -1,13 +1,22 @@
-"""The direction of imports, each module in a fresh interpreter, and what --help may cost."""
+"""Imports run down the house, those inside functions too, without a circle; and what --help may cost."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import llamachat
+import quantize
 
+LAYERS = [  # from the top: each imports only what stands below it
+    "__main__", "cli", "api", "quantize", "bench", "ui", "chat", "generation", "models", "engines", "formats", "tokenizers",
+    "families", "core", "system", "events", "paths", "version", "checks", "errors",
+]  # fmt: skip
 HEAVY = {
     "torch",
     "transformers",
@@ -18,63 +27,102 @@ HEAVY = {
     "tiktoken",
     "jinja2",
 }
-PACKAGE = Path(llamachat.__file__).parent
-BELOW = {"engine.torch_engine", "engine.model", "engine.linear"}  # where torch may live
-MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py")}
-ABOVE_ENGINE = sorted(name for name in MODULES - BELOW if not name.endswith(("__init__", "__main__", "_worker")))
-LIGHT = [
-    "cli",
-    "commands.quantize",
-    "commands.evaluate",
-    "commands.bench",
-    "catalog",
-    "errors",
-    "config",
-    "commands.options",
-    "commands.models",
-    "ui.app",
-]
-ALLOWED = {  # what of llamachat a layer may load; the layers above it are not in there
-    "errors": "",
-    "events": "",
-    "tensors": "",
-    "config": "errors",
-    "cache": "errors",
-    "sample": "config errors",
-    "engine": "cache config errors",
-    "textfile": "",
-    "ui.app": "errors events textfile ui",
-    "tokenizer": "errors tokenizer",
-    "generate": "cache config draft engine errors sample",
+PACKAGES = [Path(package.__file__ or "").parent for package in (llamachat, quantize)]
+FILES = {
+    ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for package in PACKAGES
+    for file in package.rglob("*.py")
 }
+WITH_TORCH = {"llamachat.engines.torch.engine", "llamachat.engines.torch.model", "llamachat.engines.torch.linear"}
 
 
-def loaded(code: str) -> set[str]:
-    """Names of all modules in a fresh interpreter after running code."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
+@cache
+def imports(module: str, inside_functions: bool = True) -> frozenset[str]:
+    """Names of the modules that one imports; of a package's, the package itself where the name is no module."""
+    tree = ast.parse(FILES[module].read_text())
+    nodes = list(ast.walk(tree)) if inside_functions else list(at_once(tree))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in FILES else node.module for name in names}
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("name", ABOVE_ENGINE)
-def test_nothing_above_the_engine_imports_torch(name: str) -> None:
-    assert "torch" not in loaded(f"import llamachat.{name}")
+def at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: not the bodies of functions, nor what type checkers alone see."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from at_once(child)
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_what_help_touches_imports_nothing_heavy(name: str) -> None:
-    assert not loaded(f"import llamachat.{name}") & HEAVY
+@cache
+def loaded(module: str) -> frozenset[str]:
+    """Everything that importing a module imports, of ours and of others."""
+    seen, left = {module}, [module]
+    while left:
+        for name in imports(left.pop(), inside_functions=False) - seen:
+            seen.add(name)
+            left += [name] if name in FILES else []
+    return frozenset(name.partition(".")[0] if name not in FILES else name for name in seen)
 
 
-@pytest.mark.parametrize("name", ALLOWED)
-def test_a_layer_imports_only_what_lies_below_it(name: str) -> None:
-    prefix = "llamachat."
-    ours = {module.removeprefix(prefix) for module in loaded(f"import llamachat.{name}") if module.startswith(prefix)}
-    allowed = {name, *name.split("."), *ALLOWED[name].split()}
-    assert {module for module in ours if module.split(".")[0] not in allowed} == set()
+def layer(module: str) -> str:
+    top, _, rest = module.partition(".")
+    return top if top == "quantize" else rest.partition(".")[0]
 
 
-def test_help_loads_neither_torch_nor_transformers_nor_the_hub() -> None:
-    run = ["import sys; sys.argv = ['llamachat', '--help']", "from llamachat.cli.main import main", "try: main()"]
-    assert not loaded("\n".join([*run, "except SystemExit: pass"])) & HEAVY
+def test_every_module_stands_in_a_layer() -> None:
+    assert {layer(module) for module in FILES} - {""} <= {*LAYERS}
+
+
+def test_imports_run_down() -> None:
+    up = [
+        f"{module} imports {name}"
+        for module in FILES
+        for name in imports(module)
+        if name in FILES and layer(module) and layer(name) and LAYERS.index(layer(name)) < LAYERS.index(layer(module))
+    ]
+    assert not up
+
+
+def test_there_is_no_circle() -> None:
+    graph = {module: {name for name in imports(module) if name in FILES} for module in FILES}
+    assert [*TopologicalSorter(graph).static_order()]
+
+
+def test_a_circle_would_be_seen() -> None:
+    with pytest.raises(ValueError, match="cycle"):
+        [*TopologicalSorter({"a": {"b"}, "b": {"a"}}).static_order()]
+
+
+def test_quantize_is_handed_in_by_the_commands_and_the_api() -> None:
+    users = {layer(module) for module in FILES for name in imports(module) if layer(name) == "quantize"}
+    assert users == {"cli", "api", "quantize"}
+
+
+def test_the_screen_sees_events_and_errors_only() -> None:
+    seen = {layer(name) for module in FILES if layer(module) == "ui" for name in imports(module) if name in FILES}
+    assert seen == {"ui", "events", "errors", "system"}
+
+
+def test_nothing_above_the_engine_imports_torch() -> None:
+    users = {module for module in FILES if "torch" in loaded(module)}
+    assert users == WITH_TORCH | {"quantize.gptq"}
+
+
+def test_the_core_needs_nothing_else_of_the_package() -> None:
+    seen = {layer(name) for module in FILES if layer(module) == "core" for name in imports(module) if name in FILES}
+    assert seen <= {"core", "checks", "errors"}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['llamachat', '--help']\nfrom llamachat.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "llamachat.cli.main" in modules and not modules & HEAVY

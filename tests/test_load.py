@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ from safetensors.numpy import load_file, save_file
 from llamachat import paths
 from llamachat.core.spec import QuantConfig
 from llamachat.core.tensors import dequantize
+from llamachat.engines import memory
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
-from llamachat.models import fit
 from llamachat.models.catalog import LocalPath, ModelEntry
-from llamachat.models.load import load, obtain
+from llamachat.models.load import load as bare_load
+from llamachat.models.load import obtain
+from quantize.prepare import prepare
+
+load = partial(bare_load, prepare=prepare)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_scales_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) ->
 def test_what_does_not_fit_is_refused_with_a_remedy_unless_forced(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "available_memory", lambda: fit.WORKSPACE + 900_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: memory.WORKSPACE + 900_000)
     with pytest.raises(DoesNotFitError, match=r"--ctx-size 256.*--force"):
         load(str(folder))
     assert load(str(folder), force=True).engine.slots == 2048
@@ -127,7 +132,7 @@ def test_where_nothing_can_be_written_a_model_loads_all_the_same(folder: Path, m
 PEAK = """
 import resource, sys
 import torch
-from llamachat.load import load, obtain
+from llamachat.models.load import load, obtain
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 model = load(sys.argv[1], ctx_size=64, dtype=sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, model.engine.weight_bytes)

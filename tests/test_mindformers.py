@@ -244,7 +244,7 @@ def test_absent_parameters_have_mindformers_defaults() -> None:
     )
     assert translated.sampling == {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 5, "top_p": 1.0}
     assert translated.max_length == 1024
-    assert translate({}, "x").config == translated.config
+    assert translate().config == translated.config
 
 
 @pytest.mark.parametrize(

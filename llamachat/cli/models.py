@@ -179,12 +179,12 @@ def _place(source: WheelSource | HubSource | LocalPath) -> str:
 
 
 def _row(fact: dict[str, Any]) -> tuple[str, ...]:
-    memory, size = fact["memory"], fact["download_bytes"]
+    need, download = fact["memory"], fact["download_bytes"]
     return (
         fact["name"] + (" *" if fact["default"] else ""),
-        memory.size(size) if size else "?",
+        memory.size(download) if download else "?",
         "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
-        "?" if memory is None else "yes" if memory["fits"] else f"needs {memory.size(memory['needed'])}",
+        "?" if need is None else "yes" if need["fits"] else f"needs {memory.size(need['needed'])}",
         str(fact["context"] or "?"),
         (fact["licence"] or "?") + (" (gated)" if fact["gated"] else ""),
     )

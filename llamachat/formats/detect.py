@@ -41,10 +41,10 @@ def _open_mindformers(path: Path) -> Checkpoint:
 
 
 FORMATS = (
+    Format("GGUF", open_gguf, None, is_gguf, "GGUF"),
     Format("Hugging Face", open_hf, "config.json"),
     Format("Meta", open_meta, "params.json"),
     Format("lit-llama", open_lit, "lit-llama.pth", lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
-    Format("GGUF", open_gguf, None, is_gguf, "GGUF"),
     Format(
         "MindFormers",
         _open_mindformers,
