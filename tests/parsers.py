@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
-from engines import HashEngine, hash_model
+from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
 from vocabularies import byte_level_json, spaced_json, spm_metadata
 

@@ -48,13 +48,6 @@ def bench(
     ] = False,
     vs_transformers: Annotated[Path | None, typer.Option(help="Run transformers on this GGUF file beside it.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decoded token goes.")] = False,
-    bars: Annotated[
-        bool, typer.Option("--bars", help="Measure the project's own bars instead, beside llama.cpp.")
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Of --bars: smollm2, 1b, 1b-int8, 8b, start or lookup; may be given more than once."),
-    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line, no table.")] = False,
 ) -> None:
     """Measure speed and memory, beside peers in the same run; the last line is JSON."""
@@ -68,11 +61,6 @@ def bench(
 
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     check_options(None, kv_bits, dtype, threads)
-    if bars:
-        from llamachat.bench.bars import run
-
-        run(threads, repeats, only or [], tables=not json)
-        return
     if shape and model:
         raise UsageError("--model and --shape were both given", remedy="give one of them")
     if vs_llamacpp and not shape:

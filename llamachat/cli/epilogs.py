@@ -62,7 +62,6 @@ BENCH = examples(
     ("llamachat bench -m ./model.gguf --vs-gguf ./model.gguf", "beside llama.cpp, in the same run"),
     ("llamachat bench --shape 8b --vs-llamacpp", "random weights of a real shape; no download"),
     ("llamachat bench --profile", "where the time of a token goes"),
-    ("llamachat bench --bars", "all that the project holds itself to; about 10 minutes"),
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)

@@ -1,0 +1,348 @@
+"""bench/: random models have the real shape and size, engines do the same work, figures follow from what was timed."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import bars
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from llamachat.bench import contest, lookup, machine, report, shapes
+from llamachat.bench.contest import Contender, Laps, Outcome, measure
+from llamachat.bench.runners import Facts, Spec
+from llamachat.bench.work import Course, Work
+from llamachat.cli.main import app
+from llamachat.core.spec import LlamaConfig, SamplingParams
+from llamachat.engines.native.abi import native_library
+from llamachat.engines.native.engine import NativeEngine, single_rows
+from llamachat.engines.native.pack import aligned
+from llamachat.errors import UsageError
+from llamachat.formats.gguf import open_gguf
+from llamachat.models.load import load
+
+TINY = LlamaConfig(
+    vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+)  # fmt: skip
+SCHEMES: tuple[shapes.Scheme, ...] = ("int4", "int4-head8", "int8")
+
+
+# ---- shapes ----
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_weights_run_and_are_the_same_each_time(scheme: shapes.Scheme) -> None:
+    logits = []
+    for _ in range(2):
+        engine = NativeEngine(TINY, shapes.random_arena(TINY, scheme), slots=16, threads=1)
+        logits.append(engine.forward([1, 2, 3], _plan(3), "last"))
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert np.isfinite(logits[0]).all() and logits[0].std() > 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_weights_are_whole_codes_of_all_values_times_the_scale(scheme: shapes.Scheme) -> None:
+    arena = shapes.random_arena(TINY, scheme)
+    head = 8 if scheme == "int4" else 128
+    inner = 128 if scheme == "int8" else 8
+    largest = {"model.embed_tokens": head, "lm_head": head, "model.layers.1.mlp.up_proj": inner}
+    for name, most in largest.items():
+        rows = single_rows(*arena.tensors[name + ".weight"], range(64), "portable") / np.float16(
+            0.02 / {8: 8, 128: 127}[most]
+        )
+        codes = np.round(rows)
+        np.testing.assert_allclose(rows, codes, atol=1e-3)
+        assert (codes.min(), codes.max()) == (-most, most - 1)
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_the_gguf_file_is_llamas_of_that_shape_and_takes_the_bytes_that_ours_takes(tmp_path: Path, eight: bool) -> None:
+    shapes.write_gguf(path := tmp_path / "x.gguf", TINY, eight)
+    checkpoint = open_gguf(path)
+    assert {name: info.shape for name, info in checkpoint.index().items()} == TINY.tensor_shapes()
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    assert kinds == ({"Q8_0", "F32"} if eight else {"Q4_0", "Q8_0", "F32"})
+    arena = shapes.random_arena(TINY, "int8" if eight else "int4-head8")
+    assert {name: data.nbytes for name, (_, data) in arena.tensors.items()} == {
+        name: info.nbytes for name, info in checkpoint.index().items()
+    }
+    assert all(np.isfinite(tensor.data).all() for tensor in gguf.GGUFReader(path).tensors)
+
+
+def test_the_gguf_file_is_gone_after_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("llamachat.paths.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    with shapes.gguf_file("tiny", eight=True) as path:
+        assert path.is_file()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_an_embedding_is_read_each_token_only_where_it_is_the_head_too() -> None:
+    sizes = {"model.embed_tokens.weight": 5, "lm_head.weight": 7, "model.norm.weight": 1}
+    assert shapes.read_per_token(TINY, sizes) == 8
+    assert shapes.read_per_token(shapes.SHAPES["1b"], {"model.embed_tokens.weight": 5, "model.norm.weight": 1}) == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"), [("135m", 134.5e6), ("1b", 1.236e9), ("3b", 3.213e9), ("8b", 8.030e9)]
+)
+def test_shapes_have_as_many_parameters_as_the_models_they_are_of(shape: str, parameters: float) -> None:
+    count = sum(int(np.prod(each)) for each in shapes.config_of(shape).tensor_shapes().values())
+    assert count == pytest.approx(parameters, rel=1e-3)
+
+
+# ---- work ----
+
+
+class Recorder:
+    """A runner that remembers what it holds and what it was told."""
+
+    vocabulary = 1000
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.batches: list[int] = []
+
+    def rewind(self, length: int) -> None:
+        assert length < len(self.held)
+        del self.held[length:]
+
+    def feed(self, ids: list[int]) -> None:
+        self.held += ids
+        self.batches.append(len(ids))
+
+
+works = st.builds(Work, prompt=st.integers(0, 30), decode=st.integers(0, 9), depth=st.integers(0, 40))
+
+
+@given(st.lists(works, min_size=1, max_size=6))
+def test_every_engine_holds_the_same_text_whatever_it_did_before(tasks: list[Work]) -> None:
+    recorder = Recorder()
+    course = Course(recorder)
+    for work in tasks:
+        if work.prompt:
+            course.prefill(work.prompt)
+            assert recorder.batches[-1] == work.prompt
+        course.reach(work.start)
+        del recorder.batches[:]
+        course.decode(work.decode)
+        assert recorder.batches == [1] * work.decode
+        fresh = Recorder()
+        Course(fresh).reach(work.start + work.decode)
+        assert recorder.held == fresh.held
+        assert len(recorder.held) <= work.context
+
+
+# ---- contests ----
+
+
+def test_ours_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Contender(Spec("llamachat", 1, 24, shape="135m", scheme="int4", profile=True)) as contender:
+        outcome = measure([contender], Work(prompt=8, decode=2), 2, lambda amount: 1e10)
+    (laps,) = outcome.laps
+    result = outcome.result(laps)
+    assert laps.facts.weights == pytest.approx(134.5e6 * 0.5625, rel=0.01)
+    assert laps.facts.kv == 30 * 2 * 3 * 64 * 2
+    assert laps.peak >= laps.facts.resident >= laps.facts.weights
+    assert result["bandwidth_share"] == pytest.approx(
+        result["decode_tok_s"] * result["read_mb_per_token"] / 1e4, rel=1e-2
+    )
+    assert sum(laps.profile.values()) == pytest.approx(1000 * laps.decode_s[-1] / 2, abs=0.002)
+    assert min(laps.profile.values()) > -0.1
+
+
+def test_an_engine_that_cannot_be_made_is_one_error_with_its_reason() -> None:
+    with pytest.raises(UsageError, match="enormous"):
+        Contender(Spec("llamachat", 1, 8, model="enormous"))
+
+
+def outcome_of(ours: list[float], peer: list[float], **facts: Any) -> Outcome:
+    base = {"detail": "", "load_s": 0.5, "vocabulary": 10, "weights": 100, "read": 90, "kv": 1, "slots": 50}
+    laps = [Laps(Facts(**{"name": name, **base, **facts})) for name in ("llamachat", "llama.cpp (1)")]
+    for each, seconds in zip(laps, (ours, peer), strict=True):
+        for taken in seconds:
+            each.add({"prefill_s": taken / 10, "decode_s": taken, "peak": 7, "profile": {}})
+    return Outcome(Work(prompt=20, decode=10), laps, [2000.0] * len(ours))
+
+
+def test_ratios_are_medians_of_each_repeats_own_so_that_drift_does_not_show() -> None:
+    outcome = outcome_of([1, 2, 4], [3, 6, 12.5])
+    assert outcome.ratio(outcome.laps[1], "decode_s") == 3
+    found = outcome.result(outcome.laps[0])
+    assert (found["decode_tok_s"], found["prefill_tok_s"]) == (5, 100)
+    assert found["first_token_s"] == pytest.approx(0.5 + 0.2)
+    assert found["read_mb_per_token"] == pytest.approx((90 + 25) / 1e6)
+    assert found["bandwidth_share"] == pytest.approx(5 * 115 / 2000, rel=1e-3)
+
+
+def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    report.speeds(outcome_of([1, 1], [2, 2]), {"threads": 1})
+    out, shown = capsys.readouterr()
+    result = json.loads(out)
+    assert result["results"]["llama.cpp (1)"]["decode_ratio"] == 2
+    assert "llama.cpp (1)" in shown and "2.00" in shown
+    report.speeds(outcome_of([1, 1], [2, 2]), {"threads": 1}, tables=False)
+    assert capsys.readouterr() == (out, "")
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("blocks", [2, 3, 1001])
+def test_the_read_that_is_timed_reads_every_word_once(blocks: int, threads: int, streams: int) -> None:
+    lib, data = native_library(), aligned(blocks * 1024)
+    words = data.view(np.uint64)
+    words[:] = np.random.default_rng(0).integers(0, 2**63, len(words), np.uint64)
+    machine.read_bandwidth(1, 1)  # declares it
+    assert lib.read_memory(data.ctypes.data, data.nbytes, threads, streams) == int(words.sum())
+
+
+def test_memory_can_be_measured_with_however_little_of_it() -> None:
+    assert all(machine.read_bandwidth(2, amount, passes=1) > 0 for amount in (1, 100_000, 50_000_001))
+
+
+def test_random_weights_lie_in_one_block_as_a_mapped_files_do() -> None:
+    tensors = shapes.random_arena(TINY, "int4-head8").tensors.values()
+    starts = [data.ctypes.data for _, data in tensors]
+    whole = max(starts) - min(starts) + max(data.nbytes for _, data in tensors)
+    assert all(start % 64 == 0 for start in starts)
+    assert whole <= sum(data.nbytes + 4096 for _, data in tensors)
+
+
+# ---- bars ----
+
+
+def test_a_bar_is_met_on_its_own_side() -> None:
+    assert bars.Row("a", "", 1, 1, judged=3.0, bar=3.0).met
+    assert not bars.Row("a", "", 1, 1, judged=2.9, bar=3.0).met
+    assert bars.Row("a", "", 1, 1, judged=0.5, bar=0.6, better="-").met
+    assert not bars.Row("a", "", 1, 1, judged=0.7, bar=0.6, better="-").met
+
+
+class Pretended:
+    """A contender of known speed: ours takes a second for what takes the peer three."""
+
+    def __init__(self, spec: Spec) -> None:
+        ours = spec.kind == "llamachat"
+        name = "llamachat" if ours else "llama.cpp (1)"
+        self.seconds = 1.0 if ours else 3.0
+        self.facts = Facts(name, "", 0.5, 1000, 10**9, 10**9, 1000, spec.context)
+
+    def __enter__(self) -> "Pretended":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def run(self, work: Work) -> dict[str, Any]:
+        return {"prefill_s": self.seconds, "decode_s": self.seconds, "peak": 10**9, "profile": {}}
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("smollm2", ["decode, SmolLM2", "prefill 512, SmolLM2"]),
+        ("1b", ["decode, 1B int4, int8", "decode, 1B int4, int8", "decode, 1B int4, int4", "prefill 512, 1B", "decode at 4096",
+                "resident, 1B"]),
+        ("1b-int8", ["decode, 1B int8", "decode, 1B int8"]),
+        ("8b", ["decode, 8B int4", "decode, 8B int4"]),
+    ],
+)  # fmt: skip
+def test_every_part_gives_its_rows_from_one_contest(
+    part: str, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bars, "Contender", Pretended)
+    monkeypatch.setattr(bars, "gguf_file", lambda shape, eight: nullcontext(tmp_path / f"{shape}.gguf"))
+    monkeypatch.setattr(bars, "_default_file", lambda: "default.gguf")
+    monkeypatch.setattr(bars, "bandwidth_of", lambda threads: lambda amount: 1e11)
+    rows = list(bars.PARTS[part](bars.Lab(2, 3, pytest.fail)))
+    assert len(rows) == len(names)
+    for row, name in zip(rows, names, strict=True):
+        assert row.name.startswith(name)
+        expected = {"tok/s": 3.0, "MB": 1000.0}.get(row.unit, row.ours)
+        assert row.judged == pytest.approx(expected)
+
+
+def test_guesses_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
+    model = load(str(smollm2_gguf), ctx_size=128, threads=1)
+    gain = lookup._gain(model, ["Say one two three, over and over."], SamplingParams(temperature=0), 12, 1)
+    assert gain.ratio == pytest.approx(gain.with_tok_s / gain.without_tok_s)
+
+
+def test_a_missing_peer_leaves_its_rows_out_and_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    real = contest.Contender
+
+    def without_peer(spec: Spec) -> Contender:
+        if spec.kind != "llamachat":
+            raise UsageError("llama-cpp-python is not installed")
+        return real(spec)
+
+    monkeypatch.setattr(bars, "Contender", without_peer)
+    lab = bars.Lab(1, 1, said.append)
+    work = Work(decode=1, depth=2)
+    specs = [lab.spec("llamachat", [work], shape="135m", scheme="int4"), lab.spec("llama.cpp", [work], "x.gguf")]
+    (outcome,) = lab.contest(specs, [work])
+    assert list(bars._faster("decode", outcome, "decode_s", 3.0)) == []
+    assert [row.unit for row in bars._share("decode", outcome, 0.92)] == ["share of read bandwidth"]
+    assert said == ["llama.cpp: llama-cpp-python is not installed"]
+
+
+def test_rows_are_a_table_and_one_line_of_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {
+        "one": lambda lab: iter([bars.Row("decode", "tok/s", 200, 50, 4, 3)]),
+        "two": lambda lab: iter([bars.Row("start", "s", 0.9, None, 0.9, 0.6, "-")]),
+    }
+    monkeypatch.setattr(bars, "PARTS", parts)
+    bars.run(2, 1, ["two"])
+    bars.run(2, 1, [])
+    out, shown = capsys.readouterr()
+    found = [[(row["name"], row["met"]) for row in json.loads(line)["bars"]] for line in out.splitlines()]
+    assert found == [[("start", False)], [("decode", True), ("start", False)]]
+    assert "≤ 0.6" in shown and "NO" in shown
+
+
+def test_a_process_is_timed_and_its_memory_is_its_own() -> None:
+    ballast = np.ones(1 << 26)  # half a gigabyte, which is not the other's
+    seconds, most = bars._process([sys.executable, "-c", "x = bytearray(50_000_000)"])
+    assert seconds > 0
+    assert 50_000_000 < most < ballast.nbytes / 2
+    assert bars._process([sys.executable, "-c", "raise SystemExit(3)"])[0] == 0
+
+
+# ---- the machine, the command ----
+
+
+def test_resident_memory_follows_what_is_held() -> None:
+    before, _ = machine.resident()
+    held = np.ones(20_000_000)
+    after, most = machine.resident()
+    assert held.nbytes * 0.9 < after - before < held.nbytes * 1.5
+    assert most >= after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "1b", "-m", "x"], "--model and --shape were both given"),
+        (["--vs-llamacpp"], "--vs-llamacpp needs --shape"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert isinstance(result.exception, UsageError)
+    assert said in str(result.exception)
+
+
+def _plan(count: int) -> Any:
+    from llamachat.core.cache import Cache
+
+    return Cache(16).plan(count)

@@ -1,0 +1,164 @@
+"""Calibrated 4 bits: less error where the activations are, the same layout, the same bytes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import save_hf, tiny_model
+from quality import build
+
+from llamachat.core.spec import LlamaConfig
+from llamachat.core.tensors import QuantTensor, dequantize
+from llamachat.errors import FormatError
+from llamachat.formats.detect import open_checkpoint
+from llamachat.generation.perplexity import run
+from quantize.convert import convert
+from quantize.gptq import Hessian, docstrings, solve
+from quantize.recipe import Recipe
+from quantize.schemes import SCHEMES, Scheme, quantize
+from quantize.writer import FolderWriter
+
+GPTQ = Recipe("int4-gptq", embedding="float", head="float")
+TEXT = [[(i * i + seed) % 320 for i in range(64)] for seed in range(12)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_hf(tiny_model(), tmp_path / "source")
+
+
+def correlated(rows: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(columns // 4, columns, generator=generator)
+    few = torch.randn(rows, columns // 4, generator=generator)
+    return few @ mixing + 0.3 * torch.randn(rows, columns, generator=generator)
+
+
+@pytest.mark.parametrize("codebook", ["gauss", "int4", "nf4"])
+def test_the_output_of_a_layer_is_far_closer_than_with_rounding_alone(codebook: str) -> None:
+    matrix, inputs = torch.randn(48, 128, generator=torch.Generator().manual_seed(1)), correlated(2000, 128)
+    scheme = Scheme(4, 32, codebook, calibrated=True)
+    codes, scale = solve(matrix, Hessian([inputs[:1000].T @ inputs[:1000], inputs[1000:].T @ inputs[1000:]]), scheme)
+    table = quantize(matrix.numpy(), scheme).table
+    assert table is not None
+    solved = table[codes] * scale.astype(np.float32).repeat(32, 1)
+    plain = dequantize(quantize(matrix.numpy(), scheme))
+    errors = [torch.linalg.norm(inputs @ (torch.tensor(each) - matrix).T) for each in (solved, plain)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_with_inputs_that_have_nothing_in_common_it_is_rounding_to_nearest() -> None:
+    matrix = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    codes, scale = solve(matrix, Hessian([torch.eye(64)]), SCHEMES["int4-gptq"])
+    plain = quantize(matrix.numpy(), SCHEMES["int4"])
+    np.testing.assert_array_equal(scale, plain.scale)
+    np.testing.assert_allclose(np.array(plain.table)[codes] * scale.repeat(32, 1).astype(np.float32), dequantize(plain))
+
+
+def test_columns_that_are_never_active_do_no_harm() -> None:
+    inputs = correlated(500, 64)
+    inputs[:, 10:45] = 0
+    codes, scale = solve(torch.randn(16, 64), Hessian([inputs.T @ inputs]), SCHEMES["int4-gptq"])
+    assert np.isfinite(scale).all()
+    assert ((codes >= 0) & (codes < 16)).all()
+
+
+def test_the_calibrated_model_is_closer_to_the_source_and_of_the_same_layout(tmp_path: Path) -> None:
+    model = tiny_model(initializer_range=0.1)
+    model.model.embed_tokens.weight.data = correlated(320, 64) / 4  # as activations of real models are
+    checkpoint = open_checkpoint(save_hf(model, tmp_path / "source"))
+    convert(checkpoint, tmp_path / "gptq", GPTQ, calibration=TEXT)
+    convert(checkpoint, tmp_path / "int4", Recipe("int4", embedding="float", head="float"))
+    index = [open_checkpoint(tmp_path / name).index() for name in ("gptq", "int4")]
+    assert {name: info.nbytes for name, info in index[0].items()} == {n: i.nbytes for n, i in index[1].items()}
+    other = [[(7 * i + 3) % 320 for i in range(64)]]
+    reference = run(build(checkpoint, lambda name: None, 64), other[0])
+    errors = []
+    for name in ("gptq", "int4"):
+        tensors = dict(open_checkpoint(tmp_path / name).tensors())
+        errors.append(np.linalg.norm(run(build(checkpoint, tensors.get, 64), other[0]) - reference))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_the_layers_are_run_as_the_engine_runs_them(source: Path, tmp_path: Path) -> None:
+    """With nothing quantized, what is left after the last layer is what the engine has there."""
+    from quantize.coding import by_layer
+    from quantize.gptq import Calibration, Threads
+
+    checkpoint = open_checkpoint(source)
+    recipe = Recipe("int4", skip=("*",))
+    weights = dict(checkpoint.tensors())
+    with Threads(2) as pool, torch.inference_mode():
+        writer = FolderWriter(tmp_path, {}, 64)
+        work = Calibration(checkpoint.config, recipe, writer, pool)
+        embedding = weights["model.embed_tokens.weight"]
+        work.begin([torch.tensor(dequantize(embedding.rows(ids))) for ids in TEXT])
+        for prefix, tensors in by_layer(checkpoint):
+            if prefix:
+                work.layer(prefix, dict(tensors))
+        writer.close()
+        norm, head = (torch.tensor(dequantize(weights[name])) for name in ("model.norm.weight", "lm_head.weight"))
+        last = torch.nn.functional.rms_norm(work.states[1], norm.shape, norm, checkpoint.config.rms_norm_eps)
+        torch.testing.assert_close(
+            last @ head.T, torch.tensor(run(build(checkpoint, lambda name: None, 64), TEXT[1])), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_threads_and_interruptions_change_no_byte(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(source)
+    for name, threads in (("one", 1), ("three", 3)):
+        convert(checkpoint, tmp_path / name, GPTQ, calibration=TEXT, threads=threads)
+    whole = (tmp_path / "one/model.safetensors").read_bytes()
+    assert whole == (tmp_path / "three/model.safetensors").read_bytes()
+    add, count = FolderWriter.add, 0
+
+    def limited(self: FolderWriter, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 14:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderWriter, "add", limited)
+        convert(checkpoint, tmp_path / "resumed", GPTQ, calibration=TEXT)
+    convert(checkpoint, tmp_path / "resumed", GPTQ, calibration=TEXT, resume=True)
+    assert whole == (tmp_path / "resumed/model.safetensors").read_bytes()
+
+
+def test_what_is_not_to_be_calibrated_is_rounded_or_left(source: Path, tmp_path: Path) -> None:
+    recipe = Recipe("int4-gptq", overrides=("*.o_proj=float", "*.layers.0.*.down_proj=int8"))
+    convert(open_checkpoint(source), tmp_path / "out", recipe, calibration=TEXT)
+    tensors = dict(open_checkpoint(tmp_path / "out").tensors())
+    kinds = {name: tensor.bits if isinstance(tensor, QuantTensor) else 32 for name, tensor in tensors.items()}
+    assert kinds["model.layers.0.self_attn.o_proj.weight"] == 32
+    assert kinds["model.layers.0.mlp.down_proj.weight"] == 8
+    assert kinds["model.layers.1.mlp.down_proj.weight"] == 4
+    assert kinds["model.embed_tokens.weight"] == 8
+
+
+def test_a_weight_that_is_not_a_number_is_named(source: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 3] = np.nan
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FormatError, match=f"{name} has values"):
+        convert(open_checkpoint(source), tmp_path / "out", GPTQ, calibration=TEXT)
+
+
+def test_the_text_at_hand_is_long_enough_for_a_calibration() -> None:
+    assert len(docstrings()) > 32 * 512 * 5
+
+
+def test_biases_and_grouped_queries_are_calibrated_too(tmp_path: Path) -> None:
+    config = open_checkpoint(save_hf(tiny_model(num_key_value_heads=2, attention_bias=True), tmp_path / "s")).config
+    assert isinstance(config, LlamaConfig)
+    assert config.qkv_bias
+    done = convert(open_checkpoint(tmp_path / "s"), tmp_path / "out", GPTQ, calibration=TEXT)
+    assert done.tensors["model.layers.1.self_attn.q_proj.bias"]["scheme"] == "float"

@@ -1,0 +1,190 @@
+"""The native engine under the address and undefined-behaviour sanitizers: python tools/sanitize_native.py [MODELS [SEED]].
+
+Compiles the C code with both, then runs so many random models through every kernel set of this processor: odd sizes and the
+largest ones, every way of coding weights and keys, chunks, batches, windows that roll, snapshots; with finite numbers, with
+ones that overflow, and with steps that are wrong and must be refused. Exit status 77: the compiler has no sanitizers.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
+KINDS = ("float32", "float16", "bfloat16", "int8", "int8+min", "q4_0", "q4_1", "iq4_nl", "zero point", "nf4", "fp4")
+LARGE = (
+    {"head_dim": 1024},
+    {"head_dim": 1022},
+    {"intermediate_size": 2**20 + 1, "hidden_size": 3, "num_hidden_layers": 1},
+    {"num_attention_heads": 512, "num_key_value_heads": 1, "head_dim": 4},
+)
+
+
+def random_config(rng: np.random.Generator) -> Any:
+    """Mostly small and odd."""
+    from llamachat.core.spec import LlamaConfig, RopeScaling
+
+    def size(most: int) -> int:
+        return int(rng.integers(1, most)) * int(rng.choice([1, 2, 32]))
+
+    kv_heads = int(rng.integers(1, 4))
+    config = LlamaConfig(
+        vocab_size=size(40), hidden_size=size(9), intermediate_size=size(9), num_hidden_layers=int(rng.integers(1, 4)),
+        num_attention_heads=kv_heads * int(rng.integers(1, 12)), num_key_value_heads=kv_heads,
+        head_dim=2 * int(rng.integers(1, 40)), max_position_embeddings=512, qkv_bias=bool(rng.integers(2)),
+        attention_out_bias=bool(rng.integers(2)), mlp_bias=bool(rng.integers(2)), tie_word_embeddings=bool(rng.integers(2)),
+        sliding_window=int(rng.integers(1, 60)) if rng.random() < 0.3 else None,
+        rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=32) if rng.random() < 0.3 else None,
+    )  # fmt: skip
+    return replace(config, **LARGE[rng.integers(len(LARGE))]) if rng.random() < 0.1 else config
+
+
+def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Each matrix coded in a way of its own; weights of a size that keeps numbers finite, or, in a few models, does not."""
+    from test_native import random_matrix
+
+    from llamachat.core.tensors import CODEBOOKS, FloatTensor
+
+    kinds, spread = KINDS, float(10.0 ** rng.choice([-3, -1, 0, 2]))
+    if rng.random() < 0.1:
+        kinds, spread = ("float32",), 1e25
+    tensors: dict[str, Any] = {}
+    for name, shape in config.tensor_shapes().items():
+        if len(shape) == 1:  # of a vector
+            tensors[name] = FloatTensor(rng.uniform(-1.5, 1.5, shape).astype(np.float32))
+            continue
+        kind = str(rng.choice(kinds if shape[1] % 32 == 0 else kinds[:3]))
+        groups = [g for g in (16, 32, 64, int(shape[1])) if shape[1] % g == 0 and (g >= 32 or kind not in CODEBOOKS)]
+        tensors[name] = random_matrix(rng, *shape, kind, int(rng.choice(groups)), spread)
+    return tensors
+
+
+def use(engine: Any, rng: np.random.Generator) -> None:
+    """A prompt in chunks, an answer, a batch, evictions, snapshots."""
+    from llamachat.core.cache import Cache
+
+    def tokens(count: int) -> list[int]:
+        return [int(i) for i in rng.integers(0, engine.config.vocab_size, count)]
+
+    texts = [Cache(40), Cache(37, first=41), Cache(160, first=79)]
+    texts[2].pin(int(rng.integers(0, 5)))
+    for text, count in ((texts[2], 130), (texts[2], 1), (texts[2], 9), (texts[0], int(rng.integers(1, 20)))):
+        ids = tokens(count)
+        engine.forward(ids, text.plan(count), "all" if rng.integers(2) else "last")
+        text.commit(ids)
+    for counts in ((3, 1, 10), (1, 2, 0), (1, 1, 1)):
+        pieces = [(text, tokens(count)) for text, count in zip(texts, counts, strict=True) if count]
+        if any(text.plan(1).pinned for text, _ in pieces):
+            continue
+        engine.forward_many([ids for _, ids in pieces], [text.plan(len(ids)) for text, ids in pieces])
+        for text, ids in pieces:
+            text.commit(ids)
+    for _ in range(3):
+        texts[2].evict(int(rng.integers(1, 40)))
+        for count in (1, int(rng.integers(2, 6))):
+            ids = tokens(count)
+            engine.forward(ids, texts[2].plan(count), "last")
+            texts[2].commit(ids)
+    slots = texts[2].slots(np.arange(len(texts[2].log)))
+    engine.restore(slots, np.arange(len(slots)), engine.export(slots))
+
+
+def misuse(engine: Any, rng: np.random.Generator) -> None:
+    """Steps of random numbers: they are run, or refused; nothing else."""
+    from llamachat.core.cache import CacheStep
+
+    edge = np.array([-(2**40), -1, 0, 1, engine.slots - 1, engine.slots, 2**31 - 1, 2**31, 2**40])
+
+    def numbers(count: int) -> Any:
+        return np.where(rng.random(count) < 0.7, rng.integers(0, engine.slots, count), rng.choice(edge, count))
+
+    for _ in range(30):
+        count = int(rng.integers(1, 4))
+        visible = tuple(range(*numbers(2).tolist()) for _ in range(rng.integers(0, 3)))
+        pinned = (range(*numbers(2).tolist()), int(numbers(1)[0])) if rng.random() < 0.2 else None
+        ids = [int(i) for i in rng.integers(-1, engine.config.vocab_size + 1, count)]
+        try:
+            engine.forward(ids, CacheStep(numbers(count), numbers(count), visible, pinned), "last")
+        except (ValueError, OverflowError):
+            continue
+
+
+def fuzz(models: int, seed: int = 0) -> int:
+    """Returns how many of the runs had finite logits."""
+    from llamachat.core.cache import CacheStep
+    from llamachat.engines.native.engine import NativeEngine, usable_kernels
+
+    finite, first = 0, np.arange(5, dtype=np.int64)
+    for number in range(models):
+        rng = np.random.default_rng([seed, number])
+        config = random_config(rng)
+        tensors = random_tensors(config, rng)
+        for kernels in usable_kernels():
+            sys.stderr.write(f"model {number} ({kernels}): {config}\n")
+            kv = str(rng.choice(["float32", "float16", "bfloat16", "int8"]))
+            engine = NativeEngine.build(
+                config, tensors.items(), slots=239, kv=kv, kernels=kernels, threads=int(rng.integers(1, 4))
+            )
+            with np.errstate(all="ignore"):
+                use(engine, rng)
+            logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all")
+            finite += bool(np.isfinite(logits).all())
+            misuse(engine, rng)
+    return finite
+
+
+def fuzz_with(library: Path, models: int, seed: int) -> None:
+    """Runs in the sanitized process."""
+    from llamachat.engines.native import abi
+    from llamachat.engines.native.engine import usable_kernels
+
+    abi.library = lambda: library
+    sets, finite = usable_kernels(), fuzz(models, seed)
+    print(f"{models} models x {len(sets)} kernel sets ({', '.join(sets)}): clean; {finite} runs with finite logits")
+
+
+def main() -> int:
+    from llamachat.engines.native import build
+    from llamachat.engines.native.engine import usable_kernels
+
+    models, seed = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 200), (2, 0)))
+    runtime = subprocess.run(
+        [build.compiler() or "false", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not Path(runtime).is_absolute():
+        print("the C compiler has no address sanitizer")
+        return 77
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / build.LIBRARY
+        build.compile_library(library, FLAGS, usable_kernels())
+        sys.stderr.write(f"compiled in {time.monotonic() - start:.0f} s\n")
+        options = {
+            "LD_PRELOAD": runtime,
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "PYTHONMALLOC": "malloc",
+        }
+        run = f"from sanitize_native import Path, fuzz_with; fuzz_with(Path({str(library)!r}), {models}, {seed})"
+        done = subprocess.run(
+            [sys.executable, "-c", run],
+            cwd=Path(__file__).parent,
+            env={**os.environ, **options},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        sys.stderr.write(done.stderr[-6000:])
+    else:
+        print(f"in {time.monotonic() - start:.0f} s")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
