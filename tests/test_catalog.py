@@ -1,6 +1,7 @@
 """Names, paths and models.toml, ours and the user's."""
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -286,7 +287,13 @@ def test_an_installed_package_finds_models_toml_inside_itself(tmp_path: Path) ->
         shutil.copy(module, tmp_path / "llamachat")
     shutil.copy(load_catalog().files[0], tmp_path / "llamachat")
     code = "from llamachat import catalog; print(catalog.resolve(None).name, catalog.load_catalog().files[0])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     assert done.stdout.split() == ["smollm2-135m", str(tmp_path / "llamachat/models.toml")]
 
 
