@@ -9,13 +9,14 @@ from typing import Any, get_args
 
 from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
-from llamachat.formats.config_sources import OWN, Translated
+from llamachat.formats.config import Translated
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
+from llamachat.formats.hf_config import OWN
 from llamachat.system.metadata import read_json
 from llamachat.tokenizers.open import GGUF_VOCABULARY
-from quantize.hf_config import hf_config
 from quantize.recipe import Recipe
+from quantize.to_hf import hf_config
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION = "generation_config.json"

@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear
 
+from llamachat.core.model import Context, Linear, Model, Precision, Rotation, Sight, build_block, spread
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import LlamaConfig, Rope
 from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.core.tokenizer import Tokenizer
-from llamachat.engines.torch.model import Sight, attention, rotate, spread
+from llamachat.engines.torch.attention import fused_attention
 from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.prequantized.ours import entries, packed_entries
@@ -91,63 +92,71 @@ class Threads:
 
 
 class Calibration:
-    """The hidden states of the calibration text between two layers."""
+    """The calibration text between two layers, and linears that quantize themselves when it first reaches them.
 
-    def __init__(self, config: LlamaConfig, recipe: Recipe, writer: FolderWriter, pool: Threads) -> None:
-        self.config, self.recipe, self.writer, self.pool = config, recipe, writer, pool
-        self.states: list[Tensor] = []
+    The model is core/model.py's, which so runs each part of a layer over what the parts before it have become.
+    """
+
+    def __init__(self, spec: LlamaConfig, recipe: Recipe, writer: FolderWriter, pool: Threads) -> None:
+        self.spec, self.recipe, self.writer, self.pool = spec, recipe, writer, pool
+        self.model = Model(spec, _nothing, [], torch.empty(0), _nothing, Precision(), fused_attention)
+        self.state: Tensor | None = None  # [windows * T, hidden]
 
     def begin(self, states: list[Tensor]) -> None:
-        self.states = states
-        length = len(states[0])
-        frequency, factor = frequencies(self.config, length)
-        cos, sin = (torch.from_numpy(x)[:, None].float() for x in cos_sin(np.arange(length), frequency, factor))
-        self.turn = spread(cos, sin)
+        """With each window's embeddings [T, hidden]."""
+        self.state, self.length = self.model.embedded(torch.cat(states)), len(states[0])
+        positions = np.tile(np.arange(self.length), len(states))
+        self.rotations = {
+            rope: self._rotation(positions, rope) for rope in map(self.spec.rope, range(self.spec.num_hidden_layers))
+        }
+
+    def _rotation(self, positions: Array, rope: Rope | None) -> Rotation:
+        if rope is None:
+            return None
+        cos, sin = cos_sin(positions, *frequencies(self.spec, self.length, rope))
+        return spread(torch.from_numpy(cos)[:, None].float(), torch.from_numpy(sin)[:, None].float())
 
     def layer(self, prefix: str, tensors: dict[str, Weight]) -> dict[str, tuple[dict[str, Array], Weight | None]]:
-        """Quantize a layer's matrices, and take the hidden states through it."""
-        assert self.states, "the embedding comes before the layers"
-        self.prefix, self.tensors = prefix, tensors
-        self.coded: dict[str, tuple[dict[str, Array], Weight | None]] = {}
+        """Quantize a layer's matrices, and take the text through it."""
+        assert self.state is not None, "the embedding comes before the layers"
+        self.tensors, self.coded = tensors, dict[str, tuple[dict[str, Array], Weight | None]]()
         self.weights = {name: torch.tensor(dequantize(tensor)) for name, tensor in tensors.items()}
-        for part, attend in (("self_attn.", True), ("mlp.", False)):
-            inner, last = (self._attend, "o_proj") if attend else (self._gate, "down_proj")
-            first = ("q_proj", "k_proj", "v_proj") if attend else ("gate_proj", "up_proj")
-            norm = "input_layernorm.weight" if attend else "post_attention_layernorm.weight"
-            normed = self.pool.map(lambda x, norm=norm: self._norm(x, norm), self.states)  # type: ignore[misc]
-            self._quantize([part + name for name in first], normed)
-            mixed = self.pool.map(inner, normed)
-            self._quantize([part + last], mixed)
-            out = self.pool.map(lambda x, name=part + last: self._linear(x, name), mixed)  # type: ignore[misc]
-            self.states = [x + y for x, y in zip(self.states, out, strict=True)]
+        number = int(prefix.split(".")[2])
+        block = build_block(self.spec, number, self.weights, self._linear)
+        self.state = self.model.layer(number, block, self.state, self.rotations[self.spec.rope(number)], self._memory)
         for name, tensor in tensors.items():
-            if name not in self.coded:
+            if name not in self.coded:  # vectors, and experts that no token of the text came to
                 self.coded[name] = ({}, None) if name in self.writer.done else code(name, tensor, self.recipe, None)
         return self.coded
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight = self.weights[self.prefix + name]
-        return rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+    def _memory(self, layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
+        """Each window sees itself, as far as the layer's sliding window reaches."""
+        at, window = torch.arange(self.length), self.spec.window(layer)
+        short = window is not None and window < self.length
+        near = (at[:, None] >= at) & (at[:, None] - at < (window or self.length))
+        for start in range(0, len(keys), self.length):
+            run = slice(start, start + self.length)
+            sight = Sight(near) if short else Sight(causal=True)
+            yield Context(run, keys[run].transpose(0, 1), values[run].transpose(0, 1), sight)
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return linear(x, self.weights[f"{self.prefix}{name}.weight"], self.weights.get(f"{self.prefix}{name}.bias"))
+    def _linear(self, *modules: str) -> Linear:
+        """Of matrices that share their input, which is then that of the whole text."""
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """What goes into o_proj."""
-        size = self.config.head_dim
-        q, k, v = (self._linear(x, f"self_attn.{name}_proj").view(len(x), -1, size) for name in "qkv")
-        q, k = (rotate(each, *self.turn) for each in (q, k))
-        return attention(q, k.transpose(0, 1), v.transpose(0, 1), Sight(causal=True), torch.float32)
+        def multiplied(x: Tensor) -> Tensor:
+            inputs = torch.split(x, self.length)
+            self._quantize(modules, inputs)
+            weight = torch.cat([self.weights[f"{module}.weight"] for module in modules])
+            biases = [self.weights[name] for module in modules if (name := f"{module}.bias") in self.weights]
+            bias = torch.cat(biases) if biases else None
+            return torch.cat(self.pool.map(lambda part: linear(part, weight, bias), inputs))
 
-    def _gate(self, x: Tensor) -> Tensor:
-        """What goes into down_proj."""
-        return silu(self._linear(x, "mlp.gate_proj")) * self._linear(x, "mlp.up_proj")
+        return multiplied
 
-    def _quantize(self, modules: list[str], inputs: list[Tensor]) -> None:
-        """Code matrices that share their input, and go on with what they are now."""
+    def _quantize(self, modules: Sequence[str], inputs: Sequence[Tensor]) -> None:
+        """Code matrices, and go on with what they are now."""
         factor: Hessian | None = None
         for module in modules:
-            name = f"{self.prefix}{module}.weight"
+            name = f"{module}.weight"
             scheme = self.recipe.scheme_for(name, self.tensors[name].shape)
             if name in self.writer.done:
                 arrays, result = {}, entries(self.writer.stored(name), "the unfinished output")[name].read()
@@ -171,6 +180,10 @@ class Calibration:
         return QuantTensor(
             pack_nibbles(codes), scale, scheme.group or len(codes[0]), 4, np.array(TABLES[scheme.codebook], np.float32)
         )
+
+
+def _nothing(x: Any) -> Tensor:
+    raise AssertionError("embedding and head are not asked")
 
 
 class Hessian:

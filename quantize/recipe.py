@@ -14,8 +14,8 @@ from llamachat.errors import ModelError, UsageError
 from llamachat.formats.prequantized.bnb import BLOCK_SIZES
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import Fields, read_json
-from quantize.hf_config import beyond_hf
 from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
+from quantize.to_hf import beyond_hf
 
 EMBEDDING, HEAD = OUTER
 OWN = ("int8", "int4", "int4-gptq", "float")  # what may stand beside each other in one model

@@ -13,7 +13,7 @@ from llamachat.chat.store import Archive
 from llamachat.chat.tree import path
 from llamachat.chat.window import View, Window
 from llamachat.core.cache import CacheStep
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import Evicted, TurnDone
 from llamachat.generation.completion import AnswerSettings

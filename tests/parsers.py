@@ -27,13 +27,15 @@ from llamachat.cli import main as cli
 from llamachat.cli import settings
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import SamplingParams
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.native.arena import Arena
 from llamachat.errors import FormatError
-from llamachat.formats import config_sources
+from llamachat.formats import hf_config
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
+from llamachat.formats.lit import read_config
+from llamachat.formats.meta import read_params
 from llamachat.formats.mindformers_config import translate
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.quant_sources import quantization
@@ -283,9 +285,9 @@ def _configurations(work: Path) -> Iterator[Parser]:
     def translated(read: Callable[[dict[str, Any], str], object]) -> Callable[[bytes], None]:
         return in_file(file, lambda path: read(read_json(path), str(path)))
 
-    yield Parser("config.json", 100, of_json(*HF_SEEDS), translated(config_sources.hf))
-    yield Parser("params.json", 60, of_json(META), translated(lambda raw, where: config_sources.meta(raw, where, 320)))
-    yield Parser("lit_config.json", 30, of_json(LIT), translated(config_sources.lit))
+    yield Parser("config.json", 100, of_json(*HF_SEEDS), translated(hf_config.hf))
+    yield Parser("params.json", 60, of_json(META), translated(lambda raw, where: read_params(raw, where, 320)))
+    yield Parser("lit_config.json", 30, of_json(LIT), translated(read_config))
     yield Parser("generation_config.json", 60, of_json(GENERATION), translated(_generation))
     yield Parser("quantization_config", 40, of_json(*QUANTIZED), translated(quantization))
     yield Parser(
@@ -297,8 +299,8 @@ def _configurations(work: Path) -> Iterator[Parser]:
 
 
 def _generation(raw: dict[str, Any], where: str) -> None:
-    config_sources.eos_ids(raw, where)
-    config_sources.generation(raw, where)
+    hf_config.eos_ids(raw, where)
+    hf_config.generation(raw, where)
 
 
 def _yaml(value: Any) -> Callable[[random.Random], bytes]:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from llamachat.core.cache import Cache, CacheStep
 from llamachat.core.engine import Engine
 from llamachat.core.generate import advance
+from llamachat.core.model import Precision
 from llamachat.core.rope import frequencies
 from llamachat.core.spec import LlamaConfig, RopeScaling
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.torch.engine import TorchEngine
-from llamachat.engines.torch.model import Precision
 
 ROPES: dict[str, dict[str, Any]] = {
     "none": {},

@@ -33,7 +33,10 @@ FILES = {
     for package in PACKAGES
     for file in package.rglob("*.py")
 }
-WITH_TORCH = {"llamachat.engines.torch.engine", "llamachat.engines.torch.model", "llamachat.engines.torch.linear"}
+WITH_TORCH = {
+    "llamachat.core.model",
+    *(f"llamachat.engines.torch.{name}" for name in ("assembly", "attention", "engine", "keys_values", "linear")),
+}
 
 
 @cache
@@ -118,6 +121,36 @@ def test_nothing_above_the_engine_imports_torch() -> None:
 def test_the_core_needs_nothing_else_of_the_package() -> None:
     seen = {layer(name) for module in FILES if layer(module) == "core" for name in imports(module) if name in FILES}
     assert seen <= {"core", "checks", "errors"}
+
+
+def test_the_core_runs_a_model_by_itself() -> None:
+    """In float32, from weights to text ids, in a process that imports nothing else of the package."""
+    code = """if True:
+        import sys
+        import numpy as np
+        from llamachat.core.cache import Cache
+        from llamachat.core.generate import generate, prefill
+        from llamachat.core.model import PlainEngine
+        from llamachat.core.sampler import Sampler, SamplingParams
+        from llamachat.core.spec import LlamaConfig
+        from llamachat.core.tensors import FloatTensor
+        spec = LlamaConfig(30, 16, 24, 2, 4, 2, 8, 64)
+        rng = np.random.default_rng(0)
+        shapes = spec.tensor_shapes().items()
+        tensors = [(name, FloatTensor(rng.normal(size=shape).astype(np.float32))) for name, shape in shapes]
+        engine, cache, prompt = PlainEngine.build(spec, tensors, 16), Cache(16), [1, 2, 3]
+        sampler = Sampler(SamplingParams(temperature=0), spec.vocab_size)
+        tokens = generate(engine, cache, prefill(engine, cache, prompt), sampler, stop_ids=[], max_tokens=5)
+        assert len([token.id for token in tokens]) == 5
+        print(*(name for name in sys.modules if name.startswith("llamachat.")))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {layer(name) for name in done.stdout.split()} == {"core", "checks", "errors", "version"}
+
+
+def test_the_core_is_an_evenings_reading() -> None:
+    lines = sum(len(file.read_text().splitlines()) for module, file in FILES.items() if layer(module) == "core")
+    assert lines <= 2200
 
 
 def test_help_loads_nothing_heavy() -> None:

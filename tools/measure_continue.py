@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import SamplingParams
 from llamachat.events import TextDelta
 from llamachat.generation import snapshot
 from llamachat.generation.completion import AnswerSettings

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.generate import generate, prefill
-from llamachat.core.sampler import Sampler
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import Sampler, SamplingParams
 from llamachat.generation.prompt_lookup import Drafter
 from llamachat.models.load import LoadedModel
 

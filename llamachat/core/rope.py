@@ -8,30 +8,30 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.spec import LlamaConfig, Rope, RopeScaling
 
 Floats = NDArray[np.float64]
 
 
-def frequencies(config: LlamaConfig, context: int) -> tuple[Floats, float]:
-    """Radians per position [head_dim / 2], and the factor that cosines and sines are multiplied by.
+def frequencies(spec: LlamaConfig, context: int, rope: Rope | None = None) -> tuple[Floats, float]:
+    """Radians per position [dim / 2], and the factor that cosines and sines are multiplied by; by default of `main_rope`.
 
     `context` is the number of tokens the cache can hold. Scalings that depend on length (dynamic, longrope) are settled
     by it once, as llama.cpp and vLLM do: if they followed the text as it grows, keys already stored would be wrong, and
     a result would depend on how a prompt was cut into chunks.
     """
-    theta, scaling = config.rope_theta, config.rope_scaling
+    rope = rope or spec.main_rope
+    theta, scaling, plain = rope.theta, rope.scaling, _plain(rope.theta, rope.dim)
     if scaling is None:
-        return _plain(theta, config.head_dim), 1.0
-    original = scaling.original_max_position_embeddings or config.max_position_embeddings
-    plain = _plain(theta, config.head_dim)
+        return plain, 1.0
+    original = scaling.original_max_position_embeddings or spec.max_position_embeddings
     match scaling.kind:
         case "linear":
             return plain / scaling.factor, 1.0
         case "factors":
             return plain / np.array(scaling.factors), 1.0
         case "dynamic":
-            return _dynamic(theta, config.head_dim, scaling.factor, max(context, original) / original), 1.0
+            return _dynamic(theta, rope.dim, scaling.factor, max(context, original) / original), 1.0
         case "llama3":
             return _llama3(plain, scaling, original), 1.0
         case "yarn":
@@ -47,13 +47,13 @@ def cos_sin(positions: NDArray[np.int64], frequency: Floats, factor: float = 1.0
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
-def _plain(theta: float, head_dim: int) -> Floats:
-    return theta ** (np.arange(0, head_dim, 2) / -head_dim)
+def _plain(theta: float, dim: int) -> Floats:
+    return theta ** (np.arange(0, dim, 2) / -dim)
 
 
-def _dynamic(theta: float, head_dim: int, factor: float, stretch: float) -> Floats:
+def _dynamic(theta: float, dim: int, factor: float, stretch: float) -> Floats:
     """NTK-aware: a larger theta, which slows the slowest pair the most and the fastest not at all."""
-    return _plain(theta * (factor * stretch - (factor - 1)) ** (head_dim / (head_dim - 2)), head_dim)
+    return _plain(theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2)), dim)
 
 
 def _llama3(plain: Floats, scaling: RopeScaling, original: int) -> Floats:
@@ -65,14 +65,14 @@ def _llama3(plain: Floats, scaling: RopeScaling, original: int) -> Floats:
 
 def _yarn(plain: Floats, theta: float, scaling: RopeScaling, original: int) -> Floats:
     """YaRN (arXiv 2309.00071): as llama3's, but blended linearly over pair numbers between two counts of turns."""
-    head_dim = 2 * len(plain)
+    dim = 2 * len(plain)
     low, high = (
-        head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
         for turns in (scaling.beta_fast, scaling.beta_slow)
     )
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, dim - 1)
     slowed = (np.arange(len(plain)) - low) / (high - low or 0.001)
     return _blend(plain, scaling.factor, 1.0 - np.clip(slowed, 0.0, 1.0))
 

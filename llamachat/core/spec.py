@@ -1,21 +1,23 @@
-"""What a model is and how to run it: frozen, checked, and named as in Hugging Face's config.json.
+"""What a model is, as data: frozen, checked, and named as in Hugging Face's config.json.
 
-The vocabularies of other projects (Meta's params.json, lit-llama, MindFormers, GGUF) are translated to these names
-where they are read; nothing here knows a file format.
+The families (llamachat/families) and the formats translate other projects' words to these; nothing here knows a file. What
+a layer does with them is in model.py.
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from llamachat.checks import LARGEST, require, require_choice, require_number, require_whole
-from llamachat.errors import UsageError
 
 RopeKind = Literal["linear", "dynamic", "yarn", "longrope", "llama3", "factors"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 KvBits = Literal[8, 16, 32]
+LayerType = Literal["full_attention", "sliding_attention"]
+LAYER_TYPES: tuple[LayerType, ...] = get_args(LayerType)
+Placement = Literal["before", "after", "both"]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "clamped_swiglu"]
+HeadKind = Literal["next_token", "sequence_labels", "token_labels", "span"]
 Scheme = Literal["int8", "int4", "int4-gptq", "bnb-nf4", "bnb-fp4", "bnb-int8"]
 
 
@@ -77,6 +79,51 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Rope:
+    """How a layer rotates queries and keys: the first `dim` elements of each head, as pairs (i, i + dim / 2)."""
+
+    theta: float
+    scaling: RopeScaling | None
+    dim: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture in place of the feed-forward part: a router picks `per_token` of `count` (Mixtral, arXiv 2401.04088)."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    softmax_first: bool = True  # over all experts, else over those picked
+    normalized: bool = True  # the picked ones' shares are made to add up to 1
+    bias: bool = False  # in router and experts
+
+    def __post_init__(self) -> None:
+        require_whole("number of experts", self.count, 1, 4096)
+        require_whole("experts a token", self.per_token, 1, self.count)
+        require_whole("intermediate_size of the experts", self.intermediate_size, 1, LARGEST["intermediate_size"])
+
+
+# Roles of a layer's norms -> names of their weights, by where norms stand.
+NORMS: dict[Placement, dict[str, str]] = {
+    "before": {"attention_in": "input_layernorm", "mlp_in": "post_attention_layernorm"},
+    "after": {"attention_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"},
+    "both": {
+        "attention_in": "input_layernorm",
+        "attention_out": "post_attention_layernorm",
+        "mlp_in": "pre_feedforward_layernorm",
+        "mlp_out": "post_feedforward_layernorm",
+    },
+}
+HEADS: dict[HeadKind, tuple[str, bool]] = {  # name, and whether it has a bias
+    "next_token": ("lm_head", False),
+    "sequence_labels": ("score", False),
+    "token_labels": ("score", True),
+    "span": ("qa_outputs", True),
+}
+
+
+@dataclass(frozen=True)
 class Dtypes:
     """Arithmetic types a configuration asks for; None leaves the choice to the engine."""
 
@@ -129,7 +176,26 @@ class LlamaConfig:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None  # a query sees this many positions, its own included
-    full_attention_layers: int = 0  # the first so many layers ignore the sliding window (Qwen2's max_window_layers)
+    layer_types: tuple[LayerType, ...] = ()  # which layers have that window; (): all, where there is one
+    rotary_dim: int | None = None  # None: whole heads
+    sliding_rope: Rope | None = None  # of layers with a window, where they rotate in another way
+    unrotated_layers: tuple[int, ...] = ()  # these do not rotate (NoPE)
+    norms: Placement = "before"  # of attention and of the feed-forward part, or after them, or both
+    norm_offset: float = 0.0  # added to every norm's weight
+    qk_norm: Literal["head", "projection"] | None = None  # RMSNorm of queries and keys before they are rotated
+    attention_scale: float | None = None  # of scores; None: head_dim ** -0.5
+    attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
+    attention_sinks: bool = False  # each head has one more score, learned, that no value goes with
+    hidden_act: Activation = "silu"
+    swiglu_limit: float = 7.0  # of clamped_swiglu
+    experts: Experts | None = None
+    dense_layers: tuple[int, ...] = ()  # these have a feed-forward part of intermediate_size all the same
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what attention and the feed-forward part add
+    logit_multiplier: float = 1.0
+    logit_softcap: float | None = None
+    head: HeadKind = "next_token"
+    num_labels: int = 0  # of a head that classifies
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -146,11 +212,25 @@ class LlamaConfig:
         require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number, as RoPE turns pairs")
         require_number("rms_norm_eps", self.rms_norm_eps, 1e-12, 0.1)
         require_number("rope_theta", self.rope_theta, 1.001, 1e15)
-        require_whole("full_attention_layers", self.full_attention_layers, 0, self.num_hidden_layers)
         for name in ("tie_word_embeddings", "qkv_bias", "attention_out_bias", "mlp_bias"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        self._check_layers()
         self._check_ids()
         self._check_rope_factors()
+
+    def _check_layers(self) -> None:
+        count = self.num_hidden_layers
+        require(len(self.layer_types) in (0, count), "number of layer_types", len(self.layer_types), f"0 or {count}")
+        for kind in self.layer_types:
+            require_choice("layer type", kind, get_args(LayerType))
+        for layer in (*self.unrotated_layers, *self.dense_layers):
+            require_whole("number of a layer", layer, 0, count - 1)
+        for name, kinds in (("norms", Placement), ("hidden_act", Activation), ("head", HeadKind)):
+            require_choice(name, getattr(self, name), get_args(kinds))
+        for dim in (self.rotary_dim, self.sliding_rope.dim if self.sliding_rope else None):
+            if dim is not None:
+                require(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotated part of a head", dim, "even, and within it")
+        require_whole("num_labels", self.num_labels, 0 if self.head == "next_token" else 1, LARGEST["vocab_size"])
 
     def _check_ids(self) -> None:
         if self.bos_token_id is not None:  # it is looked up in the embedding
@@ -163,80 +243,85 @@ class LlamaConfig:
     def _check_rope_factors(self) -> None:
         kind = self.rope_scaling.kind if self.rope_scaling else None
         for name in {"longrope": ("short_factor", "long_factor"), "factors": ("factors",)}.get(kind or "", ()):
-            length, needed = len(getattr(self.rope_scaling, name)), self.head_dim // 2
-            require(length == needed, f"number of RoPE {name} values", length, f"{needed}, half of head_dim")
+            length, needed = len(getattr(self.rope_scaling, name)), (self.rotary_dim or self.head_dim) // 2
+            require(length == needed, f"number of RoPE {name} values", length, f"{needed}, half of what is rotated")
 
     def window(self, layer: int) -> int | None:
         """The sliding window of this layer, or None when it sees everything."""
-        return self.sliding_window if layer >= self.full_attention_layers else None
+        return self.sliding_window if not self.layer_types or self.layer_types[layer] == "sliding_attention" else None
+
+    def rope(self, layer: int) -> Rope | None:
+        """How this layer rotates; None: not at all."""
+        if layer in self.unrotated_layers:
+            return None
+        return self.sliding_rope if self.sliding_rope and self.window(layer) else self.main_rope
+
+    @property
+    def main_rope(self) -> Rope:
+        """How all layers rotate that nothing else is said of."""
+        return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim or self.head_dim)
+
+    def mixture(self, layer: int) -> Experts | None:
+        """The experts of this layer; None: it has one feed-forward part."""
+        return None if layer in self.dense_layers else self.experts
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every tensor this model has; matrices are [out, in]."""
-        hidden, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
-        heads = self.num_attention_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_hidden_layers):
-            p = f"model.layers.{layer}."
-            shapes[p + "input_layernorm.weight"] = (hidden,)
-            shapes[p + "post_attention_layernorm.weight"] = (hidden,)
-            projections = (
-                ("self_attn.q_proj", heads, hidden, self.qkv_bias),
-                ("self_attn.k_proj", kv, hidden, self.qkv_bias),
-                ("self_attn.v_proj", kv, hidden, self.qkv_bias),
-                ("self_attn.o_proj", hidden, heads, self.attention_out_bias),
-                ("mlp.gate_proj", self.intermediate_size, hidden, self.mlp_bias),
-                ("mlp.up_proj", self.intermediate_size, hidden, self.mlp_bias),
-                ("mlp.down_proj", hidden, self.intermediate_size, self.mlp_bias),
-            )
-            for name, rows, columns, bias in projections:
-                shapes[f"{p}{name}.weight"] = (rows, columns)
-                if bias:
-                    shapes[f"{p}{name}.bias"] = (rows,)
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+            names = [*NORMS[self.norms].values()]
+            shapes |= {f"model.layers.{layer}.{name}.weight": (self.hidden_size,) for name in names}
+            for part in (self._attention_shapes(), self._mlp_shapes(self.mixture(layer))):
+                shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in part.items()}
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        name, bias = HEADS[self.head]
+        rows = self.num_labels or self.vocab_size
+        if self.num_labels or not self.tie_word_embeddings:
+            shapes |= _linear(name, rows, self.hidden_size, bias)
         return shapes
 
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, size = self.hidden_size, self.head_dim
+        heads, kv = self.num_attention_heads * size, self.num_key_value_heads * size
+        shapes = dict[str, tuple[int, ...]]()
+        for name, rows in (("q", heads), ("k", kv), ("v", kv)):
+            shapes |= _linear(f"self_attn.{name}_proj", rows, hidden, self.qkv_bias)
+        shapes |= _linear("self_attn.o_proj", hidden, heads, self.attention_out_bias)
+        for name, width in (("q", heads), ("k", kv)) if self.qk_norm else ():
+            shapes[f"self_attn.{name}_norm.weight"] = (size if self.qk_norm == "head" else width,)
+        if self.attention_sinks:
+            shapes["self_attn.sinks"] = (self.num_attention_heads,)
+        return shapes
 
-_RANGES = {
-    "repetition_penalty": (0.01, 100),
-    "frequency_penalty": (-2, 2),
-    "presence_penalty": (-2, 2),
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-}
+    def _mlp_shapes(self, experts: Experts | None) -> dict[str, tuple[int, ...]]:
+        if experts is None:
+            return self._gated("mlp.", self.intermediate_size, self.mlp_bias)
+        shapes = _linear("mlp.gate", experts.count, self.hidden_size, experts.bias)
+        for number in range(experts.count):
+            shapes |= self._gated(f"mlp.experts.{number}.", experts.intermediate_size, experts.bias)
+        return shapes
+
+    def _gated(self, prefix: str, width: int, bias: bool) -> dict[str, tuple[int, ...]]:
+        shapes = dict[str, tuple[int, ...]]()
+        for name in ("gate", "up"):
+            shapes |= _linear(f"{prefix}{name}_proj", width, self.hidden_size, bias)
+        return shapes | _linear(f"{prefix}down_proj", self.hidden_size, width, bias)
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How a token is drawn from logits; the order is that of the fields. See sample.py."""
+def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight
 
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    temperature: float = 0.6
-    top_k: int = 0  # 0: no limit
-    top_p: float = 0.9
-    min_p: float = 0.0
-    seed: int | None = None  # None: different each time
 
-    def __post_init__(self) -> None:
-        """Raises UsageError naming field, value and what is allowed."""
-        for name, (low, high) in _RANGES.items():
-            require_number(name, getattr(self, name), low, high, UsageError)
-        require_whole("top_k", self.top_k, 0, LARGEST["vocab_size"], UsageError)
-        if self.seed is not None:
-            require_whole("seed", self.seed, 0, 2**64 - 1, UsageError)
-        for token, bias in self.logit_bias.items():
-            require_whole("token id of logit_bias", token, 0, LARGEST["vocab_size"], UsageError)
-            if bias != -math.inf:  # which bans the token
-                require_number(f"logit_bias of token {token}", bias, -1e6, 1e6, UsageError)
+# What a plain Llama has at its default: an engine that knows nothing else refuses what says otherwise.
+BEYOND_LLAMA = (
+    "rotary_dim", "sliding_rope", "unrotated_layers", "norms", "norm_offset", "qk_norm", "attention_scale",
+    "attention_softcap", "attention_sinks", "hidden_act", "experts", "embedding_multiplier", "residual_multiplier",
+    "logit_multiplier", "logit_softcap", "head",
+)  # fmt: skip
 
-    def replace(self, /, **changes: Any) -> "SamplingParams":
-        """A copy with these fields changed. Raises UsageError on an unknown field or a bad value."""
-        known = [each.name for each in dataclasses.fields(self)]
-        for name in changes:
-            require(name in known, "sampling parameter", name, "one of " + ", ".join(known), UsageError)
-        return dataclasses.replace(self, **changes)
+
+def beyond_llama(spec: "LlamaConfig") -> list[str]:
+    """Names of the fields, among those, that this model has set."""
+    plain = {each.name: each.default for each in dataclasses.fields(LlamaConfig)}
+    return [name for name in BEYOND_LLAMA if getattr(spec, name) != plain[name]]

@@ -1,4 +1,4 @@
-"""GGUF models of `llama` (Mistral's too) and `qwen2` architecture: their keys and tensor names in our terms."""
+"""GGUF models: their keys and tensor names in our terms."""
 
 import math
 import re
@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.checks import LARGEST, shown
-from llamachat.core.spec import LlamaConfig, RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import LlamaConfig, RopeScaling
 from llamachat.core.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
+from llamachat.families import FAMILIES
+from llamachat.families.family import Family
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
+NO_FILES = ("mistral",)  # their architecture is llama
+ARCHITECTURES = {name: family for name, family in FAMILIES.items() if name not in NO_FILES}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PARTS = {
     "attn_norm": "input_layernorm",
@@ -62,11 +66,12 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     metadata, stored = read_parts(path)
     general = Fields(metadata, str(path))
     general.neutral("general.type", "model")
-    arch = general.choice("general.architecture", ARCHITECTURES)
+    family = general.choice("general.architecture", ARCHITECTURES)
+    arch = family.name
     own = Fields({key: _of_all_layers(metadata[key]) for key in metadata if key.startswith(f"{arch}.")}, str(path))
-    config = _config(arch, own, general, stored)
+    config = _config(family, own, general, stored)
     weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
-    entries = {_canonical(name): _entry(tensor, config, arch) for name, tensor in weights.items()}
+    entries = {_canonical(name, family): _entry(tensor, config, family) for name, tensor in weights.items()}
     return GGUFCheckpoint(
         path,
         config,
@@ -110,23 +115,24 @@ class GGUFCheckpoint:
         return from_gguf(self.metadata)
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, family: Family) -> str:
     """GGUF's name -> Hugging Face's; an unknown one stays, and is refused as unknown later."""
     if match := re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name):
         block, layer, part, kind = match.groups()
-        if block and part in PARTS:
-            return f"model.layers.{layer}.{PARTS[part]}.{kind}"
+        parts = PARTS | dict(family.gguf_parts)
+        if block and part in parts:
+            return f"model.layers.{layer}.{parts[part]}.{kind}"
         if not block and part in OUTER:
             return f"{OUTER[part]}.{kind}"
     return name
 
 
-def _entry(tensor: StoredTensor, config: LlamaConfig, arch: str) -> LazyTensor:
-    """`llama` files have query and key rows in interleaved order, which ggml's rotation wants; `qwen2` files do not."""
+def _entry(tensor: StoredTensor, config: LlamaConfig, family: Family) -> LazyTensor:
+    """Some architectures have query and key rows in interleaved order, as one of ggml's two rotations wants it."""
     read: Callable[[], Tensor] = tensor.read
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     part = tensor.name.split(".")[-2:-1]
-    if arch == "llama" and part and part[0] in heads:
+    if family.gguf_interleaved and part and part[0] in heads:
         read = partial(_half_split, tensor, heads[part[0]], config.head_dim)
     return LazyTensor(TensorInfo(tensor.shape, tensor.nbytes, packing(tensor.kind, tensor.shape[-1])), read)
 
@@ -140,7 +146,8 @@ def _of_all_layers(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
 
-def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> LlamaConfig:
+def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> LlamaConfig:
+    arch = family.name
     if "token_embd.weight" not in stored:
         raise FormatError(f"{own.where} has no token_embd.weight", "it does not hold a whole model")
     vocab = stored["token_embd.weight"].shape[0]
@@ -174,6 +181,7 @@ def _config(arch: str, own: Fields, general: Fields, stored: Mapping[str, Stored
             bos_token_id=special.get("bos"),
             eos_token_ids=tuple(dict.fromkeys(special[key] for key in ENDS if key in special)),
             pad_token_id=special.get("padding"),
+            **family.gguf,
         )
 
 

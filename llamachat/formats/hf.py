@@ -13,8 +13,8 @@ from llamachat.checks import shown
 from llamachat.core.spec import LlamaConfig
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
-from llamachat.formats import config_sources
-from llamachat.formats.config_sources import Translated
+from llamachat.formats import hf_config
+from llamachat.formats.config import Translated
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.prequantized import bnb
@@ -45,16 +45,16 @@ def described(folder: Path) -> Translated:
 
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
-    told = config_sources.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"))
     length = {"max_length": told.max_length} if told.max_length else {}
     told = replace(told, sampling={**told.sampling, **length})
     path = folder / "generation_config.json"
     if not path.is_file():
         return told
     raw, where = read_json(path), str(path)
-    eos = dict.fromkeys((*told.config.eos_token_ids, *config_sources.eos_ids(raw, where)))
+    eos = dict.fromkeys((*told.config.eos_token_ids, *hf_config.eos_ids(raw, where)))
     config = replace(told.config, eos_token_ids=tuple(eos))
-    return replace(told, config=config, sampling={**told.sampling, **config_sources.generation(raw, where)})
+    return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
 def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:

@@ -25,10 +25,10 @@ from llamachat.core.tensors import (
     to_float32,
 )
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.formats import config_sources
+from llamachat.formats.config import Translated, head_share
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
 from llamachat.formats.pickled import read_pickled
-from llamachat.system.metadata import read_json
+from llamachat.system.metadata import Fields, naming, read_json
 
 CONFIG_FILE = "lit_config.json"
 TOP = {
@@ -52,7 +52,7 @@ QUANTIZED = ("quant_weight", "scales", "zeros")
 def open_lit(file: Path) -> LazyCheckpoint:
     """The model in this file. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     weights = _weights(read_pickled(file), file)
-    translated = config_sources.lit(_config(weights, file), str(file))
+    translated = read_config(_config(weights, file), str(file))
     entries: dict[str, LazyTensor] = {}
     for name, weight in weights.items():
         entries |= _renamed(name, weight, translated.config)
@@ -134,3 +134,23 @@ def _third(weight: LazyTensor, number: int, config: LlamaConfig) -> LazyTensor:
     info = replace(weight.info, shape=(rows, *weight.info.shape[1:]), nbytes=weight.info.nbytes // 3)
     order = np.arange(rows) if number == 2 else half_split_rows(config.num_attention_heads, config.head_dim)
     return LazyTensor(info, lambda: weight.read().rows(number * rows + order))
+
+
+def read_config(raw: Mapping[str, Any], where: str) -> Translated:
+    """lit-llama's LLaMAConfig; absent keys have its defaults. Raises ConfigError."""
+    fields = Fields(raw, where)
+    hidden, heads = fields.size("n_embd", "hidden_size", 4096), fields.size("n_head", "num_attention_heads", 32)
+    padded = -(-fields.size("vocab_size", "vocab_size", 32000) // 64) * 64
+    with naming(where):
+        config = LlamaConfig(
+            vocab_size=fields.size("padded_vocab_size", "vocab_size", padded),
+            hidden_size=hidden,
+            intermediate_size=-(-int(2 * 4 * hidden / 3) // 256) * 256,
+            num_hidden_layers=fields.size("n_layer", "num_hidden_layers", 32),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=head_share(fields, hidden, heads),
+            max_position_embeddings=fields.size("block_size", "max_position_embeddings", 2048),
+            rms_norm_eps=1e-5,
+        )
+    return Translated(config, {}, fields.finish(()))

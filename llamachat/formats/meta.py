@@ -5,19 +5,20 @@ is split by columns in Llama 1 and 2 and by rows in Llama 3. RoPE pairs are inte
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llamachat.checks import shown
-from llamachat.core.spec import LlamaConfig
+from llamachat.checks import require, require_number, shown
+from llamachat.core.spec import LlamaConfig, RopeScaling
 from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
 from llamachat.errors import FormatError, reader
-from llamachat.formats import config_sources
+from llamachat.formats.config import Translated, feed_forward, head_share
 from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
 from llamachat.formats.pickled import read_pickled
-from llamachat.system.metadata import read_json
+from llamachat.system.metadata import Fields, naming, read_json
 
 ROWS, COLUMNS = 0, 1  # the axis along which the ranks' parts are joined
 LAYER: dict[str, tuple[str, int | None]] = {
@@ -47,7 +48,7 @@ def open_meta(folder: Path) -> LazyCheckpoint:
         if odd := sorted(shard.keys() ^ shards[0].keys()):
             raise FormatError(f"ranks 0 and {number} of {folder} differ in {listed(odd)}", "they are of two models")
     vocab_size = _vocab_size(shards, folder)
-    translated = config_sources.meta(read_json(params), str(params), vocab_size)
+    translated = read_params(read_json(params), str(params), vocab_size)
     entries = {}
     for name in shards[0].keys() - {"rope.freqs"}:
         parts = [shard[name] for shard in shards]
@@ -103,3 +104,56 @@ def _entry(name: str, parts: Sequence[Array], axis: int | None, config: LlamaCon
         return FloatTensor(whole if heads is None else whole[half_split_rows(heads, config.head_dim)])
 
     return LazyTensor(info, read)
+
+
+def read_params(params: Mapping[str, Any], where: str, vocab_size: int) -> Translated:
+    """Meta's params.json; `vocab_size`, from the weights, stands in for Llama 1's and 2's -1. Raises ConfigError.
+
+    As in Meta's llama_models: use_scaled_rope means a factor of 8 unless the file has another, also for Llama 3.2.
+    """
+    fields = Fields(params, where)
+    for key in ("quantization_args", "lora_args", "vision_model", "moe_args"):
+        fields.neutral(key)
+    fields.neutral("vision_num_cross_attention_layers", -1)
+    hidden, heads = fields.size("dim", "hidden_size"), fields.size("n_heads", "num_attention_heads")
+    multiplier = fields.number("ffn_dim_multiplier", 0) or 1.0
+    require_number(f"{where}: ffn_dim_multiplier", multiplier, 1e-6, 1e6)
+    theta = fields.number("rope_theta", 10000.0)  # Llama 1 and 2 do not name it, Llama 3 does
+    eps, kv_heads = fields.number("norm_eps", 1e-5), fields.size("n_kv_heads", "num_key_value_heads", heads)
+    given = fields.whole("vocab_size", -1, -1)
+    require(given != 0, f"{where}: vocab_size", given, "-1, or the number of tokens")
+    layers, scaling = fields.size("n_layers", "num_hidden_layers"), _rope(fields)
+    with naming(where):
+        config = LlamaConfig(
+            vocab_size=given if given > 0 else vocab_size,
+            hidden_size=hidden,
+            intermediate_size=feed_forward(fields, int(int(2 * 4 * hidden / 3) * multiplier), 256),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_share(fields, hidden, heads),
+            max_position_embeddings=fields.size("max_seq_len", "max_position_embeddings", _trained_context(fields)),
+            rms_norm_eps=eps,
+            rope_theta=theta,
+            rope_scaling=scaling,
+        )
+    ignored = fields.finish(("max_batch_size", "model_parallel_size", "vision_chunk_size", "vision_max_num_chunks"))
+    return Translated(config, {}, ignored)
+
+
+def _rope(fields: Fields) -> RopeScaling | None:
+    factor, high = fields.number("rope_scaling_factor", 8), fields.number("rope_high_freq_factor", 4)
+    if not fields.flag("use_scaled_rope", False):
+        return None
+    with naming(fields.where):
+        return RopeScaling("llama3", factor, original_max_position_embeddings=8192, high_freq_factor=high)
+
+
+def _trained_context(fields: Fields) -> int:
+    """No params.json names the context that the model was trained on, but what tells the releases apart is in it."""
+    if fields.flag("use_scaled_rope", False):
+        return 131072  # Llama 3.1 and later
+    if (theta := fields.number("rope_theta", 10000.0)) > 10000:
+        return 8192 if theta <= 500000 else 16384  # Llama 3, Code Llama
+    large1 = fields.get("n_layers") == 80 and fields.get("n_kv_heads") is None
+    return 2048 if large1 or fields.number("norm_eps", 1e-5) < 1e-5 else 4096  # Llama 1, Llama 2

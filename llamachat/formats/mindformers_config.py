@@ -10,9 +10,10 @@ from math import log
 from typing import Any
 
 from llamachat.checks import require_number
-from llamachat.core.spec import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import Dtype, Dtypes, LlamaConfig, RopeScaling
 from llamachat.errors import ConfigError
-from llamachat.formats.config_sources import Translated, feed_forward, head_share
+from llamachat.formats.config import Translated, feed_forward, head_share
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import Fields, names, naming
 

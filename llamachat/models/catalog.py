@@ -10,7 +10,8 @@ from typing import Any, Literal, get_type_hints
 
 from llamachat import paths
 from llamachat.checks import shown
-from llamachat.core.spec import QuantConfig, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, reading
 from llamachat.system import strict
 from llamachat.system.textfile import read_settings

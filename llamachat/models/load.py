@@ -13,7 +13,8 @@ import numpy as np
 from llamachat.checks import LARGEST, require_choice, require_whole
 from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.engine import Engine
-from llamachat.core.spec import Dtype, KvBits, LlamaConfig, QuantConfig, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import Dtype, KvBits, LlamaConfig, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from llamachat.chat.session import Session
 from llamachat.chat.tree import Node, path
 from llamachat.core.dialog import Message
-from llamachat.core.sampler import TokenLogprobs, token_logprobs
-from llamachat.core.spec import RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams, TokenLogprobs, token_logprobs
+from llamachat.core.spec import RopeScaling
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TurnDone
 from llamachat.generation.completion import AnswerSettings

@@ -10,7 +10,7 @@ from hash_engine import HashEngine, hash_model
 from llamachat.chat.session import Session
 from llamachat.chat.tree import path
 from llamachat.core.dialog import Message
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted

@@ -19,7 +19,8 @@ from llamachat.bench.contest import Contender, Laps, Outcome, measure
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
 from llamachat.cli.main import app
-from llamachat.core.spec import LlamaConfig, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import LlamaConfig
 from llamachat.engines.native.abi import native_library
 from llamachat.engines.native.engine import NativeEngine, single_rows
 from llamachat.engines.native.pack import aligned

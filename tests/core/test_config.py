@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamachat.checks import shown
-from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError, UsageError
 
 TINY = LlamaConfig(
@@ -41,7 +42,7 @@ TINY = LlamaConfig(
         ("rope_theta", math.inf),
         ("rope_theta", 10**400),
         ("sliding_window", 0),
-        ("full_attention_layers", 3),
+        ("layer_types", ("full_attention",)),
         ("tie_word_embeddings", 1),
         ("bos_token_id", 32),
         ("bos_token_id", -1),
@@ -137,7 +138,7 @@ def test_replace_of_an_unknown_parameter_is_a_usage_error() -> None:
 
 
 def test_the_window_applies_from_the_first_layer_that_has_one() -> None:
-    config = replace(TINY, sliding_window=8, full_attention_layers=1)
+    config = replace(TINY, sliding_window=8, layer_types=("full_attention", "sliding_attention"))
     assert [config.window(layer) for layer in range(2)] == [None, 8]
 
 

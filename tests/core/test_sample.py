@@ -15,6 +15,7 @@ from transformers import generation as hf
 
 from llamachat.core.sampler import (
     Sampler,
+    SamplingParams,
     count_penalised,
     drawn,
     largest,
@@ -24,7 +25,6 @@ from llamachat.core.sampler import (
     repetition_penalised,
     token_logprobs,
 )
-from llamachat.core.spec import SamplingParams
 from llamachat.errors import ModelError, UsageError
 
 PLAIN = SamplingParams(temperature=1, top_p=1, seed=0)

@@ -30,6 +30,7 @@ from llamachat.engines.native.engine import (
 )
 from llamachat.engines.native.pack import pack
 from llamachat.errors import FormatError
+from llamachat.families.family import first_full
 
 if build.compiler() is None and not (build.SOURCES / build.LIBRARY).exists():
     pytest.skip("no C compiler and no compiled library", allow_module_level=True)
@@ -223,7 +224,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "seven queries to a key": {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 8},
     "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "sliding window": {"sliding_window": 7},
-    "sliding window in some layers": {"sliding_window": 5, "full_attention_layers": 2},
+    "sliding window in some layers": {"sliding_window": 5, "layer_types": first_full(3, 2)},
     "wide heads": {"head_dim": 40},
     "odd sizes": {"hidden_size": 40, "intermediate_size": 52, "head_dim": 6, "vocab_size": 33},
     "tied": {"tie_word_embeddings": True},
@@ -281,7 +282,7 @@ def test_quantized_models_are_near_the_reference(kind: str) -> None:
 @pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_chunks_and_threads_do_not_change_a_bit(kernels: str, kv: Any) -> None:
-    config = replace(BASE, sliding_window=100, full_attention_layers=1, num_attention_heads=6)
+    config = replace(BASE, sliding_window=100, layer_types=first_full(3, 1), num_attention_heads=6)
     arena, ids = Arena.build(random_model(config, "q4_1").items()), tokens_of(config, 300)
 
     def run(cuts: list[int], threads: int) -> Iterator[Array]:

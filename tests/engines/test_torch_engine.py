@@ -22,10 +22,13 @@ from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from llamachat.core.cache import CacheStep
+from llamachat.core.model import Context, Precision, Scores, Sight, plain_attention
 from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
 from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
-from llamachat.engines.torch.engine import TorchEngine, planned_bytes, quantize
-from llamachat.engines.torch.model import Context, Precision, Sight, attention
+from llamachat.engines.torch.attention import fused_attention
+from llamachat.engines.torch.engine import TorchEngine, planned_bytes
+from llamachat.engines.torch.keys_values import quantize
+from llamachat.families.family import first_full
 from llamachat.formats.gguf import open_gguf
 
 Floats = NDArray[np.float32]
@@ -70,7 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2, windows above layer 1": {
         "kind": (Qwen2Config, Qwen2ForCausalLM),
         "theirs": {"head_dim": 16, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
-        "ours": {"qkv_bias": True, "full_attention_layers": 1},
+        "ours": {"qkv_bias": True, "layer_types": first_full(3, 1)},
     },
     "linear": scaled("linear", factor=4.0),
     "dynamic": scaled("dynamic", factor=3.0) | {"slots": TOKENS},
@@ -184,7 +187,7 @@ def exact_logits(engine: TorchEngine, ids: Sequence[int], where: CacheStep) -> t
         if where.pinned is not None:
             engine.keys_values.pin(*where.pinned)
         memory = engine.keys_values.begin([where])
-        return engine.model(ids, *engine.keys_values.rotations(where.positions), memory)
+        return engine.model(ids, engine.keys_values.rotations(where.positions), memory)
 
 
 @pytest.mark.parametrize("case", ["grouped query", "biases", "mistral, sliding window", "qwen2, windows above layer 1"])
@@ -309,7 +312,7 @@ def test_int8_keys_and_values_equal_their_plain_twin() -> None:
         return [Context(slice(None), *rounded, Sight(causal=True))]
 
     with torch.inference_mode():
-        twin = engine.model(some_ids(), *engine.keys_values.rotations(np.arange(TOKENS)), memory)
+        twin = engine.model(some_ids(), engine.keys_values.rotations(np.arange(TOKENS)), memory)
     assert kept == [0, 1, 2]
     np.testing.assert_allclose(run(engine, some_ids()), twin.numpy(), atol=1e-5, rtol=0)
 
@@ -352,7 +355,7 @@ def test_fused_attention_equals_the_plain_one(tokens: int, keys: int, heads: int
     q, k, v = torch.randn(tokens, heads, 8), torch.randn(groups, keys, 8), torch.randn(groups, keys, 8)
     mask = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
     for sight in [Sight(), Sight(mask), *([Sight(causal=True)] if tokens == keys else [])]:
-        fused, plain = (attention(q, k, v, sight, softmax) for softmax in (torch.float32, torch.float64))
+        fused, plain = (run(q, k, v, sight, Scores(q.shape[-1] ** -0.5)) for run in (fused_attention, plain_attention))
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=0)
 
 

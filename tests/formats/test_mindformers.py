@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import mindformers_config as mindformers
-from llamachat.formats.config_sources import Translated
+from llamachat.formats.config import Translated
 from llamachat.system.metadata import read_yaml
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamachat import paths
-from llamachat.core.spec import LlamaConfig, QuantConfig, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import LlamaConfig, QuantConfig
 from llamachat.errors import CatalogError, ConfigError
 from llamachat.models import catalog
 from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve

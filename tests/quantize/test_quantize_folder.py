@@ -20,13 +20,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from llamachat.core.rope import frequencies
 from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
 from llamachat.errors import ConfigError, ModelError
-from llamachat.formats import Checkpoint, config_sources
+from llamachat.families.family import first_full
+from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.hf_config import hf
 from llamachat.formats.lazy import LazyCheckpoint, float_entry
 from llamachat.generation.perplexity import run
 from quantize.convert import convert
-from quantize.hf_config import hf_config
 from quantize.recipe import Recipe
+from quantize.to_hf import hf_config
 
 NUMBERS = st.floats(1e-6, 1e6)
 LENGTHS = st.integers(1, 2**30)
@@ -88,7 +90,7 @@ def configurations(draw: st.DrawFn) -> LlamaConfig:
         attention_out_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         sliding_window=window,
-        full_attention_layers=draw(st.integers(0, layers - 1)) if window else 0,
+        layer_types=first_full(layers, draw(st.integers(0, layers - 1))) if window else (),
         bos_token_id=draw(st.none() | st.just(0)),
         eos_token_ids=draw(st.lists(st.integers(0, 2**24), max_size=3, unique=True).map(tuple)),
         pad_token_id=draw(st.none() | st.integers(0, 2**24)),
@@ -113,7 +115,7 @@ SAMPLING = st.fixed_dictionaries(
 @given(configurations())
 def test_any_configuration_is_read_as_it_was_written(config: LlamaConfig) -> None:
     text = json.dumps(hf_config(config))
-    assert config_sources.hf(json.loads(text), "it").config == config
+    assert hf(json.loads(text), "it").config == config
 
 
 def in_memory(folder: Path, config: LlamaConfig, sampling: dict[str, Any]) -> LazyCheckpoint:
@@ -353,7 +355,7 @@ def test_an_output_that_differs_is_refused_in_one_line_and_deleted(
     ("own", "said"),
     [
         ({"qkv_bias": "yes"}, "qkv_bias"),
-        ({"full_attention_layers": 5}, "full_attention_layers"),
+        ({"layer_types": ["full_attention"] * 5}, "layer_types"),
         ({"sliding_window": -1}, "sliding_window"),
         ({"dtypes": {"norm": "float8"}}, "norm"),
         ({"dtypes": {"head": "float32"}}, "head"),
@@ -367,7 +369,7 @@ def test_an_output_that_differs_is_refused_in_one_line_and_deleted(
 def test_our_own_key_is_read_as_strictly_as_the_rest(own: Any, said: str) -> None:
     raw = hf_config(LlamaConfig(8, 32, 32, 1, 1, 1, 4, 16))
     with pytest.raises(ConfigError, match=said):
-        config_sources.hf(raw | {"llamachat": own}, "it")
+        hf(raw | {"llamachat": own}, "it")
 
 
 def test_bare_factors_keep_a_rolling_window(tmp_path: Path) -> None:

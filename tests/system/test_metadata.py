@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.core.spec import SamplingParams
+from llamachat.core.sampler import SamplingParams
 from llamachat.errors import ConfigError
 from llamachat.system.metadata import Fields, naming, read_json, read_yaml
 

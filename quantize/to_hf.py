@@ -1,4 +1,4 @@
-"""A LlamaConfig in the words of Hugging Face's config.json: the inverse of config_sources.hf.
+"""A LlamaConfig in the words of Hugging Face's config.json: the inverse of formats/hf_config.py.
 
 What those words cannot say (biases on q, k, v alone beside one in the feed-forward part, arithmetic types, ...) stands
 under a key of our own, so that the inverse is exact for every configuration.
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
-from llamachat.formats import config_sources
-from llamachat.formats.config_sources import BIASES, OWN
+from llamachat.core.spec import BEYOND_LLAMA, Dtypes, LlamaConfig, RopeScaling
+from llamachat.families import FAMILIES
+from llamachat.families.family import Family
+from llamachat.formats.hf_config import OWN, OWN_FIELDS, hf
 
 SAME_NAME = (
     "vocab_size",
@@ -46,45 +47,42 @@ ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns o
 
 
 def hf_config(config: LlamaConfig) -> dict[str, Any]:
-    """config.json's object, without quantization_config. Read by config_sources.hf it gives an equal configuration."""
-    raw = _plain(config)
-    beyond = {name: getattr(config, name) for name in beyond_hf(config)}
+    """config.json's object, without quantization_config. Read by hf_config.hf it gives an equal configuration."""
+    family = _family(config)
+    beyond = {name: getattr(config, name) for name in _beyond(config, family)}
     if config.dtypes != Dtypes():
         beyond["dtypes"] = {name: value for name, value in asdict(config.dtypes).items() if value is not None}
-    return {**raw, OWN: beyond} if beyond else raw
+    raw = _plain(config, family)
+    return {**raw, OWN: {name: list(v) if isinstance(v, tuple) else v for name, v in beyond.items()}} if beyond else raw
 
 
 def beyond_hf(config: LlamaConfig) -> list[str]:
     """Which fields give a model that transformers has no class for."""
-    read = config_sources.hf(_plain(config), "the configuration").config
-    fields = (*BIASES, "sliding_window", "full_attention_layers")
-    return [name for name in fields if getattr(read, name) != getattr(config, name)]
+    return _beyond(config, _family(config))
 
 
-def _plain(config: LlamaConfig) -> dict[str, Any]:
-    family = _family(config)
+def _family(config: LlamaConfig) -> Family:
+    """The first whose config.json says most of it."""
+    return min(FAMILIES.values(), key=lambda family: len(_beyond(config, family)))
+
+
+def _beyond(config: LlamaConfig, family: Family) -> list[str]:
+    """Fields that this family's config.json cannot say."""
+    read = hf(_plain(config, family), "the configuration").config
+    return [name for name in (*OWN_FIELDS, *BEYOND_LLAMA) if getattr(read, name) != getattr(config, name)]
+
+
+def _plain(config: LlamaConfig, family: Family) -> dict[str, Any]:
     raw = {
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
-        "model_type": family,
+        "architectures": [f"{family.name.capitalize()}ForCausalLM"],
+        "model_type": family.name,
         **{name: getattr(config, name) for name in SAME_NAME},
         "eos_token_id": list(config.eos_token_ids) or None,  # an absent one has a default
         "hidden_act": "silu",
+        **family.write(config),
     }
-    if family == "llama":
-        raw |= {"attention_bias": config.qkv_bias and config.attention_out_bias, "mlp_bias": config.mlp_bias}
-    else:
-        raw["sliding_window"] = config.sliding_window
-    if family == "qwen2" and config.sliding_window:
-        raw |= {"use_sliding_window": True, "max_window_layers": config.full_attention_layers}
     scaling = config.rope_scaling and _rope(config.rope_scaling, config.max_position_embeddings)
     return {**raw, "rope_scaling": scaling} if scaling else raw
-
-
-def _family(config: LlamaConfig) -> str:
-    if config.qkv_bias and not config.attention_out_bias and not config.mlp_bias:
-        return "qwen2"
-    biased = config.qkv_bias or config.attention_out_bias or config.mlp_bias
-    return "mistral" if config.sliding_window and not biased and not config.full_attention_layers else "llama"
 
 
 def _rope(scaling: RopeScaling, context: int) -> Mapping[str, Any]:

@@ -1,52 +1,19 @@
-"""Other projects' configurations -> LlamaConfig. Pure functions over mappings.
-
-Each function honours a key, or knows by name that it has no effect on what the model computes, or refuses it: a
-setting that is silently dropped gives a model that is subtly wrong. MindFormers has its own module, mindformers.py.
-"""
+"""Hugging Face's config.json and generation_config.json -> spec and sampling. Pure functions over mappings."""
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
-from llamachat.checks import require, require_number, shown
-from llamachat.core.spec import Dtype, Dtypes, LlamaConfig, RopeScaling, SamplingParams
+from llamachat.checks import shown
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import Dtype, Dtypes, LayerType, LlamaConfig, RopeScaling
 from llamachat.errors import ConfigError
+from llamachat.families import FAMILIES
+from llamachat.families.family import first_full
+from llamachat.formats.config import Translated, head_share
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import Fields, names, naming
-
-
-@dataclass(frozen=True)
-class Translated:
-    """What a configuration says."""
-
-    config: LlamaConfig
-    sampling: dict[str, Any]  # fields of SamplingParams that it sets
-    ignored: tuple[str, ...]  # its keys that have no effect at inference
-    max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit
-
-
-# Hugging Face ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What a model_type implies: transformers' defaults for absent keys, and what is no option."""
-
-    max_position_embeddings: int
-    num_key_value_heads: int | None = None  # None: as many as query heads
-    sliding_window: int | None = None  # None: there is none
-    always_slides: bool = False  # in every layer; else where use_sliding_window and max_window_layers say so
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    qkv_bias: bool | None = None  # None: attention_bias decides over q, k, v and o
-
-
-FAMILIES = {
-    "llama": _Family(2048, bos_token_id=1, eos_token_id=2),
-    "mistral": _Family(131072, 8, 4096, always_slides=True, bos_token_id=1, eos_token_id=2, qkv_bias=False),
-    "qwen2": _Family(32768, 32, 4096, qkv_bias=True),
-}
 
 # Training, bookkeeping, other tasks' heads, or how (not what) transformers computes.
 HF_NO_EFFECT = names(
@@ -74,7 +41,7 @@ LEGACY_GENERATION: dict[str, tuple[object, ...]] = {
 
 
 def hf(raw: Mapping[str, Any], where: str) -> Translated:
-    """Hugging Face's config.json of a llama, mistral or qwen2 model. Raises ConfigError, naming `where`."""
+    """config.json of a model of FAMILIES. Raises ConfigError, naming `where`."""
     fields = Fields(raw, where)
     family = fields.choice("model_type", FAMILIES)
     layers = fields.size("num_hidden_layers", "num_hidden_layers")
@@ -83,13 +50,13 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
     kv_heads = heads if "num_key_value_heads" in raw else family.num_key_value_heads or heads
     context = fields.size("max_position_embeddings", "max_position_embeddings", family.max_position_embeddings)
     theta, scaling = _rope(fields, context)
-    window, full = _window(fields, family, layers)
+    own_ways = family.read(fields, layers)
     fields.choice("hidden_act", {"silu": None, "swish": None}, "silu")
     fields.neutral("partial_rotary_factor", 1.0, 1)
     fields.neutral("pruned_heads", {})
     for key in ("rope_interleaved", "use_mrope", "add_cross_attention", "is_encoder_decoder", "tie_encoder_decoder"):
         fields.neutral(key, False)
-    attention_bias, quantized = _bias(fields, "attention_bias", family.qkv_bias), fields.inside("quantization_config")
+    quantized = fields.inside("quantization_config")
     own = fields.inside(OWN)
     with naming(where):
         config = LlamaConfig(
@@ -99,66 +66,23 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=fields.size("num_key_value_heads", "num_key_value_heads", kv_heads),
-            head_dim=fields.whole("head_dim", 0, 1) or head_share(fields, hidden, heads),
+            head_dim=fields.whole("head_dim", family.head_dim or 0, 1) or head_share(fields, hidden, heads),
             max_position_embeddings=context,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            qkv_bias=attention_bias,
-            attention_out_bias=attention_bias if family.qkv_bias is None else False,
-            mlp_bias=_bias(fields, "mlp_bias", None if family.qkv_bias is None else False),
-            sliding_window=window,
-            full_attention_layers=full,
             bos_token_id=fields.token("bos_token_id", family.bos_token_id),
             eos_token_ids=fields.tokens("eos_token_id", family.eos_token_id),
             pad_token_id=fields.token("pad_token_id"),
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
+            **own_ways,
         )
     _refuse_other_ways(fields)
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if raw.get(key) not in neutral}
     ignored = fields.finish(HF_NO_EFFECT | GENERATION_NO_EFFECT | (LEGACY_GENERATION.keys() - legacy.keys()))
     translated = Translated(config, generation(legacy, where), ignored)
     return _extended(translated, own) if own else translated
-
-
-def head_share(fields: Fields, hidden: int, heads: int) -> int:
-    """The hidden size shared out among the heads."""
-    if hidden % heads:
-        raise ConfigError(f"{fields.where}: {heads} heads do not divide a width of {hidden}", "it cannot be built")
-    return hidden // heads
-
-
-def _bias(fields: Fields, key: str, fixed: bool | None) -> bool:
-    """A bias that the key switches, unless the family has it fixed; then the key may only say the same."""
-    if fixed is None:
-        return fields.flag(key, False)
-    fields.neutral(key, fixed)
-    return fixed
-
-
-def _window(fields: Fields, family: _Family, layers: int) -> tuple[int | None, int]:
-    """(sliding window, number of first layers that ignore it)."""
-    window: int | None = fields.whole("sliding_window", 0, 1) or None
-    full = min(fields.whole("max_window_layers", 28), layers)
-    if family.sliding_window is None:
-        fields.neutral("sliding_window")
-    elif "sliding_window" not in fields.raw:  # which is not the same as null
-        window = family.sliding_window
-    if family.always_slides:
-        fields.neutral("use_sliding_window", True)
-        full = 0
-    elif not fields.flag("use_sliding_window", False):
-        window = None
-    kinds = fields.strings("layer_types")
-    if kinds and window and not family.always_slides:
-        full = (*kinds, "sliding_attention").index("sliding_attention")
-    if window is None or full >= layers:
-        window, full = None, 0
-    expected = ["sliding_attention" if window and layer >= full else "full_attention" for layer in range(layers)]
-    if kinds and list(kinds) != expected:
-        fields.refuse("layer_types", "full_attention for the first layers and sliding_attention for the rest")
-    return window, full
 
 
 def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
@@ -233,6 +157,7 @@ def _rope_scaling(fields: Fields, context: int, original: int | None) -> RopeSca
 
 OWN = "llamachat"  # in the config.json of a converted model: what Hugging Face's keys cannot say of it
 BIASES = ("qkv_bias", "attention_out_bias", "mlp_bias")
+OWN_FIELDS = (*BIASES, "sliding_window", "layer_types")
 
 
 def _extended(told: Translated, own: Fields) -> Translated:
@@ -240,7 +165,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
     config, quantized = told.config, told.config.quantization
     biases: dict[str, Any] = {name: own.flag(name, getattr(config, name)) for name in BIASES}
     window = own.whole("sliding_window", config.sliding_window or 0) or None
-    full = own.whole("full_attention_layers", config.full_attention_layers)
+    types = _layer_types(own, config)
     if quantized is None:
         own.neutral("kv_bits")
     with naming(own.where):
@@ -248,7 +173,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
             config,
             **biases,
             sliding_window=window,
-            full_attention_layers=full,
+            layer_types=types,
             dtypes=_dtypes(own.inside("dtypes")),
             quantization=quantized and replace(quantized, kv_bits=own.get("kv_bits") or quantized.kv_bits),
         )
@@ -256,6 +181,17 @@ def _extended(told: Translated, own: Fields) -> Translated:
     length = own.whole("max_length", 0) or None
     own.finish(())
     return Translated(config, {**told.sampling, **seed}, told.ignored, length)
+
+
+def _layer_types(own: Fields, config: LlamaConfig) -> tuple[LayerType, ...]:
+    """Which layers slide; models that were converted long ago name how many of the first do not."""
+    full = own.whole("full_attention_layers", -1, -1)
+    known: dict[str, LayerType] = {kind: kind for kind in get_args(LayerType)}
+    kinds = own.strings("layer_types")
+    if unknown := [kind for kind in kinds if kind not in known]:
+        own.refuse("layer_types", f"a list of {' and '.join(known)}, not {unknown[0]}")
+    given = tuple(known[kind] for kind in kinds)
+    return given or (config.layer_types if full < 0 else first_full(config.num_hidden_layers, full))
 
 
 def _dtypes(fields: Fields | None) -> Dtypes:
@@ -317,85 +253,3 @@ def generation(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 def eos_ids(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """The ids that end a sequence or turn in a config.json or generation_config.json."""
     return Fields(raw, where).tokens("eos_token_id")
-
-
-# Meta and lit-llama ---------------------------------------------------------------------------------------------------
-
-
-def meta(params: Mapping[str, Any], where: str, vocab_size: int) -> Translated:
-    """Meta's params.json; `vocab_size`, from the weights, stands in for Llama 1's and 2's -1. Raises ConfigError.
-
-    As in Meta's llama_models: use_scaled_rope means a factor of 8 unless the file has another, also for Llama 3.2.
-    """
-    fields = Fields(params, where)
-    for key in ("quantization_args", "lora_args", "vision_model", "moe_args"):
-        fields.neutral(key)
-    fields.neutral("vision_num_cross_attention_layers", -1)
-    hidden, heads = fields.size("dim", "hidden_size"), fields.size("n_heads", "num_attention_heads")
-    multiplier = fields.number("ffn_dim_multiplier", 0) or 1.0
-    require_number(f"{where}: ffn_dim_multiplier", multiplier, 1e-6, 1e6)
-    theta = fields.number("rope_theta", 10000.0)  # Llama 1 and 2 do not name it, Llama 3 does
-    eps, kv_heads = fields.number("norm_eps", 1e-5), fields.size("n_kv_heads", "num_key_value_heads", heads)
-    given = fields.whole("vocab_size", -1, -1)
-    require(given != 0, f"{where}: vocab_size", given, "-1, or the number of tokens")
-    layers, scaling = fields.size("n_layers", "num_hidden_layers"), _meta_rope(fields)
-    with naming(where):
-        config = LlamaConfig(
-            vocab_size=given if given > 0 else vocab_size,
-            hidden_size=hidden,
-            intermediate_size=feed_forward(fields, int(int(2 * 4 * hidden / 3) * multiplier), 256),
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_share(fields, hidden, heads),
-            max_position_embeddings=fields.size("max_seq_len", "max_position_embeddings", _trained_context(fields)),
-            rms_norm_eps=eps,
-            rope_theta=theta,
-            rope_scaling=scaling,
-        )
-    ignored = fields.finish(("max_batch_size", "model_parallel_size", "vision_chunk_size", "vision_max_num_chunks"))
-    return Translated(config, {}, ignored)
-
-
-def feed_forward(fields: Fields, width: int, multiple: int) -> int:
-    """A feed-forward width rounded up to `multiple_of` (or its default)."""
-    multiple = fields.whole("multiple_of", multiple, 1, 2**20)
-    return -(-width // multiple) * multiple
-
-
-def _meta_rope(fields: Fields) -> RopeScaling | None:
-    factor, high = fields.number("rope_scaling_factor", 8), fields.number("rope_high_freq_factor", 4)
-    if not fields.flag("use_scaled_rope", False):
-        return None
-    with naming(fields.where):
-        return RopeScaling("llama3", factor, original_max_position_embeddings=8192, high_freq_factor=high)
-
-
-def _trained_context(fields: Fields) -> int:
-    """No params.json names the context that the model was trained on, but what tells the releases apart is in it."""
-    if fields.flag("use_scaled_rope", False):
-        return 131072  # Llama 3.1 and later
-    if (theta := fields.number("rope_theta", 10000.0)) > 10000:
-        return 8192 if theta <= 500000 else 16384  # Llama 3, Code Llama
-    large1 = fields.get("n_layers") == 80 and fields.get("n_kv_heads") is None
-    return 2048 if large1 or fields.number("norm_eps", 1e-5) < 1e-5 else 4096  # Llama 1, Llama 2
-
-
-def lit(raw: Mapping[str, Any], where: str) -> Translated:
-    """lit-llama's LLaMAConfig; absent keys have its defaults. Raises ConfigError."""
-    fields = Fields(raw, where)
-    hidden, heads = fields.size("n_embd", "hidden_size", 4096), fields.size("n_head", "num_attention_heads", 32)
-    padded = -(-fields.size("vocab_size", "vocab_size", 32000) // 64) * 64
-    with naming(where):
-        config = LlamaConfig(
-            vocab_size=fields.size("padded_vocab_size", "vocab_size", padded),
-            hidden_size=hidden,
-            intermediate_size=-(-int(2 * 4 * hidden / 3) // 256) * 256,
-            num_hidden_layers=fields.size("n_layer", "num_hidden_layers", 32),
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=head_share(fields, hidden, heads),
-            max_position_embeddings=fields.size("block_size", "max_position_embeddings", 2048),
-            rms_norm_eps=1e-5,
-        )
-    return Translated(config, {}, fields.finish(()))

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import LlamaConfig, QuantConfig, RopeScaling, SamplingParams
+from llamachat.core.sampler import SamplingParams
+from llamachat.core.spec import LlamaConfig, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
-from llamachat.formats import config_sources
+from llamachat.formats import hf_config
+from llamachat.formats.config import Translated
+from llamachat.formats.lit import read_config
+from llamachat.formats.meta import read_params
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import names
 
@@ -42,8 +46,8 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 
 
-def hf(**changes: Any) -> config_sources.Translated:
-    return config_sources.hf({**TINY, **changes}, WHERE)
+def hf(**changes: Any) -> Translated:
+    return hf_config.hf({**TINY, **changes}, WHERE)
 
 
 # Hugging Face against transformers
@@ -93,8 +97,8 @@ def test_what_transformers_writes_is_read_with_its_meaning(changes: dict[str, An
     heads = {"num_key_value_heads": 4} if changes == {"model_type": "mistral"} else {}  # its default of 8 needs 8 heads
     original = in_transformers({**TINY, **heads, **changes})
     original.save_pretrained(tmp_path)
-    config = config_sources.hf(json.loads((tmp_path / "config.json").read_text()), WHERE).config
-    assert config == config_sources.hf({**TINY, **heads, **changes}, WHERE).config
+    config = hf_config.hf(json.loads((tmp_path / "config.json").read_text()), WHERE).config
+    assert config == hf_config.hf({**TINY, **heads, **changes}, WHERE).config
     same = names(
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
     ) | names("max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id pad_token_id")
@@ -110,7 +114,7 @@ def test_the_tensors_are_those_of_transformers_model(changes: dict[str, Any]) ->
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(in_transformers(raw))
     theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert config_sources.hf(raw, WHERE).config.tensor_shapes() == theirs
+    assert hf_config.hf(raw, WHERE).config.tensor_shapes() == theirs
 
 
 @pytest.mark.parametrize("changes", [each for each in MODELS if "model_type" in each])
@@ -118,7 +122,7 @@ def test_each_layer_has_the_window_of_transformers(changes: dict[str, Any]) -> N
     raw = {**TINY, "num_key_value_heads": 4, **changes}
     theirs = in_transformers(raw)
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * TINY["num_hidden_layers"]
-    config = config_sources.hf(raw, WHERE).config
+    config = hf_config.hf(raw, WHERE).config
     expected = [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
     assert [config.window(layer) for layer in range(len(kinds))] == expected
 
@@ -141,7 +145,7 @@ def test_each_layer_has_the_window_of_transformers(changes: dict[str, Any]) -> N
 )
 def test_rope_has_the_frequencies_of_transformers(rope: dict[str, Any], context: int) -> None:
     raw = {**TINY, "rope_theta": 5000.0, "rope_scaling": rope}
-    mine = frequencies(config_sources.hf(raw, WHERE).config, context)
+    mine = frequencies(hf_config.hf(raw, WHERE).config, context)
     kind = rope.get("rope_type") or rope["type"]
     theirs = in_transformers(json.loads(json.dumps(raw)))
     inverse, factor = ROPE_INIT_FUNCTIONS[kind](theirs, "cpu", seq_len=context)
@@ -268,7 +272,7 @@ PARAMETERS = {"Llama 3.1 8B": 8_030_261_248, "SmolLM2 135M": 134_515_008, "LLaMA
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_configurations_are_read_and_have_the_published_number_of_parameters(name: str) -> None:
-    translated = config_sources.hf(REAL[name], WHERE)
+    translated = hf_config.hf(REAL[name], WHERE)
     assert sum(np.prod(shape) for shape in translated.config.tensor_shapes().values()) == PARAMETERS[name]
     assert translated.sampling == {}
     assert set(translated.ignored) < set(REAL[name])
@@ -347,19 +351,19 @@ META = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": 
 LIT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
 SOURCES = [
     (
-        config_sources.hf,
+        hf_config.hf,
         REAL["Llama 3.1 8B"] | {"sliding_window": None, "layer_types": None, "quantization_config": None},
     ),
     (
-        config_sources.hf,
+        hf_config.hf,
         TINY | {"model_type": "mistral", "num_key_value_heads": 4, "head_dim": 8, "rope_parameters": YARN},
     ),
-    (config_sources.hf, TINY | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8}),
+    (hf_config.hf, TINY | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8}),
     (
-        lambda raw, where: config_sources.meta(raw, where, 100),
+        lambda raw, where: read_params(raw, where, 100),
         META | {"rope_scaling_factor": 8, "ffn_dim_multiplier": 1.3},
     ),
-    (config_sources.lit, LIT | {"padded_vocab_size": 128, "block_size": 9}),
+    (read_config, LIT | {"padded_vocab_size": 128, "block_size": 9}),
 ]
 
 
@@ -405,7 +409,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data: s
     ],
 )
 def test_generation_settings_become_sampling_parameters(raw: dict[str, Any], sampling: dict[str, Any]) -> None:
-    assert config_sources.generation(raw, "generation_config.json") == sampling
+    assert hf_config.generation(raw, "generation_config.json") == sampling
 
 
 @pytest.mark.parametrize(
@@ -423,11 +427,11 @@ def test_generation_settings_become_sampling_parameters(raw: dict[str, Any], sam
 )
 def test_generation_settings_that_cannot_be_followed_are_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"generation_config.json: {next(iter(raw))}"):
-        config_sources.generation(raw, "generation_config.json")
+        hf_config.generation(raw, "generation_config.json")
 
 
 def test_eos_ids_come_from_a_number_or_a_list() -> None:
-    assert [config_sources.eos_ids(raw, "f") for raw in ({}, {"eos_token_id": 3}, {"eos_token_id": [3, 4]})] == [
+    assert [hf_config.eos_ids(raw, "f") for raw in ({}, {"eos_token_id": 3}, {"eos_token_id": [3, 4]})] == [
         (),
         (3,),
         (3, 4),
@@ -473,7 +477,7 @@ RELEASES = {  # params.json, and from the papers or Hugging Face's conversions: 
 @pytest.mark.parametrize("name", RELEASES)
 def test_metas_releases_have_their_known_sizes(name: str) -> None:
     params, width, context = RELEASES[name]
-    config = config_sources.meta(params, "params.json", 32000).config
+    config = read_params(params, "params.json", 32000).config
     assert (config.intermediate_size, config.max_position_embeddings) == (width, context)
     assert config.vocab_size == (params.get("vocab_size", -1) if params.get("vocab_size", -1) > 0 else 32000)
     assert config.num_key_value_heads == params.get("n_kv_heads", params["n_heads"])
@@ -485,7 +489,7 @@ def test_scaled_rope_has_the_frequencies_of_metas_code(llama_models_dir: Path) -
     wanted = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "apply_scaling"]
     scope = {"torch": torch}
     exec(compile(ast.Module(wanted, []), "model.py", "exec"), scope)
-    config = config_sources.meta(RELEASES["Llama 3.2 1B"][0], "params.json", 0).config
+    config = read_params(RELEASES["Llama 3.2 1B"][0], "params.json", 0).config
     plain, _ = frequencies(replace(config, rope_scaling=None), 8192)
     scaled, _ = frequencies(config, 8192)
     np.testing.assert_allclose(scaled, scope["apply_scaling"](torch.tensor(plain)).numpy(), rtol=1e-9)
@@ -493,7 +497,7 @@ def test_scaled_rope_has_the_frequencies_of_metas_code(llama_models_dir: Path) -
 
 def test_metas_later_keys_for_the_scale_of_rope_are_honoured() -> None:
     params = RELEASES["Llama 3.2 1B"][0] | {"rope_scaling_factor": 32, "rope_high_freq_factor": 3}
-    rope = config_sources.meta(params, "params.json", 0).config.rope_scaling
+    rope = read_params(params, "params.json", 0).config.rope_scaling
     assert rope == RopeScaling("llama3", 32, 8192, high_freq_factor=3)
 
 
@@ -515,11 +519,11 @@ def test_metas_later_keys_for_the_scale_of_rope_are_honoured() -> None:
 )
 def test_params_that_cannot_be_followed_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"params\.json: "):
-        config_sources.meta(META | changes, "params.json", 100)
+        read_params(META | changes, "params.json", 100)
 
 
 def test_metas_serving_sizes_have_no_effect_but_max_seq_len_is_the_context() -> None:
-    translated = config_sources.meta(META | {"max_batch_size": 4, "max_seq_len": 512}, "params.json", 100)
+    translated = read_params(META | {"max_batch_size": 4, "max_seq_len": 512}, "params.json", 100)
     assert translated.config.max_position_embeddings == 512
     assert translated.ignored == ("max_batch_size",)
 
@@ -531,14 +535,14 @@ def test_metas_serving_sizes_have_no_effect_but_max_seq_len_is_the_context() -> 
     ("layers", "heads", "width", "inner"), [(32, 32, 4096, 11008), (40, 40, 5120, 13824), (80, 64, 8192, 22016)]
 )
 def test_lit_llama_sizes_are_those_of_its_code(layers: int, heads: int, width: int, inner: int) -> None:
-    config = config_sources.lit({"n_layer": layers, "n_head": heads, "n_embd": width}, "lit").config
+    config = read_config({"n_layer": layers, "n_head": heads, "n_embd": width}, "lit").config
     assert (config.intermediate_size, config.head_dim, config.num_key_value_heads) == (inner, 128, heads)
     assert (config.vocab_size, config.max_position_embeddings, config.rms_norm_eps) == (32000, 2048, 1e-5)
 
 
 def test_lit_llama_pads_the_vocabulary_to_64_unless_told() -> None:
-    assert config_sources.lit(LIT, "lit").config.vocab_size == 128
-    assert config_sources.lit(LIT | {"padded_vocab_size": 101, "block_size": 7}, "lit").config.vocab_size == 101
+    assert read_config(LIT, "lit").config.vocab_size == 128
+    assert read_config(LIT | {"padded_vocab_size": 101, "block_size": 7}, "lit").config.vocab_size == 101
 
 
 # Quantization

@@ -1,0 +1,358 @@
+"""The model in plain torch: the definition that both engines, GPTQ and every fast path are compared with.
+
+Embedding; in each layer attention over what the cache keeps (arXiv 1706.03762), then a gated feed-forward part (arXiv
+2002.05202) or a mixture of such, each around a residual; final norm; head. What differs between families is in the spec.
+Knows neither file formats nor quantization: linears, the memory of keys and values, attention and dtypes are arguments, and
+PlainEngine brings the plainest of each. In shapes, T is this step's tokens, S those they may see, H and G the query and
+key/value heads, D the size of a head.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import gelu, linear, rms_norm, silu
+
+from llamachat.core.cache import CacheStep
+from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.spec import HEADS, NORMS, Activation, Experts, LlamaConfig
+from llamachat.core.tensors import Tensor as Weight
+from llamachat.core.tensors import dequantize
+
+Linear = Callable[[Tensor], Tensor]  # [T, in] -> [T, out]
+Rotation = tuple[Tensor, Tensor] | None  # what `spread` gives; None: this layer does not rotate
+SWIGLU_SLOPE = 1.702  # of clamped_swiglu's sigmoid
+
+
+class Sight(NamedTuple):
+    """What T queries see of S keys: where `mask` [T, S] is true; else all, or if `causal` those up to their own."""
+
+    mask: Tensor | None = None
+    causal: bool = False
+
+
+class Context(NamedTuple):
+    """The keys and values [G, S, D] that a run of queries may see, and what each of them sees of these."""
+
+    queries: slice
+    keys: Tensor
+    values: Tensor
+    sight: Sight
+
+
+class Scores(NamedTuple):
+    """How scores are made of products, and the dtype of their softmax."""
+
+    scale: float
+    softmax: torch.dtype = torch.float32
+    softcap: float | None = None
+    sinks: Tensor | None = None  # [H]
+
+
+# Keeps a layer's new keys and values [T, G, D]; gives the context of every query, runs of them in order.
+Memory = Callable[[int, Tensor, Tensor], Iterable[Context]]
+# Queries [T, H, D] over keys and values [G, S, D] -> [T, H * D].
+Attention = Callable[[Tensor, Tensor, Tensor, Sight, Scores], Tensor]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Torch dtypes of each kind of arithmetic."""
+
+    compute: torch.dtype = torch.float32
+    norm: torch.dtype = torch.float32
+    softmax: torch.dtype = torch.float32
+    rotary: torch.dtype = torch.float32
+    residual: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer's weights; query, key and value are one matrix: fewer, larger products."""
+
+    norms: Mapping[str, Tensor]  # by role, see NORMS in spec.py
+    qkv: Linear
+    output: Linear
+    mlp: Linear  # GatedMlp or Mixture
+    q_norm: Tensor | None = None  # [D], or [H * D] of whole projections
+    k_norm: Tensor | None = None
+    sinks: Tensor | None = None  # [H]
+
+
+class Model:
+    """Token ids and their rotations in, logits out."""
+
+    def __init__(
+        self,
+        spec: LlamaConfig,
+        embed: Callable[[Sequence[int]], Tensor],
+        blocks: Sequence[Block],
+        norm: Tensor,
+        head: Linear,
+        precision: Precision,
+        attention: Attention,
+    ) -> None:
+        self.spec, self.embed, self.blocks, self.final_norm, self.head = spec, embed, blocks, norm, head
+        self.precision, self.attention = precision, attention
+        self.scale = spec.attention_scale or spec.head_dim**-0.5
+
+    def __call__(
+        self, ids: Sequence[int], rotations: Sequence[Rotation], memory: Memory, wanted: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits [T, vocabulary], or of the wanted tokens only. rotations: one for each layer."""
+        x = self.embedded(self.embed(ids))
+        for layer, block in enumerate(self.blocks):
+            x = self.layer(layer, block, x, rotations[layer], memory)
+        return self.logits(x if wanted is None else x[wanted])
+
+    def embedded(self, x: Tensor) -> Tensor:
+        """[T, hidden] as the first layer gets it."""
+        return times(x.to(self.precision.residual), self.spec.embedding_multiplier)
+
+    def layer(self, number: int, block: Block, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
+        """[T, hidden] through one layer."""
+        x = self._add(x, block, "attention", lambda x: self._attend(number, block, x, rotation, memory))
+        return self._add(x, block, "mlp", block.mlp)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, hidden] -> [T, vocabulary]."""
+        out = times(self.head(self._norm(x, self.final_norm)), self.spec.logit_multiplier)
+        cap = self.spec.logit_softcap
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    def _add(self, x: Tensor, block: Block, part: str, run: Linear) -> Tensor:
+        """x and what a part of the layer makes of it, normed before, after or both."""
+        before, after = block.norms.get(f"{part}_in"), block.norms.get(f"{part}_out")
+        out = run(x.to(self.precision.compute) if before is None else self._norm(x, before))
+        return x + times(out if after is None else self._norm(out, after), self.spec.residual_multiplier)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        normed = rms_norm(x.to(self.precision.norm), weight.shape, weight, self.spec.rms_norm_eps)
+        return normed.to(self.precision.compute)
+
+    def _attend(self, layer: int, block: Block, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
+        heads, groups, size = self.spec.num_attention_heads, self.spec.num_key_value_heads, self.spec.head_dim
+        qkv = block.qkv(x).view(-1, heads + 2 * groups, size)
+        qk = qkv[:, : heads + groups]
+        if block.q_norm is not None and block.k_norm is not None:
+            normed = self._head_norm(qk[:, :heads], block.q_norm), self._head_norm(qk[:, heads:], block.k_norm)
+            qk = torch.cat(normed, 1)
+        if rotation is not None:
+            qk = rotate(qk.to(self.precision.rotary), *rotation).to(self.precision.compute)
+        scores = Scores(self.scale, self.precision.softmax, self.spec.attention_softcap, block.sinks)
+        contexts = memory(layer, qk[:, heads:], qkv[:, heads + groups :])
+        parts = [self.attention(qk[c.queries, :heads], *c[1:], scores) for c in contexts]
+        return block.output(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[T, heads, D], each head or all of a token's together."""
+        return self._norm(x.flatten(1) if len(weight) != x.shape[-1] else x, weight).view(x.shape)
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """down(act(gate(x)) * up(x)); gate and up are one matrix."""
+
+    gate_up: Linear
+    down: Linear
+    activation: Activation
+    limit: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(gated(gate, up, self.activation, self.limit))
+
+
+def gated(gate: Tensor, up: Tensor, activation: Activation, limit: float) -> Tensor:
+    """clamped_swiglu is gpt-oss's (https://github.com/openai/gpt-oss)."""
+    match activation:
+        case "silu":
+            return silu(gate) * up
+        case "gelu":
+            return gelu(gate) * up
+        case "gelu_pytorch_tanh":
+            return gelu(gate, approximate="tanh") * up
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(SWIGLU_SLOPE * gate) * (up + 1)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The sum of the experts that a router picks for each token, by their shares; each expert runs its tokens at once."""
+
+    spec: Experts
+    router: Linear
+    experts: Sequence[Linear]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shares, picked = self.route(x)
+        out = torch.zeros_like(x)
+        for number in sorted(set(picked.flatten().tolist())):
+            tokens, place = (picked == number).nonzero(as_tuple=True)
+            out.index_add_(0, tokens, self.experts[number](x[tokens]) * shares[tokens, place, None])
+        return out
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares and numbers [T, per_token] of the experts picked, in x's dtype; the softmax is in float32 at least."""
+        scores = self.router(x).to(torch.promote_types(x.dtype, torch.float32))
+        shares, picked = (scores.softmax(-1) if self.spec.softmax_first else scores).topk(self.spec.per_token, -1)
+        if not self.spec.softmax_first:
+            shares = shares.softmax(-1)
+        elif self.spec.normalized:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares.to(x.dtype), picked
+
+
+def times(x: Tensor, factor: float) -> Tensor:
+    """x * factor; no step at all for 1, as most models have it."""
+    return x if factor == 1 else x * factor
+
+
+def spread(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of each pair [T, dim / 2] -> [T, dim] of each element, sines with the sign `rotate` wants."""
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs (i, i + dim/2) of x [..., D], the rest of D stays; three operators, as decoding needs."""
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat((rotate(x[..., :dim], cos, sin), x[..., dim:]), -1)
+    return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
+
+
+def plain_attention(q: Tensor, keys: Tensor, values: Tensor, sight: Sight, scores: Scores) -> Tensor:
+    """See Attention: softmax(scale * q k^T) v, step by step."""
+    tokens, heads, size = q.shape
+    keys, values = (x.repeat_interleave(heads // len(x), 0) for x in (keys, values))
+    products = (q.transpose(0, 1) @ keys.mT) * scores.scale
+    if scores.softcap is not None:
+        products = scores.softcap * torch.tanh(products / scores.softcap)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril() if sight.causal else sight.mask
+    if mask is not None:
+        products = products.masked_fill(~mask, -torch.inf)
+    if scores.sinks is not None:
+        sinks = scores.sinks[:, None, None].to(products.dtype).expand(heads, tokens, 1)
+        shares = torch.cat((products, sinks), -1).softmax(-1, dtype=scores.softmax)[..., :-1]
+    else:
+        shares = products.softmax(-1, dtype=scores.softmax)
+    return (shares.to(values.dtype) @ values).transpose(0, 1).reshape(tokens, heads * size)
+
+
+def build_block(
+    spec: LlamaConfig, layer: int, weights: Mapping[str, Tensor], linear_of: Callable[..., Linear]
+) -> Block:
+    """A layer of float weights; `linear_of` makes the product with the matrices of these names, one below the other."""
+    prefix, offset = f"model.layers.{layer}.", spec.norm_offset
+
+    def norm(name: str) -> Tensor | None:
+        return weights[name] + offset if (name := f"{prefix}{name}.weight") in weights else None
+
+    def mlp(prefix: str, experts: Experts | None) -> Linear:
+        if experts:
+            each = [mlp(f"{prefix}experts.{number}.", None) for number in range(experts.count)]
+            return Mixture(experts, linear_of(prefix + "gate"), each)
+        gate_up, down = linear_of(prefix + "gate_proj", prefix + "up_proj"), linear_of(prefix + "down_proj")
+        return GatedMlp(gate_up, down, spec.hidden_act, spec.swiglu_limit)
+
+    return Block(
+        norms={role: found for role, name in NORMS[spec.norms].items() if (found := norm(name)) is not None},
+        qkv=linear_of(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
+        output=linear_of(prefix + "self_attn.o_proj"),
+        mlp=mlp(prefix + "mlp.", spec.mixture(layer)),
+        q_norm=norm("self_attn.q_norm"),
+        k_norm=norm("self_attn.k_norm"),
+        sinks=weights.get(prefix + "self_attn.sinks"),
+    )
+
+
+class PlainEngine:
+    """See engine.Engine: every weight in one float dtype, every key kept; slow, and nothing in it is clever."""
+
+    repeatable = False
+
+    def __init__(self, spec: LlamaConfig, weights: Mapping[str, Tensor], slots: int, dtype: torch.dtype) -> None:
+        self.config, self.slots, self.weights = spec, slots, weights
+        size = (spec.num_hidden_layers, 2, spec.num_key_value_heads, slots, spec.head_dim)
+        self.kept = torch.zeros(size, dtype=dtype)  # rotated keys, and values
+        self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
+        self.master: tuple[range, Tensor] | None = None  # a pinned block's keys before they were rotated
+        every = Precision(*[dtype] * 5)
+        blocks = [build_block(spec, layer, weights, self._linear) for layer in range(spec.num_hidden_layers)]
+        embedding = weights["model.embed_tokens.weight"]
+        head = HEADS[spec.head][0] if spec.num_labels or not spec.tie_word_embeddings else "model.embed_tokens"
+        self.model = Model(
+            spec, lambda ids: embedding[list(ids)], blocks, weights["model.norm.weight"] + spec.norm_offset,
+            self._linear(head), every, plain_attention,
+        )  # fmt: skip
+
+    @classmethod
+    def build(
+        cls, spec: LlamaConfig, tensors: Iterable[tuple[str, Weight]], slots: int, dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Takes the tensors of spec.tensor_shapes(), in any order."""
+        weights = {name: torch.tensor(dequantize(tensor)).to(dtype) for name, tensor in tensors}
+        return cls(spec, weights, slots, dtype)
+
+    @torch.inference_mode()
+    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+        if step.pinned is not None:
+            self._pin(*step.pinned)
+        self.positions[step.slots] = step.positions
+        wanted = [len(ids) - 1] if logits == "last" else None
+        out = self.model(ids, self._rotations(step.positions), self._memory(step), wanted)
+        rows: NDArray[np.float32] = out.float().numpy()
+        return rows[0] if logits == "last" else rows
+
+    def _linear(self, *names: str) -> Linear:
+        """Matrices one below the other."""
+        weight = torch.cat([self.weights[f"{name}.weight"] for name in names])
+        biases = [self.weights[f"{name}.bias"] for name in names if f"{name}.bias" in self.weights]
+        return lambda x: linear(x, weight, torch.cat(biases) if biases else None)
+
+    def _rotations(self, positions: NDArray[np.int64], factor: bool = True) -> list[Rotation]:
+        """For each layer, of x [T, heads, D]; without `factor` of lengths as they are."""
+        found = list[Rotation]()
+        for layer in range(self.config.num_hidden_layers):
+            rope = self.config.rope(layer)
+            if rope is None:
+                found.append(None)
+                continue
+            frequency, longer = frequencies(self.config, self.slots, rope)
+            parts = cos_sin(positions, frequency, longer if factor else 1.0)
+            found.append(spread(*(torch.from_numpy(x)[:, None].to(self.kept.dtype) for x in parts)))
+        return found
+
+    def _memory(self, step: CacheStep) -> Memory:
+        slots = np.concatenate([np.arange(run.start, run.stop) for run in step.visible])
+        ahead = step.positions[:, None] - self.positions[slots]
+
+        def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
+            self.kept[layer][:, :, step.slots] = torch.stack((keys, values)).transpose(1, 2)
+            window = self.config.window(layer)
+            seen = (ahead >= 0) & (ahead < (window or np.iinfo(np.int64).max))
+            held = self.kept[layer][:, :, slots]
+            yield Context(slice(None), held[0], held[1], Sight(torch.from_numpy(seen)))
+
+        return memory
+
+    def _pin(self, block: range, start: int) -> None:
+        """Rotate a block's keys to positions from `start` on, always from their un-rotated copy."""
+        span = slice(block.start, block.stop)
+        if self.master is None or self.master[0] != block:
+            self.master = block, self._rotated(self.kept[:, 0, :, span], -self.positions[span])
+        positions = np.arange(start, start + len(block))
+        self.kept[:, 0, :, span] = self._rotated(self.master[1], positions)
+        self.positions[span] = positions
+
+    def _rotated(self, keys: Tensor, by: NDArray[np.int64]) -> Tensor:
+        """[layers, G, n, D]."""
+        turned = keys.clone()
+        for layer, rotation in enumerate(self._rotations(by, factor=False)):
+            if rotation is not None:
+                turned[layer] = rotate(keys[layer].transpose(0, 1), *rotation).transpose(0, 1)
+        return turned

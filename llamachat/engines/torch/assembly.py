@@ -1,0 +1,114 @@
+"""Tensors -> a model: the one place that chooses how each linear is multiplied (KERNELS, a bias, later LoRA and shards)."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from llamachat.core.model import Block, GatedMlp, Mixture, Model, Precision
+from llamachat.core.model import Linear as AnyLinear
+from llamachat.core.spec import HEADS, NORMS, Experts, LlamaConfig
+from llamachat.core.tensors import QuantTensor, dequantize
+from llamachat.core.tensors import Tensor as Weight
+from llamachat.engines.torch.attention import fused_attention
+from llamachat.engines.torch.linear import Dense, Linear, dense, make_linear
+
+EMBEDDING = "model.embed_tokens"
+
+
+class Assembly:
+    """Takes tensors in any order; each layer is converted once its last part has come, and the parts are let go."""
+
+    def __init__(self, spec: LlamaConfig, device: torch.device, precision: Precision) -> None:
+        self.spec, self.device, self.precision = spec, device, precision
+        self.head = HEADS[spec.head][0]
+        self.linears: dict[str, Linear] = {}
+        self.vectors: dict[str, Tensor] = {}  # norms, sinks
+        self.waiting: dict[str, dict[str, Weight | None]] = {}
+        self.kernels: dict[str, int] = {}
+        self.embed: Callable[[Sequence[int]], Tensor]
+        for name in spec.tensor_shapes():
+            self.waiting.setdefault(_layer(name), {})[name] = None
+
+    def add(self, name: str, tensor: Weight) -> None:
+        parts = self.waiting[_layer(name)]
+        parts[name] = tensor
+        have = {part: tensor for part, tensor in parts.items() if tensor is not None}
+        if len(have) == len(parts):
+            del self.waiting[_layer(name)]
+            self._convert(_layer(name), have)
+
+    def _convert(self, layer: str, parts: Mapping[str, Weight]) -> None:
+        weights = [tensor for name, tensor in parts.items() if not name.endswith(".bias")]
+        biases = [tensor for name, tensor in parts.items() if name.endswith(".bias")]
+        if layer == EMBEDDING:
+            self._embedding(weights[0])
+        elif len(weights[0].shape) == 1:
+            offset = self.spec.norm_offset if layer.endswith("norm") else 0.0
+            self.vectors[layer] = dense(weights, self.device, self.precision.norm) + offset
+            self._count("norms", self.vectors[layer].nbytes)
+        else:
+            self._linear(layer, make_linear(weights, biases, self.device, self.precision.compute))
+
+    def _linear(self, layer: str, linear: Linear) -> None:
+        self.linears[layer] = linear
+        self._count(linear.kernel, linear.nbytes)
+
+    def _embedding(self, tensor: Weight) -> None:
+        """A dense matrix serves lookups and a tied head alike; of a packed one, rows are unpacked when looked up."""
+        head = None
+        if self.spec.tie_word_embeddings and not self.spec.num_labels:
+            head = make_linear([tensor], [], self.device, self.precision.compute)
+            self._linear(self.head, head)
+        if isinstance(head, Dense):
+            self.embed = _lookup(head.weight)
+        elif isinstance(tensor, QuantTensor):
+            self.embed = _packed_lookup(tensor, self.device)
+            self._count("embedding", tensor.nbytes)
+        else:
+            weight = dense([tensor], self.device, self.precision.compute)
+            self.embed = _lookup(weight)
+            self._count("embedding", weight.nbytes)
+
+    def _count(self, kernel: str, nbytes: int) -> None:
+        self.kernels[kernel] = self.kernels.get(kernel, 0) + nbytes
+
+    def model(self) -> Model:
+        assert not self.waiting, f"tensors missing for {', '.join(self.waiting)}"
+        blocks = [self._block(layer) for layer in range(self.spec.num_hidden_layers)]
+        norm, head = self.vectors["model.norm"], self.linears[self.head]
+        return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
+
+    def _block(self, layer: int) -> Block:
+        prefix = f"model.layers.{layer}."
+        return Block(
+            norms={role: self.vectors[prefix + name] for role, name in NORMS[self.spec.norms].items()},
+            qkv=self.linears[prefix + "self_attn.qkv"],
+            output=self.linears[prefix + "self_attn.o_proj"],
+            mlp=self._mlp(prefix + "mlp.", self.spec.mixture(layer)),
+            q_norm=self.vectors.get(prefix + "self_attn.q_norm"),
+            k_norm=self.vectors.get(prefix + "self_attn.k_norm"),
+            sinks=self.vectors.get(prefix + "self_attn.sinks"),
+        )
+
+    def _mlp(self, prefix: str, experts: Experts | None) -> AnyLinear:
+        if experts:
+            each = [self._mlp(f"{prefix}experts.{number}.", None) for number in range(experts.count)]
+            return Mixture(experts, self.linears[prefix + "gate"], each)
+        gate_up, down = self.linears[prefix + "gate_up"], self.linears[prefix + "down_proj"]
+        return GatedMlp(gate_up, down, self.spec.hidden_act, self.spec.swiglu_limit)
+
+
+def _layer(name: str) -> str:
+    """The layer that a tensor becomes part of."""
+    owner = name if name.endswith(".sinks") else name.rpartition(".")[0]
+    return re.sub("(gate|up)_proj$", "gate_up", re.sub("[qkv]_proj$", "qkv", owner))
+
+
+def _lookup(weight: Tensor) -> Callable[[Sequence[int]], Tensor]:
+    return lambda ids: weight[torch.tensor(ids, device=weight.device)]
+
+
+def _packed_lookup(tensor: QuantTensor, device: torch.device) -> Callable[[Sequence[int]], Tensor]:
+    return lambda ids: torch.from_numpy(dequantize(tensor.rows(ids))).to(device)

@@ -1,0 +1,183 @@
+"""What the torch engine keeps of every token, and how it rotates it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, spread
+from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.spec import KvBits, LlamaConfig
+from llamachat.engines.saved import Layout, Saved, pinned_among
+
+Span = slice | Tensor  # slots of the cache: a run of them, or a list
+
+
+class KeysValues:
+    """Keys and values of `slots` tokens in float, or int8 with a scale per slot and head, and each slot's position."""
+
+    def __init__(
+        self, config: LlamaConfig, slots: int, device: torch.device, precision: Precision, bits: KvBits | None = None
+    ) -> None:
+        self.config, self.slots, self.device, self.precision = config, slots, device, precision
+        self.ropes = [config.rope(layer) for layer in range(config.num_hidden_layers)]
+        self.frequencies = {rope: frequencies(config, slots, rope) for rope in set(self.ropes) if rope}
+        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, slots, config.head_dim)
+        kept = _kept(precision, bits)
+        self.data = torch.empty(shape, dtype=kept, device=device)  # [layer, key or value, G, slot, D]
+        self.scale = torch.empty((*shape[:-1], 1), device=device) if kept == torch.int8 else None
+        self.kind = str(kept).removeprefix("torch.")
+        master = str(torch.promote_types(torch.float32 if kept == torch.int8 else kept, torch.float32)).removeprefix(
+            "torch."
+        )
+        self.layout = Layout(config, "uint16" if kept == torch.bfloat16 else self.kind, kept == torch.int8, master)
+        self.nbytes = slots * self.bytes_per_slot(config, precision, bits)
+        self.windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+        self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
+        self.master: tuple[range, Tensor] | None = None
+
+    @staticmethod
+    def bytes_per_slot(config: LlamaConfig, precision: Precision, bits: KvBits | None) -> int:
+        kept = _kept(precision, bits)
+        head = config.head_dim * kept.itemsize + (4 if kept == torch.int8 else 0)
+        return config.num_hidden_layers * 2 * config.num_key_value_heads * head
+
+    def begin(self, steps: Sequence[CacheStep]) -> Memory:
+        """Note the positions of these texts' tokens, and give the memory that the model works on."""
+        slots = np.concatenate([step.slots for step in steps])
+        self.positions[slots] = np.concatenate([step.positions for step in steps])
+        self._overwritten(slots)
+        where, ends = _span(slots), np.cumsum([len(step.slots) for step in steps]).tolist()
+        runs = [slice(end - len(step.slots), end) for end, step in zip(ends, steps, strict=True)]
+        views = {window: [self._view(step, window) for step in steps] for window in set(self.windows)}
+
+        def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
+            self._write((layer, slice(None), slice(None), where), torch.stack((keys, values)).transpose(1, 2))
+            for run, (spans, sight) in zip(runs, views[self.windows[layer]], strict=True):
+                keys, values = self._read(layer, spans)
+                yield Context(run, keys, values, sight)
+
+        return memory
+
+    def export(self, slots: Integers) -> Saved:
+        """See engine.saved."""
+        where = (slice(None), slice(None), slice(None), _span(slots))
+        saved = {"kv": _to_numpy(self.data[where])}
+        if self.scale is not None:
+            saved["scale"] = _to_numpy(self.scale[where][..., 0])
+        if self.master is not None and (pinned := pinned_among(slots, self.master[0])) is not None:
+            saved |= {"pinned": pinned, "master": _to_numpy(self.master[1])}
+        return saved
+
+    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        """Raises FormatError."""
+        block = self.layout.check(saved, slots)
+        where = (slice(None), slice(None), slice(None), _span(slots))
+        kv = torch.from_numpy(saved["kv"].view(np.int16) if self.data.dtype == torch.bfloat16 else saved["kv"])
+        self.data[where] = kv.to(self.device).view(self.data.dtype)
+        if self.scale is not None:
+            self.scale[where] = torch.from_numpy(saved["scale"]).to(self.device)[..., None]
+        self.positions[slots] = positions
+        self._overwritten(slots)
+        if block is not None:
+            self.master = block, torch.from_numpy(saved["master"]).to(self.device)
+
+    def _overwritten(self, slots: Integers) -> None:
+        """A pinned block that is written to begins anew."""
+        if self.master is not None and any(slot in self.master[0] for slot in slots.tolist()):
+            self.master = None
+
+    def rotations(self, positions: Integers) -> list[Rotation]:
+        """For each layer, of x [T, heads, D]."""
+        made = {rope: self._rotation(positions, *of, self.precision.rotary) for rope, of in self.frequencies.items()}
+        return [made[rope] if rope else None for rope in self.ropes]
+
+    def _rotation(
+        self, positions: Integers, frequency: NDArray[np.float64], factor: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        parts = (torch.from_numpy(x)[:, None] for x in cos_sin(positions, frequency, factor))
+        return spread(*(x.to(self.device, dtype) for x in parts))
+
+    def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Sight]:
+        """Which slots this step reads, and which of those each query sees."""
+        spans = [slice(span.start, span.stop) for span in step.visible]
+        own, held = step.positions, np.concatenate([self.positions[span] for span in spans])
+        if window is not None and own.max() - held.min() < window:
+            window = None
+        if window is None and np.array_equal(held, own) and np.all(np.diff(own) > 0):
+            return spans, Sight(causal=len(own) > 1)
+        seen = held <= own[:, None]
+        if window is not None:
+            seen &= held > own[:, None] - window
+        if len(spans) == 1:  # leave out what no query sees at both ends: with a sliding window, most of the cache
+            used = np.flatnonzero(seen.any(0))
+            spans = [slice(spans[0].start + used[0], spans[0].start + used[-1] + 1)]
+            seen = seen[:, used[0] : used[-1] + 1]
+        return spans, Sight() if seen.all() else Sight(torch.from_numpy(seen).to(self.device))
+
+    def _write(self, where: tuple[int | Span, ...], x: Tensor) -> None:
+        if self.scale is None:
+            self.data[where] = x.to(self.data.dtype)
+        else:
+            self.data[where], self.scale[where] = quantize(x)
+
+    def _read(self, layer: int, spans: Sequence[slice]) -> Tensor:
+        """[2, G, S, D] in the compute dtype."""
+        x = _gather(self.data[layer], spans)
+        if self.scale is not None:
+            x = x * _gather(self.scale[layer], spans)
+        return x.to(self.precision.compute)
+
+    def pin(self, block: range, start: int) -> None:
+        """Rotate the keys of a block of slots to positions from `start` on.
+
+        Always from the un-rotated keys that are made when the block is first rotated, so that rounding never adds up.
+        """
+        where = (slice(None), 0, slice(None), slice(block.start, block.stop))
+        if self.master is None or self.master[0] != block:
+            keys = self.data[where] if self.scale is None else self.data[where] * self.scale[where]
+            self.master = block, self._rotated(keys, -self.positions[block.start : block.stop])
+        positions = np.arange(start, start + len(block))
+        self._write(where, self._rotated(self.master[1], positions))
+        self.positions[block.start : block.stop] = positions
+
+    def _rotated(self, keys: Tensor, by: Integers) -> Tensor:
+        """[layers, G, n, D], each rotated by its number of positions, in float32 at least."""
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32), copy=True)
+        made = {rope: self._rotation(by, of[0], 1.0, keys.dtype) for rope, of in self.frequencies.items()}
+        for layer, rope in enumerate(self.ropes):
+            if rope:
+                keys[layer] = rotate(keys[layer].transpose(0, 1), *made[rope]).transpose(0, 1)
+        return keys
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., D] -> int8 codes [..., D] and float32 scales [..., 1], so that x is about codes * scales."""
+    scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return (x / scale).round().to(torch.int8), scale
+
+
+def _gather(x: Tensor, spans: Sequence[slice]) -> Tensor:
+    return x[:, :, spans[0]] if len(spans) == 1 else torch.cat([x[:, :, span] for span in spans], 2)
+
+
+def _to_numpy(x: Tensor) -> NDArray[Any]:
+    """A copy; bfloat16, which numpy has not, as its bits."""
+    bits = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    out: NDArray[Any] = bits.cpu().numpy().copy()
+    return out.view(np.uint16) if x.dtype == torch.bfloat16 else out
+
+
+def _span(slots: Integers) -> Span:
+    """A slice where that will do: it is read and written in place."""
+    first, last = int(slots[0]), int(slots[-1])
+    return slice(first, last + 1) if np.array_equal(slots, np.arange(first, last + 1)) else torch.from_numpy(slots)
+
+
+def _kept(precision: Precision, bits: KvBits | None) -> torch.dtype:
+    sixteen = precision.compute if precision.compute.itemsize == 2 else torch.float16
+    return {None: precision.compute, 32: torch.float32, 16: sixteen, 8: torch.int8}[bits]

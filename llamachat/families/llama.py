@@ -1,0 +1,18 @@
+"""LLaMA, Llama 2 and 3, TinyLlama, SmolLM2 (arXiv 2302.13971, 2307.09288, 2407.21783)."""
+
+from llamachat.core.spec import LlamaConfig
+from llamachat.families.family import Changes, Family, bias, no_window
+from llamachat.system.metadata import Fields
+
+
+def read(fields: Fields, layers: int) -> Changes:
+    attention = bias(fields, "attention_bias")
+    biases = {"qkv_bias": attention, "attention_out_bias": attention, "mlp_bias": bias(fields, "mlp_bias")}
+    return biases | no_window(fields, layers)
+
+
+def write(spec: LlamaConfig) -> Changes:
+    return {"attention_bias": spec.qkv_bias and spec.attention_out_bias, "mlp_bias": spec.mlp_bias}
+
+
+FAMILY = Family("llama", read, write, 2048, bos_token_id=1, eos_token_id=2, gguf_interleaved=True)

@@ -1,0 +1,35 @@
+"""What the configuration readers share. Each format has its own: hf_config.py, mindformers_config.py, meta.py, lit.py, gguf.py.
+
+A reader honours a key, or knows by name that it has no effect on what the model computes, or refuses it: a setting that is
+silently dropped gives a model that is subtly wrong.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llamachat.core.spec import LlamaConfig
+from llamachat.errors import ConfigError
+from llamachat.system.metadata import Fields
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What a configuration says."""
+
+    config: LlamaConfig
+    sampling: dict[str, Any]  # fields of SamplingParams that it sets
+    ignored: tuple[str, ...]  # its keys that have no effect at inference
+    max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit
+
+
+def head_share(fields: Fields, hidden: int, heads: int) -> int:
+    """The hidden size shared out among the heads."""
+    if hidden % heads:
+        raise ConfigError(f"{fields.where}: {heads} heads do not divide a width of {hidden}", "it cannot be built")
+    return hidden // heads
+
+
+def feed_forward(fields: Fields, width: int, multiple: int) -> int:
+    """A feed-forward width rounded up to `multiple_of` (or its default)."""
+    multiple = fields.whole("multiple_of", multiple, 1, 2**20)
+    return -(-width // multiple) * multiple
