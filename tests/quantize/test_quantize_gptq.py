@@ -100,7 +100,10 @@ def test_the_layers_are_run_as_the_engine_runs_them(source: Path, tmp_path: Path
                 work.layer(prefix, dict(tensors))
         writer.close()
         norm, head = (torch.tensor(dequantize(weights[name])) for name in ("model.norm.weight", "lm_head.weight"))
-        last = torch.nn.functional.rms_norm(work.states[1], norm.shape, norm, checkpoint.config.rms_norm_eps)
+        assert work.state is not None
+        last = torch.nn.functional.rms_norm(
+            work.state.split(len(TEXT[1]))[1], norm.shape, norm, checkpoint.config.rms_norm_eps
+        )
         torch.testing.assert_close(
             last @ head.T, torch.tensor(run(build(checkpoint, lambda name: None, 64), TEXT[1])), atol=1e-4, rtol=1e-4
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import LlamaConfig, beyond_llama
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
 from llamachat.engines.native.arena import Arena
@@ -236,6 +236,8 @@ class NativeEngine:
 
 def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
     """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
+    if beyond := beyond_llama(config):
+        return f"it has {beyond[0]}"
     for name, info in index.items():
         if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
             return f"{name} has {reason}"
