@@ -16,7 +16,6 @@ from llamachat.errors import UsageError
 RopeKind = Literal["linear", "dynamic", "yarn", "longrope", "llama3", "factors"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 KvBits = Literal[8, 16, 32]
-Scheme = Literal["int8", "int4", "int4-gptq", "bnb-nf4", "bnb-fp4", "bnb-int8"]
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,16 @@ class Dtypes:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """How weights are, or are to be, quantized."""
+    """How weights are, or are to be, quantized. Whoever makes one looks `scheme` up in the registry, SCHEMES."""
 
-    scheme: Scheme
+    scheme: str
     group_size: int | None = None  # None: the scheme's default
     kv_bits: KvBits | None = None
     skip: tuple[str, ...] = ()  # patterns of module names left in float
 
     def __post_init__(self) -> None:
-        require_choice("quantization scheme", self.scheme, get_args(Scheme))
+        named = isinstance(self.scheme, str) and self.scheme != ""
+        require(named, "quantization scheme", self.scheme, "a scheme's name")
         if self.group_size is not None:
             require_whole("quantization group_size", self.group_size, 32, 2**16)
             require(self.group_size % 32 == 0, "quantization group_size", self.group_size, "a multiple of 32")
