@@ -234,6 +234,16 @@ def parse_json(text: str | bytes, where: str, error: type[LlamachatError] = Conf
     return value
 
 
+def is_record(value: object, fields: Mapping[str, type | UnionType]) -> bool:
+    """Whether it is a mapping with just these keys, each value of its type; true and false are no whole numbers."""
+    if not isinstance(value, Mapping) or value.keys() != fields.keys():
+        return False
+    return all(
+        isinstance(value[key], kind) and (kind is bool or not isinstance(value[key], bool))
+        for key, kind in fields.items()
+    )
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; plain data only. Raises ConfigError on anything else and on duplicate keys."""
     import yaml
