@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 
 from llamachat.core.tensors import Array
-from quantize.recipe import Recipe
+from llamachat.formats.prequantized.schemes import Scheme
 from quantize.schemes import SLAB, nearest
 
 LEAST = np.float32(1e-38)  # what bitsandbytes divides by where all is zero
 
 
-def bnb_entries(name: str, data: Array, recipe: Recipe, threads: int | None = None) -> dict[str, Array]:
-    """The arrays, by name, of a float32 matrix `name` (X.weight) in one of the bnb-* schemes."""
-    if recipe.scheme == "bnb-int8":
+def bnb_entries(
+    name: str, data: Array, scheme: Scheme, double: bool = False, threads: int | None = None
+) -> dict[str, Array]:
+    """The arrays, by name, of a float32 matrix `name` (X.weight) in one of the bnb-* schemes; `double`: 8-bit scales."""
+    if scheme.codebook is None or scheme.group is None:
         return _int8(name, data)
-    kind = recipe.scheme.removeprefix("bnb-")
-    return _four_bit(name, data, kind, recipe.group_size or 64, recipe.double_quant, threads)
+    return _four_bit(name, data, scheme.codebook, scheme.group, double, threads)
 
 
 def _int8(name: str, data: Array) -> dict[str, Array]:

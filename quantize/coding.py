@@ -1,6 +1,6 @@
 """One tensor -> what is stored of it, and a checkpoint's tensors layer by layer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
@@ -9,11 +9,13 @@ from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, dequ
 from llamachat.formats import Checkpoint
 from llamachat.formats.prequantized import bnb
 from llamachat.formats.prequantized.ours import packed_entries
+from llamachat.formats.prequantized.schemes import BITSANDBYTES, OURS, Scheme, Storage
 from quantize.bnb import bnb_entries
 from quantize.recipe import Recipe
 from quantize.schemes import not_finite, quantize_tensor
 
 Coded = tuple[str, Tensor, dict[str, Array], Tensor | None]  # name, as it was, as it is stored, what that means
+Written = tuple[dict[str, Array], Tensor]
 
 
 def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], Tensor | None]:
@@ -23,14 +25,26 @@ def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tupl
         values = FloatTensor(dequantize(tensor)) if isinstance(tensor, QuantTensor) else tensor
         _check(name, values.data)
         return {name: values.data}, None
-    if recipe.foreign:
-        data = dequantize(tensor)
-        _check(name, data)
-        arrays = bnb_entries(name, data, recipe, threads)
-        return arrays, bnb.entries(arrays, "the output")[name].read()
+    return WRITERS[scheme.storage](name, tensor, scheme, recipe, threads)
+
+
+def _ours(name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None) -> Written:
     values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
     coded = quantize_tensor(name, values, scheme, threads)
     return packed_entries(name, coded), coded
+
+
+def _bitsandbytes(name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None) -> Written:
+    data = dequantize(tensor)
+    _check(name, data)
+    arrays = bnb_entries(name, data, scheme, recipe.double_quant, threads)
+    return arrays, bnb.entries(arrays, "the output")[name].read()
+
+
+WRITERS: Mapping[Storage, Callable[[str, Tensor, Scheme, Recipe, int | None], Written]] = {
+    OURS: _ours,
+    BITSANDBYTES: _bitsandbytes,
+}
 
 
 def _check(name: str, data: Array) -> None:

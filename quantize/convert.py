@@ -17,9 +17,8 @@ from llamachat.formats.detect import SPLIT
 from llamachat.version import VERSION
 from quantize.coding import Coded, code
 from quantize.folder import COPIED, tokenizer_folder, write_metadata
-from quantize.recipe import Recipe
+from quantize.recipe import FLOAT, Recipe
 from quantize.report import Conversion, measured
-from quantize.schemes import Scheme
 from quantize.verify import verify
 from quantize.writer import FolderWriter, disk_errors, writing
 
@@ -59,8 +58,7 @@ def convert(
         for name, tensor, arrays, coded in _coded(source, recipe, writer, calibration, threads):
             progress(name, done, total)
             if name not in writer.done:
-                scheme = recipe.scheme_for(name, tensor.shape)
-                writer.add(name, arrays, measured(tensor, coded, arrays, _label(recipe, scheme), threads))
+                writer.add(name, arrays, measured(tensor, coded, arrays, _label(recipe, name, tensor), threads))
             _release(tensor)
             done += prod(tensor.shape)
         with disk_errors(out):
@@ -111,12 +109,12 @@ def _coded(
         yield name, tensor, arrays, coded
 
 
-def _label(recipe: Recipe, scheme: Scheme | None) -> str:
+def _label(recipe: Recipe, name: str, tensor: Tensor) -> str:
+    """What a matrix becomes, for people."""
+    scheme = recipe.scheme_for(name, tensor.shape)
     if scheme is None:
-        return "float"
-    if recipe.foreign:
-        return recipe.scheme
-    return "int8" if scheme.bits == 8 else f"int4{'-gptq' if scheme.calibrated else ''} {scheme.codebook}"
+        return FLOAT
+    return recipe.name_for(name) + (f" {scheme.codebook}" if scheme.codebook and not scheme.foreign else "")
 
 
 def _release(tensor: Tensor) -> None:

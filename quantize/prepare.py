@@ -13,12 +13,13 @@ from llamachat.errors import ConfigError, ModelError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.ours import MANIFEST, expected
+from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.fetch.verified import is_intact, lock
 from llamachat.models.keys import key, text_key, weights_key
 from llamachat.system import private
 from quantize.convert import Progress, convert, silent
 from quantize.recipe import from_config
-from quantize.schemes import SCHEMES, quantize, quantize_tensor
+from quantize.schemes import quantize, quantize_tensor
 
 
 def prepare(source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progress) -> Checkpoint:
@@ -29,7 +30,7 @@ def prepare(source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progr
 def quantized_once(source: Checkpoint, config: QuantConfig, progress: Progress = silent) -> Checkpoint:
     """The converted model, made in the cache folder if it is not there whole; an interrupted conversion is gone on with.
 
-    For int4-gptq the text is Python's own docstrings.
+    For schemes that are calibrated the text is Python's own docstrings.
     """
     out = quantized_path(source, config)
     private.folder(out.parent)

@@ -5,28 +5,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from llamachat.core.spec import KvBits, LlamaConfig, QuantConfig
-from llamachat.core.spec import Scheme as SchemeName
 from llamachat.core.tensors import GROUP
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.prequantized.bnb import BLOCK_SIZES
+from llamachat.formats.prequantized.schemes import CODEBOOKS, OURS, OWN, SCHEMES, Scheme
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import Fields, read_json
-from quantize.schemes import OUTER, SCHEMES, TABLES, Scheme
+from quantize.schemes import OUTER
 from quantize.to_hf import beyond_hf
 
 EMBEDDING, HEAD = OUTER
-OWN = ("int8", "int4", "int4-gptq", "float")  # what may stand beside each other in one model
-CODEBOOKS = [name for name in TABLES if name != "fp4"]
+FLOAT = "float"  # stands where a scheme may: not quantized
+CODED = [name for name in OWN if SCHEMES[name].codebook]  # whose codebook may be chosen
+PLAIN = [name for name in OWN if not SCHEMES[name].calibrated]
+ANY_WIDTH = sorted((name for name in SCHEMES if SCHEMES[name].any_width), key=lambda name: -SCHEMES[name].bits)
+DOUBLE = [name for name in SCHEMES if SCHEMES[name].foreign and SCHEMES[name].codebook]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds."""
 
-    scheme: SchemeName = "int4"
+    scheme: str = "int4"
     group_size: int | None = None
     codebook: str | None = None
     double_quant: bool = False  # bitsandbytes' 8-bit scales
@@ -39,57 +42,63 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises UsageError on what is unknown, or cannot be together."""
-        _one_of("--scheme", self.scheme, get_args(SchemeName))
-        four_bit = self.scheme.startswith("int4")
+        _one_of("--scheme", self.scheme, tuple(SCHEMES))
         if self.codebook is not None:
             _one_of("--codebook", self.codebook, CODEBOOKS)
-            _only(four_bit, "--codebook", "schemes int4 and int4-gptq")
-            _only(self.codebook != "affine" or self.scheme == "int4", "--codebook affine", "scheme int4")
-        _only(not self.double_quant or self.scheme in ("bnb-nf4", "bnb-fp4"), "--double-quant", "bnb-nf4 and bnb-fp4")
+            _only(self.scheme in CODED, "--codebook", f"schemes {_and(CODED)}")
+            affine = [name for name in CODED if name in PLAIN]
+            _only(self.codebook != "affine" or self.scheme in affine, "--codebook affine", f"scheme {_and(affine)}")
+        _only(not self.double_quant or self.scheme in DOUBLE, "--double-quant", _and(DOUBLE))
         QuantConfig(self.scheme, self.group_size, self.kv_bits)
-        _only(self.group_size is None or self.scheme != "bnb-int8", "--group-size", "schemes with groups")
+        _only(self.group_size is None or self._base.group is not None, "--group-size", "schemes with groups")
         if self.foreign and self.group_size is not None:
             _one_of("--group-size", self.group_size, BLOCK_SIZES)
         for pattern in self.skip_modules:
             _regular(pattern)
         for option, value in (("--head", self.head), ("--embedding", self.embedding)):
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
-            _one_of(option, value or "float", [name for name in OWN if name != "int4-gptq"])
+            _one_of(option, value or FLOAT, [*PLAIN, FLOAT])
         for override in self.overrides:
-            _one_of(f"--override {override}", override.rpartition("=")[2], ("float",) if self.foreign else OWN)
+            _one_of(f"--override {override}", override.rpartition("=")[2], [*(() if self.foreign else OWN), FLOAT])
             if not override.rpartition("=")[0]:
                 raise UsageError(f"--override {override} has no pattern", remedy="write PATTERN=SCHEME")
 
     @property
+    def _base(self) -> Scheme:
+        return SCHEMES[self.scheme]
+
+    @property
     def foreign(self) -> bool:
         """Whether the output is in bitsandbytes' own serialisation."""
-        return self.scheme.startswith("bnb-")
+        return self._base.foreign
 
     @property
     def calibrated(self) -> bool:
         """Whether a text is needed to see what the activations are like."""
-        return "int4-gptq" in (self.scheme, *(each.rpartition("=")[2] for each in self.overrides))
+        named = (self.scheme, *(each.rpartition("=")[2] for each in self.overrides))
+        return any(SCHEMES[name].calibrated for name in named if name != FLOAT)
 
     def scheme_for(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
         """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths no group divides."""
         if len(shape) != 2:
             return None
-        scheme = self._named(self._name_for(name))
+        scheme = self._named(self.name_for(name))
         return scheme if scheme and scheme.fits(shape[1]) else None
 
-    def _name_for(self, name: str) -> str:
+    def name_for(self, name: str) -> str:
+        """What a matrix is to be: a scheme's name, or "float"."""
         module = name.removesuffix(".weight")
         for override in reversed(self.overrides):
             pattern, _, scheme = override.rpartition("=")
             if fnmatchcase(module, pattern):
                 return scheme
         if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
-            return "float"
+            return FLOAT
         if any(in_transformers(pattern, module) for pattern in self.skip_modules):
-            return "float"
+            return FLOAT
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
-            return chosen or ("float" if self.foreign else "int8")
+            return chosen or (FLOAT if self.foreign else "int8")
         return self.scheme
 
     def _named(self, name: str) -> Scheme | None:
@@ -102,7 +111,7 @@ class Recipe:
 
     def told(self, name: str) -> bool:
         """Whether it is to be quantized, if its width allows."""
-        return self._named(self._name_for(name)) is not None
+        return self._named(self.name_for(name)) is not None
 
     def left(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """The matrices that stay as they are."""
@@ -119,7 +128,9 @@ class Recipe:
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
         if self.foreign and (beyond := beyond_hf(config)):
             cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
-            raise ModelError(cause, f"{self.scheme} would write what nothing else can load", "use int8 or int4")
+            raise ModelError(
+                cause, f"{self.scheme} would write what nothing else can load", f"use {' or '.join(PLAIN)}"
+            )
         self._check_work(config.tensor_shapes())
 
     def _check_work(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -135,7 +146,7 @@ class Recipe:
             raise ModelError(
                 f"groups of {self.group_size or GROUP} weights divide no matrix of this model (widths {widths})",
                 f"{self.scheme} has nothing to quantize; nothing was converted",
-                "bnb-int8, bnb-nf4 and bnb-fp4 take any width" if least else "try another --group-size",
+                f"{_and(ANY_WIDTH)} take any width" if least else "try another --group-size",
             )
 
     def quantization_config(self, shapes: Mapping[str, tuple[int, ...]], compute: str = "float32") -> dict[str, Any]:
@@ -146,17 +157,17 @@ class Recipe:
         """
         if not self.foreign:
             given = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
-            return {"quant_method": "llamachat", **given}
-        eight = self.scheme == "bnb-int8"
+            return {"quant_method": self._base.storage.method, **given}
+        eight = self._base.bits == 8
         names = (name.removesuffix(".weight") for name in self.left(shapes) if name not in OUTER)
         skipped = ["lm_head", *names]
-        config = {"quant_method": "bitsandbytes", "load_in_8bit": eight, "load_in_4bit": not eight}
+        config = {"quant_method": self._base.storage.method, "load_in_8bit": eight, "load_in_4bit": not eight}
         if eight:
             return {**config, "llm_int8_skip_modules": skipped, "llm_int8_threshold": 6.0}
         return {
             **config,
             "llm_int8_skip_modules": skipped,
-            "bnb_4bit_quant_type": self.scheme.removeprefix("bnb-"),
+            "bnb_4bit_quant_type": self._base.codebook,
             "bnb_4bit_use_double_quant": self.double_quant,
             "bnb_4bit_compute_dtype": compute,
             "bnb_4bit_quant_storage": "uint8",
@@ -167,7 +178,7 @@ def read_recipe(path: Path) -> Recipe:
     """A quant_config file: our own options, or Hugging Face's or MindFormers' table, alone or inside a config.json."""
     raw: Mapping[str, Any] = read_json(path)
     raw = next((raw[key] for key in ("quantization_config", "quant_config") if key in raw), raw)
-    if not isinstance(raw, Mapping) or raw.get("quant_method", "llamachat") != "llamachat" or "load_in_4bit" in raw:
+    if not isinstance(raw, Mapping) or raw.get("quant_method", OURS.method) != OURS.method or "load_in_4bit" in raw:
         recipe = from_config(quantization(raw, str(path)), double=bool(raw.get("bnb_4bit_use_double_quant")))
         return replace(recipe, skip=(), skip_modules=recipe.skip) if recipe.foreign else recipe
     given = {key: value for key, value in raw.items() if key != "quant_method"}
@@ -182,7 +193,7 @@ def from_config(config: QuantConfig | None, double: bool = False) -> Recipe:
     """The recipe of a catalog entry's or another project's settings. Raises UsageError when they quantize nothing."""
     if config is None:
         raise UsageError("the quantization settings quantize nothing", remedy="name a scheme")
-    skip = tuple(pattern for pattern in config.skip if pattern != "lm_head" or not config.scheme.startswith("bnb-"))
+    skip = tuple(pattern for pattern in config.skip if pattern != "lm_head" or not SCHEMES[config.scheme].foreign)
     return Recipe(config.scheme, config.group_size, double_quant=double, skip=skip, kv_bits=config.kv_bits)
 
 
@@ -204,6 +215,11 @@ def _regular(pattern: str) -> None:
 def _one_of(option: str, value: object, known: Sequence[object]) -> None:
     if value not in known:
         raise UsageError(f"{option} is {value!r:.80}", remedy="known are " + ", ".join(map(str, known)))
+
+
+def _and(names: Sequence[str]) -> str:
+    """Joined for people: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _only(holds: bool, option: str, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llamachat.core.tensors import Array, Tensor, dequantize
-from llamachat.engines.memory import size
+from llamachat.engines.memory import kv_bytes, size
 from llamachat.formats import Checkpoint
 from quantize.recipe import Recipe
 
@@ -60,7 +60,7 @@ class Conversion:
         before = sum(info.nbytes for info in self.source.index().values())
         after = sum(file.stat().st_size for file in self.out.iterdir() if file.suffix == ".safetensors")
         config = self.source.config
-        slot = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        slot = kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 1, 16)
         lengths = [length for length in CONTEXTS if length <= config.max_position_embeddings] or [CONTEXTS[0]]
         return {
             "weights": weights,

@@ -7,15 +7,14 @@ asymmetric codebook serves groups whose largest weight is of either sign.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llamachat.core.tensors import (
     CODEBOOKS,
-    GROUP,
     Array,
     FloatTensor,
     QuantTensor,
@@ -23,6 +22,8 @@ from llamachat.core.tensors import (
     to_float32,
 )
 from llamachat.errors import FormatError
+from llamachat.formats.prequantized.schemes import SCHEMES as SCHEMES
+from llamachat.formats.prequantized.schemes import Scheme as Scheme
 
 SLAB = 1 << 17  # weights rounded at a time, on however many threads
 OUTER = ("model.embed_tokens.weight", "lm_head.weight")
@@ -41,32 +42,6 @@ TABLES: dict[str, tuple[float, ...]] = {
 PLAIN, CODED = (1.0,), (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
 WHOLE = (1.0, 1.008, 1.016, 1.024, 1.032, 1.04, 1.048, 1.056)  # smaller scales would cut the largest weight off
 STEPS, REACH = 4096, 1.35  # resolution and reach of the lookup that replaces a search among 16 values
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one matrix is coded; group None: one scale a row. Without `search` the largest weight decides the scale."""
-
-    bits: Literal[4, 8]
-    group: int | None
-    codebook: str | None = None
-    search: bool = True
-    calibrated: bool = False
-    any_width: bool = False  # bitsandbytes' blocks run on over the ends of rows
-
-    def fits(self, columns: int) -> bool:
-        """Whether so many columns can be coded this way."""
-        return self.any_width or (columns % GROUP == 0 and columns % (self.group or GROUP) == 0)
-
-
-SCHEMES = {
-    "int8": Scheme(8, 32),
-    "int4": Scheme(4, 32, "gauss"),
-    "int4-gptq": Scheme(4, 32, "gauss", calibrated=True),
-    "bnb-nf4": Scheme(4, 64, "nf4", search=False, any_width=True),
-    "bnb-fp4": Scheme(4, 64, "fp4", search=False, any_width=True),
-    "bnb-int8": Scheme(8, None, search=False, any_width=True),
-}
 
 
 class Grid(NamedTuple):

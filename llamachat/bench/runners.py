@@ -135,13 +135,14 @@ class LlamaCpp:
 def llama_cpp(spec: Spec, begin: float) -> tuple[Runner, Facts]:
     """A GGUF file, with or without a tokenizer."""
     from llamachat.bench.shapes import read_per_token
+    from llamachat.engines.memory import kv_bytes
     from llamachat.formats.gguf import open_gguf
 
     runner = LlamaCpp(spec)
     load_s = time.perf_counter() - begin
     checkpoint = open_gguf(Path(str(spec.model)))
     config, sizes = checkpoint.config, {name: info.nbytes for name, info in checkpoint.index().items()}
-    kv = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2
+    kv = kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 1, 16)
     name = f"llama.cpp ({runner.version})"
     read = read_per_token(config, sizes)
     return runner, Facts(name, "", load_s, runner.vocabulary, sum(sizes.values()), read, kv, spec.context)

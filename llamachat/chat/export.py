@@ -1,8 +1,6 @@
 """A dialog as a document: Markdown for people, JSON for programs."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, first_line
 from llamachat.errors import UsageError
+from llamachat.system import private
 
 
 def export(file: Path, nodes: Sequence[Node], about: dict[str, Any]) -> None:
@@ -19,13 +18,8 @@ def export(file: Path, nodes: Sequence[Node], about: dict[str, Any]) -> None:
     """
     text = _json(nodes, about) if file.suffix == ".json" else _markdown(nodes, about)
     try:
-        handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
-                stream.write(text)
-            os.link(partial, file)  # unlike a rename this never takes another file's place
-        finally:
-            Path(partial).unlink()
+        with private.writing(file, new=True) as stream:
+            stream.write(text.encode(errors="replace"))
     except FileExistsError as error:
         raise UsageError(f"{file} exists", "nothing was written", "take another name") from error
     except (OSError, ValueError) as error:  # ValueError: a name with NUL

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llamachat.cli.options import EngineName
+from llamachat.cli.options import AUTO, EngineName
 from llamachat.errors import UsageError
 
 
@@ -38,7 +38,7 @@ def bench(
     depth: Annotated[int, typer.Option(min=0, help="Tokens in the cache before decoding; 0: the prompt.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are of so many.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
-    engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = EngineName.auto,
+    engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = AUTO,
     dtype: Annotated[str | None, typer.Option(help="Of the torch engine: float32, bfloat16 or float16.")] = None,
     kv_bits: Annotated[int | None, typer.Option(help="8, 16 or 32.")] = None,
     vs_gguf: Annotated[Path | None, typer.Option(help="Run llama.cpp on this file beside it.")] = None,

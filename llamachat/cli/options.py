@@ -2,15 +2,22 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llamachat.cli.shell_words import models
+from llamachat.engines.select import ENGINES
+
+
+def one_of(kind: str, names: Iterable[str]) -> Any:
+    """The type (a StrEnum) of a flag that takes one of a registry's names."""
+    kinds: Any = StrEnum
+    return kinds(kind, [(name, name) for name in names])
 
 
 class Device(StrEnum):
@@ -19,10 +26,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class EngineName(StrEnum):
-    auto = "auto"
-    native = "native"
-    torch = "torch"
+if TYPE_CHECKING:
+    EngineName = StrEnum
+else:
+    EngineName = one_of("EngineName", ("auto", *ENGINES))
+AUTO = EngineName("auto")
 
 
 class Overflow(StrEnum):
@@ -131,7 +139,7 @@ class Options:
         field(default_factory=list)
     )
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
-    engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = EngineName.auto
+    engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
     offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
     force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False

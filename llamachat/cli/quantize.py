@@ -12,28 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamachat.cli.evaluate import Text, Windows
+from llamachat.cli.options import one_of
+from llamachat.formats.prequantized.schemes import CODEBOOKS, SCHEMES
 
 if TYPE_CHECKING:
     from llamachat.formats import Checkpoint
     from quantize.convert import Progress
     from quantize.recipe import Recipe
 
-
-class SchemeName(StrEnum):
-    int8 = "int8"
-    int4 = "int4"
-    int4_gptq = "int4-gptq"
-    bnb_nf4 = "bnb-nf4"
-    bnb_fp4 = "bnb-fp4"
-    bnb_int8 = "bnb-int8"
-
-
-class Codebook(StrEnum):
-    gauss = "gauss"
-    nf4 = "nf4"
-    iq4nl = "iq4nl"
-    int4 = "int4"
-    affine = "affine"
+    SchemeName = StrEnum
+    Codebook = StrEnum
+else:
+    SchemeName = one_of("SchemeName", SCHEMES)
+    Codebook = one_of("Codebook", CODEBOOKS)
+CALIBRATED = " and ".join(name for name, scheme in SCHEMES.items() if scheme.calibrated)
 
 
 def quantize_model(
@@ -51,7 +43,7 @@ def quantize_model(
         list[str] | None, typer.Option(help="E.g. '*.down_proj=int8' (repeatable).", metavar="PATTERN=SCHEME")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text for int4-gptq. Default: the docstrings of Python's library.")
+        Path | None, typer.Option(help=f"Text for {CALIBRATED}. Default: the docstrings of Python's library.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="All options as JSON: ours, Hugging Face's or MindFormers' quant_config.")

@@ -18,7 +18,6 @@ LAYER_TYPES: tuple[LayerType, ...] = get_args(LayerType)
 Placement = Literal["before", "after", "both"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "clamped_swiglu"]
 HeadKind = Literal["next_token", "sequence_labels", "token_labels", "span"]
-Scheme = Literal["int8", "int4", "int4-gptq", "bnb-nf4", "bnb-fp4", "bnb-int8"]
 
 
 @dataclass(frozen=True)
@@ -141,15 +140,16 @@ class Dtypes:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """How weights are, or are to be, quantized."""
+    """How weights are, or are to be, quantized. Whoever makes one looks `scheme` up in the registry, SCHEMES."""
 
-    scheme: Scheme
+    scheme: str
     group_size: int | None = None  # None: the scheme's default
     kv_bits: KvBits | None = None
     skip: tuple[str, ...] = ()  # patterns of module names left in float
 
     def __post_init__(self) -> None:
-        require_choice("quantization scheme", self.scheme, get_args(Scheme))
+        named = isinstance(self.scheme, str) and self.scheme != ""
+        require(named, "quantization scheme", self.scheme, "a scheme's name")
         if self.group_size is not None:
             require_whole("quantization group_size", self.group_size, 32, 2**16)
             require(self.group_size % 32 == 0, "quantization group_size", self.group_size, "a multiple of 32")

@@ -47,13 +47,15 @@ def plan(
     workspace: int = WORKSPACE,
     available: int | None = None,
 ) -> Plan:
-    """`weights` and `workspace` in bytes; `available` is measured unless given.
-
-    An int8 key or value vector (one head, one token) carries one float32 scale.
-    """
-    vector = head_dim * kv_bits // 8 + (4 if kv_bits == 8 else 0)
-    kv = 2 * layers * kv_heads * vector * slots
+    """`weights` and `workspace` in bytes; `available` is measured unless given."""
+    kv = kv_bytes(layers, kv_heads, head_dim, slots, kv_bits)
     return Plan(weights, kv, workspace, available_memory() if available is None else available, slots, kv_bits)
+
+
+def kv_bytes(layers: int, kv_heads: int, head_dim: int, slots: int, bits: int) -> int:
+    """Of the keys and values of so many tokens; a vector (one head, one token) in 8 bits carries one float32 scale."""
+    vector = head_dim * bits // 8 + (4 if bits == 8 else 0)
+    return 2 * layers * kv_heads * vector * slots
 
 
 def check(plan: Plan, force: bool = False) -> None:

@@ -1,27 +1,76 @@
-"""Which engine runs a checkpoint on this machine, and whether memory holds it."""
+"""ENGINES: what can run a checkpoint, the first that can does. Which it is on this machine, and whether memory holds it.
 
-import ctypes
+An engine is a row: what it can do, what it would take, how it is made. Whatever lists engines reads the rows. Imports
+nothing heavy.
+"""
+
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from llamachat.core.engine import Engine
+from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
-from llamachat.core.tensors import Tensor
 from llamachat.engines import memory
-from llamachat.engines.native.arena import Arena
 from llamachat.engines.native.build import BuildError
 from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 
-EngineName = Literal["auto", "native", "torch"]
+if TYPE_CHECKING:
+    from llamachat.core.engine import Engine
+    from llamachat.core.tensors import Tensor
+    from llamachat.engines.native.arena import Arena
+
 Report = Callable[[str], None]
-Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
-Arenas = Callable[[Checkpoint, Tensors, Report], Arena]
+Tensors = Callable[[], Iterator[tuple[str, "Tensor"]]]
+Arenas = Callable[[Checkpoint, Tensors, Report], "Arena"]
 
 
-def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> Arena:
+@dataclass(frozen=True)
+class Wish:
+    """A checkpoint, and how it is to run. `tensors` reads its weights; `arena` packs them, or has them packed already."""
+
+    checkpoint: Checkpoint
+    tensors: Tensors
+    slots: int
+    device: str
+    dtype: Dtype | None
+    bits: KvBits | None
+    threads: int | None
+    say: Report
+    arena: Arenas
+
+    def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE) -> memory.Plan:
+        """In bytes, beside what this machine has."""
+        return memory.Plan(weights, kv, workspace, memory.available_memory(), self.slots, self.bits or 16)
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine's row.
+
+    `own_types`: it computes in types of its own, so no dtype can be asked of it. `supports`: what of a checkpoint it cannot
+    run, in words, or None; raises BuildError where it cannot be had here. `plan`: of the memory that `build` will take, None
+    where that is not the machine's.
+    """
+
+    devices: tuple[str, ...]
+    own_types: bool
+    supports: Callable[[Checkpoint], str | None]
+    plan: Callable[[Wish], memory.Plan | None]
+    build: Callable[[Wish], "Engine"]
+
+    def refuses(self, device: str, dtype: Dtype | None) -> str | None:
+        """What of these it cannot do, in words."""
+        if device not in self.devices:
+            return f"runs on the {' and '.join(self.devices).upper()} only"
+        return "computes in its own types only" if self.own_types and dtype is not None else None
+
+
+def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> "Arena":
     """Packed into memory."""
+    from llamachat.engines.native.arena import Arena
+
     return Arena.build(tensors())
 
 
@@ -30,7 +79,7 @@ def build_engine(
     tensors: Tensors,
     *,
     slots: int,
-    engine: EngineName = "auto",
+    engine: str = "auto",
     device: str = "auto",
     dtype: Dtype | None = None,
     bits: KvBits | None = None,
@@ -38,31 +87,45 @@ def build_engine(
     force: bool = False,
     say: Report,
     arena: Arenas = packed,
-) -> Engine:
-    """The native engine on a CPU where it can be had, else torch; `say` is told when a wish could not be met.
+) -> "Engine":
+    """The first of ENGINES that can, or the one that is asked for; `say` is told when a wish could not be met.
 
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
     `arena` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
     """
-    place = _device(device)
-    if engine == "native" and (place == "cuda" or dtype is not None):
-        what = "runs on the CPU only" if place == "cuda" else "computes in its own types only"
-        raise UsageError(f"the native engine {what}", "the model was not loaded", "use --engine torch")
-    if engine != "torch" and place == "cpu" and dtype is None:
-        try:
-            reason = _unsupported(checkpoint)
-            if reason is None:
-                return _native(checkpoint, tensors, slots, bits, threads, force, say, arena)
-        except BuildError as error:
-            if engine == "native":
-                raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
-            say(_no_native(error))
-        else:
-            if engine == "native":
-                raise UsageError(f"the native engine cannot run this model ({reason})", remedy="use --engine torch")
-            say(f"the native engine cannot run this model ({reason}); torch answers instead, slower")
-    return _torch(checkpoint, tensors, slots, place, dtype, bits, threads, force)
+    require_choice("engine", engine, ("auto", *ENGINES), UsageError)
+    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, arena)
+    kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
+    if plan := kind.plan(wish):
+        memory.check(plan, force)
+    return kind.build(wish)
+
+
+def _can(name: str, asked: bool, wish: Wish) -> bool:
+    """Whether this engine can do what is wished; where it was asked for and cannot, UsageError."""
+    kind = ENGINES[name]
+    if what := kind.refuses(wish.device, wish.dtype):
+        if asked:
+            raise UsageError(f"the {name} engine {what}", "the model was not loaded", f"use --engine {LAST}")
+        return False
+    try:
+        reason = kind.supports(wish.checkpoint)
+    except BuildError as error:
+        if asked:
+            raise UsageError(f"the {name} engine cannot be had ({error})", remedy="install a C compiler") from error
+        wish.say(_not_had(name, error))
+        return False
+    if reason is not None and asked:
+        raise UsageError(f"the {name} engine cannot run this model ({reason})", remedy=f"use --engine {LAST}")
+    if reason is not None:
+        wish.say(f"the {name} engine cannot run this model ({reason}); {LAST} answers instead, slower")
+    return reason is None
+
+
+def _not_had(name: str, error: BuildError) -> str:
+    first = next(iter(str(error).splitlines()), "")
+    return f"the {name} engine cannot be had ({first}); {LAST} answers instead, slower"
 
 
 def prepare_native(say: Report) -> None:
@@ -76,69 +139,64 @@ def prepare_native(say: Report) -> None:
         native_library()
     except BuildError as error:
         if not _has_driver():
-            say(_no_native(error))
+            say(_not_had("native", error))
 
 
-def _no_native(error: BuildError) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"the native engine cannot be had ({first}); torch answers instead, slower"
-
-
-def _unsupported(checkpoint: Checkpoint) -> str | None:
+def _native_supports(checkpoint: Checkpoint) -> str | None:
     from llamachat.engines.native.engine import supports
 
     return supports(checkpoint.config, checkpoint.index())
 
 
-def _native(
-    checkpoint: Checkpoint,
-    tensors: Tensors,
-    slots: int,
-    bits: KvBits | None,
-    threads: int | None,
-    force: bool,
-    say: Report,
-    arena: Arenas,
-) -> Engine:
-    from llamachat.engines.native.engine import KV_TYPES, NativeEngine, planned_bytes
+def _native_plan(wish: Wish) -> memory.Plan:
+    from llamachat.engines.native.engine import KV_TYPES, planned_bytes
 
-    kv = KV_TYPES[bits or 16]
-    weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
-    _check(weights, cache, slots, bits, force, max(memory.WORKSPACE, memory.WORKSPACE // 2 + workspace))
-    engine = NativeEngine(checkpoint.config, arena(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
-    if (asked := checkpoint.config.dtypes.compute) not in (None, engine.types):
-        say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
+    config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
+    weights, cache, workspace = planned_bytes(config, wish.checkpoint.index(), wish.slots, kv, wish.threads)
+    return wish.plan(weights, cache, max(memory.WORKSPACE, memory.WORKSPACE // 2 + workspace))
+
+
+def _native(wish: Wish) -> "Engine":
+    from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+
+    config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
+    arena = wish.arena(wish.checkpoint, wish.tensors, wish.say)
+    engine = NativeEngine(config, arena, slots=wish.slots, kv=kv, threads=wish.threads)
+    if (asked := config.dtypes.compute) not in (None, engine.types):
+        wish.say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
     return engine
 
 
-def _torch(
-    checkpoint: Checkpoint,
-    tensors: Tensors,
-    slots: int,
-    device: str,
-    dtype: Dtype | None,
-    bits: KvBits | None,
-    threads: int | None,
-    force: bool,
-) -> Engine:
-    from llamachat.engines.torch.engine import TorchEngine, planned_bytes
+def _torch_settings(wish: Wish) -> dict[str, Any]:
+    return {"slots": wish.slots, "device": wish.device, "dtype": wish.dtype, "kv_bits": wish.bits}
 
-    config = checkpoint.config
-    settings: dict[str, Any] = {"slots": slots, "device": device, "dtype": dtype, "kv_bits": bits}
-    if device == "cpu":
-        _check(*planned_bytes(config, checkpoint.index(), **settings), slots, bits, force)
+
+def _torch_plan(wish: Wish) -> memory.Plan | None:
+    from llamachat.engines.torch.engine import planned_bytes
+
+    checkpoint = wish.checkpoint
+    if wish.device != "cpu":
+        return None
+    return wish.plan(*planned_bytes(checkpoint.config, checkpoint.index(), **_torch_settings(wish)))
+
+
+def _torch(wish: Wish) -> "Engine":
+    from llamachat.engines.torch.engine import TorchEngine
+
+    settings = _torch_settings(wish)
     try:
-        return TorchEngine.build(config, tensors(), threads=threads, **settings)
+        return TorchEngine.build(wish.checkpoint.config, wish.tensors(), threads=wish.threads, **settings)
     except RuntimeError as error:
         if "memory" not in str(error):  # torch's allocator has no error of its own
             raise
         raise MemoryError from error
 
 
-def _check(
-    weights: int, kv: int, slots: int, bits: KvBits | None, force: bool, workspace: int = memory.WORKSPACE
-) -> None:
-    memory.check(memory.Plan(weights, kv, workspace, memory.available_memory(), slots, bits or 16), force)
+ENGINES = {
+    "native": EngineKind(("cpu",), True, _native_supports, _native_plan, _native),
+    "torch": EngineKind(("cpu", "cuda"), False, lambda checkpoint: None, _torch_plan, _torch),
+}
+LAST = [*ENGINES][-1]  # runs all that a family can say
 
 
 def _device(wanted: str) -> str:
@@ -155,6 +213,8 @@ def _device(wanted: str) -> str:
 
 
 def _has_driver() -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

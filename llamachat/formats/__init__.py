@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llamachat.core.spec import LlamaConfig
-from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llamachat.core.tensors import Tensor, TensorInfo
 
 
 class Checkpoint(Protocol):
@@ -33,11 +35,11 @@ class Checkpoint(Protocol):
         """How tensors are quantized while they are read; None: they are as in the files."""
         ...
 
-    def index(self) -> Mapping[str, TensorInfo]:
+    def index(self) -> "Mapping[str, TensorInfo]":
         """Canonical name -> shape and stored bytes, from headers."""
         ...
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
         """Each tensor once, packed or float, mapped where the file allows. Raises FormatError on damage."""
         ...
 

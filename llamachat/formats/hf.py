@@ -1,6 +1,6 @@
 """Hugging Face folders: config.json, generation_config.json, safetensors or pickled weights in one file or shards.
 
-Also reads the two kinds of quantized weights that such folders hold: bitsandbytes' (bnb.py) and our own (packed.py).
+Also reads the kinds of quantized weights that such folders hold: see prequantized/schemes.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,7 @@ from llamachat.formats import hf_config
 from llamachat.formats.config import Translated
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
-from llamachat.formats.prequantized import bnb
-from llamachat.formats.prequantized import ours as packed
+from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.system.metadata import read_json, read_text
 
@@ -77,8 +76,7 @@ def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
 def _entries(config: LlamaConfig, arrays: Mapping[str, Array], folder: Path) -> dict[str, LazyTensor]:
     if config.quantization is None:
         return {name: float_entry(name, array) for name, array in arrays.items()}
-    read = bnb.entries if config.quantization.scheme.startswith("bnb-") else packed.entries
-    return read(arrays, str(folder))
+    return SCHEMES[config.quantization.scheme].storage.entries(arrays, str(folder))
 
 
 def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from llamachat.core.spec import QuantConfig, Scheme
+from llamachat.core.spec import QuantConfig
+from llamachat.formats.prequantized.schemes import BITSANDBYTES, OURS, OWN, SCHEMES
 from llamachat.system.metadata import Fields, naming
 
 
@@ -15,20 +16,19 @@ def quantization(raw: Mapping[str, Any], where: str) -> QuantConfig | None:
     """
     fields = Fields(raw, where)
     methods = {
-        "llamachat": _ours,
-        "bitsandbytes": _bitsandbytes,
+        OURS.method: _ours,
+        BITSANDBYTES.method: _bitsandbytes,
         **dict.fromkeys(("rtn", "ptq", "smooth_quant"), _mindformers),
     }
     old_bitsandbytes = "load_in_4bit" in raw or "load_in_8bit" in raw  # older files do not name the method
-    read = fields.choice("quant_method", methods, "bitsandbytes" if old_bitsandbytes else None)
+    read = fields.choice("quant_method", methods, BITSANDBYTES.method if old_bitsandbytes else None)
     with naming(where):
         return read(fields)
 
 
 def _ours(fields: Fields) -> QuantConfig:
-    schemes: dict[str, Scheme] = {"int8": "int8", "int4": "int4", "int4-gptq": "int4-gptq"}
     group, kv_bits = fields.get("group_size"), fields.get("kv_bits")
-    config = QuantConfig(fields.choice("scheme", schemes), group, kv_bits, fields.strings("skip"))
+    config = QuantConfig(fields.choice("scheme", {name: name for name in OWN}), group, kv_bits, fields.strings("skip"))
     # the tensors say it themselves:
     fields.finish(("codebook", "double_quant", "head", "embedding", "overrides", "skip_modules"))
     return config
@@ -37,7 +37,8 @@ def _ours(fields: Fields) -> QuantConfig:
 def _bitsandbytes(fields: Fields) -> QuantConfig | None:
     """BitsAndBytesConfig. Matrices that its tensors show to be quantized are; `skip` defaults to the head, as there."""
     four, eight = fields.flag("load_in_4bit", False), fields.flag("load_in_8bit", False)
-    kinds: dict[str, Scheme] = {"nf4": "bnb-nf4", "fp4": "bnb-fp4"}
+    theirs = {name: scheme for name, scheme in SCHEMES.items() if scheme.storage is BITSANDBYTES}
+    kinds = {scheme.codebook: name for name, scheme in theirs.items() if scheme.codebook}
     kind = fields.choice("bnb_4bit_quant_type", kinds, "fp4")
     skip = fields.strings("llm_int8_skip_modules", ("lm_head",))
     fields.neutral("llm_int8_has_fp16_weight", False)

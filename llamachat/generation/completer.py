@@ -19,6 +19,7 @@ from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
 from llamachat.models.load import LoadedModel
 from llamachat.system import textfile
+from llamachat.system.metadata import is_record
 from llamachat.system.sanitise import Sanitiser
 
 PARALLEL = 32  # requests at once, unless told otherwise
@@ -173,13 +174,12 @@ class Completer:
             request = json.loads(_utf8(line, f"line {number}"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
-        keys, grammar = set(request) if isinstance(request, dict) else set(), self.grammar
-        if "schema" in keys:
-            grammar = from_schema(request["schema"])
-        keys.discard("schema")
-        if keys == {"prompt"} and isinstance(request["prompt"], str):
+        grammar = self.grammar
+        if isinstance(request, dict) and "schema" in request:
+            grammar = from_schema(request.pop("schema"))
+        if is_record(request, {"prompt": str}):
             return self._request(self.dialog(request["prompt"]), grammar)
-        if keys == {"messages"} and isinstance(request["messages"], list) and request["messages"] and not self.raw:
+        if is_record(request, {"messages": list}) and request["messages"] and not self.raw:
             messages = [Message.parse(message) for message in request["messages"]]
             return self._request(self._with_system(messages), grammar)
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')

@@ -25,7 +25,7 @@ from llamachat.models.disk_cache import DiskCache
 from llamachat.models.keys import key, text_key
 from llamachat.models.load import LoadedModel
 from llamachat.system import private
-from llamachat.system.metadata import parse_json
+from llamachat.system.metadata import is_record, parse_json
 
 LIMIT = 2_000_000_000  # bytes of all snapshots
 SPARE = 1_000_000_000  # bytes that stay free on the disk
@@ -33,6 +33,7 @@ HEADER = 1 << 22  # bytes that a header may have
 AXES = 8  # of an array
 TYPES = ("int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float32")
 SUFFIX = ".kv"
+FIELDS = {"key": str, "pinned": int, "evicted": int, "arrays": list, "about": dict, "sha256": str}  # of a header
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -119,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     with path.open("rb") as file:
         line = file.readline(HEADER)
         held = parse_json(line, str(path), FormatError)
-        if held.keys() != {"key", "pinned", "evicted", "arrays", "about", "sha256"} or held["key"] != path.stem:
+        if not is_record(held, FIELDS) or held["key"] != path.stem:
             raise damaged(path)
         sizes = {name: (kind, shape, _size(path, kind, shape)) for name, kind, shape in _listed(path, held["arrays"])}
         body_size = sum(size for _, _, size in sizes.values())
@@ -141,9 +142,9 @@ def damaged(path: Path) -> FormatError:
     return FormatError(f"{path} is damaged")
 
 
-def _listed(path: Path, listing: object) -> list[tuple[str, str, list[int]]]:
+def _listed(path: Path, listing: list[Any]) -> list[tuple[str, str, list[int]]]:
     """(name, type, shape) of each array, no name twice."""
-    if not isinstance(listing, list) or not all(isinstance(entry, list) and len(entry) == 3 for entry in listing):
+    if not all(isinstance(entry, list) and len(entry) == 3 for entry in listing):
         raise damaged(path)
     names = [name for name, _, _ in listing]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
@@ -161,10 +162,8 @@ def _size(path: Path, kind: object, shape: object) -> int:
 
 def _check(path: Path, held: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """The numbers must be such that a cache can have them; the engine looks at its arrays itself, and who asked at `about`."""
-    if not isinstance(held["about"], dict):
-        raise damaged(path)
     log, pinned, evicted = arrays.get("log"), held["pinned"], held["evicted"]
     if log is None or log.dtype != np.int32 or log.ndim != 1 or not len(log) or log.min() < 0:
         raise damaged(path)
-    if not is_whole(pinned) or not 0 <= pinned <= len(log) or not is_whole(evicted) or not 0 <= evicted < 2**40:
+    if not 0 <= pinned <= len(log) or not 0 <= evicted < 2**40:
         raise damaged(path)

@@ -3,17 +3,18 @@
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NoReturn, get_type_hints
 
 from llamachat import paths
 from llamachat.checks import shown
 from llamachat.core.sampler import SamplingParams
 from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, reading
-from llamachat.system import strict
+from llamachat.formats.prequantized.schemes import SCHEMES
+from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
@@ -33,6 +34,7 @@ RULES = {
     "file": re.compile(rf"{WORD}(/{WORD})*\.gguf", re.ASCII),
 }
 HUB_NAME = re.compile(r"hf:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
+TOP = ("default", "models")  # keys of a file
 NUMBERS = {key: kind for key, kind in get_type_hints(SamplingParams).items() if kind in (int, float)}
 
 
@@ -106,6 +108,30 @@ class Catalog:
     files: tuple[Path, ...]  # what was read, ours first
 
 
+class Table(Fields):
+    """A table of models.toml."""
+
+    def no_mapping(self, raw: object) -> NoReturn:
+        raise refusal(f"{shown(raw)} is not a table, in {self.where}", "write key = value pairs")
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        raise refusal(f"{key} = {shown(self.raw.get(key))} in {self.where} is not {expected}", "correct it")
+
+    def missing(self, key: str) -> NoReturn:
+        raise refusal(f"{key} is missing in {self.where}", "add it")
+
+    def unknown(self, key: str, known: Collection[str] = ()) -> NoReturn:
+        cause = f"unknown key {key} = {shown(self.raw[key])} in {self.where}"
+        raise refusal(cause, f"known keys: {', '.join(known)}")
+
+    def place(self, key: str) -> str:
+        return f"{key} in {self.where}"
+
+
+def refusal(cause: str, remedy: str) -> ConfigError:
+    return ConfigError(cause, "no model can be looked up", remedy)
+
+
 def user_file() -> Path:
     return paths.config_dir() / "models.toml"
 
@@ -118,18 +144,17 @@ def load_catalog(user: Path | None = None) -> Catalog:
     default = ""
     for file in files:
         document = _read(file)
-        default = document.pop("default", default)
-        models = document.pop("models", {})
+        default = document.get("default", default)
         if not isinstance(default, str):
-            raise strict.refusal(f"default = {shown(default)} in {file} is not text", "name one of [models]")
-        if document:
-            raise strict.unknown_key(*document.popitem(), str(file), ("default", "models"))
-        for name, table in _named_tables(models, file):
+            raise refusal(f"default = {shown(default)} in {file} is not text", "name one of [models]")
+        if others := [key for key in document if key not in TOP]:
+            Table(document, str(file)).unknown(others[-1], TOP)
+        for name, table in _named_tables(document.get("models", {}), file):
             amends = "source" not in table and name in tables
             tables[name] = {**tables[name], **table} if amends else _anchored(table, file)
             entries[name] = _entry(name, tables[name], f"[models.{name}] of {file}")
     if default not in entries:
-        raise strict.refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
+        raise refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
     return Catalog(entries, default, files)
 
 
@@ -200,12 +225,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(models, dict):
-        raise strict.refusal(f"models = {shown(models)} in {file} is no table", "write [models.name]")
+        raise refusal(f"models = {shown(models)} in {file} is no table", "write [models.name]")
     for name, table in models.items():
         if not NAME.fullmatch(name) or len(name) > 100:
-            raise strict.refusal(f"model name {shown(name)} in {file} is not allowed", "use a-z, 0-9, '.', '_' and '-'")
+            raise refusal(f"model name {shown(name)} in {file} is not allowed", "use a-z, 0-9, '.', '_' and '-'")
         if not isinstance(table, dict):
-            raise strict.refusal(f"models.{name} = {shown(table)} in {file} is no entry", f"write [models.{name}]")
+            raise refusal(f"models.{name} = {shown(table)} in {file} is no entry", f"write [models.{name}]")
         yield name, table
 
 
@@ -219,30 +244,39 @@ def _anchored(table: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
-    rest = {key: value for key, value in table.items() if key not in ("source", "sampling")}
-    source = _source(table.get("source"), where)
-    return strict.build(ModelEntry, rest, where, name=name, source=source, sampling=_sampling(table, where))
+    fields = Table(table, where)
+    source = _source(fields.get("source"), where)
+    sampling = _sampling(fields.get("sampling"), where)
+    quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
+    return fields.record(ModelEntry, name=name, source=source, sampling=sampling, quant_config=quantized)
+
+
+def _quantized(table: Any, where: str) -> QuantConfig | None:
+    if table is None:
+        return None
+    fields = Table(table, where)
+    return fields.record(QuantConfig, scheme=fields.choice("scheme", {name: name for name in SCHEMES}))
 
 
 def _source(table: Any, where: str) -> Source:
     kinds: dict[str, type[Source]] = {"wheel": WheelSource, "hub": HubSource, "path": LocalPath}
     named = [kind for kind in kinds if isinstance(table, dict) and kind in table]
     if len(named) != 1:
-        raise strict.refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub or path")
-    source = strict.build(kinds[named[0]], table, f"source in {where}")
+        raise refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub or path")
+    source = Table(table, f"source in {where}").record(kinds[named[0]])
     _check_words(source, where)
     return source
 
 
-def _sampling(table: dict[str, Any], where: str) -> dict[str, float]:
-    sampling = table.get("sampling", {})
-    if not isinstance(sampling, dict):
-        raise strict.refusal(f"sampling = {shown(sampling)} in {where} is no table", "write { temperature = 0.6 }")
-    for key, value in sampling.items():
-        if key not in NUMBERS:
-            raise strict.unknown_key(key, value, f"sampling in {where}", NUMBERS)
-        strict.convert(NUMBERS[key], key, value, f"sampling in {where}")
-    return sampling
+def _sampling(table: Any, where: str) -> dict[str, float]:
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise refusal(f"sampling = {shown(table)} in {where} is no table", "write { temperature = 0.6 }")
+    fields = Table(table, f"sampling in {where}")
+    if others := [key for key in table if key not in NUMBERS]:
+        fields.unknown(others[0], NUMBERS)
+    return {key: fields.typed(key, NUMBERS[key]) for key in table}
 
 
 def _check_words(source: Source, where: str) -> None:
@@ -250,4 +284,4 @@ def _check_words(source: Source, where: str) -> None:
     for key, rule in RULES.items():
         value = getattr(source, key, None)
         if value is not None and (not rule.fullmatch(value) or len(value) > 200):
-            raise strict.refusal(f"{key} = {shown(value)} in {where} is not allowed", f"match {rule.pattern}")
+            raise refusal(f"{key} = {shown(value)} in {where} is not allowed", f"match {rule.pattern}")

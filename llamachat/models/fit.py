@@ -1,9 +1,8 @@
 """Does a model of the catalog fit, before any of it is here?"""
 
 from llamachat.engines.memory import DEFAULT_CONTEXT, Plan, plan
+from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.catalog import ModelEntry, WheelSource
-
-BITS = {"int8": 8.5, "int4": 4.5, "int4-gptq": 4.5, "bnb-nf4": 4.5, "bnb-fp4": 4.5, "bnb-int8": 8.0}  # scales included
 
 
 def entry_plan(
@@ -27,5 +26,5 @@ def entry_weights(entry: ModelEntry) -> int:
     if entry.format == "gguf" and entry.download_bytes:
         return entry.download_bytes
     embedding = entry.shape.vocab * entry.shape.hidden
-    bits = BITS[entry.quant_config.scheme] if entry.quant_config else 16
+    bits = SCHEMES[entry.quant_config.scheme].bits_a_weight if entry.quant_config else 16
     return int(embedding * 2 + (entry.shape.params - embedding) * bits / 8)

@@ -18,10 +18,11 @@ from llamachat.core.spec import Dtype, KvBits, LlamaConfig, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
-from llamachat.engines.select import EngineName, build_engine
+from llamachat.engines.select import build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
@@ -163,7 +164,7 @@ def load(
     parallel: int = 1,
     kv_bits: int | None = None,
     device: str = "auto",
-    engine: EngineName = "auto",
+    engine: str = "auto",
     dtype: Dtype | None = None,
     threads: int | None = None,
     offline: bool = False,
@@ -280,10 +281,10 @@ def _converted(path: Path, entry: ModelEntry, progress: Progress, prepare: Prepa
 def _quantized(checkpoint: Checkpoint, prepare: Prepare | None) -> Checkpoint:
     """The checkpoint as its own configuration wants it (MindFormers' quant_config, over float weights).
 
-    bitsandbytes' settings are no wish: they say how the weights that lie there were made.
+    Another project's settings (bitsandbytes') are no wish: they say how the weights that lie there were made.
     """
     wanted = checkpoint.config.quantization
-    if wanted is None or wanted.scheme.startswith("bnb-") or _is_packed(checkpoint):
+    if wanted is None or SCHEMES[wanted.scheme].foreign or _is_packed(checkpoint):
         return checkpoint
     return (prepare or _unprepared)(checkpoint, wanted, False, fetch.silent)
 

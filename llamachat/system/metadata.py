@@ -1,11 +1,13 @@
-"""Reading a model's metadata files, which anyone may have written: bounded, typed, and no key overlooked."""
+"""The one strict reader of settings and metadata, which anyone may have written: bounded, typed, and no key overlooked."""
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llamachat.checks import LARGEST, is_number, is_whole, shown
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
@@ -15,6 +17,21 @@ MAX_JSON_BYTES = 32 << 20
 MAX_YAML_BYTES = 128 << 10  # PyYAML is slow and real files have 10 kB
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # what a dataclass's field may be, and what it is called
+    int: (lambda value: is_whole(value) and value > 0, "a positive whole number"),
+    float: (is_number, "a number"),
+    str: (lambda value: isinstance(value, str), "text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    Path: (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path"),
+    tuple[str, ...]: (_is_texts, "a list of texts"),
+}
 
 
 def names(text: str) -> frozenset[str]:
@@ -26,19 +43,34 @@ class Fields:
     """A mapping read key by key; `finish` then refuses whatever was not asked for, so that nothing is ignored unseen.
 
     A key that is absent gives the default, or ConfigError when there is none; so does null, which writers use for "not
-    set". Each error names file, key and value.
+    set". Each error names file, key and value, in the words of the four functions below, which a subclass may have others
+    for.
     """
 
     def __init__(self, raw: object, where: str) -> None:
-        if not isinstance(raw, Mapping):
-            raise ConfigError(f"{where} is {shown(raw)}", remedy="expected is a mapping of keys to values")
-        self.raw = raw
         self.where = where
+        self.raw: Mapping[str, Any] = raw if isinstance(raw, Mapping) else self.no_mapping(raw)
         self._asked: set[str] = set()
+
+    def no_mapping(self, raw: object) -> NoReturn:
+        """Raise the ConfigError of what has no keys."""
+        raise ConfigError(f"{self.where} is {shown(raw)}", remedy="expected is a mapping of keys to values")
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise the ConfigError of a value that cannot be."""
         raise ConfigError(f"{self.where}: {key} is {shown(self.raw.get(key))}", remedy=f"expected is {expected}")
+
+    def missing(self, key: str) -> NoReturn:
+        """Raise the ConfigError of a key that must be there."""
+        raise ConfigError(f"{self.where}: {key} is missing", "the model cannot be built without it")
+
+    def unknown(self, key: str, known: Collection[str] = ()) -> NoReturn:
+        """Raise the ConfigError of a key that must not be there; `known`: those that may, where they can be listed."""
+        raise ConfigError(
+            f"{self.where}: the key {shown(key)} with the value {shown(self.raw[key])} is unknown",
+            "it may change what the model computes",
+            "remove it if it does not",
+        )
 
     def get(self, key: str) -> Any:
         """The value as it is; None when absent."""
@@ -48,7 +80,7 @@ class Fields:
     def _typed(self, key: str, default: T | None, good: bool, expected: str) -> Any:
         value = self.get(key)
         if value is None and default is None:
-            raise ConfigError(f"{self.where}: {key} is missing", "the model cannot be built without it")
+            self.missing(key)
         if value is not None and not good:
             self.refuse(key, expected)
         return default if value is None else value
@@ -94,7 +126,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not _is_texts(value):
             self.refuse(key, "a list of strings")
         return tuple(value)
 
@@ -114,7 +146,11 @@ class Fields:
     def inside(self, key: str) -> "Fields | None":
         """The fields of a nested mapping; None when absent, null or empty."""
         value = self.get(key)
-        return Fields(value, f"{self.where}: {key}") if value is not None and value != {} else None
+        return type(self)(value, self.place(key)) if value is not None and value != {} else None
+
+    def place(self, key: str) -> str:
+        """Where the keys inside this one's value are, for errors."""
+        return f"{self.where}: {key}"
 
     def neutral(self, key: str, *values: object) -> None:
         """The key may be absent, null or one of these values; any other gives results that we do not give."""
@@ -133,12 +169,44 @@ class Fields:
             if key in no_effect:
                 ignored.append(key)
             elif key not in self._asked:
-                raise ConfigError(
-                    f"{self.where}: the key {shown(key)} with the value {shown(self.raw[key])} is unknown",
-                    "it may change what the model computes",
-                    "remove it if it does not",
-                )
+                self.unknown(key)
         return tuple(ignored)
+
+    def record(self, kind: type[R], **ready: Any) -> R:
+        """A dataclass, each field by its annotation; `ready` fields come from the caller instead.
+
+        Raises ConfigError for the first key that is neither a field nor asked for, missing or ill-typed.
+        """
+        hints = {key: hint for key, hint in get_type_hints(kind).items() if key not in ready}
+        for key in self.raw:
+            if key not in hints and key not in self._asked:
+                self.unknown(key, hints)
+        for each in fields(kind):  # type: ignore[arg-type]
+            optional = each.default is not MISSING or each.default_factory is not MISSING
+            if each.name in hints and self.raw.get(each.name) is None and not optional:
+                self.missing(each.name)
+        values = {
+            key: self.typed(key, hints[key]) for key, value in self.raw.items() if key in hints and value is not None
+        }
+        with naming(self.where):
+            return kind(**ready, **values)
+
+    def typed(self, key: str, hint: Any) -> Any:
+        """The value as an annotation says: whole numbers positive, numbers finite, lists of texts as tuples."""
+        if get_origin(hint) in (Union, UnionType):  # in what is read so, always "something or None"
+            (hint,) = (arm for arm in get_args(hint) if arm is not NoneType)
+        value = self.get(key)
+        if is_dataclass(hint) and isinstance(hint, type):
+            return type(self)(value, self.place(key)).record(hint)
+        if get_origin(hint) is Literal:
+            good, expected = value in get_args(hint), "one of " + ", ".join(map(str, get_args(hint)))
+            good = good and not isinstance(value, bool)
+        else:
+            check, expected = KINDS[hint]
+            good = check(value)
+        if not good:
+            self.refuse(key, expected)
+        return tuple(value) if get_origin(hint) is tuple else Path(value) if hint is Path else value
 
 
 @contextmanager
@@ -164,6 +232,16 @@ def parse_json(text: str | bytes, where: str, error: type[LlamachatError] = Conf
     if not isinstance(value, dict):
         raise error(f"{where} holds {shown(value)}", remedy="expected is an object")
     return value
+
+
+def is_record(value: object, fields: Mapping[str, type | UnionType]) -> bool:
+    """Whether it is a mapping with just these keys, each value of its type; true and false are no whole numbers."""
+    if not isinstance(value, Mapping) or value.keys() != fields.keys():
+        return False
+    return all(
+        isinstance(value[key], kind) and (kind is bool or not isinstance(value[key], bool))
+        for key, kind in fields.items()
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -39,10 +39,12 @@ def trouble(path: Path) -> str | None:
 
 
 @contextmanager
-def writing(path: Path, *, sync: bool = False, buffering: int = -1, mode: int = FILE) -> Iterator[BinaryIO]:
+def writing(
+    path: Path, *, sync: bool = False, buffering: int = -1, mode: int = FILE, new: bool = False
+) -> Iterator[BinaryIO]:
     """A new file, by default for its owner only, which appears under its name, in another's place, when the block ends well.
 
-    `sync`: once the disk has it. Raises OSError.
+    `sync`: once the disk has it. `new`: never in another's place, which is a FileExistsError. Raises OSError.
     """
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
     try:
@@ -52,7 +54,10 @@ def writing(path: Path, *, sync: bool = False, buffering: int = -1, mode: int = 
             stream.flush()
             if sync:
                 os.fsync(handle)
-        Path(partial).replace(path)
+        if new:
+            os.link(partial, path)  # unlike a rename this never takes another file's place
+        else:
+            Path(partial).replace(path)
     finally:
         Path(partial).unlink(missing_ok=True)
 

@@ -80,7 +80,8 @@ def test_a_rope_scaling_that_cannot_be_is_refused_by_name(options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"scheme": "int3"}, "scheme"),
+        ({"scheme": ""}, "scheme"),
+        ({"scheme": 4}, "scheme"),
         ({"scheme": "int4", "group_size": 48}, "group_size"),
         ({"scheme": "int4", "group_size": 0}, "group_size"),
         ({"scheme": "int8", "kv_bits": 4}, "kv_bits"),

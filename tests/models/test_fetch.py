@@ -64,7 +64,7 @@ def test_git_digest_equals_gits_own(tmp_path: Path) -> None:
 
 def test_finding_a_model_loads_nothing_heavy() -> None:
     code = """import sys, json
-from llamachat import catalog, fetch, fit
+from llamachat.models import catalog, fetch, fit
 entry = catalog.resolve(None); fetch.locate(entry); fit.entry_plan(entry)
 print(json.dumps(sorted(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -145,8 +145,8 @@ def test_after_kill_9_nothing_broken_is_in_place_and_the_next_try_resumes(hub: H
     """In a process of its own, which also shows that HF_ENDPOINT and HF_HOME are heeded."""
     code = """if True:
         import os, signal
-        from llamachat.catalog import HubSource, ModelEntry
-        from llamachat.fetch import fetch
+        from llamachat.models.catalog import HubSource, ModelEntry
+        from llamachat.models.fetch import fetch
         def progress(what, done, total):
             if done >= 2 << 20:
                 os.kill(os.getpid(), signal.SIGKILL)

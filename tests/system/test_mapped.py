@@ -37,7 +37,7 @@ def test_whoever_touches_what_is_gone(tmp_path: Path, where: str) -> None:
         import hashlib, os, sys, threading, time
         import numpy as np
         from pathlib import Path
-        from llamachat.mapped import map_file
+        from llamachat.system.mapped import map_file
         file, where = Path(sys.argv[1]), sys.argv[2]
         with file.open("rb") as stream:
             data = np.frombuffer(map_file(stream), np.uint8)
@@ -58,9 +58,9 @@ LOADED = """
     import os, sys, threading
     from pathlib import Path
     import numpy as np
-    from llamachat.cache import Cache
-    from llamachat.generate import advance
-    from llamachat.load import load
+    from llamachat.core.cache import Cache
+    from llamachat.core.generate import advance
+    from llamachat.models.load import load
     model = load(sys.argv[1], engine=sys.argv[2], device="cpu", threads=2)
     cache = Cache(model.engine.slots)
     advance(model.engine, cache, [1, 2, 3], "last")
@@ -102,7 +102,7 @@ def test_a_models_own_file_cut_short_while_it_is_read(tmp_path: Path, kind: str)
         import os, sys
         from pathlib import Path
         from llamachat.formats.detect import open_checkpoint
-        from llamachat.engine.torch_engine import TorchEngine
+        from llamachat.engines.torch.engine import TorchEngine
         checkpoint = open_checkpoint(Path(sys.argv[1]))
         os.truncate(sys.argv[2], os.path.getsize(sys.argv[2]) // 2)
         TorchEngine.build(checkpoint.config, checkpoint.tensors(), slots=8)

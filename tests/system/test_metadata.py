@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from llamachat.core.sampler import SamplingParams
 from llamachat.errors import ConfigError
-from llamachat.system.metadata import Fields, naming, read_json, read_yaml
+from llamachat.system.metadata import Fields, is_record, naming, read_json, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,59 @@ def test_a_nested_mapping_carries_its_place() -> None:
     assert Fields({"outer": {}}, "file").inside("outer") is None
     with pytest.raises(ConfigError, match="file: outer is 3"):
         Fields({"outer": 3}, "file").inside("outer")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    size: int
+    spokes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cart:
+    name: str
+    wheel: Wheel | None = None
+    colour: Literal["red", "blue"] | None = None
+    load: float = 0.5
+    covered: bool = False
+    home: Path | None = None
+
+
+def test_a_dataclass_is_read_by_its_annotations() -> None:
+    raw = {"wheel": {"size": 3, "spokes": ["a"]}, "colour": "red", "load": 2, "covered": True, "home": "/x", "note": 1}
+    fields = Fields(raw, "file")
+    assert fields.get("note") == 1  # what was asked for before is no unknown key
+    assert fields.record(Cart, name="mine") == Cart("mine", Wheel(3, ("a",)), "red", 2, True, Path("/x"))
+    assert Fields({"name": "n", "wheel": None}, "file").record(Cart) == Cart("n")
+
+
+@pytest.mark.parametrize(
+    "raw, says",
+    [
+        ({}, "file: name is missing"),
+        ({"name": 3}, "file: name is 3; expected is text"),
+        ({"name": "n", "load": float("nan")}, "load is nan; expected is a number"),
+        ({"name": "n", "covered": 1}, "covered is 1; expected is true or false"),
+        ({"name": "n", "home": ""}, "home is ''; expected is a path"),
+        ({"name": "n", "colour": "green"}, "colour is 'green'; expected is one of red, blue"),
+        ({"name": "n", "wheel": 3}, "file: wheel is 3; expected is a mapping"),
+        ({"name": "n", "wheel": {"size": 0}}, "file: wheel: size is 0; expected is a positive whole number"),
+        ({"name": "n", "wheel": {"size": True}}, "size is True; expected is a positive whole number"),
+        ({"name": "n", "wheel": {"size": 1, "spokes": [1]}}, r"spokes is \[1\]; expected is a list of texts"),
+        ({"name": "n", "wheels": 4}, "the key 'wheels' with the value 4 is unknown"),
+    ],
+)
+def test_a_dataclass_that_cannot_be_is_refused_by_place_key_and_value(raw: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Fields(raw, "file").record(Cart)
+
+
+def test_a_record_has_just_these_keys_and_types() -> None:
+    fields = {"id": int, "text": str | None, "exact": bool}
+    assert is_record({"id": 1, "text": None, "exact": True}, fields)
+    for wrong in (None, [], {"id": 1}, {"id": True, "text": "", "exact": True}, {"id": 1, "text": "", "exact": 1},
+                  {"id": 1, "text": "", "exact": True, "more": 0}, {"id": 1.0, "text": "", "exact": True}):  # fmt: skip
+        assert not is_record(wrong, fields)
 
 
 def test_naming_adds_the_file_once() -> None:

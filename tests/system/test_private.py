@@ -51,6 +51,20 @@ def test_whatever_the_umask_all_that_we_make_is_the_owners_alone(ours: Path, uma
     assert known.is_known(file, "x") and archive.exists("mine")
 
 
+def test_a_new_file_takes_no_others_place_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    with pytest.raises(FileExistsError), private.writing(tmp_path / "old", new=True) as stream:
+        stream.write(b"new")
+    with pytest.raises(ZeroDivisionError), private.writing(tmp_path / "none", new=True):
+        raise ZeroDivisionError
+    with private.writing(tmp_path / "new", new=True) as stream:
+        stream.write(b"new")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()} == {
+        "old": b"old",
+        "new": b"new",
+    }
+
+
 def test_folders_of_ours_that_were_open_to_others_are_closed_and_those_above_are_not(ours: Path) -> None:
     cache = ours / "top" / "cache"
     (cache / "packed").mkdir(parents=True)

@@ -111,8 +111,8 @@ def test_a_message_of_a_chat_is_bounded_line_by_line_and_in_a_block() -> None:
 
 PEAK = """
 import json, resource, sys
-from llamachat import textfile
-from llamachat.complete import _given
+from llamachat.system import textfile
+from llamachat.generation.completer import _given
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 text = _given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

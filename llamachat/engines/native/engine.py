@@ -12,6 +12,7 @@ from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.rope import frequencies
 from llamachat.core.spec import LlamaConfig, beyond_llama
 from llamachat.core.tensors import Array, Tensor, TensorInfo
+from llamachat.engines.memory import kv_bytes
 from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
 from llamachat.engines.native.arena import Arena
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
@@ -276,8 +277,8 @@ def _runs(text: Array) -> Array:
 
 
 def _kv_bytes(config: LlamaConfig, slots: int, kv: KvType) -> int:
-    vector = config.head_dim * {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[kv] + 4 * (kv == "int8")
-    return slots * config.num_hidden_layers * 2 * config.num_key_value_heads * vector
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8}[kv]
+    return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, bits)
 
 
 def default_threads() -> int:

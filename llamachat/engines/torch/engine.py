@@ -142,7 +142,7 @@ def planned_bytes(
         return size * (like.bits / 8 + scales / like.group) + (product if tied else 0)
 
     weights = sum(planned(name, info) for name, info in index.items())
-    return Bytes(round(weights), slots * KeysValues.bytes_per_slot(config, precision, kv_bits))
+    return Bytes(round(weights), KeysValues.planned(config, slots, precision, kv_bits))
 
 
 def _precision(config: LlamaConfig, device: str, dtype: Dtype | None) -> Precision:

@@ -12,6 +12,7 @@ from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, spread
 from llamachat.core.rope import cos_sin, frequencies
 from llamachat.core.spec import KvBits, LlamaConfig
+from llamachat.engines.memory import kv_bytes
 from llamachat.engines.saved import Layout, Saved, pinned_among
 
 Span = slice | Tensor  # slots of the cache: a run of them, or a list
@@ -35,16 +36,16 @@ class KeysValues:
             "torch."
         )
         self.layout = Layout(config, "uint16" if kept == torch.bfloat16 else self.kind, kept == torch.int8, master)
-        self.nbytes = slots * self.bytes_per_slot(config, precision, bits)
+        self.nbytes = self.planned(config, slots, precision, bits)
         self.windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
         self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
         self.master: tuple[range, Tensor] | None = None
 
     @staticmethod
-    def bytes_per_slot(config: LlamaConfig, precision: Precision, bits: KvBits | None) -> int:
-        kept = _kept(precision, bits)
-        head = config.head_dim * kept.itemsize + (4 if kept == torch.int8 else 0)
-        return config.num_hidden_layers * 2 * config.num_key_value_heads * head
+    def planned(config: LlamaConfig, slots: int, precision: Precision, bits: KvBits | None) -> int:
+        """Bytes that it takes."""
+        kept = _kept(precision, bits).itemsize * 8
+        return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, kept)
 
     def begin(self, steps: Sequence[CacheStep]) -> Memory:
         """Note the positions of these texts' tokens, and give the memory that the model works on."""
