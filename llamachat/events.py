@@ -34,6 +34,7 @@ class TextDelta:
 
     text: str
     thinking: bool = False
+    ids: tuple[int, ...] = ()  # from a backend only: the tokens since the last piece, where it has any
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ class Evicted:
 
 @dataclass(frozen=True)
 class TurnDone:
+    """The end of an answer. From a backend also what the answer is, which the dialog keeps."""
+
     stats: Stats
     reason: FinishReason
+    exact: bool = False  # the tokens told stand for the whole text
+    text: str | None = None  # all of the answer, where that is not the sum of its pieces
 
 
 Event = TextDelta | Evicted | TurnDone

@@ -2,24 +2,44 @@
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from hash_engine import HashEngine, hash_model
 from numpy.typing import NDArray
 
+from llamachat.chat.local import LocalBackend
 from llamachat.chat.session import Session
+from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import path
-from llamachat.chat.window import View, Window
+from llamachat.chat.window import Overflow
 from llamachat.core.cache import CacheStep
 from llamachat.core.sampler import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import Evicted, TurnDone
-from llamachat.generation.completion import AnswerSettings
+from llamachat.models.load import LoadedModel
 
 START, END = 256, 257
-SETTINGS = AnswerSettings(SamplingParams(temperature=0), frozenset({257, 258}), max_tokens=12)
+SETTINGS = Settings(SamplingParams(temperature=0), max_tokens=12)
+
+
+def local_session(
+    model: LoadedModel,
+    settings: Settings,
+    system: str | None = None,
+    overflow: Overflow = "roll",
+    *,
+    snapshots: bool = False,
+    **options: Any,
+) -> Session:
+    """A session that this very model answers."""
+    return Session(LocalBackend(model, overflow, snapshots=snapshots), settings, system, **options)
+
+
+def local(chat: Session) -> LocalBackend:
+    assert isinstance(chat.backend, LocalBackend)
+    return chat.backend
 
 
 class QuickEngine(HashEngine):
@@ -41,24 +61,10 @@ class QuickEngine(HashEngine):
         return self.TABLE[rows[-1]] if logits == "last" else self.TABLE[rows]
 
 
-def quick_session(
-    slots: int, system: str | None, overflow: Literal["roll", "refill", "stop"], archive: Archive | None = None
-) -> Session:
+def quick_session(slots: int, system: str | None, overflow: Overflow, archive: Archive | None = None) -> Session:
     model = hash_model(slots)
     model.engine = QuickEngine(slots, 259)
-    chat = Session(model, SETTINGS, system, overflow, archive=archive)
-    chat._window = NotingWindow(model, chat._cache, overflow, chat._window._interrupted)
-    return chat
-
-
-class NotingWindow(Window):
-    """Remembers which turns were too long and lost their beginning."""
-
-    cut: frozenset[int] = frozenset()
-
-    def _trim(self, view: View, count: int) -> None:
-        self.cut |= {view.kept[0].node.id}
-        super()._trim(view, count)
+    return local_session(model, SETTINGS, system, overflow, archive=archive)
 
 
 def play(random: random.Random, steps: int) -> int:
@@ -94,9 +100,9 @@ def _act(chat: Session, random: random.Random, act: int) -> int:
         chat.clear()
     elif act == 5:
         list(chat.why())
-        held = list(chat._cache.log)
+        held = list(local(chat).cache.log)
         chat.tokens(2)
-        assert chat._cache.log == held
+        assert local(chat).cache.log == held
     elif act == 6:
         chat.set_parameter("max_tokens", str(random.randint(1, 90)))
     else:
@@ -121,11 +127,11 @@ def _answer(chat: Session, random: random.Random, act: int, text: str) -> int:
         if number == leave:
             break
         if isinstance(event, TurnDone):
-            assert event.stats.context_used == len(chat._cache) <= chat.context_size
+            assert event.stats.context_used == len(local(chat).cache) <= chat.context_size
     events.close()  # type: ignore[attr-defined]
     answer = chat.history.tree.active
-    assert answer is chat._window.answering
-    missing = len(chat._window.view.ids(answer.ids or ())) - len(chat._cache)  # type: ignore[union-attr]
+    assert answer is local(chat).window.answering
+    missing = len(local(chat).window.view.ids(answer.ids or ())) - len(local(chat).cache)  # type: ignore[union-attr]
     cut_short = answer.reason == "interrupt" and (stop <= number or isinstance(event, Evicted))
     assert 0 <= missing <= 1 or cut_short, "one token at most is pending"
     return evicted
@@ -133,16 +139,17 @@ def _answer(chat: Session, random: random.Random, act: int, text: str) -> int:
 
 def check(chat: Session) -> None:
     """The log is what the engine holds, and is the pinned start and whole turns; or the end of one turn that is too long."""
-    cache, view, engine = chat._cache, chat._window.view, chat.model.engine
+    backend = local(chat)
+    cache, view, engine = backend.cache, backend.window.view, backend.model.engine
     assert isinstance(engine, QuickEngine)
     slots = cache.slots(np.arange(len(cache))).tolist()
     assert [engine.held[slot][1] for slot in slots] == cache.log
-    turned = cache.pinned if len(cache) and cache._turn else 0  # pinned tokens that the next step will turn
+    turned = cache.pinned if len(cache) and cache.plan(0).pinned else 0  # pinned tokens that the next step will turn
     places = [engine.held[slot][0] for slot in slots]
     assert places[turned:] == list(range(turned + cache.evicted, len(cache) + cache.evicted))
     if view is None:
         return
-    answer = chat._window.answering
+    answer = local(chat).window.answering
     assert answer is not None
     expected = view.ids(answer.ids or ())
     common = min(len(expected), len(cache))
@@ -160,9 +167,8 @@ def check(chat: Session) -> None:
     if not view.system and expected == whole:
         return  # nothing has gone: the sinks are the beginning of the first question
     behind = expected[len(view.pinned) :]
-    assert isinstance(chat._window, NotingWindow)
     if behind not in (whole, whole[len(view.pinned) :]):
-        assert nodes[0].id in chat._window.cut, "whole turns"
+        assert len(view.kept[0].ids) < nodes[0].tokens, "whole turns, but for one that was too long"
         assert behind == whole[len(whole) - len(behind) :], "the end of a turn"
         assert len(nodes) == 1 or len(whole) - len(behind) <= len(turns[0]) + len(turns[1]), "and only of the oldest"
 

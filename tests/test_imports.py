@@ -108,9 +108,16 @@ def test_quantize_is_handed_in_by_the_commands_and_the_api() -> None:
     assert users == {"cli", "api", "quantize"}
 
 
-def test_the_screen_sees_events_and_errors_only() -> None:
-    seen = {layer(name) for module in FILES if layer(module) == "ui" for name in imports(module) if name in FILES}
-    assert seen == {"ui", "events", "errors", "system"}
+def test_the_screen_sees_events_errors_and_sessions_only() -> None:
+    seen = {name for module in FILES if layer(module) == "ui" for name in imports(module) if name in FILES}
+    assert {layer(name) for name in seen} == {"ui", "events", "errors", "system", "chat"}
+    assert {name for name in seen if layer(name) == "chat"} == {"llamachat.chat.session"}
+
+
+def test_a_session_touches_no_engine_cache_or_tokenizer() -> None:
+    below = {name for module in ("dialog", "session") for name in imports(f"llamachat.chat.{module}") if name in FILES}
+    assert {layer(name) for name in below} == {"chat", "errors", "events"}
+    assert not below & {"llamachat.chat.local", "llamachat.chat.window", "llamachat.chat.insight"}
 
 
 def test_nothing_above_the_engine_imports_torch() -> None:

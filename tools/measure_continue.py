@@ -13,12 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from llamachat.chat.local import LocalBackend
 from llamachat.chat.session import Session
+from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.core.sampler import SamplingParams
 from llamachat.events import TextDelta
 from llamachat.generation import snapshot
-from llamachat.generation.completion import AnswerSettings
 from llamachat.models.load import load
 
 NAME, CONTEXT = "measured", 8192
@@ -27,14 +28,15 @@ WORDS = "Tell me more of the town, its river, the old bridge, and of the people 
 
 def chat(model: str, folder: Path) -> Session:
     loaded = load(model, ctx_size=CONTEXT)
-    settings = AnswerSettings(SamplingParams(temperature=0), loaded.stop_ids, max_tokens=4)
-    return Session(loaded, settings, "Be brief.", archive=Archive(folder), snapshots=True)
+    settings = Settings(SamplingParams(temperature=0), max_tokens=4)
+    return Session(LocalBackend(loaded, snapshots=True), settings, "Be brief.", archive=Archive(folder))
 
 
 def hold(model: str, folder: Path, tokens: int) -> None:
     """A dialog of about so many tokens, left."""
     session = chat(model, folder)
-    per_turn = len(session.model.tokenizer.encode(WORDS * 8)) * 2 + 20
+    assert isinstance(session.backend, LocalBackend)
+    per_turn = len(session.backend.model.tokenizer.encode(WORDS * 8)) * 2 + 20
     session.begin([("user", WORDS * 8), ("assistant", WORDS * 8)] * (tokens // per_turn))
     list(session.ask("And then?"))
     session.save(NAME)
@@ -54,8 +56,7 @@ def child(model: str, folder: Path) -> None:
     list(events)
     assert session.last_stats
     facts = {"load": loaded - begin, "restore": ready - loaded, "first": first - ready}
-    session.undo()
-    session._keeper.close()  # the snapshot stays that of the dialog as it was left
+    session.undo()  # and never closed: the snapshot stays that of the dialog as it was left
     print(json.dumps(facts | {"prompt": session.last_stats.prompt_tokens, "reused": session.last_stats.reused_tokens}))
 
 

@@ -188,9 +188,12 @@ def message(node: Node) -> Record:
     return {"type": "message", "id": node.id, "parent": node.parent.id, "role": node.role, "text": text}
 
 
+def piece(node: Node) -> Record:
+    """All that an answer says, at once."""
+    return {"type": "piece", "id": node.id, "text": node.text, "ids": list(node.ids or ())}
+
+
 def answered(node: Node) -> list[Record]:
     """What an answer has become."""
-    return [
-        {"type": "piece", "id": node.id, "text": node.text, "ids": list(node.ids or ())},
-        {"type": "end", "id": node.id, "reason": node.reason, "exact": node.ids is not None, "text": None},
-    ]
+    end = {"type": "end", "id": node.id, "reason": node.reason, "exact": node.ids is not None, "text": None}
+    return [piece(node), end]

@@ -1,7 +1,6 @@
 """What an answer looks like to the model itself: each token's probability, and what the settings did to the choice."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -111,9 +110,3 @@ class _Tally:
             value = f"{getattr(params, name):g}: " if name in PENALTIES else ""
             rows.append((name, f"{value}made another token the likeliest {changed} times"))
         return rows
-
-
-def sampling_of(parameters: Mapping[str, Any], now: SamplingParams) -> SamplingParams:
-    """The settings that an answer was given with."""
-    names = now.__dataclass_fields__.keys() - {"logit_bias"}  # which nobody sets in a dialog
-    return now.replace(**{name: value for name, value in parameters.items() if name in names})

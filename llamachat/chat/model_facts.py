@@ -1,4 +1,4 @@
-"""What a session wants to know of a model that nobody else does."""
+"""What a backend wants to know of a model that nobody else does."""
 
 import hashlib
 from math import prod

@@ -1,16 +1,14 @@
-"""One answer on its way: into events for the screen, and into the records of its node."""
+"""One answer on its way: from a backend's events into those for the screen, and into the records of its node."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from llamachat.chat.history import Record
-from llamachat.chat.thinking import ThinkSplitter, opened_by, spelled_tags
+from llamachat.chat.thinking import ThinkSplitter
 from llamachat.chat.tree import Node
-from llamachat.chat.window import Window
-from llamachat.core.detokenize import Detokenizer
-from llamachat.events import Event, Evicted, TextDelta
-from llamachat.generation.completion import Answer, AnswerSettings
-from llamachat.models.load import LoadedModel
+from llamachat.errors import LlamachatError
+from llamachat.events import Event, TextDelta, TurnDone
 
 FLUSH_S = 1.0  # seconds after which what came of an answer is put on disk
 
@@ -20,78 +18,71 @@ class Stream:
 
     def __init__(
         self,
-        model: LoadedModel,
-        window: Window,
-        settings: AnswerSettings,
         node: Node,
-        prompt: list[int],
-        do: Callable[[Record], None],
-        interrupted: Callable[[], bool],
+        events: Iterator[Event],
+        do: Callable[[Record, bool], None],
+        stop: Callable[[], None],
+        repeat: bool = False,
     ) -> None:
-        """A node that has tokens goes on behind them; `prompt` ends with these."""
-        self._window, self._node, self._do = window, node, do
-        self._begun = node.ids or ()
-        self._said = Said(model, window)
-        self.answer = Answer(
-            model.engine,
-            model.tokenizer,
-            window.cache,
-            prompt,
-            settings,
-            interrupted=interrupted,
-            room=window.room,
-            begun=self._begun,
-            spelled=self._said.spelled,
-        )
-        self._pieces = [] if self._begun else [self._said.opened]  # of the text, not yet in a record
-        self._recorded, self._flushed = 0, time.monotonic()
+        """`do` is told with each record whether that is to be on disk when it returns. `stop` interrupts the events.
+        `repeat`: show also what the node has already."""
+        self._node, self._events, self._do, self._stop, self._repeat = node, events, do, stop, repeat
+        self._splitter = ThinkSplitter()
+        self._texts, self._ids = list[str](), list[int]()  # not yet in a record
+        self._flushed = time.monotonic()
+        self.done: TurnDone | None = None  # the backend's
 
     def __iter__(self) -> Iterator[Event]:
-        splitter = ThinkSplitter()
-        splitter.add(self._node.text + "".join(self._pieces))
+        known = _deltas(self._splitter.add(self._node.text))
         try:
-            yield from self._evictions()
-            for piece in self.answer:
-                self._pieces.append(piece)
-                if time.monotonic() - self._flushed >= FLUSH_S:
-                    self._flush()
-                yield from self._evictions()
-                yield from (TextDelta(*part) for part in splitter.add(piece))
-            yield from self._evictions()
-            yield from (TextDelta(*part) for part in splitter.finish())
+            if self._repeat:
+                yield from known
+            for event in self._events:
+                yield from self._heard(event)
+            yield from _deltas(self._splitter.finish())
+        except GeneratorExit:
+            self._break_off()
+            raise
         finally:
             self._flush()
             self._end()
 
+    def _heard(self, event: Event) -> Sequence[Event]:
+        """What of an event is to be shown."""
+        if isinstance(event, TurnDone):
+            self.done = event
+            return ()
+        if not isinstance(event, TextDelta):
+            return (event,)
+        self._texts.append(event.text)
+        self._ids += event.ids
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self._flush()
+        return _deltas(self._splitter.add(event.text))
+
+    def _break_off(self) -> None:
+        """Nobody listens any more: have the answer end here, and hear how."""
+        self._stop()
+        with suppress(LlamachatError):
+            for event in self._events:
+                self._heard(event)
+
     def _flush(self) -> None:
-        ids = self.answer.ids[self._recorded :]
-        self._do({"type": "piece", "id": self._node.id, "text": "".join(self._pieces), "ids": ids})
-        self._pieces.clear()
-        self._recorded, self._flushed = len(self.answer.ids), time.monotonic()
+        if self._node.reason == "stop":  # it was whole before
+            return
+        piece = {"type": "piece", "id": self._node.id, "text": "".join(self._texts), "ids": [*self._ids]}
+        self._do(piece, False)
+        self._texts.clear()
+        self._ids.clear()
+        self._flushed = time.monotonic()
 
     def _end(self) -> None:
-        """Where a character was cut in two and has come together since, the text is made anew."""
-        node, answer = self._node, self.answer
-        text = self._said.text(node.ids or (), node) if self._begun and answer.exact else node.text
-        changed = text if text != node.text else None
-        self._do({"type": "end", "id": node.id, "reason": answer.reason, "exact": answer.exact, "text": changed})
-
-    def _evictions(self) -> Iterator[Evicted]:
-        events, self._window.events = self._window.events, []
-        yield from events
+        node, done = self._node, self.done
+        exact = done.exact if done else bool(node.ids) or not node.text
+        text = done.text if done and done.text != node.text else None
+        reason = done.reason if done else "interrupt"
+        self._do({"type": "end", "id": node.id, "reason": reason, "exact": exact, "text": text}, True)
 
 
-class Said:
-    """What ids say as an answer to the question that the window shows."""
-
-    def __init__(self, model: LoadedModel, window: Window) -> None:
-        self.spelled = spelled_tags(model.tokenizer)
-        self._tokenizer = model.tokenizer
-        header = "".join(map(model.token_text, window.view.opened if window.view else []))
-        self.opened = opened_by(header) or ""  # the tag of thoughts that the header began: the text is to begin with it
-
-    def text(self, ids: Sequence[int], like: Node) -> str:
-        """With the tag where another answer has it."""
-        detokenizer = Detokenizer(self._tokenizer, spelled=self.spelled)
-        text = "".join(map(detokenizer.add, ids)) + detokenizer.finish()
-        return self.opened + text if like.text.startswith(self.opened) else text
+def _deltas(parts: Sequence[tuple[str, bool]]) -> list[TextDelta]:
+    return [TextDelta(*part) for part in parts]

@@ -84,9 +84,9 @@ class Tree:
     def node(self, id: int) -> Node | None:
         return self._nodes.get(id)
 
-    def question(self, number: int) -> Node:
-        """Question `number` of the active branch. Raises UsageError where there is none."""
-        asked = path(self.active)[::2]
+    def before_question(self, number: int) -> Node:
+        """The answer (or root) that question `number` of the active branch is behind. Raises UsageError where there is none."""
+        asked = [self.root, *path(self.active)][:-1:2]
         if not 1 <= number <= len(asked):
             raise UsageError(f"there is no question {number}", remedy=f"there are {len(asked)} so far")
         return asked[number - 1]

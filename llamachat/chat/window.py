@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamachat.chat.asked import Asked
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
-from llamachat.core.generate import Interrupted, prefill
+from llamachat.core.generate import Interrupted, never, prefill
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
 from llamachat.models.load import LoadedModel
@@ -64,26 +65,21 @@ class View:
 class Window:
     """Keeps a cache in step with a dialog. `events` are evictions that nobody has been told of."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        cache: Cache,
-        overflow: Overflow,
-        interrupted: Callable[[], bool],
-    ) -> None:
+    def __init__(self, model: LoadedModel, cache: Cache, overflow: Overflow) -> None:
         self.model, self.cache, self.overflow = model, cache, overflow
         self.events: list[Evicted] = []
         self.view: View | None = None
         self.answering: Node | None = None  # what `view.opened` opens
-        self._interrupted = interrupted
+        self._interrupted: Callable[[], bool] = never
         self._preamble: list[int] | None = None
 
-    def prompt(self, path: Sequence[Node], answer: Node, system: str | None) -> list[int]:
-        """The ids that the answer to path[-1] goes on from, with what it has already; old turns make room for them.
+    def prompt(self, asked: Asked) -> list[int]:
+        """The ids that the answer goes on from, with what it has already; old turns make room for them.
 
         Raises DoesNotFitError, and what the dialog format raises; nothing has changed then.
         """
-        view = self._continued(path, answer, system) or self._anew(path, system)
+        path, answer, self._interrupted = asked.path, asked.answer, asked.interrupted
+        view = self._continued(path, answer, asked.system) or self._anew(path, asked.system)
         begun = answer.ids or ()
         dropped, fitting = self._fit(view, len(begun))
         self._commit(view if dropped else fitting, begun)
@@ -113,14 +109,19 @@ class Window:
         self.cache.truncate(self.cache.pinned if self.view and self.view.system else 0)
         self.view = self.answering = None
 
-    def in_step(self, line: Sequence[Node], answer: Node, system: str | None) -> list[int]:
+    def in_step(self, asked: Asked) -> list[int]:
         """The ids up to the end of an answer, all but the last of which are in the cache or fit into it."""
-        view, ids = self.view, answer.ids or ()
-        if view and self.answering is answer and view.system == system and view.kept[-1].node is line[-1]:
+        view, answer, ids = self.view, asked.answer, asked.answer.ids or ()
+        if view and self.answering is answer and view.system == asked.system and view.kept[-1].node is asked.path[-1]:
             whole = view.ids(ids)
             if len(whole) - 1 <= len(self.cache) and whole[: len(self.cache)] == self.cache.log:
                 return whole
-        return self.prompt(line, answer, system)
+        return self.prompt(asked)
+
+    def take_events(self) -> list[Evicted]:
+        """What nobody has been told of yet."""
+        events, self.events = self.events, []
+        return events
 
     # ---- on disk ----
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamachat.cli.loading import answer_settings, given_system, load_model, obtain
+from llamachat.cli.loading import given_system, load_model, obtain
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, flag, with_options
 from llamachat.cli.shell_words import personas, sessions
 from llamachat.errors import UsageError
@@ -74,19 +74,26 @@ def chat(
     entry = obtain(options, later=watch is not None)
     opened: list[Session] = []
 
-    def start() -> "Session":
-        from llamachat.chat.session import Session
+    def load_first(name: str) -> "LoadedModel":
+        return _watched(options, entry, watch) if watch else load_model(options, entry)
 
-        model = _watched(options, entry, watch) if watch else load_model(options, entry)
-        settings, prompt = answer_settings(options, model), model.system if system is None else system
+    def load_other(name: str) -> "LoadedModel":
+        return load_model(options, catalog.resolve(name))
+
+    def start() -> "Session":
+        from llamachat.chat.backend import BACKENDS, Wanted
+        from llamachat.chat.session import Session
+        from llamachat.chat.settings import Settings
+
+        first = Wanted(entry.name, load_first, options.overflow.value, snapshots=not no_history)
+        make = BACKENDS["local"]
+        backend = make(first)
         chat = Session(
-            model,
-            settings,
-            prompt,
-            options.overflow.value,
+            backend,
+            Settings(backend.sampling.replace(**options.sampling()), options.max_tokens, options.stop),
+            backend.system if system is None else system,
             archive=archive,
-            load_model=lambda name: load_model(options, catalog.resolve(name)),
-            snapshots=not no_history,
+            another=lambda name: make(replace(first, model=name, load=load_other)),
         )
         opened.append(chat)
         if name:

@@ -9,17 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
 from llamachat.events import TurnDone
 from llamachat.system.sanitise import sanitise
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
-from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import choose
 
-__all__ = ["Chat", "ChatSession", "Watch", "run"]
+__all__ = ["Chat", "Watch", "run"]
 
 INTERRUPTED = 130
 
@@ -36,7 +36,7 @@ class PlainChat(Chat):
 
     def __init__(
         self,
-        load: Callable[[], ChatSession],
+        load: Callable[[], Session],
         screen: Screen,
         model: str = "",
         library: commands.Library | None = None,
@@ -49,7 +49,7 @@ class PlainChat(Chat):
             self.session, self.ready, screen, send=send, library=library or commands.EmptyLibrary()
         )
 
-    def session(self) -> ChatSession:
+    def session(self) -> Session:
         """Waits for loading, and raises what it raised."""
         if not self.loading.done():
             with _on_ctrl_c(_give_up), self.screen.waiting(f"loading {self.model} …"):
@@ -98,7 +98,7 @@ class PlainChat(Chat):
 
 
 def run(
-    load: Callable[[], ChatSession],
+    load: Callable[[], Session],
     *,
     model: str = "",
     watch: Watch | None = None,
@@ -144,7 +144,7 @@ def run(
             if not chat.busy:
                 chat.close()
     if chat.busy or not chat.loading.done():
-        _leave_now(code)
+        leave_now(code)
     return code
 
 
@@ -212,7 +212,7 @@ def answer_lines(chat: PlainChat, lines: Iterable[str]) -> int:
     return code
 
 
-def _leave_now(code: int) -> NoReturn:
+def leave_now(code: int) -> NoReturn:
     """Loading may be deep in native code, whose thread an interpreter that shuts down could only crash."""
     with suppress(OSError):
         sys.stdout.flush()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
 
-from llamachat.ui.contract import ChatSession
+from llamachat.chat.session import Session
 from llamachat.ui.render import meter, percent
 
 ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
@@ -34,21 +34,21 @@ class Watch:
 class Chat:
     """A session that may still be loading."""
 
-    def __init__(self, load: Callable[[], ChatSession], model: str = "", watch: Watch | None = None) -> None:
+    def __init__(self, load: Callable[[], Session], model: str = "", watch: Watch | None = None) -> None:
         self.watch = watch or Watch()
-        self.loading: Future[ChatSession] = Future()
+        self.loading: Future[Session] = Future()
         self.model = model or "the model"
         self.busy = False  # with something that could not be stopped
         # A daemon, so that one may leave before a download ends.
         Thread(target=self._load, args=(load,), name="load", daemon=True).start()
 
-    def _load(self, load: Callable[[], ChatSession]) -> None:
+    def _load(self, load: Callable[[], Session]) -> None:
         try:
             self.loading.set_result(load())
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread, by result()
             self.loading.set_exception(error)
 
-    def ready(self) -> ChatSession | None:
+    def ready(self) -> Session | None:
         return None if self.failure() or not self.loading.done() else self.loading.result()
 
     def failure(self) -> BaseException | None:

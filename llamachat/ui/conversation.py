@@ -21,6 +21,7 @@ from threading import Lock, Thread
 
 from prompt_toolkit.output import Output
 
+from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
@@ -28,7 +29,6 @@ from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
 from llamachat.ui.chat import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.completion import ChatCompleter
-from llamachat.ui.contract import ChatSession
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
 from llamachat.ui.render import status_line
 from llamachat.ui.theme import Theme
@@ -155,6 +155,11 @@ class Conversation:
             self._look()
         self.prompt.redraw()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is with something that was sent."""
+        return self._busy is not None
+
     # ---- as the prompt's listener ----
 
     def send(self, text: str, shown: str) -> None:
@@ -167,7 +172,7 @@ class Conversation:
             if self._busy and (session := self._chat.ready()):
                 session.interrupt()
         self.prompt.redraw()
-        return self._busy is not None
+        return self.busy
 
     def leave(self) -> None:
         self._exit()
@@ -293,7 +298,7 @@ class Conversation:
             self._answering = False
             self._above.post(self._above.end_answer)
 
-    def _session(self) -> ChatSession:
+    def _session(self) -> Session:
         """Wait for loading, unless Ctrl-C ends the wait."""
         while True:
             with suppress(TimeoutError):
@@ -301,7 +306,7 @@ class Conversation:
             if self._stop_asked:
                 raise StillLoadingError
 
-    def _ready(self) -> ChatSession | None:
+    def _ready(self) -> Session | None:
         return None if self._busy else self._chat.ready()
 
     def _set_waiting(self, line: str) -> None:

@@ -159,7 +159,7 @@ class Prompt:
         )
         typed = Window(control, height=self._height, get_line_prefix=_prefix, wrap_lines=True)
         menu = Float(CompletionsMenu(max_height=_MENU, scroll_offset=1), xcursor=True, ycursor=True, transparent=True)
-        status = Window(FormattedTextControl(self._status), dont_extend_height=True, style="class:status")
+        status = Window(FormattedTextControl(self.status), dont_extend_height=True, style="class:status")
         tall = Condition(lambda: self.app.output.get_size().rows > 2 + is_searching())  # one row is not the region's
         return Layout(HSplit([FloatContainer(typed, [menu]), search, ConditionalContainer(status, tall)]), typed)
 
@@ -169,7 +169,7 @@ class Prompt:
         menu = self._buffer.complete_state
         return Dimension(min=min(most, 1 + min(_MENU, len(menu.completions)) if menu else 1), max=most)
 
-    def _status(self) -> StyleAndTextTuples:
+    def status(self) -> StyleAndTextTuples:
         size = self.app.output.get_size()
         trouble = self._history.trouble if self._history else ""
         hint = _BLOCK_HINT if commands.block_open(self._buffer.text) else self._hint or trouble

@@ -39,15 +39,19 @@ def test_pieces_of_an_answer_come_together() -> None:
 def test_pieces_in_a_row_are_joined_at_once_and_others_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
     joined, join = list[int](), History.join
 
+    def held(history: History) -> int:
+        return sum(len(node.ids or ()) for node in history.tree)
+
     def noted(history: History) -> None:
-        joined.append(0 if history._pieces is None else len(history._pieces[1]))
+        before = held(history)
         join(history)
+        joined.append(held(history) - before)
 
     monkeypatch.setattr(History, "join", noted)
     other = {**ANSWER, "id": 3}
     history = opened(HEAD, QUESTION, ANSWER, *[PIECE] * 1000, other, {**PIECE, "id": 3}, PIECE)
     assert [(node.text, len(node.ids or ())) for node in history.tree][1:] == [("yes" * 1001, 2002), ("yes", 2)]
-    assert sorted(joined)[-3:] == [1, 1, 1000]
+    assert sorted(joined)[-3:] == [2, 2, 2000]
 
 
 def test_an_answer_without_its_end_was_interrupted_and_a_question_without_answer_gets_an_empty_one() -> None:

@@ -6,32 +6,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dialogs import play, quick_session
+from dialogs import local, local_session, play, quick_session
 from hash_engine import HashEngine, hash_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from llamachat.chat.local import LocalBackend
 from llamachat.chat.session import Session
+from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, path
 from llamachat.core.dialog import Message
 from llamachat.core.sampler import SamplingParams, TokenLogprobs, token_logprobs
 from llamachat.core.spec import RopeScaling
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TurnDone
-from llamachat.generation.completion import AnswerSettings
-from llamachat.models.load import LoadedModel
 
-GREEDY = AnswerSettings(SamplingParams(temperature=0), frozenset({257, 258}), max_tokens=12)
+GREEDY = Settings(SamplingParams(temperature=0), max_tokens=12)
 
 
 def session(slots: int = 512, **options: object) -> Session:
-    return Session(hash_model(slots), options.pop("settings", GREEDY), **options)  # type: ignore[arg-type]
+    return local_session(hash_model(slots), options.pop("settings", GREEDY), **options)  # type: ignore[arg-type]
 
 
 def engine(chat: Session) -> HashEngine:
-    assert isinstance(chat.model.engine, HashEngine)
-    return chat.model.engine
+    assert isinstance(local(chat).model.engine, HashEngine)
+    return local(chat).model.engine
 
 
 def ask(chat: Session, text: str) -> tuple[str, TurnDone]:
@@ -65,7 +65,7 @@ def prefilled(chat: Session, events: Iterator[Event]) -> tuple[int, TurnDone]:
 def test_a_second_turn_runs_only_its_own_tokens() -> None:
     chat = session(system="Be brief.")
     ask(chat, "one")
-    held = len(chat._cache)
+    held = len(local(chat).cache)
     engine(chat).forwarded.clear()
     _, done = ask(chat, "two")
     assert done.stats.reused_tokens == held
@@ -84,10 +84,10 @@ def test_every_prompt_equals_a_fresh_rendering_and_every_answer_a_fresh_cache(
             if count == stop_after and not isinstance(event, TurnDone):
                 chat.interrupt()
         messages = [node.message for node in line(chat)]
-        expected = chat.model.dialog.encode([Message("system", "s"), *messages[:-1]])
+        expected = local(chat).model.dialog.encode([Message("system", "s"), *messages[:-1]])
         generated = messages[-1].ids or ()
-        assert chat._cache.log == (expected + list(generated))[: len(chat._cache)]
-        assert len(chat._cache) >= len(expected) + len(generated) - 1
+        assert local(chat).cache.log == (expected + list(generated))[: len(local(chat).cache)]
+        assert len(local(chat).cache) >= len(expected) + len(generated) - 1
         fresh = HashEngine(512, 259)
         for at, token in enumerate(generated):
             assert token == int(fresh.row(expected + list(generated[:at])).argmax())
@@ -150,15 +150,15 @@ def test_after_evictions_a_turn_still_runs_only_its_own_tokens() -> None:
 def test_an_answer_goes_on_beyond_the_context_in_which_it_began() -> None:
     chat = quick_session(120, "stay", "roll")
     chat.set_parameter("max_tokens", "400")
-    chat.model.engine.TABLE = chat.model.engine.TABLE.copy()  # type: ignore[attr-defined]
-    chat.model.engine.TABLE[:, 257] = -9  # type: ignore[attr-defined] - it never ends by itself
+    local(chat).model.engine.TABLE = local(chat).model.engine.TABLE.copy()  # type: ignore[attr-defined]
+    local(chat).model.engine.TABLE[:, 257] = -9  # type: ignore[attr-defined] - it never ends by itself
     ask(chat, "first")
     events = list(chat.ask("second"))
     evicted = [event for event in events if isinstance(event, Evicted)]
     assert evicted[0].turns == 1 and [event.turns for event in evicted[1:]] == [0] * (len(evicted) - 1)
     done = events[-1]
     assert isinstance(done, TurnDone) and (done.reason, done.stats.completion_tokens) == ("length", 400)
-    assert bytes(chat._cache.log[1:12]) == b"system\nstay"
+    assert bytes(local(chat).cache.log[1:12]) == b"system\nstay"
 
 
 def test_a_question_larger_than_the_window_rolls_through_it_and_says_so() -> None:
@@ -166,8 +166,8 @@ def test_a_question_larger_than_the_window_rolls_through_it_and_says_so() -> Non
     events = list(chat.ask("x" * 1000))
     assert sum(event.tokens for event in events if isinstance(event, Evicted)) > 870
     assert isinstance(events[-1], TurnDone)
-    assert bytes(chat._cache.log[1:12]) == b"system\nstay" and bytes([120] * 20) in bytes(
-        min(t, 255) for t in chat._cache.log
+    assert bytes(local(chat).cache.log[1:12]) == b"system\nstay" and bytes([120] * 20) in bytes(
+        min(t, 255) for t in local(chat).cache.log
     )
 
 
@@ -178,9 +178,9 @@ def test_refill_computes_the_rest_as_if_the_dialog_had_begun_there() -> None:
     for number in range(12):
         for event in chat.ask(f"message {number}"):
             refilled += isinstance(event, Evicted) and event.refilled
-        view = chat._window.view
-        assert view is not None and chat._cache.evicted == 0
-        log = chat._cache.log
+        view = local(chat).window.view
+        assert view is not None and local(chat).cache.evicted == 0
+        log = local(chat).cache.log
         assert log == view.ids(line(chat)[-1].ids or ())[: len(log)]
         fresh = HashEngine(160, 259)
         assert int(fresh.row(log[:-1]).argmax()) == log[-1]
@@ -206,7 +206,8 @@ def test_overflow_stop_ends_with_an_error_and_the_dialog_as_before() -> None:
 
 
 def test_overflow_stop_ends_an_answer_where_the_context_is_full() -> None:
-    chat = session(slots=64, overflow="stop", settings=replace(GREEDY, max_tokens=None, stop_ids=frozenset()))
+    chat = session(slots=64, overflow="stop", settings=replace(GREEDY, max_tokens=None))
+    local(chat).model.stop_ids = frozenset()
     assert ask(chat, "a" * 20)[1].reason == "length"
     assert chat.context_used == 64
 
@@ -215,9 +216,9 @@ def test_positions_that_depend_on_the_length_are_refilled_and_that_is_said_once(
     model = hash_model(256)
     scaling = RopeScaling("dynamic", factor=2.0)
     model.engine.config = replace(model.engine.config, rope_scaling=scaling)
-    chat = Session(model, GREEDY)
+    chat = local_session(model, GREEDY)
     said = [notice for notice in chat.notices() if "positions" in notice]
-    assert chat.overflow == "refill" and len(said) == 1 and chat.notices() == []
+    assert local(chat).overflow == "refill" and len(said) == 1 and chat.notices() == []
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -247,7 +248,7 @@ def test_undo_goes_back_and_reuses_everything_before() -> None:
         ask(chat, text)
     assert chat.undo(2) == 2
     assert [text for role, text in said(chat) if role == "user"] == ["one"]
-    kept = len(chat.model.dialog.encode([Message("system", "s"), *(node.message for node in line(chat))]))
+    kept = len(local(chat).model.dialog.encode([Message("system", "s"), *(node.message for node in line(chat))]))
     _, done = prefilled(chat, chat.ask("other"))
     opened = len("<|im_start|>assistant\n") - len("<|im_start|>") + 1
     assert done.stats.reused_tokens >= kept - opened
@@ -325,7 +326,7 @@ def test_an_alternative_token_begins_a_branch_and_the_first_piece_brings_the_tex
     first, *rest = chat.take_alternative(4, 2)
     ids = line(chat)[-1].ids
     assert ids is not None and ids[:4] == (*(token.id for token in tokens[:3]), tokens[3].top[1][1])
-    assert isinstance(first, TextDelta) and first.text == chat.model.tokenizer.decode(ids[:4])
+    assert isinstance(first, TextDelta) and first.text == local(chat).model.tokenizer.decode(ids[:4])
     assert isinstance(rest[-1], TurnDone) and len(chat.branches()) == 2
     for index, choice in ((0, 1), (99, 1), (1, 0)):
         with pytest.raises(UsageError):
@@ -341,7 +342,7 @@ def test_an_alternative_however_unlikely_is_looked_up_for_its_own_token_only(mon
         looked_up.append(token)
         return token_logprobs(logits, token, top)
 
-    for module in ("generate", "chat.insight"):
+    for module in ("core.generate", "chat.insight"):
         monkeypatch.setattr(f"llamachat.{module}.token_logprobs", noted)
     list(chat.take_alternative(5, 200))
     assert len(looked_up) == 1 and (line(chat)[-1].ids or ())[4] == expected
@@ -364,7 +365,7 @@ def test_first_messages_are_part_of_what_the_model_sees() -> None:
     chat.begin([("user", "Who are you?"), ("assistant", "A pirate.")])
     ask(chat, "hello")
     assert said(chat)[:2] == [("user", "Who are you?"), ("assistant", "A pirate.")]
-    assert b"A pirate." in bytes(min(token, 255) for token in chat._cache.log)
+    assert b"A pirate." in bytes(min(token, 255) for token in local(chat).cache.log)
     with pytest.raises(UsageError):
         chat.begin([("assistant", "no question before it")])
 
@@ -375,7 +376,7 @@ def test_first_messages_are_part_of_what_the_model_sees() -> None:
 def test_a_stop_string_ends_the_answer_before_it_and_is_not_remembered() -> None:
     whole, _ = ask(session(), "hello")
     stop = whole[4:6]
-    chat = session(settings=AnswerSettings(GREEDY.sampling, GREEDY.stop_ids, [stop], 12))
+    chat = session(settings=replace(GREEDY, stop=[stop]))
     text, done = ask(chat, "hello")
     assert text == whole[: whole.index(stop)] and done.reason == "stop"
     assert said(chat)[-1] == ("assistant", text) and line(chat)[-1].ids is None
@@ -386,7 +387,7 @@ def test_a_new_system_prompt_is_used_from_the_next_message_on() -> None:
     ask(chat, "hello")
     chat.set_system("new")
     ask(chat, "hello")
-    assert bytes(chat._cache.log[1:11]) == b"system\nnew" and len(said(chat)) == 4
+    assert bytes(local(chat).cache.log[1:11]) == b"system\nnew" and len(said(chat)) == 4
 
 
 def test_another_system_prompt_reuses_the_tokens_that_both_begin_with() -> None:
@@ -430,24 +431,28 @@ def test_describe_names_model_weights_and_engine() -> None:
 
 
 def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing() -> None:
-    def load(name: str) -> LoadedModel:
+    stops = False
+
+    def load(name: str) -> LocalBackend:
         if name != "other":
             raise CatalogError(f"no model is called {name}")
         model = hash_model(256)
         model.entry = replace(model.entry, name="other")
         model.tokenizer.vocab_size = 260  # type: ignore[misc]
-        return model
+        if stops:
+            chat.interrupt()
+        return LocalBackend(model)
 
-    chat = Session(hash_model(), GREEDY, "s", load_model=load)
+    chat = local_session(hash_model(), GREEDY, "s", another=load)
     ask(chat, "hello")
-    old = chat.model
+    old = chat.backend
     with pytest.raises(CatalogError):
         chat.use_model("missing")
-    load_model, chat._load_model = chat._load_model, lambda name: (chat.interrupt(), load(name))[1]
+    stops = True
     with pytest.raises(UsageError, match=f"stopped; {old.name} stays"):
         chat.use_model("other")
-    assert chat.model is old and line(chat)[-1].ids
-    chat._load_model = load_model
+    assert chat.backend is old and line(chat)[-1].ids
+    stops = False
     chat.use_model("other")
     assert (chat.describe()["model"], chat.context_size, chat.context_used) == ("other", 256, 0)
     assert line(chat)[-1].ids is None, "another tokenizer's ids mean nothing"
@@ -476,7 +481,7 @@ def scripted(answer: bytes) -> Session:
 
     model = hash_model()
     model.engine = Script(512, 259)
-    return Session(model, replace(GREEDY, max_tokens=None))
+    return local_session(model, replace(GREEDY, max_tokens=None))
 
 
 # ---- seeing inside ----
@@ -486,7 +491,7 @@ def test_tokens_are_scored_as_the_engine_scores_them_and_the_cache_stays_as_it_w
     chat = session(system="s")
     ask(chat, "one")
     ask(chat, "two")
-    held = list(chat._cache.log)
+    held = list(local(chat).cache.log)
     ids = line(chat)[-1].ids or ()
     start = next(i for i in range(len(held)) if tuple(held[i : i + len(ids) - 1]) == ids[:-1] and i > 40)
     tokens = chat.tokens(3)
@@ -496,7 +501,7 @@ def test_tokens_are_scored_as_the_engine_scores_them_and_the_cache_stays_as_it_w
         logprobs = logits - np.log(np.exp(logits).sum())
         assert token.logprob == pytest.approx(logprobs[token.id]) and len(token.top) == 3
         assert token.top[0][1] == logprobs.argmax() == token.id
-    assert chat._cache.log == held
+    assert local(chat).cache.log == held
     assert ask(chat, "three")[1].stats.reused_tokens >= len(held)
 
 
@@ -532,11 +537,11 @@ def test_a_message_beyond_what_a_line_of_the_file_may_have_is_refused() -> None:
 
 def test_thoughts_that_the_models_template_opens_are_thoughts_and_the_next_turn_sees_them_as_said() -> None:
     chat = scripted(b"<think>\nhm</think>Yes.")  # the first line is the header's
-    turns = chat.model.dialog.turns
-    chat.model.dialog.turns = lambda messages: [*turns(messages)[:-1], turns(messages)[-1] + [*b"<think>\n"]]  # type: ignore[method-assign]
+    turns = local(chat).model.dialog.turns
+    local(chat).model.dialog.turns = lambda messages: [*turns(messages)[:-1], turns(messages)[-1] + [*b"<think>\n"]]  # type: ignore[method-assign]
     deltas = [event for event in chat.ask("hello") if isinstance(event, TextDelta)]
     assert "".join(d.text for d in deltas if d.thinking) == "hm"
     assert "".join(d.text for d in deltas if not d.thinking) == "Yes." == said(chat)[-1][1]
     assert line(chat)[-1].text == "<think>hm</think>Yes."
-    held = len(chat._cache)
+    held = len(local(chat).cache)
     assert ask(chat, "again")[1].stats.reused_tokens == held, "nothing of it is computed again"

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from dialogs import SETTINGS
+from dialogs import SETTINGS, local, local_session
 from hash_engine import HashEngine, hash_model
 from measure_kills import survive
 
@@ -38,7 +38,7 @@ def model(slots: int = 512) -> LoadedModel:
 
 
 def chat_on(archive: Archive | None, slots: int = 512, **options: object) -> Session:
-    return Session(model(slots), SETTINGS, "s", archive=archive, **options)  # type: ignore[arg-type]
+    return local_session(model(slots), SETTINGS, "s", archive=archive, **options)  # type: ignore[arg-type]
 
 
 def ask(chat: Session, text: str) -> TurnDone:
@@ -84,7 +84,7 @@ def test_an_opened_dialog_is_the_one_that_was_left(archive: Archive) -> None:
     list(chat.resume())
     chat.save("mine")
     chat.close()
-    again = Session(model(), replace(SETTINGS, max_tokens=3), archive=archive)
+    again = local_session(model(), replace(SETTINGS, max_tokens=3), archive=archive)
     again.load("mine")
     assert said(again) == said(chat) and again.branches() == chat.branches() and again.system == "another"
     assert again.parameters() == chat.parameters() and again.name == "mine"
@@ -360,8 +360,8 @@ def test_export_writes_markdown_or_json_and_never_over_a_file(archive: Archive, 
 
 
 def engine(chat: Session) -> HashEngine:
-    assert isinstance(chat.model.engine, HashEngine)
-    return chat.model.engine
+    assert isinstance(local(chat).model.engine, HashEngine)
+    return local(chat).model.engine
 
 
 def left(archive: Archive, slots: int = 512, turns: int = 3) -> Session:
@@ -461,7 +461,7 @@ def test_a_snapshot_of_another_model_window_or_dialog_is_not_taken(archive: Arch
     for other in (model(256), model()):
         if other.engine.slots == 512:
             other.checkpoint.files = (tmp_path / "sessions" / "a.jsonl",)  # type: ignore[misc]
-        chat = Session(other, SETTINGS, archive=archive, snapshots=True)
+        chat = local_session(other, SETTINGS, archive=archive, snapshots=True)
         chat.load("a")
         assert chat.context_used == 0
         chat.close()
@@ -470,7 +470,7 @@ def test_a_snapshot_of_another_model_window_or_dialog_is_not_taken(archive: Arch
 def test_a_model_whose_file_was_removed_meanwhile_goes_on_without_snapshots(archive: Archive, tmp_path: Path) -> None:
     left(archive)
     chat = chat_on(archive, snapshots=True)
-    chat.model.checkpoint.files = (tmp_path / "gone",)  # type: ignore[misc]
+    local(chat).model.checkpoint.files = (tmp_path / "gone",)  # type: ignore[misc]
     chat.load("a")
     ask(chat, "on")
     chat.close()
@@ -516,7 +516,7 @@ def test_a_snapshot_that_has_no_room_in_any_case_makes_none(
     ask(chat, "another dialog")
     chat.close()
     assert held and snapshot.store().entries() == held
-    assert max(exported) == (1 if value == 100 else len(chat._cache))
+    assert max(exported) == (1 if value == 100 else len(local(chat).cache))
 
 
 def test_half_a_file_that_a_kill_left_goes_and_one_that_is_being_written_stays(archive: Archive) -> None:

@@ -5,16 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from dialogs import local, local_session
 from hash_engine import HashEngine, hash_model
 
 from llamachat.chat.session import Session
+from llamachat.chat.settings import Settings
 from llamachat.chat.tree import path
-from llamachat.core.dialog import Message
+from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.sampler import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
-from llamachat.generation.completion import AnswerSettings
 from llamachat.tokenizers.base import TextTokenizer
 from llamachat.tokenizers.dialog_formats import choose
 
@@ -79,15 +80,15 @@ def session(name: str, system: str | None, slots: int = 900, **options: Any) -> 
     model.checkpoint.chat_template = template  # type: ignore[misc]
     model.entry = replace(model.entry, dialog=dialog)
     model.dialog = choose(dialog, model.tokenizer, template)
-    settings = AnswerSettings(SamplingParams(temperature=0), frozenset(), max_tokens=9)
-    return Session(model, settings, system, **options)
+    model.stop_ids = frozenset()
+    return local_session(model, Settings(SamplingParams(temperature=0), max_tokens=9), system, **options)
 
 
 def rendered(chat: Session, ids_of: Callable[[Message], Message] = lambda m: m) -> list[int]:
     """The active branch, rendered at once."""
     system = [Message("system", chat.system)] if chat.system else []
     *before, answer = (node.message for node in path(chat.history.tree.active))
-    return chat.model.dialog.encode([*system, *before]) + list(answer.ids or ())
+    return local(chat).model.dialog.encode([*system, *before]) + list(answer.ids or ())
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -97,37 +98,46 @@ def test_until_something_is_dropped_the_cache_holds_a_fresh_rendering(name: str,
     for text in ("one", "two [/INST] <|im_end|>", " three "):
         list(chat.ask(text))
         expected = rendered(chat)
-        assert chat._cache.log == expected[: len(chat._cache)] and len(expected) - len(chat._cache) <= 1
+        assert (
+            local(chat).cache.log == expected[: len(local(chat).cache)] and len(expected) - len(local(chat).cache) <= 1
+        )
     list(chat.edit(2, "otherwise"))
-    assert chat._cache.log == rendered(chat)[: len(chat._cache)]
+    assert local(chat).cache.log == rendered(chat)[: len(local(chat).cache)]
     chat.set_system("Now another.")
     list(chat.ask("four"))
-    assert chat._cache.log == rendered(chat)[: len(chat._cache)]
+    assert local(chat).cache.log == rendered(chat)[: len(local(chat).cache)]
+
+
+def preamble(dialog: DialogFormat) -> list[int]:
+    """What a format writes before the first question and no other."""
+    ask, say = Message("user", "a"), Message("assistant", "a")
+    first, _, later, _ = dialog.turns([ask, say, ask])
+    return first[: len(first) - len(later)]
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_stands_before_the_first_question_stays_and_behind_it_whole_turns(name: str, system: str | None) -> None:
     chat = session(name, system, 260)
-    dialog, dropped = chat.model.dialog, 0
+    dialog, dropped = local(chat).model.dialog, 0
     given = [Message("system", system)] if system else []
-    pinned = dialog.turns([*given, Message("user", "a")])[0] if system else chat._window._head()
+    pinned = dialog.turns([*given, Message("user", "a")])[0] if system else preamble(dialog)
     pinned = pinned if len(pinned) >= 4 else dialog.turns([Message("user", "question 0 " + "x" * 9)])[0][:4]
     for number in range(14):
         dropped += sum(event.turns for event in chat.ask(f"question {number} " + "x" * 9) if isinstance(event, Evicted))
-        assert chat._cache.log[: len(pinned)] == pinned and chat._cache.pinned == len(pinned)
+        assert local(chat).cache.log[: len(pinned)] == pinned and local(chat).cache.pinned == len(pinned)
     assert dropped > 2
     nodes = path(chat.history.tree.active)
     turns = dialog.turns([*given, *(node.message for node in nodes[:-1])])[bool(system) :]
     behind = [token for turn in turns[2 * dropped :] for token in turn] + list(nodes[-1].ids or ())
-    assert chat._cache.log[len(pinned) :] == behind[: len(chat._cache) - len(pinned)]
+    assert local(chat).cache.log[len(pinned) :] == behind[: len(local(chat).cache) - len(pinned)]
 
 
 def test_a_system_prompt_of_the_templates_own_is_pinned() -> None:
     chat = session("jinja", None, 260)
     list(chat.ask("a"))
     assert b"You are of this template." in bytes(
-        token for token in chat._cache.log[: chat._cache.pinned] if token < 256
+        token for token in local(chat).cache.log[: local(chat).cache.pinned] if token < 256
     )
 
 
@@ -144,10 +154,10 @@ def test_a_long_history_without_its_cache_costs_no_more_than_what_fits() -> None
     chat = session("chatml", "Be brief.", 400)
     chat.begin([("user", "question"), ("assistant", "answer")] * 300)
     encoded: list[int] = []
-    turns = chat.model.dialog.turns
-    chat.model.dialog.turns = lambda messages: encoded.append(len(messages)) or turns(messages)  # type: ignore[method-assign, func-returns-value]
+    turns = local(chat).model.dialog.turns
+    local(chat).model.dialog.turns = lambda messages: encoded.append(len(messages)) or turns(messages)  # type: ignore[method-assign, func-returns-value]
     (first, *_) = chat.ask("and now?")
     assert isinstance(first, Evicted) and first.turns > 250
     assert sum(encoded) < 120 and chat.turns()[1].seen == "dropped" and chat.turns()[-1].seen == "kept"
     list(chat.ask("go on"))
-    assert len(chat._cache) > 200
+    assert len(local(chat).cache) > 200

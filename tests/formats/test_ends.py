@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import save_hf, tiny_model
+from dialogs import local, local_session
 from tokenizers import Tokenizer as Library
 from vocabularies import byte_level_json, write_folder
 
 from llamachat import Llama
 from llamachat.chat.session import Session
+from llamachat.chat.settings import Settings
 from llamachat.cli.loading import answer_settings
 from llamachat.cli.options import Options
 from llamachat.core.dialog import Message
+from llamachat.core.sampler import SamplingParams
 from llamachat.events import TurnDone
 from llamachat.generation.completer import Completer
 from llamachat.generation.constraints import from_regex, from_schema
@@ -26,6 +29,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|header|>' + m.role + '\n' + m.content + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|header|>assistant\n' }}{% endif %}"
 )
+GREEDY = Settings(SamplingParams(temperature=0), max_tokens=9)
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -106,7 +110,7 @@ def test_a_grammar_ends_where_its_turn_ends(model: LoadedModel, grammar: str) ->
 
 
 def test_an_answer_ends_with_its_turn_in_a_chat(model: LoadedModel) -> None:
-    chat = Session(model, answer_settings(Options(temperature=0, max_tokens=9), model), None, "roll")
+    chat = local_session(model, GREEDY, None, "roll")
     done = [event for event in chat.ask("hi") if isinstance(event, TurnDone)]
     assert done[0].reason == "stop" and chat.turns()[-1].text == "7"
 
@@ -165,7 +169,7 @@ THINKS = (
 
 def shown(chat: Session) -> str:
     """What the model has read, with control tokens by name."""
-    return "".join(map(chat.model.token_text, chat._cache.log))
+    return "".join(map(local(chat).model.token_text, local(chat).cache.log))
 
 
 @pytest.mark.parametrize("overflow", ["roll", "refill"])
@@ -174,7 +178,7 @@ def test_a_template_that_moves_the_system_prompt_chats_on(tmp_path: Path, overfl
     saying(tmp_path, *map(library.token_to_id, ("7", "<|eot|>")), library=library)
     write_folder(tmp_path, library, bos_token="<|begin|>", eos_token="<|end|>", chat_template=MOVES)
     model = load(str(tmp_path), ctx_size=120, force=True)
-    chat = Session(model, answer_settings(Options(temperature=0, max_tokens=9), model), "be brief", overflow)
+    chat = local_session(model, GREEDY, "be brief", overflow)
     for number in range(12):
         list(chat.ask(f"question {number}"))
         assert chat.turns()[-1].text == "7"
@@ -188,7 +192,7 @@ def test_a_template_that_leaves_out_thoughts_leaves_them_out_of_a_chat(tmp_path:
     saying(tmp_path, *map(library.token_to_id, ("7", "</think>", "8", "<|eot|>")), library=library)
     write_folder(tmp_path, library, bos_token="<|begin|>", eos_token="<|end|>", chat_template=THINKS)
     model = load(str(tmp_path), ctx_size=120, force=True)
-    chat = Session(model, answer_settings(Options(temperature=0, max_tokens=9), model), None, "roll")
+    chat = local_session(model, GREEDY, None, "roll")
     for question in "abc":
         list(chat.ask(question))
         assert chat.turns()[-1].text == "7</think>8"

@@ -48,7 +48,7 @@ def load():
     return session
 {setup}
 code = run(load, model="Fake-1B"{options})
-print("history:", [(role, text if len(text) < 1000 else len(text)) for role, text in session.history])
+print("history:", [(role, text if len(text) < 1000 else len(text)) for role, text in session.said])
 sys.exit(code)
 """
 SIZES = [(80, 24), (120, 40)]

@@ -19,10 +19,11 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from llamachat.chat.session import Session
 from llamachat.errors import DoesNotFitError, ModelError
 from llamachat.events import Evicted, SavedDialog
 from llamachat.ui import app
-from llamachat.ui.app import Chat, ChatSession, PlainChat, Watch, answer_lines, converse, run
+from llamachat.ui.app import Chat, PlainChat, Watch, answer_lines, converse, run
 from llamachat.ui.conversation import Conversation
 from llamachat.ui.render import Screen
 from llamachat.ui.theme import load as load_theme
@@ -33,7 +34,7 @@ LEFT = ["❯ /exit"]
 
 
 def said(session: FakeSession) -> list[str]:
-    return [text for role, text in session.history if role == "user"]
+    return [text for role, text in session.said if role == "user"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def talk(keys: str, load: Callable[[], ChatSession], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
+def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
     """The exit code of a conversation in which these keys are pressed, and what is on the screen afterwards."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
@@ -110,7 +111,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it() -> None:
     code, lines = talk("hi\rgo on\r/exit\r", lambda: session)
     assert code == 0
     assert lines[1:3] == ["half an", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
-    assert session.history[:3] == [("user", "hi"), ("assistant", "half an "), ("user", "go on")]
+    assert session.said[:3] == [("user", "hi"), ("assistant", "half an "), ("user", "go on")]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -135,7 +136,7 @@ def test_a_message_waits_for_loading() -> None:
     go_on = Event()
     session = FakeSession()
 
-    def load() -> ChatSession:
+    def load() -> Session:
         assert go_on.wait(10)
         return session
 
@@ -148,7 +149,7 @@ def test_ctrl_c_while_waiting_for_loading_gives_the_text_back() -> None:
     go_on = Event()
     session = FakeSession()
 
-    def load() -> ChatSession:
+    def load() -> Session:
         assert go_on.wait(10)
         return session
 
@@ -158,7 +159,7 @@ def test_ctrl_c_while_waiting_for_loading_gives_the_text_back() -> None:
 
         def press(app: object) -> None:
             """One after the other, as soon as each makes sense."""
-            done = (talk._busy is not None, talk.prompt.text == "hi", go_on.is_set())
+            done = (talk.busy, talk.prompt.text == "hi", go_on.is_set())
             if len(pressed) < 3 and done[len(pressed)]:
                 pressed.append(next(keys))
                 keyboard.send_text(pressed[-1])
@@ -210,7 +211,7 @@ def test_a_bug_of_ours_is_not_hidden() -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_model_that_does_not_load_ends_the_chat(wait: bool) -> None:
-    def load() -> ChatSession:
+    def load() -> Session:
         raise ModelError("no such file")
 
     with pytest.raises(ModelError, match="no such file"):
@@ -227,16 +228,16 @@ def test_leaving_does_not_wait_for_loading() -> None:
 def test_a_signal_ends_the_chat_after_the_answer_is_stopped(number: signal.Signals) -> None:
     session = FakeSession(["half", lambda: os.kill(os.getpid(), number), UNTIL_INTERRUPT])
     code, lines = talk("hi\r", lambda: session)
-    assert (code, session.history) == (128 + number, [("user", "hi"), ("assistant", "half")])
+    assert (code, session.said) == (128 + number, [("user", "hi"), ("assistant", "half")])
     assert lines[1:3] == ["half", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
 
 
-@pytest.mark.parametrize("command", ["/heat", "/model Fake-7B"])
-def test_ctrl_c_stops_a_slow_command_and_says_so(command: str) -> None:
+@pytest.mark.parametrize(("command", "stays"), [("/heat", ""), ("/model Fake-7B", "; Fake-1B stays")])
+def test_ctrl_c_stops_a_slow_command_and_says_so(command: str, stays: str) -> None:
     session = FakeSession(["one"], ["two"])
-    session.at_work = lambda: (CTRL_C(), wait_for(lambda: session.interrupts > 0))
+    session.script.at_work = lambda: (CTRL_C(), wait_for(lambda: session.interrupts > 0))
     _, lines = talk(f"hi\r{command}\rthere\r/exit\r", lambda: session)
-    assert lines[lines.index(f"❯ {command}") + 1] == "error: stopped"
+    assert lines[lines.index(f"❯ {command}") + 1] == f"error: stopped{stays}"
     assert (session.describe()["model"], said(session)) == ("Fake-1B", ["hi", "there"])
     assert "two" in lines, "nothing of it stops the next answer"
 
@@ -295,7 +296,7 @@ def test_a_dumb_terminal_gets_one_line_after_the_other() -> None:
 
 def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> None:
     keys, out, session = iter(["hi", "/edit 1", "/heat", "more", EOFError()]), StringIO(), FakeSession()
-    session.at_work = CTRL_C
+    session.script.at_work = CTRL_C
 
     def read(prompt: str) -> str:
         key = next(keys)
@@ -333,12 +334,12 @@ def test_off_a_terminal_the_first_failure_gives_the_exit_code() -> None:
 def test_off_a_terminal_ctrl_c_ends_after_keeping_the_answer() -> None:
     session = FakeSession(["half", CTRL_C, " more"])
     assert pipe("one\ntwo\n", session) == (130, "half\n", "")
-    assert session.history == [("user", "one"), ("assistant", "half")]
+    assert session.said == [("user", "one"), ("assistant", "half")]
 
 
 def test_off_a_terminal_ctrl_c_ends_a_slow_command_and_the_chat() -> None:
     session = FakeSession()
-    session.at_work = CTRL_C
+    session.script.at_work = CTRL_C
     assert pipe("one\n/heat\ntwo\n", session) == (130, "You said: one\n", "error: stopped\n")
     assert said(session) == ["one"]
 
@@ -346,7 +347,7 @@ def test_off_a_terminal_ctrl_c_ends_a_slow_command_and_the_chat() -> None:
 def test_off_a_terminal_ctrl_c_twice_breaks_off_what_does_not_stop() -> None:
     never = Event()
     session = FakeSession()
-    session.at_work = lambda: (CTRL_C(), CTRL_C(), never.wait())
+    session.script.at_work = lambda: (CTRL_C(), CTRL_C(), never.wait())
     assert pipe("one\n/heat\ntwo\n", session) == (130, "You said: one\n", "")
 
 
@@ -382,7 +383,7 @@ def test_off_a_terminal_a_signal_keeps_the_answer_and_closes_the_session(
     monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
     assert run(lambda: session) == 143
     assert capsys.readouterr().out == "half\n"
-    assert (len(closed), session.history) == (1, [("user", "hi"), ("assistant", "half")])
+    assert (len(closed), session.said) == (1, [("user", "hi"), ("assistant", "half")])
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -401,7 +402,7 @@ def test_off_a_terminal_a_signal_does_not_keep_the_session_from_being_closed(mon
 def test_run_turns_a_failed_load_into_one_line_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load() -> ChatSession:
+    def load() -> Session:
         raise DoesNotFitError("the weights need 9 GB", "there are 4", "take a smaller model")
 
     monkeypatch.setattr(sys, "stdin", StringIO(""))
@@ -413,7 +414,7 @@ def test_off_a_terminal_ctrl_c_while_loading_leaves_at_once(monkeypatch: pytest.
     """Not through the interpreter's shutdown, which a thread deep in native code would crash."""
     never, left = Event(), list[int]()
     monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
-    monkeypatch.setattr(app, "_leave_now", left.append)
+    monkeypatch.setattr(app, "leave_now", left.append)
     monkeypatch.setattr(Screen, "waiting", lambda self, line: CTRL_C())
     run(lambda: never.wait() and FakeSession())
     never.set()

@@ -12,6 +12,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from llamachat.chat.persona import Persona
+from llamachat.chat.store import Archive
 from llamachat.errors import CatalogError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
 from llamachat.ui import commands
@@ -62,8 +63,9 @@ class Library:
 class Desk:
     """A chat of which commands are asked."""
 
-    def __init__(self) -> None:
-        self.session = FakeSession()
+    def __init__(self, folder: Path) -> None:
+        self.archive = Archive(folder)
+        self.session = FakeSession(archive=self.archive)
         self.screen = Shown()
         self.sent: list[str] = []
         self.busy = False  # with a command
@@ -95,8 +97,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("sessions") / "sessions")
 
 
 # ---- what a typed text is ----
@@ -236,11 +238,11 @@ def test_edit_asks_in_other_words_or_brings_the_old_ones(desk: Desk) -> None:
 
 def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
     desk.type("one")
-    assert desk.type("/fork") == ["a new branch from here; /switch 1 goes back to the other"]
+    assert desk.type("/fork") == ["a new branch from here; /switch 2 goes back to the other"]
     desk.type("two")
     desk.type("/branches")
-    assert [(branch.id, branch.turns) for branch in desk.screen.drawn[0][1][0]] == [(1, 1), (2, 2)]
-    assert desk.type("/switch 1") == ["branch 1, 1 question: one"]
+    assert [(branch.id, branch.turns) for branch in desk.screen.drawn[0][1][0]] == [(2, 1), (4, 2)]
+    assert desk.type("/switch 2") == ["branch 2, 1 question: one"]
     assert desk.questions() == ["one"]
 
 
@@ -263,18 +265,28 @@ def test_a_hostile_system_prompt_is_shown_safely(desk: Desk) -> None:
 
 
 def test_set_shows_and_changes_parameters(desk: Desk) -> None:
-    settings = ["  temperature  0.6", "  top_k        none", "  top_p        0.9", "  seed         7"]
-    assert desk.type("/set") == settings
+    settings = [
+        ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
+        ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
+    ]  # fmt: skip
+    assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
     assert desk.type("/set top-p 0.5") == ["  top_p  0.5"], "as the flag is written"
     for text in ("/set warmth", "/set warmth 3"):
-        with pytest.raises(UsageError, match="no parameter is called warmth"):
+        with pytest.raises(UsageError, match=r"no parameter .*warmth"):
             desk.type(text)
 
 
 def test_show_tells_what_is_set(desk: Desk) -> None:
     lines = desk.type("/show")
-    assert [line.split()[0] for line in lines[:6]] == ["model", "weights", "engine", "memory", "system", "temperature"]
+    assert [line.split()[0] for line in lines[:6]] == [
+        "model",
+        "weights",
+        "engine",
+        "memory",
+        "system",
+        "repetition_penalty",
+    ]
     assert desk.type("/show system") == ["  system  Be brief."]
     with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters"):
         desk.type("/show colour")
@@ -306,16 +318,17 @@ def test_persona_begins_a_dialog_in_its_manner(desk: Desk) -> None:
 
 
 def test_dialogs_are_saved_listed_and_opened(desk: Desk) -> None:
-    assert desk.type("/sessions") == ["no saved dialogs; this one is called fake-dialog"]
+    assert desk.type("/sessions") == [f"no saved dialogs; this one is called {desk.session.name}"]
     desk.type("first\nquestion")
     assert desk.type("/save work") == ["saved as work, and from now on after each answer"]
     listed = desk.type("/sessions")
     name, _day, _hour, *rest = listed[1].split()
-    assert (name, rest) == ("work", ["1", "turn", "Fake-1B", "first", "question"])
+    assert (name, rest) == ("work", ["1", "turn", "Fake-1B", "first"])
     assert listed[2] == "this one is called work"
-    desk.type("/clear")
+    desk.session.close()
+    desk.session = FakeSession(archive=desk.archive)
     assert desk.type("/load work") == ["work: 1 question; last asked: first"]
-    with pytest.raises(UsageError, match="no dialog is called play"):
+    with pytest.raises(UsageError, match="no dialog called play"):
         desk.type("/load play")
 
 
@@ -323,7 +336,7 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     desk.type("hi")
     assert desk.type("/export ~/a dialog.md") == [f"written to {tmp_path / 'a dialog.md'}"]
-    assert "**user**: hi" in (tmp_path / "a dialog.md").read_text()
+    assert "## You\n\nhi\n" in (tmp_path / "a dialog.md").read_text()
     with pytest.raises(UsageError, match="exists"):
         desk.type("/export ~/a dialog.md")
 
@@ -406,7 +419,7 @@ def test_what_is_piped_in_opens_no_files(
     desk.context.send = None
     with pytest.raises(UsageError, match=r"works at a terminal only; piped lines are data, .*; // sends it as text"):
         desk.type(command)
-    assert (desk.session.disk, list(tmp_path.iterdir()), desk.context.attached) == ({}, [], [])
+    assert (desk.session.saved(), list(tmp_path.iterdir()), desk.context.attached) == ([], [], [])
 
 
 # ---- seeing inside ----
@@ -470,7 +483,7 @@ def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> Non
         ("/ex", ["/exit", "/export"]),
         ("/help re", ["/help regen", "/help read"]),
         ("/set top", ["/set top_k", "/set top_p"]),
-        ("/set top_k ", ["/set top_k none", "/set top_k 0", "/set top_k 1", "/set top_k 20", "/set top_k 40", "/set top_k 100"]),
+        ("/set top_k ", ["/set top_k 0", "/set top_k 1", "/set top_k 20", "/set top_k 40", "/set top_k 100"]),
         ("/set top_p 0.9", ["/set top_p 0.9", "/set top_p 0.95"]),
         ("/set top_p 0.9 ", []),
         ("/show s", ["/show system"]),
@@ -480,7 +493,7 @@ def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> Non
         ("/load at h", ["/load at home"]),
         ("/edit ", ["/edit 2", "/edit 1"]),
         ("/copy 1", ["/copy 1"]),
-        ("/switch ", ["/switch 1"]),
+        ("/switch ", ["/switch 2"]),
         ("hello", []),
         ("//s", []),
         ("/system s", []),
@@ -488,9 +501,11 @@ def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> Non
     ],
 )  # fmt: skip
 def test_completion_offers_what_fits(desk: Desk, typed: str, offered: list[str]) -> None:
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("one"))
+    other.save("at home")
     desk.type("one")
     desk.type("/save work")
-    desk.type("/save at home")
     desk.type("/fork")
     desk.type("two")
     assert desk.complete(typed) == offered

@@ -214,7 +214,7 @@ def test_an_editor_that_fails_costs_neither_text_nor_chat(
 
     def look(app: object) -> None:
         if listener.heard and not prompt.hidden and prompt.text == text and not hints:
-            hints.append(prompt._status()[0][1])
+            hints.append(prompt.status()[0][1])
             keyboard.send_text("\r")
 
     prompt.app.after_render += look

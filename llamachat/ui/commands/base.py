@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import Attachment
-from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import Screen
 
 Word = tuple[str, str]  # one that may be typed here, and a short help
@@ -67,8 +67,8 @@ class EmptyLibrary:
 class Context:
     """One chat, as commands see it."""
 
-    session: Callable[[], ChatSession]  # waits for loading, so it is called only by commands that need a session
-    ready: Callable[[], ChatSession | None]  # the session if it is loaded and idle; never waits
+    session: Callable[[], Session]  # waits for loading, so it is called only by commands that need a session
+    ready: Callable[[], Session | None]  # the session if it is loaded and idle; never waits
     screen: Screen
     send: Callable[[str], None] | None = None  # puts a control sequence of ours on the terminal; None off one
     library: Library = field(default_factory=EmptyLibrary)

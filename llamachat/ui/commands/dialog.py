@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
+from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.commands.base import Command, Context, Word
 from llamachat.ui.commands.text import first_line, first_then, number, unquoted, with_files
-from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import count
 
 
-def _questions(session: ChatSession) -> dict[int, str]:
+def _questions(session: Session) -> dict[int, str]:
     """Those of the active branch, by number."""
     return {turn.number: turn.text for turn in session.turns() if turn.role == "user"}
 

@@ -24,7 +24,7 @@ def _stats(context: Context, argument: str) -> None:
 
 def _context(context: Context, argument: str) -> None:
     session = context.session()
-    context.screen.context(session.turns(), session.context_used, session.context_size)
+    context.screen.context(session.context(), session.context_used, session.context_size)
 
 
 def _tokens(context: Context) -> list[TokenView]:

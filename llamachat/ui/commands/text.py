@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui import attach
 from llamachat.ui.commands.base import Context
-from llamachat.ui.contract import ChatSession
 from llamachat.ui.render import short_name
 
 QUOTES = '"""'
@@ -52,7 +52,7 @@ def number(text: str, what: str, default: int | None = None) -> int:
     return int(text)
 
 
-def described(session: ChatSession) -> dict[str, str]:
+def described(session: Session) -> dict[str, str]:
     """What runs, as rows. A model named by its path is shown by the end of that: the path has a row of its own."""
     about = dict(session.describe())
     named_by_path = Path(about.get("file", "")) == Path(about["model"])

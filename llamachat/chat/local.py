@@ -1,0 +1,214 @@
+"""The backend that runs a model in this process: its cache, the window on the dialog, answers, and a look at them again."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+from llamachat.chat import insight
+from llamachat.chat.asked import Asked, Beginning, Capability, Seen
+from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
+from llamachat.chat.settings import Settings
+from llamachat.chat.thinking import opened_by, spelled_tags
+from llamachat.chat.tree import Node, Tree
+from llamachat.chat.window import Overflow, Window
+from llamachat.core.cache import Cache
+from llamachat.core.detokenize import Detokenizer
+from llamachat.core.sampler import SamplingParams, TokenLogprobs
+from llamachat.errors import LlamachatError, UsageError, reading
+from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
+from llamachat.generation import snapshot
+from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.models.load import LoadedModel
+
+REFILLS = (
+    "positions of this model depend on the context's length: "
+    "when that is full, what stays of the dialog is computed anew"
+)
+ALL: frozenset[Capability] = frozenset(get_args(Capability))
+ENDS = {
+    "stop": "the model ended it",
+    "length": "max_tokens or the context ended it",
+    "interrupt": "it was stopped",
+}
+
+
+class LocalBackend:
+    """A loaded model that answers one dialog at a time."""
+
+    def __init__(self, model: LoadedModel, overflow: Overflow = "roll", *, snapshots: bool = False) -> None:
+        """`snapshots`: whether a dialog's keys and values are kept on disk when it is left."""
+        self.model = model
+        refills = overflow == "roll" and depends_on_length(model)
+        self.overflow: Overflow = "refill" if refills else overflow
+        self.notes = [*model.notes, *([REFILLS] if refills else [])]
+        self.capabilities: frozenset[Capability] = ALL if snapshots else ALL - {"snapshots"}
+        self._start()
+
+    def _start(self) -> None:
+        self.cache = Cache(self.model.engine.slots)
+        self.window = Window(self.model, self.cache, self.overflow)
+
+    # ---- what it is ----
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def reference(self) -> str:
+        return self.model.reference
+
+    @cached_property
+    def tokenizer(self) -> str:
+        return tokenizer_fingerprint(self.model.tokenizer)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.model.sampling
+
+    @property
+    def system(self) -> str | None:
+        return self.model.system
+
+    @property
+    def context_used(self) -> int:
+        return len(self.cache)
+
+    @property
+    def context_size(self) -> int:
+        return self.cache.size
+
+    def describe(self) -> Mapping[str, str]:
+        return {**self.model.describe(), "weights": weights(self.model), "overflow": self.overflow}
+
+    def check(self) -> None:
+        _ = self.model.dialog
+
+    # ---- answering ----
+
+    def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
+        """See Backend. Raises DoesNotFitError where the prompt finds no room."""
+        prompt = self.window.prompt(asked)
+        return iter([self._whole(prompt)]) if asked.answer.reason == "stop" else self._answer(asked, settings, prompt)
+
+    def _whole(self, prompt: list[int]) -> TurnDone:
+        """The end of an answer for which nothing had to be computed."""
+        return TurnDone(Stats(len(prompt), len(prompt), 0, 0.0, 0.0, len(self.cache), self.cache.size), "stop", True)
+
+    def _answer(self, asked: Asked, settings: Settings, prompt: list[int]) -> Iterator[Event]:
+        begun, spelled = asked.answer.ids or (), spelled_tags(self.model.tokenizer)
+        answer = Answer(
+            self.model.engine,
+            self.model.tokenizer,
+            self.cache,
+            prompt,
+            AnswerSettings(settings.sampling, self.model.stop_ids, settings.stop, settings.max_tokens),
+            interrupted=asked.interrupted,
+            room=self.window.room,
+            begun=begun,
+            spelled=spelled,
+        )
+        yield from self._pieces(answer, "" if begun else self._opened())
+        text = self._text([*begun, *answer.ids], asked.answer) if begun and answer.exact else None
+        yield TurnDone(answer.stats(), answer.reason, answer.exact, text)
+
+    def _pieces(self, answer: Answer, opened: str) -> Iterator[Event]:
+        """`opened`: what the answer's text is to begin with."""
+        told = 0
+        yield from self.window.take_events()
+        for piece in answer:
+            yield from self.window.take_events()
+            yield TextDelta(opened + piece, ids=tuple(answer.ids[told:]))
+            opened, told = "", len(answer.ids)
+        yield from self.window.take_events()
+        if told < len(answer.ids):  # tokens without a text of their own
+            yield TextDelta(opened, ids=tuple(answer.ids[told:]))
+
+    def _opened(self) -> str:
+        """The tag of thoughts that the answer's header has begun."""
+        view = self.window.view
+        return opened_by("".join(map(self.model.token_text, view.opened if view else []))) or ""
+
+    def _text(self, ids: Sequence[int], like: Node) -> str:
+        """What ids say as an answer to the question that the window shows, with that tag where another answer has it."""
+        detokenizer = Detokenizer(self.model.tokenizer, spelled=spelled_tags(self.model.tokenizer))
+        text, opened = "".join(map(detokenizer.add, ids)) + detokenizer.finish(), self._opened()
+        return opened + text if like.text.startswith(opened) else text
+
+    # ---- the window ----
+
+    def seen(self, line: Sequence[Node], system: str | None) -> Seen:
+        """See Backend."""
+        view = self.window.view
+        return Seen(self.window.first(line), len(view.pinned) if view and view.system == system else 0)
+
+    def forget(self) -> None:
+        self.window.forget()
+
+    # ---- on disk ----
+
+    def take_up(self, dialog: str, tree: Tree, say: Callable[[str], None]) -> None:
+        """See Backend."""
+        self._start()
+        if "snapshots" not in self.capabilities:
+            return
+        try:
+            with reading("the keys and values that were kept"):
+                state = snapshot.restore(self._place(dialog), self.model.engine, self.cache, say)
+                if state is not None:
+                    self.window.take_up(state, tree)
+        except LlamachatError:  # of another dialog, or the model's files have been removed
+            self.cache.truncate(0)
+
+    def keep(self, dialog: str) -> None:
+        """See Backend."""
+        if "snapshots" in self.capabilities and (state := self.window.state()):
+            with suppress(OSError):  # a full disk: it is computed anew next time
+                snapshot.save(self._place(dialog), self.model.engine, self.cache, state)
+
+    def _place(self, dialog: str) -> Path:
+        return snapshot.place(self.model, f"dialog {dialog}")
+
+    # ---- seeing inside ----
+
+    def tokens(self, asked: Asked, alternatives: int) -> Sequence[TokenView]:
+        """See Scoring."""
+        text = self.model.token_text
+        return [
+            TokenView(text(each.id), each.id, each.logprob, tuple((text(id), id, value) for id, value in each.top))
+            for each in self._scored(asked, alternatives)
+        ]
+
+    def why(self, asked: Asked, settings: Settings) -> Sequence[tuple[str, str]]:
+        """See Scoring."""
+        answer = asked.answer
+        params, count = settings.sampling_of(answer.parameters), len(answer.ids or ())
+        rows = insight.reasons(self.model.engine, self.cache, self._ids(asked), count, params, asked.interrupted)
+        limit = answer.parameters.get("max_tokens")
+        return [*rows, ("max_tokens", f"{'none' if limit is None else limit}: {ENDS[answer.reason]}")]
+
+    def alternative(self, asked: Asked, index: int, choice: int) -> Beginning:
+        """See Scoring."""
+        if not 1 <= choice <= self.model.engine.config.vocab_size:
+            raise UsageError(f"there is no alternative {choice}", remedy="count from 1")
+        token = self._scored(asked, choice, only=index)[0].top[choice - 1][0]
+        ends = token in self.model.stop_ids
+        ids = (*(asked.answer.ids or ())[: index - 1], *(() if ends else (token,)))
+        return Beginning(self._text(ids, asked.answer), ids, ends)
+
+    def _scored(self, asked: Asked, top: int, only: int | None = None) -> list[TokenLogprobs]:
+        """Logprobs of the answer's tokens, or of one of them (from 1)."""
+        whole, count = self._ids(asked), len(asked.answer.ids or ())
+        if only is not None:
+            whole, count = whole[: len(whole) - count + only], 1
+        return insight.scored(self.model.engine, self.cache, whole, count, top, asked.interrupted)
+
+    def _ids(self, asked: Asked) -> list[int]:
+        """All up to the end of the answer. Raises UsageError where the model sees only its end."""
+        whole = self.window.in_step(asked)
+        view = self.window.view
+        if view is None or view.gone or len(whole) - 1 > self.cache.size:
+            raise UsageError("question and answer are not in the context as a whole", "the answer cannot be scored")
+        return whole

@@ -1,0 +1,57 @@
+"""How a dialog is answered, whoever answers it: what /set shows and changes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamachat.checks import is_whole, shown
+from llamachat.core.sampler import SamplingParams
+from llamachat.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """In force for the next answer."""
+
+    sampling: SamplingParams
+    max_tokens: int | None = None  # None: to the end of the turn or of the context
+    stop: Sequence[str] = ()  # texts that end an answer
+
+    def parameters(self) -> Mapping[str, object]:
+        """What can be set by name, with the current values."""
+        return {**{name: getattr(self.sampling, name) for name in _names(self.sampling)}, "max_tokens": self.max_tokens}
+
+    def changed(self, name: str, text: str) -> "Settings":
+        """With a parameter set from its text, "none" for no value. Raises UsageError on a bad name or value."""
+        known = self.parameters()
+        if name not in known:
+            raise UsageError(f"there is no parameter {name!r}", remedy=f"known: {', '.join(known)}")
+        return self.having({**known, name: _number(name, text)})
+
+    def having(self, parameters: Mapping[str, Any]) -> "Settings":
+        """With these values; what nobody sets in a dialog stays. Raises UsageError for impossible ones."""
+        limit = parameters.get("max_tokens")
+        if limit is not None and (not is_whole(limit) or limit < 1):
+            raise UsageError(f"max_tokens cannot be {shown(limit)}", remedy="give a whole number from 1 on, or none")
+        return replace(self, sampling=self.sampling_of(parameters), max_tokens=limit)
+
+    def sampling_of(self, parameters: Mapping[str, Any]) -> SamplingParams:
+        """How an answer was drawn that was given with these values."""
+        names = {*_names(self.sampling)}
+        return self.sampling.replace(**{name: value for name, value in parameters.items() if name in names})
+
+
+def _names(sampling: SamplingParams) -> list[str]:
+    return [name for name in sampling.__dataclass_fields__ if name != "logit_bias"]
+
+
+def _number(name: str, text: str) -> Any:
+    """An int or float from its text; None for "none"."""
+    if text.strip().lower() in ("none", "off", ""):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise UsageError(f"{name} cannot be {text!r}", remedy="give a number, or none")
