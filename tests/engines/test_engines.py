@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
+from llamachat.cli.options import EngineName
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.engines.native import abi, build
+from llamachat.engines.select import ENGINES
 from llamachat.errors import UsageError
 from llamachat.models.load import LoadedModel, load
 
@@ -98,3 +100,9 @@ def test_a_model_beyond_the_native_engine_is_torchs_and_one_line_says_why(tmp_pa
     assert [line for line in said if "heads of more than 1024 elements); torch answers" in line] == said[-1:]
     with pytest.raises(UsageError, match=r"cannot run this model .*--engine torch"):
         load(str(tmp_path), engine="native", ctx_size=16)
+
+
+def test_an_engine_that_there_is_not_is_refused_and_the_flag_knows_those_there_are(folder: str) -> None:
+    assert [name.value for name in EngineName] == ["auto", *ENGINES]
+    with pytest.raises(UsageError, match="engine is 'onnx'; allowed is one of auto, native, torch"):
+        load(folder, engine="onnx")
