@@ -9,20 +9,20 @@ from llamachat.core.engine import Engine
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.core.tensors import Tensor
 from llamachat.engines import memory
-from llamachat.engines.native.arena import Arena
 from llamachat.engines.native.build import BuildError
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 
 EngineName = Literal["auto", "native", "torch"]
 Report = Callable[[str], None]
 Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
-Arenas = Callable[[Checkpoint, Tensors, Report], Arena]
+Packer = Callable[[Checkpoint, Tensors, Report], PackedWeights]
 
 
-def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> Arena:
+def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> PackedWeights:
     """Packed into memory."""
-    return Arena.build(tensors())
+    return PackedWeights.build(tensors())
 
 
 def build_engine(
@@ -37,13 +37,13 @@ def build_engine(
     threads: int | None = None,
     force: bool = False,
     say: Report,
-    arena: Arenas = packed,
+    pack: Packer = packed,
 ) -> Engine:
     """The native engine on a CPU where it can be had, else torch; `say` is told when a wish could not be met.
 
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
-    `arena` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
+    `pack` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
     """
     place = _device(device)
     if engine == "native" and (place == "cuda" or dtype is not None):
@@ -53,7 +53,7 @@ def build_engine(
         try:
             reason = _unsupported(checkpoint)
             if reason is None:
-                return _native(checkpoint, tensors, slots, bits, threads, force, say, arena)
+                return _native(checkpoint, tensors, slots, bits, threads, force, say, pack)
         except BuildError as error:
             if engine == "native":
                 raise UsageError(f"the native engine cannot be had ({error})", remedy="install a C compiler") from error
@@ -98,14 +98,14 @@ def _native(
     threads: int | None,
     force: bool,
     say: Report,
-    arena: Arenas,
+    pack: Packer,
 ) -> Engine:
     from llamachat.engines.native.engine import KV_TYPES, NativeEngine, planned_bytes
 
     kv = KV_TYPES[bits or 16]
     weights, cache, workspace = planned_bytes(checkpoint.config, checkpoint.index(), slots, kv, threads)
     _check(weights, cache, slots, bits, force, max(memory.WORKSPACE, memory.WORKSPACE // 2 + workspace))
-    engine = NativeEngine(checkpoint.config, arena(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
+    engine = NativeEngine(checkpoint.config, pack(checkpoint, tensors, say), slots=slots, kv=kv, threads=threads)
     if (asked := checkpoint.config.dtypes.compute) not in (None, engine.types):
         say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
     return engine

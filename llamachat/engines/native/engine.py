@@ -13,8 +13,8 @@ from llamachat.core.rope import frequencies
 from llamachat.core.spec import LlamaConfig
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
-from llamachat.engines.native.arena import Arena
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, Saved, pinned_among
 from llamachat.errors import FormatError
 
@@ -34,12 +34,12 @@ _UNPLACED = "each token needs a slot and a position"
 class NativeEngine:
     """See engine.Engine. Deterministic: neither the number of threads nor the cutting into chunks changes a bit."""
 
-    repeatable = True
+    batch_invariant = True
 
     def __init__(
         self,
         config: LlamaConfig,
-        arena: Arena,
+        weights: PackedWeights,
         *,
         slots: int,
         kv: KvType = "float16",
@@ -47,8 +47,8 @@ class NativeEngine:
         kernels: str | None = None,
     ) -> None:
         """`kernels` is one of usable_kernels(), by default the first. Raises FormatError and MemoryError."""
-        arena.require(config.tensor_shapes())
-        self.config, self.slots, self.arena = config, slots, arena
+        weights.require(config.tensor_shapes())
+        self.config, self.slots, self.weights = config, slots, weights
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
         self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
         self._lib = native_library()
@@ -63,7 +63,7 @@ class NativeEngine:
     @classmethod
     def build(cls, config: LlamaConfig, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
         """From the tensors of config.tensor_shapes(), packed in memory; see __init__ for the options."""
-        return cls(config, Arena.build(tensors), **options)
+        return cls(config, PackedWeights.build(tensors), **options)
 
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
@@ -71,7 +71,7 @@ class NativeEngine:
 
     @property
     def weight_bytes(self) -> int:
-        return self.arena.nbytes
+        return self.weights.nbytes
 
     @property
     def kv_bytes(self) -> int:
@@ -148,7 +148,7 @@ class NativeEngine:
         step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), address(logits))
         checked(self._lib.engine_forward(self._engine, step))
 
-    def export(self, slots: Integers) -> Saved:
+    def save_kv(self, slots: Integers) -> Saved:
         config = self.config
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
         saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
@@ -159,7 +159,7 @@ class NativeEngine:
             saved |= {"pinned": pinned, "master": self._master[1]}
         return saved
 
-    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         block = self._layout.check(saved, slots)
         if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _UNSEEN:
             raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
@@ -192,7 +192,7 @@ class NativeEngine:
     @property
     def types(self) -> str:
         """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
-        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        coded = any(header.kind in (Q4, Q8) for header, _ in self.weights.tensors.values())
         return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:
@@ -224,14 +224,14 @@ class NativeEngine:
         return model, [frequency, windows, norms, embed, head, linears]
 
     def _matrix(self, name: str) -> Matrix:
-        head, data = self.arena.tensors[name + ".weight"]
-        bias = self.arena.tensors.get(name + ".bias")
-        return head.matrix(data, None if bias is None else bias[1])
+        header, data = self.weights.tensors[name + ".weight"]
+        bias = self.weights.tensors.get(name + ".bias")
+        return header.matrix(data, None if bias is None else bias[1])
 
     def _norms(self) -> NDArray[np.float32]:
         names = [f"layers.{layer}.{name}_layernorm" for layer in range(self.config.num_hidden_layers)
                  for name in ("input", "post_attention")]  # fmt: skip
-        return np.stack([self.arena.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
+        return np.stack([self.weights.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
 
 
 def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
@@ -292,23 +292,23 @@ def usable_kernels() -> list[str]:
 
 
 def single_product(
-    head: Head, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
+    header: Header, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
 ) -> NDArray[np.float32]:
     """x [T, columns] times a packed matrix -> [T, rows], as the engine computes it; for tests and measurements."""
-    matrix, x = head.matrix(data), np.ascontiguousarray(x, np.float32)
-    out = np.empty((len(x), -(-head.rows // LANES) * LANES), np.float32)
+    matrix, x = header.matrix(data), np.ascontiguousarray(x, np.float32)
+    out = np.empty((len(x), -(-header.rows // LANES) * LANES), np.float32)
     lib = native_library()
     checked(lib.single_product(kernels.encode(), matrix, address(x), len(x), fine, threads, address(out)))
-    return out[:, : head.rows]
+    return out[:, : header.rows]
 
 
-def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> NDArray[np.float32]:
+def single_rows(header: Header, data: Array, rows: Sequence[int], kernels: str) -> NDArray[np.float32]:
     """These rows of a packed matrix as floats."""
-    out = np.empty((len(rows), -(-head.columns // TILE) * TILE), np.float32)
+    out = np.empty((len(rows), -(-header.columns // TILE) * TILE), np.float32)
     index = np.array(rows, np.int32)
     lib = native_library()
-    checked(lib.single_rows(kernels.encode(), head.matrix(data), address(index), len(rows), address(out)))
-    return out[:, : head.columns]
+    checked(lib.single_rows(kernels.encode(), header.matrix(data), address(index), len(rows), address(out)))
+    return out[:, : header.columns]
 
 
 def single_attend(
