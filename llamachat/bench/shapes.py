@@ -97,7 +97,7 @@ def _fill(header: Header, out: Array, noise: Noise) -> None:
         return
     noise.fill(out)
     eight = header.kind == Q8
-    tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # engine.h: two rows of fp16 scales, then codes
+    tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # packed.h: two rows of fp16 scales, then codes
     tiles[:, :64].view(np.float16)[:] = _scale(eight)
 
 

@@ -57,7 +57,7 @@ def save(path: Path, engine: Engine, cache: Cache, about: Mapping[str, Any]) -> 
     """Keep the cache's content, and `about` it (JSON); False where there is nothing to keep or no room. Raises OSError."""
     if not cache.log or (
         cache.free and cache.plan(1).pinned
-    ):  # what the next step would turn first is not as it will be
+    ):  # what the next step would rotate first is not as it will be
         return False
     slots = _slots(cache)
     if len(cache) * sum(array.nbytes for array in engine.save_kv(slots[-1:]).values()) > LIMIT:

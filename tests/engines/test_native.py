@@ -164,7 +164,7 @@ def as_floats(kv: str, kept: Array, scale: Array) -> Array:
 
 
 def laid_out(kv: str, keys: Array, values: Array) -> tuple[Array, Array]:
-    """As engine.h has it; behind the keys lie others, as in an engine: blocks are read in pairs."""
+    """As kernels.h has it; behind the keys lie others, as in an engine: blocks are read in pairs."""
     keys = np.concatenate((keys, np.full_like(keys[:16], 77)))
     blocks = keys.reshape(len(keys) // 16, 16, -1)
     if kv != "int8":
@@ -196,8 +196,8 @@ def test_attention_equals_its_definition(
     scales = np.stack((k_scale, v_scale))
     part = single_attend(kernels, kv, *laid_out(kv, keys, values), scales, seen, q, positions, window)
     k, v = as_floats(kv, keys, k_scale), as_floats(kv, values, v_scale)
-    sight = (seen <= positions[:, None]) & (seen.astype(np.int64) > positions[:, None] - window)
-    for row, query, visible in zip(part, q, sight, strict=True):
+    mask = (seen <= positions[:, None]) & (seen.astype(np.int64) > positions[:, None] - window)
+    for row, query, visible in zip(part, q, mask, strict=True):
         if not visible.any():
             assert row[1] == 0
             continue
@@ -317,7 +317,7 @@ def test_slots_in_any_order_and_visible_ranges_are_followed() -> None:
 
 
 @pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
-def test_pinned_keys_are_turned_as_in_the_reference(kv: Any) -> None:
+def test_pinned_keys_are_rotated_as_in_the_reference(kv: Any) -> None:
     tensors, ids = random_model(BASE), tokens_of(BASE, 30)
     engine = NativeEngine.build(BASE, tensors.items(), slots=32, kv=kv)
     expected = reference_engine(BASE, tensors, 32)

@@ -1,4 +1,4 @@
-"""The CPU engine: packed weights mapped, one C call for each chunk of tokens. See native/engine.c; no torch here."""
+"""The CPU engine: packed weights mapped, one C call for each chunk of tokens. See c/engine.c; no torch here."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
 )
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
-_UNSEEN = np.iinfo(np.int32).max
+_INT32_MAX = np.iinfo(np.int32).max
 _UNPLACED = "each token needs a slot and a position"
 
 
@@ -105,7 +105,7 @@ class NativeEngine:
         if not len(tokens) == len(slots) == len(positions):
             raise ValueError(_UNPLACED)
         self._overwritten(slots)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
         order = np.argsort(wants, kind="stable")
@@ -135,7 +135,7 @@ class NativeEngine:
             self._master = None
         visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
         slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), 1))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), 1))
         out = np.empty((1, -(-self.config.vocab_size // LANES) * LANES), np.float32)
         self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out)
         return out[:, : self.config.vocab_size]
@@ -154,28 +154,29 @@ class NativeEngine:
         saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
         if self._layout.scaled:
             saved["scale"] = np.empty(shape[:-1], np.float32)
-        self._transfer(slots, saved, out=True)
+        self._transfer(self._lib.engine_save_kv, slots, saved)
         if self._master is not None and (pinned := pinned_among(slots, self._master[0])) is not None:
             saved |= {"pinned": pinned, "master": self._master[1]}
         return saved
 
     def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         block = self._layout.check(saved, slots)
-        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _UNSEEN:
+        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _INT32_MAX:
             raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
         self._overwritten(slots)
-        self._transfer(slots, saved, out=False)
+        self._transfer(self._lib.engine_load_kv, slots, saved)
         slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         if block is not None:
             self._master = block, np.ascontiguousarray(saved["master"])
 
-    def _transfer(self, slots: Integers, saved: Saved, out: bool) -> None:
+    def _transfer(self, function: Any, slots: Integers, saved: Saved) -> None:
+        """Keys and values of these slots to or from the arrays of `saved`, as the C function does it."""
         slots = np.ascontiguousarray(slots, np.int64)
         kv, scale = (np.ascontiguousarray(saved[name]) if name in saved else None for name in ("kv", "scale"))
         assert kv is not None
         factors = None if scale is None else address(scale)
-        checked(self._lib.engine_transfer(self._engine, out, address(slots), len(slots), address(kv), factors))
+        checked(function(self._engine, address(slots), len(slots), address(kv), factors))
 
     def _overwritten(self, slots: Integers) -> None:
         """A pinned block that is written to begins anew."""
@@ -196,20 +197,20 @@ class NativeEngine:
         return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:
-        """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
+        """Rotates the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
         if not 0 <= block.start < block.stop <= self.slots:
             raise ValueError("a pinned block of slots that are not there")
         if self._master is None or self._master[0] != block:
             shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, len(block), self.config.head_dim)
             self._master = block, np.empty(shape, np.float32)
-            checked(self._lib.engine_read_keys(self._engine, block.start, len(block), address(self._master[1])))
-        checked(self._lib.engine_write_keys(self._engine, block.start, len(block), start, address(self._master[1])))
+            checked(self._lib.engine_unrotated_keys(self._engine, block.start, len(block), address(self._master[1])))
+        checked(self._lib.engine_rotate_keys(self._engine, block.start, len(block), start, address(self._master[1])))
 
     def _describe(self) -> tuple[Model, list[Any]]:
         """The model for the C side, and the objects that it points to."""
         c = self.config
         frequency, factor = frequencies(c, self.slots)
-        windows = np.array([c.window(layer) or _UNSEEN for layer in range(c.num_hidden_layers)], np.int32)
+        windows = np.array([c.window(layer) or _INT32_MAX for layer in range(c.num_hidden_layers)], np.int32)
         matrices = [
             self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS
         ]
@@ -317,24 +318,24 @@ def single_attend(
     keys: Array,
     values: Array,
     scales: Array,
-    seen: Array,
+    mask: Array,
     q: Array,
     positions: Array,
     window: int,
 ) -> NDArray[np.float32]:
-    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see engine.h, which says how keys and
-    values lie; scales [2, slots] float32, seen and positions int32."""
+    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see c/kernels.h, which says how keys and
+    values lie; scales [2, slots] float32, mask (positions of slots, 2^31 - 1 where masked) and positions int32."""
     out = np.zeros((len(q), 16 + q.shape[1]), np.float32)
     held = Keys(
         address(keys),
         address(values),
         address(scales[0]),
         address(scales[1]),
-        address(seen),
+        address(mask),
         KV_KINDS[kv],
         q.shape[1],
         window,
     )
     lib = native_library()
-    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(seen), address(out)))
+    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(mask), address(out)))
     return out

@@ -1,4 +1,4 @@
-"""Weights in the layout of the native kernels (native/engine.h). numpy only."""
+"""Weights in the layout of the native kernels (native/c/packed.h). numpy only."""
 
 import ctypes
 import math
