@@ -33,7 +33,7 @@ def tiny_config(vocab_size: int = 50) -> LlamaConfig:
 class HashEngine:
     """Logits that are a hash of all the tokens a query may see, so that any wrong cache content changes the answer."""
 
-    repeatable = True
+    batch_invariant = True
 
     def __init__(self, slots: int = 64, vocab_size: int = 50) -> None:
         self.config = tiny_config(vocab_size)
@@ -60,10 +60,10 @@ class HashEngine:
         assert len(set(slots.tolist())) == len(slots)
         return np.stack([self.forward(text, step, "last") for text, step in zip(ids, steps, strict=True)])
 
-    def export(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
+    def save_kv(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
         return {"tokens": np.array([self.held[slot][1] for slot in slots.tolist()])}
 
-    def restore(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
+    def load_kv(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
         if set(saved) != {"tokens"} or saved["tokens"].shape != slots.shape:
             raise FormatError("not this engine's")
         held = zip(positions.tolist(), saved["tokens"].tolist(), strict=True)

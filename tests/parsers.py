@@ -29,7 +29,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.sampler import SamplingParams
 from llamachat.core.tensors import FloatTensor
-from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import hf_config
 from llamachat.formats.detect import open_checkpoint
@@ -648,7 +648,7 @@ def _own_files(work: Path) -> Iterator[Parser]:
     yield Parser("request lines", 70, of_json(*REQUESTS), lambda data: _request(completer, data))
     yield Parser("result lines", 30, of_bytes([RESULTS]), in_file(work / "out.jsonl", _results))
     yield Parser("hub's answer", 30, of_json(ANSWER), _hub_answer)
-    yield Parser("packed weights", 30, *_arena(work / "x.arena"))
+    yield Parser("packed weights", 30, *_packed_file(work / "x.arena"))
 
 
 def _request(completer: Completer, data: bytes) -> None:
@@ -682,14 +682,14 @@ def _hub_answer(data: bytes) -> None:
         hub._download(source, quiet)
 
 
-def _arena(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[bytes], None]]:
+def _packed_file(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[bytes], None]]:
     """Its index changed, the trailer that belongs to that behind it; or any bytes."""
     generator = np.random.default_rng(0)
     tensors = {
         "a": FloatTensor(generator.standard_normal((4, 64)).astype(np.float32)),
         "b": FloatTensor(np.ones(8, np.float32)),
     }
-    Arena.write(tensors.items(), file)
+    PackedWeights.write(tensors.items(), file)
     whole = file.read_bytes()
     trailer = struct.Struct("<32sQ16s")
     _, length, magic = trailer.unpack(whole[-trailer.size :])
@@ -701,4 +701,4 @@ def _arena(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[byte
         text = as_json(changed(index, chance), chance)
         return whole[: -trailer.size - length] + text + trailer.pack(hashlib.sha256(text).digest(), len(text), magic)
 
-    return spoil, in_file(file, lambda path: Arena.open(path))
+    return spoil, in_file(file, lambda path: PackedWeights.open(path))

@@ -130,7 +130,7 @@ class Roll:
         self.history.evictions += 1
 
     def take_back(self, count: int) -> None:
-        """The last tokens were wrong guesses."""
+        """The last tokens were a draft, and rejected."""
         self.cache.truncate(len(self.cache) - count)
         for kept in (self.history.ids, self.history.oldest, self.history.logits):
             del kept[len(kept) - count :]

@@ -97,8 +97,8 @@ def turn_native(engine: NativeEngine, slots: range, start: int, by: int) -> None
     """The same, by way of keys that are not rotated, in float32."""
     config = engine.config
     keys = np.empty((config.num_hidden_layers, config.num_key_value_heads, len(slots), config.head_dim), np.float32)
-    engine._lib.engine_read_keys(engine._engine, slots.start, len(slots), keys.ctypes.data)
-    engine._lib.engine_write_keys(engine._engine, slots.start, len(slots), start, keys.ctypes.data)
+    engine._lib.engine_unrotated_keys(engine._engine, slots.start, len(slots), keys.ctypes.data)
+    engine._lib.engine_rotate_keys(engine._engine, slots.start, len(slots), start, keys.ctypes.data)
 
 
 def equality(evictions: int, windows: Sequence[int]) -> Iterable[dict[str, Any]]:
@@ -173,7 +173,7 @@ def cost(engine: Any, windows: Sequence[int], pins: Sequence[int], repeats: int)
             advance(engine, cache, [100])
 
         def in_place(tail: int = tail, keys: Any = keys) -> None:
-            engine._lib.engine_write_keys(engine._engine, engine.slots - tail, tail, 0, keys.ctypes.data)
+            engine._lib.engine_rotate_keys(engine._engine, engine.slots - tail, tail, 0, keys.ctypes.data)
 
         yield {"window": window, "pinned": pinned, **medians(repeats, evict=evict, step=step, in_place=in_place)}
 

@@ -143,7 +143,7 @@ class Recorded:
     """An engine that answers what it was asked before from memory."""
 
     def __init__(self, engine: Engine) -> None:
-        self.config, self.slots, self.repeatable, self._engine = engine.config, engine.slots, True, engine
+        self.config, self.slots, self.batch_invariant, self._engine = engine.config, engine.slots, True, engine
         self._answers: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:

@@ -92,7 +92,7 @@ def use(engine: Any, rng: np.random.Generator) -> None:
             engine.forward(ids, texts[2].plan(count), "last")
             texts[2].commit(ids)
     slots = texts[2].slots(np.arange(len(texts[2].log)))
-    engine.restore(slots, np.arange(len(slots)), engine.export(slots))
+    engine.load_kv(slots, np.arange(len(slots)), engine.save_kv(slots))
 
 
 def misuse(engine: Any, rng: np.random.Generator) -> None:

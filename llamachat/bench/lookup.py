@@ -8,7 +8,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.generate import generate, prefill
 from llamachat.core.sampler import Sampler, SamplingParams
-from llamachat.generation.prompt_lookup import Drafter
+from llamachat.generation.prompt_lookup import PromptLookup
 from llamachat.models.load import LoadedModel
 
 TEXT = """The library opens at nine in the morning on weekdays and at ten on Saturdays. Visitors may borrow up to twelve \
@@ -26,7 +26,7 @@ CHATS = (
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times faster with guesses, and the speeds in tokens a second: medians."""
+    """How many times faster with prompt lookup, and the speeds in tokens a second: medians."""
 
     ratio: float
     with_tok_s: float
@@ -46,14 +46,14 @@ def chat(model: LoadedModel, repeats: int) -> Gain:
 def _gain(
     model: LoadedModel, prompts: list[str] | tuple[str, ...], params: SamplingParams, limit: int, repeats: int
 ) -> Gain:
-    """Each repeat answers every prompt with and without guesses, in turn; both give the same tokens."""
+    """Each repeat answers every prompt with and without drafts, one after the other; both give the same tokens."""
     ratios, speeds = [], []
     for repeat in range(repeats + 1):
         seconds, tokens = [0.0, 0.0], 0
         for number, prompt in enumerate(prompts):
             order = (True, False) if (repeat + number) % 2 else (False, True)
-            taken = {guessing: _answer(model, prompt, params, limit, guessing) for guessing in order}
-            assert taken[True][0] == taken[False][0], "guesses change nothing"
+            taken = {drafting: _answer(model, prompt, params, limit, drafting) for drafting in order}
+            assert taken[True][0] == taken[False][0], "drafts change nothing"
             seconds = [seconds[0] + taken[True][1], seconds[1] + taken[False][1]]
             tokens += len(taken[True][0])
         if repeat:
@@ -63,7 +63,7 @@ def _gain(
 
 
 def _answer(
-    model: LoadedModel, prompt: str, params: SamplingParams, limit: int, guessing: bool
+    model: LoadedModel, prompt: str, params: SamplingParams, limit: int, drafting: bool
 ) -> tuple[list[int], float]:
     """The tokens, and the seconds of decoding them."""
     system = [Message("system", model.system)] if model.system else []
@@ -72,7 +72,7 @@ def _answer(
     sampler = Sampler(params, model.engine.config.vocab_size)
     sampler.observe_prompt(ids)
     begin = time.perf_counter()
-    drafter = Drafter(ids) if guessing else None
+    drafter = PromptLookup(ids) if drafting else None
     tokens = generate(model.engine, cache, logits, sampler, stop_ids=model.stop_ids, max_tokens=limit, drafter=drafter)
     made = [token.id for token in tokens]
     return made, time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Where the time of a decoded token goes: the native kernels timed one by one (native/probe.c)."""
+"""Where the time of a decoded token goes: the native kernels timed one by one (native/c/probe.c)."""
 
 import ctypes
 from collections.abc import Iterator

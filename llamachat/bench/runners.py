@@ -76,8 +76,8 @@ def facts_of(engine: Engine, load_s: float) -> Facts:
     """What is to be known of one of our engines."""
     from llamachat.bench.shapes import read_per_token
 
-    arena = getattr(engine, "arena", None)
-    sizes = {name: data.nbytes for name, (_, data) in arena.tensors.items()} if arena else {}
+    weights = getattr(engine, "weights", None)
+    sizes = {name: data.nbytes for name, (_, data) in weights.tensors.items()} if weights else {}
     weights, kv = int(getattr(engine, "weight_bytes", 0)), int(getattr(engine, "kv_bytes", 0))
     read = read_per_token(engine.config, sizes) if sizes else weights
     return Facts(
@@ -106,13 +106,13 @@ def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine
 
 
 def _random(spec: Spec) -> tuple[Engine, float]:
-    from llamachat.bench.shapes import config_of, random_arena
+    from llamachat.bench.shapes import config_of, random_weights
     from llamachat.engines.native.engine import KV_TYPES, NativeEngine
 
     config = config_of(str(spec.shape))
-    arena = random_arena(config, spec.scheme or "int4")  # type: ignore[arg-type]
+    weights = random_weights(config, spec.scheme or "int4")  # type: ignore[arg-type]
     kv = KV_TYPES[spec.kv_bits or 16]
-    return NativeEngine(config, arena, slots=spec.context, kv=kv, threads=spec.threads), 0.0
+    return NativeEngine(config, weights, slots=spec.context, kv=kv, threads=spec.threads), 0.0
 
 
 class LlamaCpp:

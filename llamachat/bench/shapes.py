@@ -12,8 +12,8 @@ import numpy as np
 from llamachat import paths
 from llamachat.core.spec import LlamaConfig
 from llamachat.core.tensors import Array
-from llamachat.engines.native.arena import Arena
-from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Head, aligned, bytes_of
+from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Header, aligned, bytes_of
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
 
 Scheme = Literal["int4", "int4-head8", "int8"]
@@ -63,37 +63,41 @@ class Noise:
             part[:] = self.block[: len(part)]
 
 
-def random_arena(config: LlamaConfig, scheme: Scheme) -> Arena:
+def random_weights(config: LlamaConfig, scheme: Scheme) -> PackedWeights:
     """Packed weights in memory: every matrix of codes with a scale per 32 columns, norms of ones."""
-    heads = {name: _head(name, shape, scheme) for name, shape in config.tensor_shapes().items()}
-    starts = np.cumsum([0, *(-(-bytes_of(head) // PAGE) * PAGE for head in heads.values())]).tolist()
+    headers = {name: _header(name, shape, scheme) for name, shape in config.tensor_shapes().items()}
+    starts = np.cumsum([0, *(-(-bytes_of(header) // PAGE) * PAGE for header in headers.values())]).tolist()
     block, noise = aligned(starts[-1]), Noise.drawn()  # one block, as a mapped file is: it lies in huge pages
     tensors = {}
-    for (name, head), start in zip(heads.items(), starts, strict=False):
-        data = block[start : start + bytes_of(head)]
-        _fill(head, data, noise)
-        tensors[name] = head, data
-    return Arena(tensors)
+    for (name, header), start in zip(headers.items(), starts, strict=False):
+        data = block[start : start + bytes_of(header)]
+        _fill(header, data, noise)
+        tensors[name] = header, data
+    return PackedWeights(tensors)
 
 
 def _is_eight(name: str, scheme: Scheme) -> bool:
     return scheme == "int8" or (scheme == "int4-head8" and ("embed" in name or "lm_head" in name))
 
 
-def _head(name: str, shape: tuple[int, ...], scheme: Scheme) -> Head:
+def _header(name: str, shape: tuple[int, ...], scheme: Scheme) -> Header:
     if len(shape) == 1:
-        return Head(0, shape[0], F32)
+        return Header(0, shape[0], F32)
     rows, columns = shape
-    return Head(rows, columns, Q8) if _is_eight(name, scheme) else Head(rows, columns, Q4, table=tuple(range(120, 136)))
+    return (
+        Header(rows, columns, Q8)
+        if _is_eight(name, scheme)
+        else Header(rows, columns, Q4, table=tuple(range(120, 136)))
+    )
 
 
-def _fill(head: Head, out: Array, noise: Noise) -> None:
-    if head.rows == 0:
-        out.view(np.float32)[: head.columns] = 1.0
+def _fill(header: Header, out: Array, noise: Noise) -> None:
+    if header.rows == 0:
+        out.view(np.float32)[: header.columns] = 1.0
         return
     noise.fill(out)
-    eight = head.kind == Q8
-    tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # engine.h: two rows of fp16 scales, then codes
+    eight = header.kind == Q8
+    tiles = out.reshape(-1, TILE * 16 + 64 if eight else TILE * 8 + 64)  # packed.h: two rows of fp16 scales, then codes
     tiles[:, :64].view(np.float16)[:] = _scale(eight)
 
 

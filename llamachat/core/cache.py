@@ -2,10 +2,10 @@
 
 A rolling cache (StreamingLLM, Xiao et al. 2023, with whole turns instead of tokens): a pinned prefix stays, the tokens
 after it come and go. RoPE only knows distances, so what stays behind an eviction keeps its position for good; the pinned
-tokens alone are turned to the positions right before the oldest of them. An example, 8 slots, 2 of them pinned:
+tokens alone are rotated to the positions right before the oldest of them. An example, 8 slots, 2 of them pinned:
 
     log        a b c d e f g h          slots  a b c d e f g h      positions  0 1 2 3 4 5 6 7
-    evict(3)   a b       f g h                 a b . . . f g h                 3 4       5 6 7   (a b turned by 3)
+    evict(3)   a b       f g h                 a b . . . f g h                 3 4       5 6 7   (a b rotated by 3)
     i j k      a b       f g h i j k           a b i j k f g h                 3 4 8 9 10 5 6 7
 """
 
@@ -41,7 +41,7 @@ class Cache:
         self.log: list[int] = []  # ids of all tokens whose keys and values the engine holds, pinned ones first
         self.pinned = 0  # so many at the start are never evicted
         self.evicted = 0  # tokens gone between the pinned and the others
-        self._turn: tuple[range, int] | None = None  # what the next step must re-rotate
+        self._rotation: tuple[range, int] | None = None  # what the next step must re-rotate
 
     def __len__(self) -> int:
         return len(self.log)
@@ -68,22 +68,22 @@ class Cache:
         """Never evict the first `count` tokens.
 
         Once some tokens have been evicted, another count is possible only after truncating below the pinned ones, and
-        until the next step not one below what has been left of them: the engine still has to turn those back.
+        until the next step not one below what has been left of them: the engine still has to rotate those back.
         """
         assert count < self.size
-        assert count == self.pinned or (not self.evicted and (self._turn is None or count >= len(self.log)))
+        assert count == self.pinned or (not self.evicted and (self._rotation is None or count >= len(self.log)))
         self.pinned = count
 
     def plan(self, count: int) -> CacheStep:
         """Where so many further tokens go; nothing changes until `commit`."""
         assert count <= self.free, "the caller makes room first"
         index = np.arange(len(self.log), len(self.log) + count, dtype=np.int64)
-        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self._turn)
+        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self._rotation)
 
     def commit(self, ids: list[int]) -> None:
         """These tokens were run as planned: the engine holds their keys and values."""
         self.log += ids
-        self._turn = None
+        self._rotation = None
 
     def evict(self, count: int) -> None:
         """Forget so many of the oldest tokens that are not pinned."""
@@ -92,7 +92,7 @@ class Cache:
             return
         del self.log[self.pinned : self.pinned + count]
         self.evicted += count
-        self._turn_pinned()
+        self._rotate_pinned()
 
     def keep_common_prefix(self, ids: list[int]) -> int:
         """Forget what differs from ids; returns how many of them are cached, at most all but the last.
@@ -109,9 +109,9 @@ class Cache:
         del self.log[length:]
         if len(self.log) <= self.pinned and self.evicted:  # nothing behind the pinned ones: they go back to the start
             self.evicted = 0
-            self._turn_pinned()
+            self._rotate_pinned()
         if not self.log:
-            self._turn = None
+            self._rotation = None
 
     def slots(self, index: Integers) -> Integers:
         """[T] the slots of these tokens of the log."""
@@ -133,6 +133,6 @@ class Cache:
         runs = range(self.first, start + wrapped), range(start + oldest, start + min(last, ring))
         return tuple(run for run in runs if run)
 
-    def _turn_pinned(self) -> None:
+    def _rotate_pinned(self) -> None:
         if self.pinned:
-            self._turn = range(self.first, self.first + self.pinned), self.evicted
+            self._rotation = range(self.first, self.first + self.pinned), self.evicted

@@ -15,7 +15,9 @@ class Engine(Protocol):
 
     config: LlamaConfig
     slots: int
-    repeatable: bool  # logits are the same to the last bit however a text is cut into steps: guesses may be verified
+    batch_invariant: (
+        bool  # logits are the same to the last bit however a text is cut into steps: drafts may be verified
+    )
 
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
         """Run T tokens, writing their keys and values as `step` says.
@@ -26,18 +28,18 @@ class Engine(Protocol):
 
     def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
         """Run a piece of each of B texts at once, as `forward` would one after the other; their slots are disjoint and no
-        step turns a pinned block.
+        step rotates a pinned block.
 
-        Returns float32 logits [B, vocab_size] of the last token of each; a repeatable engine's are `forward`'s to the last bit.
+        Returns float32 logits [B, vocab_size] of the last token of each; where `batch_invariant`, `forward`'s to the bit.
         """
         ...
 
-    def export(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
+    def save_kv(self, slots: Integers) -> Mapping[str, NDArray[Any]]:
         """Keys and values of these slots as they are stored, and the un-rotated copy of a pinned block among them."""
         ...
 
-    def restore(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
-        """Put what an engine of the same configuration, kv type and number of slots exported into as many slots, any ones.
+    def load_kv(self, slots: Integers, positions: Integers, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Put what an engine of the same configuration, kv type and number of slots saved into as many slots, any ones.
 
         The positions are those that it was computed at: keys are rotated. Raises FormatError where its shapes or types are
         not this engine's; nothing has changed then.

@@ -27,18 +27,18 @@ class Token:
 
 
 class Drafter(Protocol):
-    """Guesses how one sequence goes on. It is told of every token of it, and how long every step took."""
+    """Drafts how one sequence goes on (speculative decoding). It is told of every token of it, and how long every step took."""
 
     def add(self, token: int) -> None:
         """The sequence goes on with this token."""
         ...
 
-    def guess(self, limit: int) -> list[int]:
-        """At most `limit` tokens that may come next; none where guessing does not pay."""
+    def draft(self, limit: int) -> list[int]:
+        """At most `limit` tokens that may come next; none where drafting does not pay."""
         ...
 
     def stepped(self, seconds: float) -> None:
-        """The step that ran the last token and what was guessed behind it took so long."""
+        """The step that ran the last token and the draft behind it took so long."""
         ...
 
 
@@ -133,9 +133,13 @@ def generate(
     Ends after a stop id (which is yielded), after max_tokens, when the cache is full and `room` makes none, or on
     interruption. The token yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so
     many alternatives.
-    A `drafter` makes it faster where its guesses are right; wrong ones leave the cache again.
+    A `drafter` makes it faster where its tokens are accepted, because the sampler draws the same; others leave the cache again.
     """
-    produced, rows, guessed = 0, [logits], list[int]()  # rows: logits after the last drawn token and after each guess
+    produced, rows, draft = (
+        0,
+        [logits],
+        list[int](),
+    )  # rows: logits after the last drawn token and after each of the draft
     try:
         while max_tokens is None or produced < max_tokens:
             token = sampler.sample(rows[0])
@@ -145,28 +149,28 @@ def generate(
                 return
             if drafter:
                 drafter.add(token)
-            if guessed and guessed[0] == token:
-                del guessed[0], rows[0]
+            if draft and draft[0] == token:  # accepted
+                del draft[0], rows[0]
                 continue
-            _forget(cache, guessed)
-            guessed = []
+            _reject(cache, draft)
+            draft = []
             if not cache.free and not room(1):
                 return
             most = cache.free - 1 if max_tokens is None else min(cache.free, max_tokens - produced) - 1
-            guess = drafter.guess(most) if drafter else []
-            rows, guessed = _step(engine, cache, token, guess, drafter), guess
+            proposed = drafter.draft(most) if drafter else []
+            rows, draft = _step(engine, cache, token, proposed, drafter), proposed
     finally:
-        _forget(cache, guessed)
+        _reject(cache, draft)
 
 
-def _step(engine: Engine, cache: Cache, token: int, guessed: list[int], drafter: Drafter | None) -> list[Logits]:
-    """Run the drawn token and the guesses; the logits after each of them."""
+def _step(engine: Engine, cache: Cache, token: int, draft: list[int], drafter: Drafter | None) -> list[Logits]:
+    """Run the drawn token and the draft; the logits after each of them."""
     start = time.perf_counter()
-    logits = advance(engine, cache, [token, *guessed], "all" if guessed else "last")
+    logits = advance(engine, cache, [token, *draft], "all" if draft else "last")
     if drafter:
         drafter.stepped(time.perf_counter() - start)
-    return list(logits) if guessed else [logits]
+    return list(logits) if draft else [logits]
 
 
-def _forget(cache: Cache, guessed: list[int]) -> None:
-    cache.truncate(len(cache) - len(guessed))
+def _reject(cache: Cache, draft: list[int]) -> None:
+    cache.truncate(len(cache) - len(draft))

@@ -273,7 +273,7 @@ def build_block(
 class PlainEngine:
     """See engine.Engine: every weight in one float dtype, every key kept; slow, and nothing in it is clever."""
 
-    repeatable = False
+    batch_invariant = False
 
     def __init__(self, spec: LlamaConfig, weights: Mapping[str, Tensor], slots: int, dtype: torch.dtype) -> None:
         self.config, self.slots, self.weights = spec, slots, weights

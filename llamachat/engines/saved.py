@@ -1,9 +1,9 @@
-"""The keys and values that Engine.export gives and Engine.restore takes back; they may come from a file, so they are checked.
+"""The keys and values that Engine.save_kv gives and Engine.load_kv takes back; they may come from a file, so they are checked.
 
 kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits)
 scale   [layers, 2, kv_heads, slots] float32, beside int8 only
-pinned  [2] int64: of the slots, the first of a pinned block that has been turned, and how many it has; if there is one
-master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is turned again
+pinned  [2] int64: of the slots, the first of a pinned block that has been rotated, and how many it has; if there is one
+master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is rotated again
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Layout:
     master: str = "float32"
 
     def check(self, saved: Saved, slots: Integers) -> range | None:
-        """The pinned block that is among them. Raises FormatError where it is not what `export` of such slots gives."""
+        """The pinned block that is among them. Raises FormatError where it is not what `save_kv` of such slots gives."""
         c = self.config
         kv = (c.num_hidden_layers, 2, c.num_key_value_heads, len(slots), c.head_dim)
         expected: dict[str, tuple[str, tuple[int, ...]]] = {"kv": (self.kv, kv)}

@@ -13,22 +13,23 @@ from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
     from llamachat.core.tensors import Tensor
-    from llamachat.engines.native.arena import Arena
+    from llamachat.engines.native.packed_file import PackedWeights
 
 Report = Callable[[str], None]
 Tensors = Callable[[], Iterator[tuple[str, "Tensor"]]]
-Arenas = Callable[[Checkpoint, Tensors, Report], "Arena"]
+Packer = Callable[[Checkpoint, Tensors, Report], "PackedWeights"]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A checkpoint, and how it is to run. `tensors` reads its weights; `arena` packs them, or has them packed already."""
+    """A checkpoint, and how it is to run. `tensors` reads its weights; `pack` packs them, or has them packed already."""
 
     checkpoint: Checkpoint
     tensors: Tensors
@@ -38,7 +39,7 @@ class Wish:
     bits: KvBits | None
     threads: int | None
     say: Report
-    arena: Arenas
+    pack: Packer
 
     def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE) -> memory.Plan:
         """In bytes, beside what this machine has."""
@@ -67,11 +68,11 @@ class EngineKind:
         return "computes in its own types only" if self.own_types and dtype is not None else None
 
 
-def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> "Arena":
+def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> "PackedWeights":
     """Packed into memory."""
-    from llamachat.engines.native.arena import Arena
+    from llamachat.engines.native.packed_file import PackedWeights
 
-    return Arena.build(tensors())
+    return PackedWeights.build(tensors())
 
 
 def build_engine(
@@ -86,16 +87,16 @@ def build_engine(
     threads: int | None = None,
     force: bool = False,
     say: Report,
-    arena: Arenas = packed,
+    pack: Packer = packed,
 ) -> "Engine":
     """The first of ENGINES that can, or the one that is asked for; `say` is told when a wish could not be met.
 
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
-    `arena` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
+    `pack` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
     """
     require_choice("engine", engine, ("auto", *ENGINES), UsageError)
-    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, arena)
+    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, pack)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
     if plan := kind.plan(wish):
         memory.check(plan, force)
@@ -160,8 +161,8 @@ def _native(wish: Wish) -> "Engine":
     from llamachat.engines.native.engine import KV_TYPES, NativeEngine
 
     config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
-    arena = wish.arena(wish.checkpoint, wish.tensors, wish.say)
-    engine = NativeEngine(config, arena, slots=wish.slots, kv=kv, threads=wish.threads)
+    weights = wish.pack(wish.checkpoint, wish.tensors, wish.say)
+    engine = NativeEngine(config, weights, slots=wish.slots, kv=kv, threads=wish.threads)
     if (asked := config.dtypes.compute) not in (None, engine.types):
         wish.say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")
     return engine

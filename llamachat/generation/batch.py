@@ -203,14 +203,14 @@ class Batch:
         self._before = prompt
         if ids and len(ids) < len(prompt) and ids == prompt[: len(ids)]:
             index = np.arange(len(ids))
-            self._engine.restore(cache.slots(index), index, saved)
+            self._engine.load_kv(cache.slots(index), index, saved)
             cache.commit(ids)
         if common - len(cache) >= WORTH:
             try:
                 prefill(self._engine, cache, prompt[len(cache) : common], self._interrupted)
             except Interrupted:  # which `run` sees next
                 return len(cache)
-            self._kept = prompt[:common], self._engine.export(cache.slots(np.arange(common)))
+            self._kept = prompt[:common], self._engine.save_kv(cache.slots(np.arange(common)))
         return len(cache)
 
     def _step(self) -> None:

@@ -12,7 +12,7 @@ from llamachat.core.sampler import Constraint, Sampler, SamplingParams, TokenLog
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats
-from llamachat.generation.prompt_lookup import Drafter, ForcedDrafter
+from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Answer:
             max_tokens=self.settings.max_tokens,
             top=self.settings.top_logprobs,
             interrupted=self.interrupted,
-            drafter=self._drafter() if self.engine.repeatable else None,
+            drafter=self._drafter() if self.engine.batch_invariant else None,
             room=self.room,
         )
         begin = time.perf_counter()
@@ -97,8 +97,8 @@ class Answer:
         sampler.observe_drawn(self.begun)
         return sampler
 
-    def _drafter(self) -> Drafter:
-        return ForcedDrafter(self.prompt, self._constraint) if self._constraint else Drafter(self.prompt)
+    def _drafter(self) -> PromptLookup:
+        return ForcedDrafter(self.prompt, self._constraint) if self._constraint else PromptLookup(self.prompt)
 
     def take(self, token: Token) -> str:
         """The text that a further token completes; `reason` is "stop" if the answer ends there."""

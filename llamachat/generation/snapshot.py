@@ -58,12 +58,12 @@ def save(path: Path, engine: Engine, cache: Cache, about: Mapping[str, Any]) -> 
     """Keep the cache's content, and `about` it (JSON); False where there is nothing to keep or no room. Raises OSError."""
     if not cache.log or (
         cache.free and cache.plan(1).pinned
-    ):  # what the next step would turn first is not as it will be
+    ):  # what the next step would rotate first is not as it will be
         return False
     slots = _slots(cache)
-    if len(cache) * sum(array.nbytes for array in engine.export(slots[-1:]).values()) > LIMIT:
+    if len(cache) * sum(array.nbytes for array in engine.save_kv(slots[-1:]).values()) > LIMIT:
         return False  # before the memory for it is taken
-    arrays = {"log": np.asarray(cache.log, np.int32), **engine.export(slots)}
+    arrays = {"log": np.asarray(cache.log, np.int32), **engine.save_kv(slots)}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     parts = [array.data.cast("B") for array in arrays.values()]
     shapes = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
@@ -92,7 +92,7 @@ def restore(path: Path, engine: Engine, cache: Cache, say: Callable[[str], None]
         cache.pin(held["pinned"])
         cache.log, cache.evicted = log, held["evicted"]
         index = np.arange(len(log), dtype=np.int64)
-        engine.restore(_slots(cache), index + cache.evicted, arrays)
+        engine.load_kv(_slots(cache), index + cache.evicted, arrays)
         os.utime(path)
     except FileNotFoundError:
         return None

@@ -1,5 +1,5 @@
-"""A folder of large files that can all be had again: bounded, the longest unused go first. What is kept is in arena_cache.py
-and chat/snapshot.py."""
+"""A folder of large files that can all be had again: bounded, the longest unused go first. What is kept is in packed_weights.py
+and generation/snapshot.py."""
 
 import shutil
 import time

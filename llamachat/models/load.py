@@ -238,7 +238,7 @@ def _built(checkpoint: Checkpoint, slots: int, parallel: int, **options: Any) ->
 
 def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
     try:
-        return build_engine(checkpoint, lambda: _checked(checkpoint), arena=packed_weights.cached, **options)
+        return build_engine(checkpoint, lambda: _checked(checkpoint), pack=packed_weights.cached, **options)
     except MemoryError as error:
         raise no_memory(f"for {checkpoint.path}") from error
 

@@ -8,78 +8,78 @@ from pathlib import Path
 from llamachat import paths
 from llamachat.core.tensors import Tensor
 from llamachat.engines.memory import size
-from llamachat.engines.native.arena import Arena
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.models.disk_cache import DiskCache
 from llamachat.models.keys import weights_key
 from llamachat.system import known, private
 
-LIMIT = 64_000_000_000  # bytes of all arenas
+LIMIT = 64_000_000_000  # bytes of all files
 SPARE = 2_000_000_000  # bytes that stay free on the disk
 
 
 def store() -> DiskCache:
-    """Where arenas are kept."""
+    """Where packed weights are kept."""
     return DiskCache(paths.cache_dir() / "packed", ".arena", LIMIT, SPARE)
 
 
 def place(checkpoint: Checkpoint) -> Path:
-    """The file for the arena of this checkpoint as it is now. Raises OSError."""
+    """The file for the packed weights of this checkpoint as it is now. Raises OSError."""
     return store().folder / f"{weights_key(checkpoint)}.arena"
 
 
 def cached(
     checkpoint: Checkpoint, tensors: Callable[[], Iterator[tuple[str, Tensor]]], say: Callable[[str], None]
-) -> Arena:
-    """The arena of a checkpoint, packed into the cache folder if it is not there whole, which `say` is told if it was.
+) -> PackedWeights:
+    """The packed weights of a checkpoint, packed into the cache folder if they are not there whole; if a file was, `say` is told.
 
-    Where the disk is full or may not be written, it is packed into memory, which `say` is told. Raises FormatError where the
+    Where the disk is full or may not be written, they are packed into memory, which `say` is told. Raises FormatError where the
     model's files change meanwhile.
     """
     path = place(checkpoint)
-    if (arena := _kept(path, checkpoint, say)) is not None:
-        return arena
+    if (weights := _kept(path, checkpoint, say)) is not None:
+        return weights
     try:
         _make_room(sum(info.nbytes for info in checkpoint.index().values()))
-        Arena.write(tensors(), path, path.stem)
+        PackedWeights.write(tensors(), path, path.stem)
     except OSError as error:
         say(f"packed weights cannot be kept in {path.parent} ({error.strerror}); they are packed anew at every start")
-        return Arena.build(tensors())
+        return PackedWeights.build(tensors())
     if place(checkpoint) != path:
         path.unlink()
         raise FormatError(f"{checkpoint.path} changed while it was read", "it was not loaded", "start again")
-    arena = Arena.open(path, path.stem)
-    _remember(path, arena)
-    return arena
+    weights = PackedWeights.open(path, path.stem)
+    _remember(path, weights)
+    return weights
 
 
-def _kept(path: Path, checkpoint: Checkpoint, say: Callable[[str], None]) -> Arena | None:
-    """The arena that is there, if nothing is wrong with it; its bytes are read whole where they may have changed."""
+def _kept(path: Path, checkpoint: Checkpoint, say: Callable[[str], None]) -> PackedWeights | None:
+    """The packed weights that are there, if nothing is wrong with them; they are read whole where they may have changed."""
     try:
         if trouble := private.trouble(path):
             raise FormatError(trouble)
-        arena = Arena.open(path, path.stem)
-        arena.require(checkpoint.config.tensor_shapes())
-        if not known.is_known(path, arena.digest):
-            arena.verify()
-            _remember(path, arena)
+        weights = PackedWeights.open(path, path.stem)
+        weights.require(checkpoint.config.tensor_shapes())
+        if not known.is_known(path, weights.digest):
+            weights.verify()
+            _remember(path, weights)
     except FileNotFoundError:
         return None
     except (OSError, FormatError) as error:
         say(f"the packed weights that were kept are not used: {error}; they are packed anew")
         return None
     known.use(path)
-    return arena
+    return weights
 
 
-def _remember(path: Path, arena: Arena) -> None:
+def _remember(path: Path, weights: PackedWeights) -> None:
     with suppress(OSError):  # a cache that may not be written: it is read again next time
-        known.remember(path, arena.digest)
+        known.remember(path, weights.digest)
 
 
 def _make_room(needed: int) -> None:
-    """For an arena of so many bytes; one that is larger than all may be is kept alone. Raises OSError."""
+    """For a file of so many bytes; one that is larger than all may be is kept alone. Raises OSError."""
     kept = store()
     if not kept.make_room(needed, max(LIMIT, needed)):
         raise OSError(errno.ENOSPC, f"{size(kept.free())} are free")

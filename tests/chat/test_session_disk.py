@@ -506,13 +506,13 @@ def test_a_snapshot_that_has_no_room_in_any_case_makes_none(
     held = snapshot.store().entries()
     monkeypatch.setattr(snapshot, name, value)
     chat, exported = chat_on(archive, snapshots=True), list[int]()
-    export = engine(chat).export
+    save = engine(chat).save_kv
 
     def noted(slots: Integers) -> object:
         exported.append(len(slots))
-        return export(slots)
+        return save(slots)
 
-    monkeypatch.setattr(engine(chat), "export", noted)
+    monkeypatch.setattr(engine(chat), "save_kv", noted)
     ask(chat, "another dialog")
     chat.close()
     assert held and snapshot.store().entries() == held

@@ -42,7 +42,7 @@ SCHEMES: tuple[shapes.Scheme, ...] = ("int4", "int4-head8", "int8")
 def test_random_weights_run_and_are_the_same_each_time(scheme: shapes.Scheme) -> None:
     logits = []
     for _ in range(2):
-        engine = NativeEngine(TINY, shapes.random_arena(TINY, scheme), slots=16, threads=1)
+        engine = NativeEngine(TINY, shapes.random_weights(TINY, scheme), slots=16, threads=1)
         logits.append(engine.forward([1, 2, 3], _plan(3), "last"))
     np.testing.assert_array_equal(logits[0], logits[1])
     assert np.isfinite(logits[0]).all() and logits[0].std() > 0
@@ -50,12 +50,12 @@ def test_random_weights_run_and_are_the_same_each_time(scheme: shapes.Scheme) ->
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_random_weights_are_whole_codes_of_all_values_times_the_scale(scheme: shapes.Scheme) -> None:
-    arena = shapes.random_arena(TINY, scheme)
+    weights = shapes.random_weights(TINY, scheme)
     head = 8 if scheme == "int4" else 128
     inner = 128 if scheme == "int8" else 8
     largest = {"model.embed_tokens": head, "lm_head": head, "model.layers.1.mlp.up_proj": inner}
     for name, most in largest.items():
-        rows = single_rows(*arena.tensors[name + ".weight"], range(64), "portable") / np.float16(
+        rows = single_rows(*weights.tensors[name + ".weight"], range(64), "portable") / np.float16(
             0.02 / {8: 8, 128: 127}[most]
         )
         codes = np.round(rows)
@@ -70,8 +70,8 @@ def test_the_gguf_file_is_llamas_of_that_shape_and_takes_the_bytes_that_ours_tak
     assert {name: info.shape for name, info in checkpoint.index().items()} == TINY.tensor_shapes()
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     assert kinds == ({"Q8_0", "F32"} if eight else {"Q4_0", "Q8_0", "F32"})
-    arena = shapes.random_arena(TINY, "int8" if eight else "int4-head8")
-    assert {name: data.nbytes for name, (_, data) in arena.tensors.items()} == {
+    weights = shapes.random_weights(TINY, "int8" if eight else "int4-head8")
+    assert {name: data.nbytes for name, (_, data) in weights.tensors.items()} == {
         name: info.nbytes for name, info in checkpoint.index().items()
     }
     assert all(np.isfinite(tensor.data).all() for tensor in gguf.GGUFReader(path).tensors)
@@ -209,7 +209,7 @@ def test_memory_can_be_measured_with_however_little_of_it() -> None:
 
 
 def test_random_weights_lie_in_one_block_as_a_mapped_files_do() -> None:
-    tensors = shapes.random_arena(TINY, "int4-head8").tensors.values()
+    tensors = shapes.random_weights(TINY, "int4-head8").tensors.values()
     starts = [data.ctypes.data for _, data in tensors]
     whole = max(starts) - min(starts) + max(data.nbytes for _, data in tensors)
     assert all(start % 64 == 0 for start in starts)
@@ -270,7 +270,7 @@ def test_every_part_gives_its_rows_from_one_contest(
         assert row.judged == pytest.approx(expected)
 
 
-def test_guesses_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
+def test_drafts_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
     model = load(str(smollm2_gguf), ctx_size=128, threads=1)
     gain = lookup._gain(model, ["Say one two three, over and over."], SamplingParams(temperature=0), 12, 1)
     assert gain.ratio == pytest.approx(gain.with_tok_s / gain.without_tok_s)

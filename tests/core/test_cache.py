@@ -68,7 +68,7 @@ class Both:
         self.naive.add(ids, self.cache.pinned)
         assert self.engine.run(ids, plan) == self.naive.everything()
         self.check(plan)
-        assert self.cache._turn is None
+        assert self.cache._rotation is None
 
     def check(self, plan: CacheStep) -> None:
         cache = self.cache
@@ -129,7 +129,7 @@ def test_thousands_of_tokens_roll_through(size: int, pinned: int, cuts: list[int
     assert both.cache.evicted + len(both.cache) == both.naive.next
 
 
-def test_pinned_tokens_are_turned_at_the_step_after_an_eviction_and_only_there() -> None:
+def test_pinned_tokens_are_rotated_at_the_step_after_an_eviction_and_only_there() -> None:
     cache = Cache(8)
     cache.pin(2)
     cache.commit([1, 2, 3, 4, 5, 6, 7, 8])
@@ -150,7 +150,7 @@ def test_pinned_tokens_are_turned_at_the_step_after_an_eviction_and_only_there()
     assert cache.plan(1).pinned is None
 
 
-def test_without_pinned_tokens_nothing_is_ever_turned() -> None:
+def test_without_pinned_tokens_nothing_is_ever_rotated() -> None:
     cache = Cache(4)
     cache.commit([1, 2, 3, 4])
     cache.evict(4)
@@ -181,7 +181,7 @@ def test_another_pin_while_something_is_evicted_is_refused() -> None:
     cache.commit([5])
     cache.truncate(2)
     with pytest.raises(AssertionError):
-        cache.pin(1)  # one more is left, and must be turned back with the first
+        cache.pin(1)  # one more is left, and must be rotated back with the first
     cache.pin(3)
 
 

@@ -11,7 +11,7 @@ from llamachat.core import generate as g
 from llamachat.core.cache import Cache
 from llamachat.core.sampler import Sampler, SamplingParams
 from llamachat.errors import DoesNotFitError
-from llamachat.generation.prompt_lookup import Drafter
+from llamachat.generation.prompt_lookup import PromptLookup
 
 GREEDY = SamplingParams(temperature=0)
 prompts = st.lists(st.integers(0, 49), min_size=1, max_size=40)
@@ -153,8 +153,8 @@ def rolled(
         log.append(out[-1])
 
 
-class Repeats(Drafter):
-    """Guesses what is right, then what is wrong, so that guesses are kept and forgotten around evictions."""
+class Repeats(PromptLookup):
+    """Drafts what is right, then what is wrong, so that tokens are accepted and rejected around evictions."""
 
     def __init__(self, expected: list[int]) -> None:
         self.expected, self.said = expected, 0
@@ -162,20 +162,20 @@ class Repeats(Drafter):
     def add(self, token: int) -> None:
         self.said += 1
 
-    def guess(self, limit: int) -> list[int]:
+    def draft(self, limit: int) -> list[int]:
         return [*self.expected[self.said :][:2], 0, 0][: max(limit, 0)]
 
     def stepped(self, seconds: float) -> None:
         pass
 
 
-@given(size=st.integers(8, 30), pinned=st.integers(0, 4), count=st.integers(1, 4), guesses=st.booleans())
-def test_decoding_rolls_where_room_is_made(size: int, pinned: int, count: int, guesses: bool) -> None:
+@given(size=st.integers(8, 30), pinned=st.integers(0, 4), count=st.integers(1, 4), drafts=st.booleans())
+def test_decoding_rolls_where_room_is_made(size: int, pinned: int, count: int, drafts: bool) -> None:
     engine, cache, ids = HashEngine(size), Cache(size), list(range(7))
     cache.pin(pinned)
     expected, log = rolled(engine, ids, size, pinned, count, 60)
     logits = g.prefill(engine, cache, ids)
-    sampler, drafter = Sampler(GREEDY, engine.config.vocab_size), Repeats(expected) if guesses else None
+    sampler, drafter = Sampler(GREEDY, engine.config.vocab_size), Repeats(expected) if drafts else None
     made = g.generate(
         engine, cache, logits, sampler, stop_ids=(), max_tokens=60, room=dropping(cache, count), drafter=drafter
     )
@@ -206,7 +206,7 @@ def test_room_that_is_refused_ends_decoding_and_refuses_a_prompt() -> None:
     assert asked == [1, 2]
 
 
-def test_an_engine_that_fails_after_a_wrong_guess_costs_the_cache_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_after_a_wrong_draft_costs_the_cache_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, cache, ids = HashEngine(), Cache(64), [1, 2, 3]
     expected = greedy(engine, ids, 6)
     logits = g.prefill(engine, cache, ids)

@@ -15,8 +15,8 @@ from test_native import BASE, KERNELS, random_model, tokens_of
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.core.tensors import Array
-from llamachat.engines.native.arena import Arena
 from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.torch.engine import TorchEngine
 from llamachat.errors import FormatError
 
@@ -28,12 +28,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "as many key-value heads": {"num_key_value_heads": 4, "qkv_bias": True},
 }
 MODELS = {name: replace(BASE, **fields) for name, fields in SHAPES.items()}
-ARENAS = {name: Arena.build(random_model(config, "q4_1").items()) for name, config in MODELS.items()}
+WEIGHTS = {name: PackedWeights.build(random_model(config, "q4_1").items()) for name, config in MODELS.items()}
 Pieces = list[list[int]]  # of each text, the tokens that one forward runs
 
 
 def native(shape: str, slots: int, **options: Any) -> NativeEngine:
-    return NativeEngine(MODELS[shape], ARENAS[shape], slots=slots, **options)
+    return NativeEngine(MODELS[shape], WEIGHTS[shape], slots=slots, **options)
 
 
 def exact(shape: str, slots: int, **options: Any) -> TorchEngine:
@@ -127,7 +127,7 @@ def test_a_text_evicts_beside_others(make: Callable[..., Engine]) -> None:
         ids = pieces(7, step % 2, 1)
         got = together(engine, ours, ids)[0]
         expected = one_by_one(alone, [single], ids[:1])[0]
-        assert np.abs(got - expected).max() <= (0 if engine.repeatable else 1e-4 * np.abs(expected).max())
+        assert np.abs(got - expected).max() <= (0 if engine.batch_invariant else 1e-4 * np.abs(expected).max())
 
 
 STORES: dict[str, Callable[..., Engine]] = {
@@ -173,9 +173,9 @@ def test_a_restored_text_goes_on_with_the_same_bits(store: str, evictions: int, 
     moved = copy(cache)
     moved.first, moved.log = to, list(cache.log)
     slots, _ = everything(cache)
-    saved = engine.export(slots)
+    saved = engine.save_kv(slots)
     assert ("master" in saved) == (evictions > 0)
-    other.restore(*everything(moved), saved)
+    other.load_kv(*everything(moved), saved)
     for expected, got in zip(going_on(engine, cache), going_on(other, moved), strict=True):
         assert np.array_equal(expected, got)
 
@@ -187,9 +187,9 @@ def test_a_common_prefix_is_copied_to_other_texts_of_the_same_engine(store: str)
     (source, *others), expected = ([Cache(SIZE, first=i * 128) for i in range(4)] for _ in range(2))
     one_by_one(engine, [source], pieces(30))
     index = np.arange(30)
-    saved = engine.export(source.slots(index))
+    saved = engine.save_kv(source.slots(index))
     for cache in others:
-        engine.restore(cache.slots(index), index, saved)
+        engine.load_kv(cache.slots(index), index, saved)
         cache.commit(pieces(30)[0])
     one_by_one(alone, expected, pieces(30, 30, 30, 30))
     assert np.array_equal(one_by_one(engine, others, pieces(3, 1, 7)), one_by_one(alone, expected[1:], pieces(3, 1, 7)))
@@ -219,9 +219,9 @@ def test_what_was_not_saved_by_such_an_engine_is_refused_and_changes_nothing(sto
     engine, twin = STORES[store](SIZE), STORES[store](SIZE)
     cache, same = rolled(engine, 1), rolled(twin, 1)
     slots, positions = everything(cache)
-    saved = {name: array.copy() for name, array in engine.export(slots).items()}
+    saved = {name: array.copy() for name, array in engine.save_kv(slots).items()}
     DAMAGE[damage](saved)
     with pytest.raises(FormatError, match="damaged or another model's"):
-        engine.restore(slots, positions + 1, saved)
+        engine.load_kv(slots, positions + 1, saved)
     for expected, got in zip(going_on(twin, same), going_on(engine, cache), strict=True):
         assert np.array_equal(expected, got)

@@ -1,7 +1,9 @@
-"""build.py: which compiled library is loaded, and which never is."""
+"""build.py: which compiled library is loaded, and which never is; and what the C sources that it compiles look like."""
 
 import os
+import re
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from llamachat.engines.native import build
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+SOURCES = {file.name: re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.S) for file in build.SOURCES.glob("*.[ch]")}
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
 
 
@@ -64,3 +67,31 @@ def test_the_packages_own_is_taken_unless_others_could_have_written_it(compiled:
     assert build.library() == shipped and compiled == []
     shipped.chmod(0o775)
     assert build.library().parent.name == "native" and len(compiled) == 1
+
+
+def test_every_c_file_is_compiled() -> None:
+    assert {f"{name}.c" for name in (*build.PARTS, "kernels")} == {name for name in SOURCES if name.endswith(".c")}
+
+
+def test_c_files_call_each_other_in_one_direction() -> None:
+    defined = {
+        match[1]: name
+        for name, text in SOURCES.items()
+        for match in re.finditer(r"^(?!static)[\w *]+?(\w+)\([^;{]*\) \{", text, re.M)
+    }
+    assert defined["engine_forward"] == "engine.c" and defined["claim"] == "alloc.c"
+    calls = {
+        name: {defined[called] for called in re.findall(r"\b(\w+)\(", text) if called in defined} - {name}
+        for name, text in SOURCES.items()
+    }
+    assert "attention.c" in calls["engine.c"]
+    assert list(TopologicalSorter(calls).static_order())
+
+
+def test_no_c_function_is_longer_than_sixty_lines() -> None:
+    lengths = [
+        match[0].count("\n") + 1
+        for text in SOURCES.values()
+        for match in re.finditer(r"^\w[^\n]*\([^;{}]*\) \{\n.*?^\}", text, re.M | re.S)
+    ]
+    assert len(lengths) > 100 and max(lengths) <= 60

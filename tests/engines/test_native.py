@@ -16,7 +16,6 @@ from llamachat.core.cache import CacheStep
 from llamachat.core.spec import LlamaConfig, RopeScaling
 from llamachat.core.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize
 from llamachat.engines.native import abi, build
-from llamachat.engines.native.arena import Arena
 from llamachat.engines.native.engine import (
     BATCH,
     WORKSPACE,
@@ -29,6 +28,7 @@ from llamachat.engines.native.engine import (
     usable_kernels,
 )
 from llamachat.engines.native.pack import pack
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.families.family import first_full
 
@@ -125,9 +125,9 @@ def parts(tensor: Tensor) -> Array:
 @given(case=matrices(), fine=st.booleans())
 def test_product_of_a_token_does_not_depend_on_the_others(kernels: str, case: tuple[Tensor, Array], fine: bool) -> None:
     tensor, x = case
-    head, data = pack(tensor)
-    together = single_product(head, data, x, kernels, fine=fine, threads=2)
-    alone = np.concatenate([single_product(head, data, row[None], kernels, fine=fine) for row in x])
+    header, data = pack(tensor)
+    together = single_product(header, data, x, kernels, fine=fine, threads=2)
+    alone = np.concatenate([single_product(header, data, row[None], kernels, fine=fine) for row in x])
     assert np.array_equal(together, alone)
 
 
@@ -165,7 +165,7 @@ def as_floats(kv: str, kept: Array, scale: Array) -> Array:
 
 
 def laid_out(kv: str, keys: Array, values: Array) -> tuple[Array, Array]:
-    """As engine.h has it; behind the keys lie others, as in an engine: blocks are read in pairs."""
+    """As kernels.h has it; behind the keys lie others, as in an engine: blocks are read in pairs."""
     keys = np.concatenate((keys, np.full_like(keys[:16], 77)))
     blocks = keys.reshape(len(keys) // 16, 16, -1)
     if kv != "int8":
@@ -197,8 +197,8 @@ def test_attention_equals_its_definition(
     scales = np.stack((k_scale, v_scale))
     part = single_attend(kernels, kv, *laid_out(kv, keys, values), scales, seen, q, positions, window)
     k, v = as_floats(kv, keys, k_scale), as_floats(kv, values, v_scale)
-    sight = (seen <= positions[:, None]) & (seen.astype(np.int64) > positions[:, None] - window)
-    for row, query, visible in zip(part, q, sight, strict=True):
+    mask = (seen <= positions[:, None]) & (seen.astype(np.int64) > positions[:, None] - window)
+    for row, query, visible in zip(part, q, mask, strict=True):
         if not visible.any():
             assert row[1] == 0
             continue
@@ -283,10 +283,10 @@ def test_quantized_models_are_near_the_reference(kind: str) -> None:
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_chunks_and_threads_do_not_change_a_bit(kernels: str, kv: Any) -> None:
     config = replace(BASE, sliding_window=100, layer_types=first_full(3, 1), num_attention_heads=6)
-    arena, ids = Arena.build(random_model(config, "q4_1").items()), tokens_of(config, 300)
+    weights, ids = PackedWeights.build(random_model(config, "q4_1").items()), tokens_of(config, 300)
 
     def run(cuts: list[int], threads: int) -> Iterator[Array]:
-        engine = NativeEngine(config, arena, slots=400, kv=kv, kernels=kernels, threads=threads)
+        engine = NativeEngine(config, weights, slots=400, kv=kv, kernels=kernels, threads=threads)
         for first, last in pairwise(cuts):
             yield engine.forward(ids[first:last], in_order(first, last - first), "all")
 
@@ -318,7 +318,7 @@ def test_slots_in_any_order_and_visible_ranges_are_followed() -> None:
 
 
 @pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
-def test_pinned_keys_are_turned_as_in_the_reference(kv: Any) -> None:
+def test_pinned_keys_are_rotated_as_in_the_reference(kv: Any) -> None:
     tensors, ids = random_model(BASE), tokens_of(BASE, 30)
     engine = NativeEngine.build(BASE, tensors.items(), slots=32, kv=kv)
     expected = reference_engine(BASE, tensors, 32)
@@ -330,29 +330,29 @@ def test_pinned_keys_are_turned_as_in_the_reference(kv: Any) -> None:
         assert np.abs(logits - other).max() < {"float32": 1e-4, "float16": 1e-2, "int8": 0.1}[kv] * np.abs(other).max()
 
 
-def test_an_arena_file_holds_the_same_weights(tmp_path: Path) -> None:
+def test_a_file_of_packed_weights_holds_the_same_weights(tmp_path: Path) -> None:
     tensors = random_model(replace(BASE, qkv_bias=True), "q4_0")
-    Arena.write(tensors.items(), tmp_path / "model")
-    mapped, built = Arena.open(tmp_path / "model"), Arena.build(tensors.items())
+    PackedWeights.write(tensors.items(), tmp_path / "model")
+    mapped, built = PackedWeights.open(tmp_path / "model"), PackedWeights.build(tensors.items())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    for name, (head, data) in built.tensors.items():
-        assert mapped.tensors[name][0] == head
+    for name, (header, data) in built.tensors.items():
+        assert mapped.tensors[name][0] == header
         assert np.array_equal(mapped.tensors[name][1], data)
         assert mapped.tensors[name][1].ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: data[200:],
                                     lambda data: data.replace(b'"rows": 64', b'"rows": 9999'), lambda data: b""])  # fmt: skip
-def test_a_damaged_arena_file_is_refused(tmp_path: Path, damage: Any) -> None:
-    Arena.write(random_model(BASE).items(), tmp_path / "model")
+def test_a_damaged_file_of_packed_weights_is_refused(tmp_path: Path, damage: Any) -> None:
+    PackedWeights.write(random_model(BASE).items(), tmp_path / "model")
     (tmp_path / "model").write_bytes(damage((tmp_path / "model").read_bytes()))
     with pytest.raises(FormatError, match="damaged"):
-        Arena.open(tmp_path / "model")
+        PackedWeights.open(tmp_path / "model")
 
 
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(FormatError, match="not those of this model"):
-        NativeEngine(replace(BASE, intermediate_size=128), Arena.build(random_model(BASE).items()), slots=8)
+        NativeEngine(replace(BASE, intermediate_size=128), PackedWeights.build(random_model(BASE).items()), slots=8)
 
 
 # ---- what it is right for, and what it refuses ----

@@ -23,7 +23,7 @@ from llamachat.errors import ModelError, UsageError
 from llamachat.generation.completer import Completer
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
-from llamachat.generation.prompt_lookup import Drafter
+from llamachat.generation.prompt_lookup import PromptLookup
 from llamachat.models.load import load
 from llamachat.tokenizers.base import TextTokenizer
 from llamachat.tokenizers.meta import from_tiktoken
@@ -205,19 +205,19 @@ def test_allowed_is_exactly_what_some_word_of_the_language_goes_on_with(
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_guessing_what_is_forced_changes_no_token(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafting_what_is_forced_changes_no_token(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = from_schema(object_of(a_long_name={"type": "boolean"}))
     results = []
-    for guess in (True, False):
+    for forced in (True, False):
         model = hash_model()
-        if not guess:
-            monkeypatch.setattr(Answer, "_drafter", lambda self: Drafter(self.prompt))
+        if not forced:
+            monkeypatch.setattr(Answer, "_drafter", lambda self: PromptLookup(self.prompt))
         sampling = SamplingParams(temperature=temperature, seed=4, top_p=1)
         run = Completer(model, AnswerSettings(sampling, model.stop_ids), None, True, False, grammar=grammar)
         results.append((run.result("x"), model.engine.forwarded))  # type: ignore[attr-defined]
-    (guessed, few), (plain, many) = results
-    assert guessed["tokens"] == plain["tokens"] and guessed["finish_reason"] == "stop"
-    assert json.loads(guessed["text"]).keys() == {"a_long_name"}
+    (drafted, few), (plain, many) = results
+    assert drafted["tokens"] == plain["tokens"] and drafted["finish_reason"] == "stop"
+    assert json.loads(drafted["text"]).keys() == {"a_long_name"}
     assert len(few) < len(many)
 
 

@@ -1,4 +1,4 @@
-"""The native library as Python sees it: its structures (native/engine.h), its functions, and what they report."""
+"""The native library as Python sees it: its structures (c/packed.h, model.h, kernels.h), its functions, and what they report."""
 
 import ctypes
 from functools import cache
@@ -75,11 +75,12 @@ FUNCTIONS = {
     "engine_workspace": (_SIZE, [ctypes.POINTER(Model)]),
     "engine_new": (_POINTER, [ctypes.POINTER(Model), _TEXT, ctypes.POINTER(_TEXT)]),
     "engine_free": (None, [_POINTER]),
-    "engine_place": (_TEXT, [_POINTER, _POINTER, _POINTER, _INT]),
+    "engine_set_positions": (_TEXT, [_POINTER, _POINTER, _POINTER, _INT]),
     "engine_forward": (_TEXT, [_POINTER, ctypes.POINTER(Step)]),
-    "engine_transfer": (_TEXT, [_POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
-    "engine_read_keys": (_TEXT, [_POINTER, _INT, _INT, _POINTER]),
-    "engine_write_keys": (_TEXT, [_POINTER, _INT, _INT, _INT64, _POINTER]),
+    "engine_save_kv": (_TEXT, [_POINTER, _POINTER, _INT, _POINTER, _POINTER]),
+    "engine_load_kv": (_TEXT, [_POINTER, _POINTER, _INT, _POINTER, _POINTER]),
+    "engine_unrotated_keys": (_TEXT, [_POINTER, _INT, _INT, _POINTER]),
+    "engine_rotate_keys": (_TEXT, [_POINTER, _INT, _INT, _INT64, _POINTER]),
     "single_product": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _INT, _INT, _POINTER]),
     "single_rows": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _POINTER]),
     "single_attend": (_TEXT, [_TEXT, ctypes.POINTER(Keys), _POINTER, _POINTER, _INT, _INT, _POINTER]),

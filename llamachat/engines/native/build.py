@@ -1,7 +1,7 @@
-"""Compiles native/*.c into one shared library; used by the wheel's build (hatch_build.py) and, in a checkout, on first use.
+"""Compiles c/*.c into one shared library; used by the wheel's build (hatch_build.py) and, in a checkout, on first use.
 
 Only the standard library is imported: at build time nothing else is there. The kernels are compiled once per instruction set
-of the processor's family; the library picks among them when it runs (native/cpu.c), so one file serves all such machines.
+of the processor's family; the library picks among them when it runs (c/cpu.c), so one file serves all such machines.
 """
 
 import hashlib
@@ -29,6 +29,10 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
 }
 
 
+# compiled once, beside the kernels
+PARTS = ("abi", "alloc", "attention", "cpu", "engine", "faults", "kv", "pack", "probe", "single", "threads")
+
+
 class BuildError(Exception):
     """There is no compiler, or it refused; `str()` is what it said."""
 
@@ -54,9 +58,7 @@ def compile_library(
     if cc is None:
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
-    jobs = {
-        name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in ("abi", "engine", "pack", "cpu", "probe")
-    }
+    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
     sets = KERNELS.get(_machine(), {"portable": ""})
     sets = {name: flags for name, flags in sets.items() if kernels is None or name in kernels}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")

@@ -1,4 +1,4 @@
-"""The CPU engine: packed weights mapped, one C call for each chunk of tokens. See native/engine.c; no torch here."""
+"""The CPU engine: packed weights mapped, one C call for each chunk of tokens. See c/engine.c; no torch here."""
 
 import ctypes
 import os
@@ -14,8 +14,8 @@ from llamachat.core.spec import LlamaConfig, beyond_llama
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
-from llamachat.engines.native.arena import Arena
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Head, packed_bytes, unpackable
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, Saved, pinned_among
 from llamachat.errors import FormatError
 
@@ -28,19 +28,19 @@ LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
     f"mlp.{name}_proj" for name in ("gate", "up", "down")
 )
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
-_UNSEEN = np.iinfo(np.int32).max
+_INT32_MAX = np.iinfo(np.int32).max
 _UNPLACED = "each token needs a slot and a position"
 
 
 class NativeEngine:
     """See engine.Engine. Deterministic: neither the number of threads nor the cutting into chunks changes a bit."""
 
-    repeatable = True
+    batch_invariant = True
 
     def __init__(
         self,
         config: LlamaConfig,
-        arena: Arena,
+        weights: PackedWeights,
         *,
         slots: int,
         kv: KvType = "float16",
@@ -48,8 +48,8 @@ class NativeEngine:
         kernels: str | None = None,
     ) -> None:
         """`kernels` is one of usable_kernels(), by default the first. Raises FormatError and MemoryError."""
-        arena.require(config.tensor_shapes())
-        self.config, self.slots, self.arena = config, slots, arena
+        weights.require(config.tensor_shapes())
+        self.config, self.slots, self.weights = config, slots, weights
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
         self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
         self._lib = native_library()
@@ -64,7 +64,7 @@ class NativeEngine:
     @classmethod
     def build(cls, config: LlamaConfig, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
         """From the tensors of config.tensor_shapes(), packed in memory; see __init__ for the options."""
-        return cls(config, Arena.build(tensors), **options)
+        return cls(config, PackedWeights.build(tensors), **options)
 
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
@@ -72,7 +72,7 @@ class NativeEngine:
 
     @property
     def weight_bytes(self) -> int:
-        return self.arena.nbytes
+        return self.weights.nbytes
 
     @property
     def kv_bytes(self) -> int:
@@ -106,7 +106,7 @@ class NativeEngine:
         if not len(tokens) == len(slots) == len(positions):
             raise ValueError(_UNPLACED)
         self._overwritten(slots)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
         order = np.argsort(wants, kind="stable")
@@ -136,7 +136,7 @@ class NativeEngine:
             self._master = None
         visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
         slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), 1))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), 1))
         out = np.empty((1, -(-self.config.vocab_size // LANES) * LANES), np.float32)
         self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out)
         return out[:, : self.config.vocab_size]
@@ -149,34 +149,35 @@ class NativeEngine:
         step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), address(logits))
         checked(self._lib.engine_forward(self._engine, step))
 
-    def export(self, slots: Integers) -> Saved:
+    def save_kv(self, slots: Integers) -> Saved:
         config = self.config
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
         saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
         if self._layout.scaled:
             saved["scale"] = np.empty(shape[:-1], np.float32)
-        self._transfer(slots, saved, out=True)
+        self._transfer(self._lib.engine_save_kv, slots, saved)
         if self._master is not None and (pinned := pinned_among(slots, self._master[0])) is not None:
             saved |= {"pinned": pinned, "master": self._master[1]}
         return saved
 
-    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         block = self._layout.check(saved, slots)
-        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _UNSEEN:
+        if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _INT32_MAX:
             raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
         self._overwritten(slots)
-        self._transfer(slots, saved, out=False)
+        self._transfer(self._lib.engine_load_kv, slots, saved)
         slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
-        checked(self._lib.engine_place(self._engine, address(slots), address(positions), len(slots)))
+        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         if block is not None:
             self._master = block, np.ascontiguousarray(saved["master"])
 
-    def _transfer(self, slots: Integers, saved: Saved, out: bool) -> None:
+    def _transfer(self, function: Any, slots: Integers, saved: Saved) -> None:
+        """Keys and values of these slots to or from the arrays of `saved`, as the C function does it."""
         slots = np.ascontiguousarray(slots, np.int64)
         kv, scale = (np.ascontiguousarray(saved[name]) if name in saved else None for name in ("kv", "scale"))
         assert kv is not None
         factors = None if scale is None else address(scale)
-        checked(self._lib.engine_transfer(self._engine, out, address(slots), len(slots), address(kv), factors))
+        checked(function(self._engine, address(slots), len(slots), address(kv), factors))
 
     def _overwritten(self, slots: Integers) -> None:
         """A pinned block that is written to begins anew."""
@@ -193,24 +194,24 @@ class NativeEngine:
     @property
     def types(self) -> str:
         """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
-        coded = any(head.kind in (Q4, Q8) for head, _ in self.arena.tensors.values())
+        coded = any(header.kind in (Q4, Q8) for header, _ in self.weights.tensors.values())
         return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:
-        """Turns the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
+        """Rotates the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
         if not 0 <= block.start < block.stop <= self.slots:
             raise ValueError("a pinned block of slots that are not there")
         if self._master is None or self._master[0] != block:
             shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, len(block), self.config.head_dim)
             self._master = block, np.empty(shape, np.float32)
-            checked(self._lib.engine_read_keys(self._engine, block.start, len(block), address(self._master[1])))
-        checked(self._lib.engine_write_keys(self._engine, block.start, len(block), start, address(self._master[1])))
+            checked(self._lib.engine_unrotated_keys(self._engine, block.start, len(block), address(self._master[1])))
+        checked(self._lib.engine_rotate_keys(self._engine, block.start, len(block), start, address(self._master[1])))
 
     def _describe(self) -> tuple[Model, list[Any]]:
         """The model for the C side, and the objects that it points to."""
         c = self.config
         frequency, factor = frequencies(c, self.slots)
-        windows = np.array([c.window(layer) or _UNSEEN for layer in range(c.num_hidden_layers)], np.int32)
+        windows = np.array([c.window(layer) or _INT32_MAX for layer in range(c.num_hidden_layers)], np.int32)
         matrices = [
             self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS
         ]
@@ -225,14 +226,14 @@ class NativeEngine:
         return model, [frequency, windows, norms, embed, head, linears]
 
     def _matrix(self, name: str) -> Matrix:
-        head, data = self.arena.tensors[name + ".weight"]
-        bias = self.arena.tensors.get(name + ".bias")
-        return head.matrix(data, None if bias is None else bias[1])
+        header, data = self.weights.tensors[name + ".weight"]
+        bias = self.weights.tensors.get(name + ".bias")
+        return header.matrix(data, None if bias is None else bias[1])
 
     def _norms(self) -> NDArray[np.float32]:
         names = [f"layers.{layer}.{name}_layernorm" for layer in range(self.config.num_hidden_layers)
                  for name in ("input", "post_attention")]  # fmt: skip
-        return np.stack([self.arena.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
+        return np.stack([self.weights.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
 
 
 def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
@@ -295,23 +296,23 @@ def usable_kernels() -> list[str]:
 
 
 def single_product(
-    head: Head, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
+    header: Header, data: Array, x: Array, kernels: str, *, fine: bool = False, threads: int = 1
 ) -> NDArray[np.float32]:
     """x [T, columns] times a packed matrix -> [T, rows], as the engine computes it; for tests and measurements."""
-    matrix, x = head.matrix(data), np.ascontiguousarray(x, np.float32)
-    out = np.empty((len(x), -(-head.rows // LANES) * LANES), np.float32)
+    matrix, x = header.matrix(data), np.ascontiguousarray(x, np.float32)
+    out = np.empty((len(x), -(-header.rows // LANES) * LANES), np.float32)
     lib = native_library()
     checked(lib.single_product(kernels.encode(), matrix, address(x), len(x), fine, threads, address(out)))
-    return out[:, : head.rows]
+    return out[:, : header.rows]
 
 
-def single_rows(head: Head, data: Array, rows: Sequence[int], kernels: str) -> NDArray[np.float32]:
+def single_rows(header: Header, data: Array, rows: Sequence[int], kernels: str) -> NDArray[np.float32]:
     """These rows of a packed matrix as floats."""
-    out = np.empty((len(rows), -(-head.columns // TILE) * TILE), np.float32)
+    out = np.empty((len(rows), -(-header.columns // TILE) * TILE), np.float32)
     index = np.array(rows, np.int32)
     lib = native_library()
-    checked(lib.single_rows(kernels.encode(), head.matrix(data), address(index), len(rows), address(out)))
-    return out[:, : head.columns]
+    checked(lib.single_rows(kernels.encode(), header.matrix(data), address(index), len(rows), address(out)))
+    return out[:, : header.columns]
 
 
 def single_attend(
@@ -320,24 +321,24 @@ def single_attend(
     keys: Array,
     values: Array,
     scales: Array,
-    seen: Array,
+    mask: Array,
     q: Array,
     positions: Array,
     window: int,
 ) -> NDArray[np.float32]:
-    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see engine.h, which says how keys and
-    values lie; scales [2, slots] float32, seen and positions int32."""
+    """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see c/kernels.h, which says how keys and
+    values lie; scales [2, slots] float32, mask (positions of slots, 2^31 - 1 where masked) and positions int32."""
     out = np.zeros((len(q), 16 + q.shape[1]), np.float32)
     held = Keys(
         address(keys),
         address(values),
         address(scales[0]),
         address(scales[1]),
-        address(seen),
+        address(mask),
         KV_KINDS[kv],
         q.shape[1],
         window,
     )
     lib = native_library()
-    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(seen), address(out)))
+    checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(mask), address(out)))
     return out

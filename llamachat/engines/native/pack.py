@@ -1,4 +1,4 @@
-"""Weights in the layout of the native kernels (native/engine.h). numpy only."""
+"""Weights in the layout of the native kernels (native/c/packed.h). numpy only."""
 
 import ctypes
 import math
@@ -15,7 +15,7 @@ LANES, TILE, PAGE = 16, 64, 4096
 
 
 @dataclass(frozen=True)
-class Head:
+class Header:
     """What is needed to read a packed tensor besides its bytes; a vector is float32, zero up to a multiple of 64."""
 
     rows: int  # 0: a vector
@@ -45,38 +45,38 @@ class Head:
         )
 
 
-def bytes_of(head: Head) -> int:
-    if head.rows == 0:
-        return -(-head.columns // TILE) * TILE * 4
-    return int(native_library().packed_bytes(head.matrix()))
+def bytes_of(header: Header) -> int:
+    if header.rows == 0:
+        return -(-header.columns // TILE) * TILE * 4
+    return int(native_library().packed_bytes(header.matrix()))
 
 
 def packed_bytes(info: TensorInfo) -> int:
     """Bytes of a tensor once packed, from its header; floats are taken as stored."""
     if len(info.shape) == 1:
-        return bytes_of(Head(0, info.shape[0]))
+        return bytes_of(Header(0, info.shape[0]))
     rows, columns = info.shape
     if info.packing is None:
-        return bytes_of(Head(rows, columns, F32 if info.nbytes == 4 * rows * columns else F16))
+        return bytes_of(Header(rows, columns, F32 if info.nbytes == 4 * rows * columns else F16))
     return bytes_of(replace(_plan(info.packing)[0], rows=rows))
 
 
-def pack(tensor: Tensor) -> tuple[Head, Array]:
+def pack(tensor: Tensor) -> tuple[Header, Array]:
     """A tensor in the kernels' layout. Codes are taken as they are; see `_codes` for tables that are not integers."""
     if len(tensor.shape) == 1:
         assert isinstance(tensor, FloatTensor)
-        out = aligned(bytes_of(head := Head(0, tensor.shape[0])))
+        out = aligned(bytes_of(header := Header(0, tensor.shape[0])))
         out.view(np.float32)[: tensor.shape[0]] = to_float32(tensor.data)
-        return head, out
-    head, source, kept = _plan(tensor)
-    out = aligned(bytes_of(head))
-    fault = native_library().pack_matrix(head.matrix(out), source, address(out))
+        return header, out
+    header, source, kept = _plan(tensor)
+    out = aligned(bytes_of(header))
+    fault = native_library().pack_matrix(header.matrix(out), source, address(out))
     del kept
     if fault:
         raise FormatError(
             f"a matrix of {tensor.shape[0]} x {tensor.shape[1]} has {fault.decode()}", "it cannot be used"
         )
-    return head, out
+    return header, out
 
 
 def aligned(nbytes: int) -> Array:
@@ -85,14 +85,14 @@ def aligned(nbytes: int) -> Array:
     return raw[start : start + nbytes]
 
 
-def _plan(tensor: Tensor) -> tuple[Head, Source, list[Array]]:
+def _plan(tensor: Tensor) -> tuple[Header, Source, list[Array]]:
     """How to pack a matrix; the arrays are what `Source` points to."""
     rows, columns = tensor.shape
     if isinstance(tensor, FloatTensor):
         data = np.ascontiguousarray(tensor.data)
         kind = {"float32": F32, "float16": F16, "uint16": BF16}[data.dtype.name]
         source = Source(data.ctypes.data, None, None, data.nbytes, 0, columns, 0, 1.0, 0.0)
-        return Head(rows, columns, kind), source, [data]
+        return Header(rows, columns, kind), source, [data]
     table, low, factor, offset = _codes(tensor)
     kept = [np.ascontiguousarray(part) for part in (tensor.codes, tensor.scale, tensor.minimum) if part is not None]
     half = kept[1].dtype == np.float16
@@ -100,11 +100,11 @@ def _plan(tensor: Tensor) -> tuple[Head, Source, list[Array]]:
     unit = 1.0 if half and factor == 1.0 and offset == 0.0 else _unit(tensor, factor, offset)
     group = columns if tensor.group >= columns else tensor.group
     subs = 2 if group % 32 == 0 or group == columns else 4
-    head = Head(rows, columns, Q4 if tensor.bits == 4 else Q8, subs, minimum, unit, table, low)
+    header = Header(rows, columns, Q4 if tensor.bits == 4 else Q8, subs, minimum, unit, table, low)
     pointers = [part.ctypes.data for part in kept]
     lowest = pointers[2] if len(pointers) > 2 else None
     source = Source(pointers[0], pointers[1], lowest, kept[0].nbytes, kept[1].size, group, half, factor, offset)
-    return head, source, kept
+    return header, source, kept
 
 
 def unpackable(tensor: QuantTensor, columns: int) -> str | None:

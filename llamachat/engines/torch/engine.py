@@ -29,7 +29,7 @@ class Bytes(NamedTuple):
 class TorchEngine:
     """See engine.Engine. `weight_bytes` and `kv_bytes` are the memory it holds."""
 
-    repeatable = False  # products of one row and of several round differently
+    batch_invariant = False  # products of one row and of several round differently
 
     def __init__(self, model: Model, keys_values: KeysValues, kernels: Mapping[str, int]) -> None:
         self.model, self.keys_values = model, keys_values
@@ -88,12 +88,12 @@ class TorchEngine:
         return rows
 
     @torch.inference_mode()
-    def export(self, slots: Integers) -> Saved:
-        return self.keys_values.export(slots)
+    def save_kv(self, slots: Integers) -> Saved:
+        return self.keys_values.save_kv(slots)
 
     @torch.inference_mode()
-    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
-        self.keys_values.restore(slots, positions, saved)
+    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        self.keys_values.load_kv(slots, positions, saved)
 
     def describe(self) -> str:
         kernels = ", ".join(f"{kernel} {size / 1e6:.0f} MB" for kernel, size in self.kernels.items())

@@ -64,7 +64,7 @@ class KeysValues:
 
         return memory
 
-    def export(self, slots: Integers) -> Saved:
+    def save_kv(self, slots: Integers) -> Saved:
         """See engine.saved."""
         where = (slice(None), slice(None), slice(None), _span(slots))
         saved = {"kv": _to_numpy(self.data[where])}
@@ -74,7 +74,7 @@ class KeysValues:
             saved |= {"pinned": pinned, "master": _to_numpy(self.master[1])}
         return saved
 
-    def restore(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         """Raises FormatError."""
         block = self.layout.check(saved, slots)
         where = (slice(None), slice(None), slice(None), _span(slots))

@@ -1,7 +1,7 @@
 /* Which kernels this processor can run. */
 #include <string.h>
 
-#include "engine.h"
+#include "kernels.h"
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>

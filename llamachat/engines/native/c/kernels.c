@@ -25,7 +25,7 @@ static int code_of(const uint8_t *codes, int lane, int c) {
 }
 
 /* One row of a matrix as floats; `out` has room for whole tiles. */
-static void fetch(const Matrix *w, int row, float *out) {
+static void dequantize_row(const Matrix *w, int row, float *out) {
     const uint8_t *tile = w->data + strip_bytes(w) * (row / LANES);
     int lane = row % LANES, tiles = up(w->columns, TILE) / TILE;
     for (int t = 0; t < tiles; t++, tile += tile_bytes(w), out += TILE) {
@@ -609,15 +609,15 @@ INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weig
     }
 }
 
-/* Scores to exponentials, in place; the largest score and the sum go to part. A slot that is not seen weighs exactly 0. */
-static void soften(const Keys *keys, int position, int slots, float *scores, float *part) {
+/* Scores to exponentials, in place; the largest score and the sum go to part. A slot that is masked weighs exactly 0. */
+static void softmax(const Keys *keys, int position, int slots, float *scores, float *part) {
     vf most = splat(-INFINITY), total = splat(0);
     for (int s = 0; s < slots; s += VL) {
         vi at = *(const vi_u *)(keys->position + s);
-        vi seen = (at <= position) & (at > position - keys->window);
+        vi mask = (at <= position) & (at > position - keys->window);
         vf score = load(scores + s);
         if (keys->kind == Q8) score *= load(keys->k_scale + s);
-        score = choose(seen, score, splat(-INFINITY));
+        score = choose(mask, score, splat(-INFINITY));
         store(scores + s, score);
         most = larger(most, score);
     }
@@ -639,7 +639,7 @@ INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const
     if (kind == Q8) scores_of_codes(rows, keys, q, slots, scores);
     else scores_of(rows, kind, keys, q, slots, scores);
     for (int r = 0; r < rows; r++) {
-        soften(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
+        softmax(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
         weights[r] = scores[r];
     }
     if (kind == Q8) values_of_codes(rows, keys, weights, slots, part);
@@ -715,4 +715,4 @@ static float widen(int kind, const void *p, size_t i) {
     return load_as(kind, lanes, 0)[0];
 }
 
-const Kernels KERNELS = {TEXT(ISA), fetch, rmsnorm, rotate, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};
+const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, rotate, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};

@@ -1,7 +1,9 @@
-/* From the bit layout of llamachat/tensors.py to that of engine.h. */
+/* From the bit layout of llamachat/core/tensors.py to that of packed.h. */
 #include <string.h>
 
-#include "engine.h"
+#include "faults.h"
+#include "half.h"
+#include "packed.h"
 
 static float entry(const void *p, int half, size_t i) { return half ? half_to_float(((const uint16_t *)p)[i]) : ((const float *)p)[i]; }
 
@@ -69,13 +71,14 @@ const char *pack_matrix(const Matrix *w, const Source *s, uint8_t *out) {
     const char *fault = source_fault(w, s);
     int finite = 1;
     if (fault) return fault;
-    if (w->bytes < packed_bytes(w)) return "no room for the packed weights";
+    if (w->bytes < matrix_bytes(w)) return "no room for the packed weights";
     size_t bytes = strip_bytes(w);
     #pragma omp parallel for schedule(static) reduction(&& : finite)
-    for (int strip = 0; strip < (w->rows + LANES - 1) / LANES; strip++)
+    for (int strip = 0; strip < strips_of(w); strip++)
         for (int row = strip * LANES; row < (strip + 1) * LANES && row < w->rows; row++)
             finite = pack_row(w, s, row, out + bytes * strip) && finite;
     return finite ? NULL : "values that are not finite";
 }
 
-size_t packed_bytes(const Matrix *w) { return strip_bytes(w) * (up(w->rows, LANES) / LANES); }
+/* Bytes of a matrix's data, for Python. */
+size_t packed_bytes(const Matrix *w) { return matrix_bytes(w); }

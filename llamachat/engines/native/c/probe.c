@@ -1,4 +1,5 @@
 /* Measuring: how fast memory can be read, and which part of a step takes how long. Nothing else needs this file. */
+#include <string.h>
 #include <time.h>
 #if defined(_OPENMP)
 #include <omp.h>
@@ -7,7 +8,7 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-#include "engine.h"
+#include "kernels.h"
 
 /* ---- reading memory ---- */
 
@@ -58,7 +59,7 @@ uint64_t read_memory(const void *data, size_t bytes, int threads, int streams) {
 /* ---- where a step's time goes ----
 
    A table of kernels that time themselves stands in for the real one while profiling is on; an engine made meanwhile uses
-   it. What is left of a thread's time is spent on what lies between kernels: RoPE, keeping keys, waiting for the others. */
+   it. What is left of a thread's time is spent on what lies between kernels: RoPE, storing keys, waiting for the others. */
 
 enum { PARTS = 16, THREADS = 256 };  /* a part: each of the seven linears of a layer, then these */
 enum { HEAD = 7, NORM, QUANTIZE, SWIGLU, ATTEND, OTHER, STEP };
@@ -80,10 +81,10 @@ static void add(int part, double start) { spent[omp_get_thread_num() % THREADS].
 
 #define TIMED(part, call) double start = now(); call; add(part, start)
 
-static void fetch(const Matrix *w, int row, float *out) {
+static void dequantize_row(const Matrix *w, int row, float *out) {
     double start = now();
     if (omp_get_thread_num() == 0) begun = start;
-    real->fetch(w, row, out);
+    real->dequantize_row(w, row, out);
     add(OTHER, start);
 }
 static void rmsnorm(float *x, const float *added, const float *weight, int n, float eps, float *out) {
@@ -119,7 +120,7 @@ void profile(int on) { profiling = on; }
 const Kernels *kernels_timed(const Kernels *kernels) {
     if (!profiling || !kernels) return kernels;
     real = kernels, timed = *kernels;
-    timed.fetch = fetch, timed.rmsnorm = rmsnorm, timed.quantize = quantize, timed.swiglu = swiglu;
+    timed.dequantize_row = dequantize_row, timed.rmsnorm = rmsnorm, timed.quantize = quantize, timed.swiglu = swiglu;
     timed.matmul = matmul, timed.attend = attend, timed.merge = merge, timed.narrow = narrow;
     return &timed;
 }

@@ -5,7 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine.h"
+#include "half.h"
+#include "kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -147,20 +148,20 @@ INLINE vf rounded(vf x) {
 }
 #define TO(i, by) ((i) + (by)) % VL
 #if VL == 16
-#define TURNED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \
+#define SHIFTED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \
     TO(6, by), TO(7, by), TO(8, by), TO(9, by), TO(10, by), TO(11, by), TO(12, by), TO(13, by), TO(14, by), TO(15, by))
 #elif VL == 8
-#define TURNED(x, by) \
+#define SHIFTED(x, by) \
     __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), TO(6, by), TO(7, by))
 #else
-#define TURNED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by))
+#define SHIFTED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by))
 #endif
 /* Combines all lanes in a fixed order: halves, quarters... */
 #define REDUCE(x, combine)                        \
-    if (VL > 8) x = combine(x, TURNED(x, 8));     \
-    if (VL > 4) x = combine(x, TURNED(x, 4));     \
-    x = combine(x, TURNED(x, 2));                 \
-    return combine(x, TURNED(x, 1))[0]
+    if (VL > 8) x = combine(x, SHIFTED(x, 8));     \
+    if (VL > 4) x = combine(x, SHIFTED(x, 4));     \
+    x = combine(x, SHIFTED(x, 2));                 \
+    return combine(x, SHIFTED(x, 1))[0]
 #define PLUS(a, b) ((a) + (b))
 INLINE int32_t sum_ints(vi x) { REDUCE(x, PLUS); }
 INLINE float sum_lanes(vf x) { REDUCE(x, PLUS); }

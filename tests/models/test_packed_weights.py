@@ -1,4 +1,4 @@
-"""arena_cache.py: packed once, mapped from then on; never stale, never in the way."""
+"""packed_weights.py: packed once, mapped from then on; never stale, never in the way."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ from hypothesis.strategies import (
 )
 
 from llamachat.core.tensors import Tensor
-from llamachat.engines.native import arena as arena_file
-from llamachat.engines.native.arena import Arena
+from llamachat.engines.native import packed_file
 from llamachat.engines.native.build import compiler
-from llamachat.engines.native.pack import Head, bytes_of
+from llamachat.engines.native.pack import Header, bytes_of
+from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.models import packed_weights as arena_cache
+from llamachat.models import packed_weights
 from llamachat.models.disk_cache import DiskCache
 from llamachat.models.packed_weights import cached, place, store
 from llamachat.system import known, private
@@ -62,7 +62,7 @@ class Counted:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.reads, self.said = checkpoint, 0, list[str]()
 
-    def get(self) -> Arena:
+    def get(self) -> PackedWeights:
         return cached(self.checkpoint, self.tensors, self.said.append)
 
     def tensors(self) -> Iterator:  # type: ignore[type-arg]
@@ -70,10 +70,10 @@ class Counted:
         return self.checkpoint.tensors()
 
 
-def same(one: Arena, other: Arena) -> bool:
+def same(one: PackedWeights, other: PackedWeights) -> bool:
     return one.tensors.keys() == other.tensors.keys() and all(
-        head == other.tensors[name][0] and np.array_equal(data, other.tensors[name][1])
-        for name, (head, data) in one.tensors.items()
+        header == other.tensors[name][0] and np.array_equal(data, other.tensors[name][1])
+        for name, (header, data) in one.tensors.items()
     )
 
 
@@ -81,17 +81,17 @@ def test_the_second_start_reads_no_weights_and_has_the_same(checkpoint: Checkpoi
     counted = Counted(checkpoint)
     first, second = counted.get(), counted.get()
     assert counted.reads == 1 and counted.said == []
-    assert same(first, second) and same(first, Arena.build(checkpoint.tensors()))
+    assert same(first, second) and same(first, PackedWeights.build(checkpoint.tensors()))
 
 
 def changed_index(content: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """The file with another index, digest and length included: as whoever knows the format would write it."""
-    _, length, magic = arena_file._TRAILER.unpack(content[-arena_file._TRAILER.size :])
-    end = len(content) - arena_file._TRAILER.size - length
+    _, length, magic = packed_file._TRAILER.unpack(content[-packed_file._TRAILER.size :])
+    end = len(content) - packed_file._TRAILER.size - length
     index = json.loads(content[end : end + length])
     new = change(index)
     text = new if isinstance(new, bytes) else json.dumps(index if new is None else new).encode()
-    return content[:end] + text + arena_file._TRAILER.pack(hashlib.sha256(text).digest(), len(text), magic)
+    return content[:end] + text + packed_file._TRAILER.pack(hashlib.sha256(text).digest(), len(text), magic)
 
 
 def first(index: dict[str, Any], **fields: Any) -> None:
@@ -172,15 +172,17 @@ def test_an_index_with_anything_wrong_costs_one_line_and_packing_anew(checkpoint
 def test_an_index_of_any_json_is_refused_as_damaged(data: DataObject) -> None:
     leaves = none() | booleans() | integers() | floats() | text()
     anything = recursive(leaves, lambda inner: lists(inner) | dictionaries(text(), inner), max_leaves=8)
-    entry = fixed_dictionaries(dict.fromkeys(("start", "sha256", *Head.__dataclass_fields__), anything))
+    entry = fixed_dictionaries(dict.fromkeys(("start", "sha256", *Header.__dataclass_fields__), anything))
     tensors = anything | dictionaries(text(), anything | entry)
     index = data.draw(anything | fixed_dictionaries({"key": just("") | anything, "tensors": tensors}))
     body = json.dumps(index).encode()
-    trailer = arena_file._TRAILER.pack(hashlib.sha256(body).digest(), len(body), arena_file.MAGIC)
+    trailer = packed_file._TRAILER.pack(hashlib.sha256(body).digest(), len(body), packed_file.MAGIC)
     content = np.frombuffer(bytes(8192) + body + trailer, np.uint8)
     with suppress(ValueError, FormatError):
-        tensors, digests, _ = arena_file._parsed(content, "")
-        assert tensors.keys() == digests.keys() and all(len(part) == bytes_of(head) for head, part in tensors.values())
+        tensors, digests, _ = packed_file._parsed(content, "")
+        assert tensors.keys() == digests.keys() and all(
+            len(part) == bytes_of(header) for header, part in tensors.values()
+        )
 
 
 def replace(file: Path, content: bytes) -> None:
@@ -190,7 +192,7 @@ def replace(file: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\0" * 4096, None])
-def test_a_damaged_arena_is_packed_anew_with_one_line(checkpoint: Checkpoint, damage: bytes | None) -> None:
+def test_a_damaged_file_is_packed_anew_with_one_line(checkpoint: Checkpoint, damage: bytes | None) -> None:
     counted = Counted(checkpoint)
     right = counted.get()
     (file,) = store().entries()
@@ -212,12 +214,12 @@ def test_no_flipped_bit_is_ever_computed_with(checkpoint: Checkpoint) -> None:
         flipped[at] ^= 1 << random.randrange(8)
         replace(file, flipped)
         try:
-            arena = Arena.open(file, file.stem)
-            arena.verify()
+            weights = PackedWeights.open(file, file.stem)
+            weights.verify()
         except FormatError:
             found += 1
         else:
-            assert same(arena, right), f"bit in byte {at} of {len(content)}"
+            assert same(weights, right), f"bit in byte {at} of {len(content)}"
     assert found > 150
 
 
@@ -232,15 +234,15 @@ def test_a_flip_in_the_file_itself_is_found_even_if_its_time_is_set_back(checkpo
         stream.seek(2)
         stream.write(bytes([byte ^ 64]))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert same(counted.get(), Arena.build(checkpoint.tensors()))
+    assert same(counted.get(), PackedWeights.build(checkpoint.tensors()))
     assert counted.reads == 2 and "model.embed_tokens.weight are damaged" in counted.said[0]
 
 
 def test_bytes_are_read_whole_only_where_they_may_have_changed(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verified = list[Arena]()
-    monkeypatch.setattr(Arena, "verify", lambda arena: verified.append(arena))
+    verified = list[PackedWeights]()
+    monkeypatch.setattr(PackedWeights, "verify", lambda weights: verified.append(weights))
     counted = Counted(checkpoint)
     counted.get()
     counted.get()
@@ -283,7 +285,7 @@ def test_a_full_or_read_only_disk_costs_time_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(DiskCache, "free", lambda self: 1000)
     counted = Counted(checkpoint)
-    assert same(counted.get(), Arena.build(checkpoint.tensors()))
+    assert same(counted.get(), PackedWeights.build(checkpoint.tensors()))
     assert "packed anew at every start" in counted.said[0] and store().entries() == []
 
 
@@ -294,12 +296,12 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Counted(model).get()
         os.utime(known._stamp(place(model)), (1000 + age, 1000 + age))
     Counted(models[0]).get()  # used again: now the younger
-    monkeypatch.setattr(arena_cache, "LIMIT", 2.5 * store().entries()[0].stat().st_size)
+    monkeypatch.setattr(packed_weights, "LIMIT", 2.5 * store().entries()[0].stat().st_size)
     Counted(models[2]).get()
     assert set(store().entries()) == {place(models[0]), place(models[2])}
 
 
-def test_a_disk_that_is_full_in_any_case_takes_no_arena_away_and_half_a_file_goes(
+def test_a_disk_that_is_full_in_any_case_takes_no_file_away_and_half_a_file_goes(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Counted(checkpoint).get()
@@ -313,7 +315,7 @@ def test_a_disk_that_is_full_in_any_case_takes_no_arena_away_and_half_a_file_goe
 
 
 def test_clear_deletes_all_and_says_how_much(checkpoint: Checkpoint) -> None:
-    arena = Counted(checkpoint).get()
-    assert store().clear() > arena.nbytes
+    weights = Counted(checkpoint).get()
+    assert store().clear() > weights.nbytes
     assert store().entries() == []
-    assert same(arena, arena), "what is mapped stays"
+    assert same(weights, weights), "what is mapped stays"

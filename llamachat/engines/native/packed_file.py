@@ -1,7 +1,7 @@
 """All packed weights of a model, in memory or in a file that is mapped.
 
 A file is the packed tensors, each from a multiple of 4096 bytes on, then a JSON index of them (what the file was made for,
-and of each tensor its head and its bytes' place and sha256), then the index's sha256 and length and a magic number.
+and of each tensor its header and its bytes' place and sha256), then the index's sha256 and length and a magic number.
 Nothing in a file is believed: `open` checks the index, `verify` the bytes.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from llamachat.checks import LARGEST, is_number, is_whole, shown
 from llamachat.core.tensors import Array, Tensor
-from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Head, bytes_of, pack
+from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Header, bytes_of, pack
 from llamachat.errors import FormatError
 from llamachat.system import private
 from llamachat.system.mapped import map_file
@@ -37,10 +37,10 @@ _TRAILER = struct.Struct("<32sQ16s")
 
 
 @dataclass(frozen=True)
-class Arena:
+class PackedWeights:
     """Packed tensors by canonical name; the bytes are 64-byte aligned."""
 
-    tensors: Mapping[str, tuple[Head, Array]]
+    tensors: Mapping[str, tuple[Header, Array]]
     digests: Mapping[str, str] = field(default_factory=dict)  # of a file's tensors, sha256
     digest: str = ""  # of a file's index, and so of all that is in it
 
@@ -51,8 +51,8 @@ class Arena:
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises FormatError unless these are the tensors, with these shapes."""
         held = {
-            name: (head.rows, head.columns) if head.rows else (head.columns,)
-            for name, (head, _) in self.tensors.items()
+            name: (header.rows, header.columns) if header.rows else (header.columns,)
+            for name, (header, _) in self.tensors.items()
         }
         if held != shapes:
             wrong = sorted(name for name in held.keys() | shapes if held.get(name) != shapes.get(name))
@@ -69,7 +69,7 @@ class Arena:
                     raise FormatError(f"the packed weights of {name} are damaged", remedy="pack the model again")
 
     @classmethod
-    def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "Arena":
+    def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "PackedWeights":
         """Packs into memory."""
         return cls({name: pack(tensor) for name, tensor in tensors})
 
@@ -82,7 +82,7 @@ class Arena:
             file.write(text + _TRAILER.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
 
     @classmethod
-    def open(cls, path: Path, key: str = "") -> "Arena":
+    def open(cls, path: Path, key: str = "") -> "PackedWeights":
         """Maps a file that `write` made with this key. Raises OSError, FormatError when it is another or damaged."""
         try:
             with path.open("rb") as file:
@@ -96,18 +96,18 @@ class Arena:
             ) from error
 
 
-def _append(file: IO[bytes], head: Head, data: Array) -> dict[str, Any]:
+def _append(file: IO[bytes], header: Header, data: Array) -> dict[str, Any]:
     file.write(bytes(-file.tell() % PAGE))
     start = file.tell()
     file.write(data.data)
-    return {"start": start, "sha256": _sha256(data), **asdict(head)}
+    return {"start": start, "sha256": _sha256(data), **asdict(header)}
 
 
 def _sha256(data: Array) -> str:
     return hashlib.sha256(data.data).hexdigest()
 
 
-def _parsed(data: Array, key: str) -> tuple[dict[str, tuple[Head, Array]], dict[str, str], str]:
+def _parsed(data: Array, key: str) -> tuple[dict[str, tuple[Header, Array]], dict[str, str], str]:
     """Raises ValueError and FormatError."""
     digest, length, magic = _TRAILER.unpack(data[-_TRAILER.size :].tobytes())
     end = len(data) - _TRAILER.size - length
@@ -126,21 +126,21 @@ def _parsed(data: Array, key: str) -> tuple[dict[str, tuple[Head, Array]], dict[
     return tensors, {name: entry["sha256"] for name, entry in index["tensors"].items()}, digest.hex()
 
 
-def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Head, Array]:
+def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Header, Array]:
     """A tensor that begins behind the `last` byte of the one before."""
-    if not isinstance(entry, dict) or entry.keys() != {"start", "sha256", *Head.__dataclass_fields__}:
+    if not isinstance(entry, dict) or entry.keys() != {"start", "sha256", *Header.__dataclass_fields__}:
         raise ValueError(f"{shown(name)} has other fields than a tensor")
     start, digest = entry["start"], entry["sha256"]
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ValueError(f"{shown(name)} has no digest")
-    head = _head(name, {field: entry[field] for field in Head.__dataclass_fields__})
-    size = bytes_of(head)
+    header = _header(name, {field: entry[field] for field in Header.__dataclass_fields__})
+    size = bytes_of(header)
     if not is_whole(start) or start % PAGE or not last <= start <= len(data) - size:
         raise ValueError(f"{shown(name)} does not lie in it")
-    return head, data[start : start + size]
+    return header, data[start : start + size]
 
 
-def _head(name: str, fields: dict[str, Any]) -> Head:
+def _header(name: str, fields: dict[str, Any]) -> Header:
     """Raises ValueError for what `pack` never makes: the C side believes it."""
     rows, columns, kind, subs, minimum, unit, table, low = fields.values()
     good = is_whole(rows) and is_whole(columns) and 0 <= rows <= SIZES and 0 < columns <= SIZES
@@ -151,4 +151,4 @@ def _head(name: str, fields: dict[str, Any]) -> Head:
     good = good and len(table) == (16 if kind == Q4 else 0) and len(low) in (0, 16 if kind == Q4 and subs == 2 else 0)
     if not good or (kind <= BF16 and (subs, minimum, unit) != (2, False, 1.0)) or (rows == 0 and kind != F32):
         raise ValueError(f"{shown(name)} is packed in no way that there is")
-    return Head(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})
+    return Header(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})

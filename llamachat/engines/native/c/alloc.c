@@ -1,0 +1,148 @@
+/* The memory of an engine: made with it, freed with it. */
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "faults.h"
+#include "kv.h"
+#include "alloc.h"
+
+static void *zeroed(size_t bytes) {
+    void *p = aligned_alloc(64, (bytes + 64 + 63) / 64 * 64);
+    return p ? memset(p, 0, bytes + 64) : NULL;
+}
+
+void *claim(Claims *c, size_t bytes) {
+    c->bytes += bytes;
+    if (c->counting || c->failed) return NULL;
+    void *p = zeroed(bytes);
+    c->failed = !p;
+    return p;
+}
+
+/* Pages come when they are first written, so that a long context costs what is used of it. */
+static void *reserve(size_t bytes) {
+#if defined(__linux__)
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+#else
+    return calloc(1, bytes);
+#endif
+}
+
+static void release(void *p, size_t bytes) {
+#if defined(__linux__)
+    if (p) munmap(p, bytes);
+#else
+    (void)bytes;
+    free(p);
+#endif
+}
+
+Acts claim_acts(Claims *c, int tokens, int width) {
+    size_t groups = (size_t)tokens * width / GROUP;
+    return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP), claim(c, groups * 4),
+                  claim(c, groups * 4), claim(c, groups * 8), claim(c, groups * 4), claim(c, groups * 8)};
+}
+
+void free_acts(Acts *a) {
+    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->sum16), free(a->mass32), free(a->mass16);
+}
+
+int make_room(Engine *e, size_t texts, size_t chunks) {
+    if (texts > e->texts_room) {
+        free(e->texts);
+        e->texts_room = (e->texts = zeroed(texts * sizeof *e->texts)) ? texts : 0;
+    }
+    if (chunks > e->chunks_room) {
+        free(e->mask), free(e->first), free(e->last);
+        e->mask = zeroed(chunks * CHUNK * 4);
+        e->first = zeroed(chunks * CHUNK / LANES * 4), e->last = zeroed(chunks * CHUNK / LANES * 4);
+        e->chunks_room = e->mask && e->first && e->last ? chunks : 0;
+    }
+    return texts <= e->texts_room && chunks <= e->chunks_room;
+}
+
+void engine_free(Engine *e) {
+    if (!e) return;
+    for (int t = 0; e->local && t < e->m.threads; t++) {
+        free_acts(&e->local[t].acts);
+        free(e->local[t].x), free(e->local[t].part), free(e->local[t].scratch);
+    }
+    free_acts(&e->acts), free_acts(&e->mlp);
+    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->parts);
+    free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
+    release(e->kv, e->kv_bytes);
+    free(e);
+}
+
+static void claim_all(Engine *e, Claims *c) {
+    const Model *m = &e->m;
+    size_t batch = up(m->batch, LANES), chunks = e->cap / CHUNK;
+    int width = most(e->hidden, e->attn);
+    e->acts = claim_acts(c, batch, width);
+    e->mlp = claim_acts(c, batch, e->inner);
+    e->local = claim(c, m->threads * sizeof *e->local);
+    for (int t = 0; t < m->threads; t++) {
+        Local local = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4), claim(c, SCRATCH)};
+        if (e->local) e->local[t] = local;
+    }
+    e->x = claim(c, batch * e->hidden * 4);
+    e->out = claim(c, batch * e->hidden * 4);
+    e->qkv_out = claim(c, batch * e->qkv * 4);
+    e->gate = claim(c, batch * 2 * e->inner * 4);
+    e->cosine = claim(c, batch * m->head_dim * 2);
+    e->sine = claim(c, batch * m->head_dim * 2);
+    e->parts = claim(c, (size_t)cut_units(e) * ROWS * chunks * part_size(e) * 4);
+    e->runs = claim(c, batch * sizeof *e->runs);
+    e->position = claim(c, (size_t)e->cap * 8);
+}
+
+/* An engine of this shape that holds nothing yet. */
+static Engine shaped(const Model *m) {
+    return (Engine){
+        .m = *m,
+        .hidden = up(m->hidden, TILE),
+        .inner = up(m->inner, TILE),
+        .attn = up(m->heads * m->head_dim, TILE),
+        .qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES,  /* each of the three is padded to a strip */
+        .dim = up(m->head_dim, LANES),
+        .cap = up(m->slots, CHUNK),
+    };
+}
+
+/* Bytes that an engine of these sizes holds besides weights, keys and values; only for a model without fault. */
+size_t engine_workspace(const Model *m) {
+    Engine e = shaped(m);
+    Claims counted = {.counting = 1};
+    claim_all(&e, &counted);
+    return counted.bytes;
+}
+
+/* NULL where it cannot be; then `why` says so, unless memory is what it lacks. */
+Engine *engine_new(const Model *m, const char *kernels, const char **why) {
+    const Kernels *k = select_kernels(kernels);
+    Claims claims = {0};
+    *why = model_fault(m);
+    if (!*why) *why = weights_fault(m);
+    if (!*why && !k) *why = "kernels that this processor cannot run";
+    Engine *e = *why ? NULL : zeroed(sizeof *e);
+    if (!e) return NULL;
+    *e = shaped(m);
+    e->k = k;
+    claim_all(e, &claims);
+    size_t heads = (size_t)m->layers * 2 * m->kv_heads;
+    e->kv_bytes = heads * e->cap * e->dim * kv_element(m->kv_kind);
+    int ok = !claims.failed && make_room(e, 1, e->cap / CHUNK) && (e->kv = reserve(e->kv_bytes)) &&
+             (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
+    if (!ok) {
+        engine_free(e);
+        return NULL;
+    }
+    for (int slot = 0; slot < e->cap; slot++) e->position[slot] = INT32_MAX;  /* not yet written: later than every query */
+    return e;
+}

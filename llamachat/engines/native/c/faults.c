@@ -1,0 +1,85 @@
+/* Whether what comes from Python is what the code is right for. Every bound that keeps a read or a write inside its array is
+   checked here, or in pack.c, whatever Python has checked before. */
+#include "faults.h"
+#include "kernels.h"
+
+static int within(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
+
+/* Why it cannot be a matrix, in words; NULL: it can. Its data, if there is any, must be all there. */
+const char *matrix_fault(const Matrix *w) {
+    if (!within(w->kind, F32, Q4)) return "a kind of weights that is not known";
+    if (!within(w->rows, 1, MAX_VOCAB) || !within(w->columns, 1, MAX_INNER)) return "a matrix of impossible size";
+    if (w->subs != 2 && w->subs != 4) return "scales for neither 16 nor 32 columns";
+    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4)) return "a flag that is none";
+    if (w->wide && w->subs != 2) return "a table of its own for groups of 16 columns";
+    if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w))) return "packed weights that are cut off or not aligned";
+    return NULL;
+}
+
+/* Why a model of these sizes cannot be run, in words; NULL: it can. Looks at the numbers only. */
+const char *model_fault(const Model *m) {
+    if (!within(m->head_dim, 2, DIM)) return "heads of more than 1024 elements";
+    if (m->head_dim % 2) return "heads of an odd number of elements";
+    if (!within(m->hidden, 1, MAX_HIDDEN)) return "a hidden size above 2^20";
+    if (!within(m->inner, 1, MAX_INNER)) return "an intermediate size above 2^22";
+    if (!within(m->vocab, 1, MAX_VOCAB)) return "a vocabulary above 2^24";
+    if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
+    if (!within(m->heads, 1, MAX_HEADS) || !within(m->kv_heads, 1, MAX_HEADS)) return "more than 4096 heads";
+    if (m->heads % m->kv_heads) return "heads that do not share keys evenly";
+    if (!within(m->kv_kind, F32, Q8)) return "keys of a type that is not known";
+    if (!within(m->threads, 1, MAX_THREADS)) return "more than 1024 threads";
+    if (!within(m->slots, 1, MAX_SLOTS)) return "a context above 2^30 tokens";
+    if (!within(m->batch, 1, MAX_BATCH)) return "batches of more than 4096 tokens";
+    int64_t units = (int64_t)m->kv_heads * up(m->heads / m->kv_heads, ROWS) / ROWS, chunks = up(m->slots, CHUNK) / CHUNK;
+    if ((units > 4 * m->threads ? units : 4 * m->threads) * chunks > INT32_MAX) return "too many heads for so long a context";
+    return NULL;
+}
+
+static int is_shaped(const Matrix *w, int rows, int columns) {
+    return w && w->data && w->rows == rows && w->columns == columns && !matrix_fault(w);
+}
+
+/* Why these weights are not those of such a model; NULL: they are. */
+const char *weights_fault(const Model *m) {
+    int attn = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    const int shapes[LINEARS][2] = {{attn, m->hidden}, {kv, m->hidden}, {kv, m->hidden}, {m->hidden, attn},
+                                    {m->inner, m->hidden}, {m->inner, m->hidden}, {m->hidden, m->inner}};
+    if (!m->frequency || !m->window || !m->norms || !m->linears) return "weights that are missing";
+    if (!is_shaped(m->embed, m->vocab, m->hidden) || !is_shaped(m->head, m->vocab, m->hidden)) return "an embedding of another model";
+    for (int i = 0; i < m->layers * LINEARS; i++)
+        if (!is_shaped(m->linears + i, shapes[i % LINEARS][0], shapes[i % LINEARS][1])) return "weights of another model";
+    return NULL;
+}
+
+/* Why these cannot be slots and positions of an engine with so many slots; NULL: they can. */
+const char *places_fault(int slots, const int64_t *slot, const int64_t *position, int count) {
+    for (int i = 0; i < count; i++) {
+        if (!within(slot[i], 0, slots - 1)) return "a slot that is not there";
+        if (position && !within(position[i], 0, INT32_MAX - 1)) return "a position of 2^31 or more";
+    }
+    return NULL;
+}
+
+/* Why a step cannot be run; NULL: it can. Ranges and runs lie text by text, and every text has some of the former. */
+const char *step_fault(const Model *m, const Step *s) {
+    if (!within(s->tokens, 1, m->batch) || !within(s->wanted, 0, s->tokens)) return "too many tokens in a step";
+    if (!within(s->texts, 1, m->slots)) return "a step of no text";
+    for (int i = 0; i < s->tokens; i++)
+        if (!within(s->ids[i], 0, m->vocab - 1)) return "a token that is not in the vocabulary";
+    int64_t text = -1;
+    for (int i = 0; i < s->ranges; i++) {
+        const int64_t *range = s->visible + 3 * i;
+        if (!within(range[0], 0, range[1] - 1) || range[1] > m->slots) return "a range of slots that are not there";
+        if (!within(range[2], text < 0 ? 0 : text, text + 1) || range[2] >= s->texts) return "a range of slots of no text";
+        text = range[2];
+    }
+    if (text != s->texts - 1) return "a text that sees nothing";
+    int end = 0;
+    for (int i = 0; i < s->run_count; i++) {
+        const int32_t *run = s->runs + 3 * i;
+        if (run[0] != end || run[1] <= end || run[1] > s->tokens || !within(run[2], 0, s->texts - 1)) return "a run of no tokens";
+        end = run[1];
+    }
+    if (end != s->tokens) return "tokens of no run";
+    return places_fault(m->slots, s->slots, s->positions, s->tokens);
+}

@@ -1,0 +1,63 @@
+/* The arithmetic that a step is made of: what the kernels (kernels.c, once for each instruction set) are given and give. */
+#ifndef LLAMACHAT_KERNELS_H
+#define LLAMACHAT_KERNELS_H
+#include "packed.h"
+
+enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
+enum { SCRATCH = 24 << 10 };                 /* bytes that matmul wants for each thread */
+enum { ROWS = 8 };                           /* queries that attend together */
+enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
+
+/* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
+   Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
+   rounding is felt most in the logits (see engine.c). Groups of 32 columns lie group after group for `lanes` (1 to 16) tokens
+   side by side, then for the next tokens: what is read together lies together, and is a tile of AMX. See group_of. */
+typedef struct {
+    int32_t width, lanes;
+    float *x;                     /* [tokens][width] */
+    int8_t *high, *low;           /* [groups][32], x ~ q * scale */
+    float *scale;                 /* [groups] */
+    int32_t *sum32, *sum16;       /* -128 * sum of q over 32 and 16 columns: takes the codes' bias back */
+    float *mass32, *mass16;       /* scale * sum of q: what a minimum is multiplied with; those of 16 columns at half_of */
+} Acts;
+
+typedef struct {
+    const void *k;                /* [slots / 16][head_dim up to 16][16] of one key-value head, from some slot on, as are all these;
+                                     Q8: [slots / 16][head_dim / 4][16][4]; one block more may be read, its scores are not used */
+    const void *v;                /* [slots][head_dim up to 16]; Q8: [slots / 4][head_dim up to 16][4] */
+    const float *k_scale, *v_scale;  /* [slots], Q8 only */
+    const int32_t *position;      /* [slots]; INT32_MAX where masked */
+    int32_t kind, dim, window;    /* dim: head_dim up to 16; window: a query sees this many positions */
+} Keys;
+
+typedef struct {
+    const char *name;
+    void (*dequantize_row)(const Matrix *w, int row, float *out);  /* out: [columns up to 64] */
+    void (*rmsnorm)(float *x, const float *add, const float *weight, int n, float eps, float *out);  /* add: to x first; or NULL */
+    void (*rotate)(float *x, const float *cosine, const float *sine, int half, float scale);  /* x [2 * half], then times scale */
+    void (*quantize)(const Acts *a, int token, int first, int last, int fine);  /* columns, multiples of 32 */
+    void (*swiglu)(const float *gate, const float *up, float *out, int n);
+    void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                   void *scratch);
+    void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
+    void (*merge)(float *into, const float *part, int dim);
+    float (*narrow)(int kind, const float *x, void *out, int n);  /* returns the scale of Q8 */
+    float (*widen)(int kind, const void *p, size_t i);
+    void (*enter)(void);          /* each thread, before and after it uses matmul */
+    void (*leave)(void);
+} Kernels;
+
+/* An attention partial is [PART + dim] floats: largest score, sum of exponentials, unused..., weighted sum of values. */
+enum { PART = 16 };
+
+/* Where a token's g-th group of columns lies; the next token's is beside it unless a multiple of `lanes` is between them. */
+static inline size_t group_of(const Acts *a, int token, int g) {
+    return ((size_t)(token / a->lanes) * (a->width / GROUP) + g) * a->lanes + token % a->lanes;
+}
+static inline size_t half_of(const Acts *a, int token, int g, int half) {
+    size_t lane = token % a->lanes;
+    return 2 * (group_of(a, token, g) - lane) + half * a->lanes + lane;
+}
+
+const Kernels *select_kernels(const char *name);  /* NULL: the best here; or NULL if there is no such */
+#endif

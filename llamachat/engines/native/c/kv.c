@@ -1,0 +1,162 @@
+/* Keys and values: rotated and stored as they are computed, saved and loaded for Python, rotated anew for a pinned block. */
+#include <math.h>
+#include <string.h>
+
+#include "faults.h"
+#include "kv.h"
+
+enum { FEW = 64 };  /* so many tokens' keys are rotated sooner than another thread is woken */
+
+/* n elements of `bytes` bytes (1, 2 or 4), `four` of them side by side every `step` elements, out to a row or back in. */
+static inline __attribute__((always_inline)) void stride(size_t bytes, char *held, char *row, int n, int four, size_t step, int out) {
+    for (int d = 0; d < n; d += four)
+        for (int i = 0; i < four && d + i < n; i++) {
+            char *at = held + (d / four * step + i) * bytes, *here = row + (d + i) * bytes;
+            memcpy(out ? here : at, out ? at : here, bytes);
+        }
+}
+
+/* A slot's key or value out to a row of elements [head_dim] as it is kept, or back in. */
+static void copy_vector(const Engine *e, int layer, int value, int head, int64_t slot, char *row, int out) {
+    size_t bytes = kv_element(e->m.kv_kind);
+    char *held = kv_plane(e, layer, value, head) + kv_offset(e, value, slot, 0) * bytes;
+    int n = e->m.head_dim;
+    if (bytes == 1 && value) stride(1, held, row, n, 1, 4, out);
+    else if (bytes == 1) stride(1, held, row, n, 4, 4 * LANES, out);
+    else if (value) memcpy(out ? row : held, out ? held : row, n * bytes);
+    else if (bytes == 2) stride(2, held, row, n, 1, LANES, out);
+    else stride(4, held, row, n, 1, LANES, out);
+}
+
+/* A head's key or value [head_dim], in the type that they are kept in, to its slot. */
+static void store_vector(const Engine *e, int layer, int value, int head, int64_t slot, const float *x) {
+    _Alignas(64) char narrow[4 * DIM];
+    float scale = e->k->narrow(e->m.kv_kind, x, narrow, e->m.head_dim);
+    if (e->m.kv_kind == Q8) kv_scales(e, layer, value, head)[slot] = scale;
+    copy_vector(e, layer, value, head, slot, narrow, 0);
+}
+
+void rotation_angles(const Engine *e, double position, float factor, float *cosine, float *sine) {
+    for (int i = 0; i < e->m.head_dim / 2; i++) {
+        cosine[i] = (float)cos(position * e->m.frequency[i]) * factor;
+        sine[i] = (float)sin(position * e->m.frequency[i]) * factor;
+    }
+}
+
+/* Rotates a query, and divides it by the root of head_dim: the scale of attention's scores. */
+static void rotate_query(const Engine *e, int token, int head) {
+    int dim = e->m.head_dim;
+    size_t angle = (size_t)token * (dim / 2);
+    float *x = e->qkv_out + (size_t)token * e->qkv + head * dim;
+    e->k->rotate(x, e->cosine + angle, e->sine + angle, dim / 2, 1.0f / sqrtf((float)dim));
+}
+
+static void rotate_and_store_key(const Engine *e, int layer, int token, int head, int64_t slot) {
+    int dim = e->m.head_dim;
+    size_t angle = (size_t)token * (dim / 2);
+    float *x = e->qkv_out + (size_t)token * e->qkv + key_column(e) + head * dim;
+    e->k->rotate(x, e->cosine + angle, e->sine + angle, dim / 2, 1.0f);
+    store_vector(e, layer, 0, head, slot, x);
+}
+
+static void store_value(const Engine *e, int layer, int token, int head, int64_t slot) {
+    store_vector(e, layer, 1, head, slot, e->qkv_out + (size_t)token * e->qkv + value_column(e) + head * e->m.head_dim);
+}
+
+/* Heads are dealt out to threads with runs of tokens: a block of keys has 16 slots. */
+void rotate_and_store(const Task *t, int layer) {
+    const Engine *e = t->e;
+    int heads = e->m.heads, kv_heads = e->m.kv_heads, tokens = t->s->tokens, work = (heads + 2 * kv_heads) * tokens;
+    int lo = (int)((int64_t)work * t->thread / t->threads), hi = (int)((int64_t)work * (t->thread + 1) / t->threads);
+    for (int i = lo; i < hi; i++) {
+        int head = i / tokens, token = i % tokens;
+        int64_t slot = t->s->slots[token];
+        if (head >= heads + kv_heads) store_value(e, layer, token, head - heads - kv_heads, slot);
+        else if (head >= heads) rotate_and_store_key(e, layer, token, head - heads, slot);
+        else if (token < t->tokens) rotate_query(e, token, head);
+    }
+}
+
+/* ---- for Python; each returns what was wrong, or NULL ---- */
+
+/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. */
+const char *engine_set_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
+    const char *fault = places_fault(e->m.slots, slots, positions, count);
+    for (int i = 0; !fault && i < count; i++) e->position[slots[i]] = positions[i];
+    return fault;
+}
+
+static const char *block_fault(const Engine *e, int first, int count, int64_t start) {
+    if (first < 0 || count < 1 || count > e->m.slots - first) return "a block of slots that are not there";
+    return start < 0 || start > INT32_MAX - 1 - count ? "a position of 2^31 or more" : NULL;
+}
+
+/* The keys of `count` slots without their rotation: out is [layers][kv_heads][count][head_dim]. */
+const char *engine_unrotated_keys(const Engine *e, int first, int count, float *out) {
+    int dim = e->m.head_dim, kind = e->m.kv_kind, heads = e->m.kv_heads;
+    const char *fault = block_fault(e, first, count, 0);
+    if (fault) return fault;
+    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    for (int i = 0; i < count; i++) {
+        float cosine[dim / 2 + 1], sine[dim / 2 + 1];
+        rotation_angles(e, -(double)e->position[first + i], 1.0f, cosine, sine);
+        for (int p = 0; p < e->m.layers * heads; p++) {
+            const char *from = kv_plane(e, p / heads, 0, p % heads);
+            float scale = kind == Q8 ? kv_scales(e, p / heads, 0, p % heads)[first + i] : 1.0f;
+            float *x = out + ((size_t)p * count + i) * dim;
+            for (int d = 0; d < dim; d++) x[d] = e->k->widen(kind, from, kv_offset(e, 0, first + i, d)) * scale;
+            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
+        }
+    }
+    return NULL;
+}
+
+/* Stores such keys in `count` slots, rotated to the positions from `start` on. */
+const char *engine_rotate_keys(Engine *e, int first, int count, int64_t start, const float *keys) {
+    int dim = e->m.head_dim, heads = e->m.kv_heads;
+    const char *fault = block_fault(e, first, count, start);
+    if (fault) return fault;
+    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    for (int i = 0; i < count; i++) {
+        float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
+        rotation_angles(e, (double)(start + i), 1.0f, cosine, sine);
+        for (int p = 0; p < e->m.layers * heads; p++) {
+            memcpy(x, keys + ((size_t)p * count + i) * dim, dim * 4);
+            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
+            store_vector(e, p / heads, 0, p % heads, first + i, x);
+        }
+        e->position[first + i] = start + i;
+    }
+    return NULL;
+}
+
+/* What is stored of these slots, out to kv [layers][2][kv_heads][count][head_dim] and, if Q8, scale [layers][2][kv_heads][count];
+   or back in. */
+static const char *transfer(Engine *e, int out, const int64_t *slots, int count, char *kv, float *scale) {
+    const char *fault = places_fault(e->m.slots, slots, NULL, count);
+    if (fault) return fault;
+    int dim = e->m.head_dim, planes = e->m.layers * 2 * e->m.kv_heads;
+    size_t bytes = kv_element(e->m.kv_kind);
+    #pragma omp parallel for num_threads(e->m.threads)
+    for (int i = 0; i < planes; i++) {
+        int layer = i / (2 * e->m.kv_heads), value = i / e->m.kv_heads % 2, head = i % e->m.kv_heads;
+        char *rows = kv + (size_t)i * count * dim * bytes;
+        float *factors = scale ? kv_scales(e, layer, value, head) : NULL, *saved = scale ? scale + (size_t)i * count : NULL;
+        for (int s = 0; s < count; s++) {
+            copy_vector(e, layer, value, head, slots[s], rows + s * dim * bytes, out);
+            if (scale && out) saved[s] = factors[slots[s]];
+            else if (scale) factors[slots[s]] = saved[s];
+        }
+    }
+    return NULL;
+}
+
+/* Copies keys and values of these slots to arrays as `transfer` has them. */
+const char *engine_save_kv(Engine *e, const int64_t *slots, int count, char *kv, float *scale) {
+    return transfer(e, 1, slots, count, kv, scale);
+}
+
+/* Copies such arrays, which are not written to, into these slots. No other slot's memory is touched. */
+const char *engine_load_kv(Engine *e, const int64_t *slots, int count, char *kv, float *scale) {
+    return transfer(e, 0, slots, count, kv, scale);
+}

@@ -1,0 +1,81 @@
+/* Threads: how they wait for each other, and how they share work. */
+#include <stdatomic.h>
+#if defined(__linux__)
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "threads.h"
+
+enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
+enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* A barrier: all threads wait for each other. Barriers are microseconds apart, so threads spin, and meanwhile fetch what they
+   read next; but only so long: when another program has a core, the thread that waits must sleep, so that the one waited for can
+   have it. */
+static void wait_for_all(Team *team, int threads, const uint8_t *next, const uint8_t *end) {
+    int round = atomic_load_explicit(&team->round, memory_order_relaxed);
+    if (atomic_fetch_add(&team->arrived, 1) + 1 == threads) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->taken, 0, memory_order_relaxed);
+        atomic_store(&team->round, round + 1);
+#if defined(__linux__)
+        if (atomic_load(&team->sleepers)) syscall(SYS_futex, &team->round, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#endif
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
+        for (int i = 0; i < 4 && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
+        relax();
+#if defined(__linux__)
+        if (spins < SPINS) continue;
+        atomic_fetch_add(&team->sleepers, 1);
+        syscall(SYS_futex, &team->round, FUTEX_WAIT_PRIVATE, round, NULL, NULL, 0);
+        atomic_fetch_sub(&team->sleepers, 1);
+#endif
+    }
+}
+
+/* Of so many strips each thread has some to itself; the rest, a quarter, goes to who comes first. */
+static int own_share(const Task *t, int strips) { return strips * 3 / (4 * t->threads) / CUT * CUT; }
+
+void barrier_before(const Task *t, const Matrix *next, int strips) {
+    int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
+    if (!t->alone) first = end;
+    wait_for_all(&t->e->team, t->threads, next->data + strip_bytes(next) * first, next->data + strip_bytes(next) * end);
+}
+
+void barrier_unless_alone(const Task *t) {
+    if (!t->alone) wait_for_all(&t->e->team, t->threads, NULL, NULL);
+}
+
+/* As take_units, of `total` equal pieces of work, of which each thread has `own` to itself. Parts are multiples of `cut` and
+   shrink, so that threads end together although one may have been interrupted, or runs on a slower core. */
+static int take(const Task *t, int total, int own, int cut, int *lo, int *hi) {
+    atomic_int *taken = &t->e->team.taken;
+    if (*hi == 0 && own) {
+        *lo = own * t->thread, *hi = *lo + own;
+        return 1;
+    }
+    int start = atomic_load_explicit(taken, memory_order_relaxed), size, left;
+    do {
+        left = total - own * t->threads - start;
+        if (left <= 0) return 0;
+        size = least(left, up(most(1, left * 3 / (4 * t->threads)), cut));
+    } while (!atomic_compare_exchange_weak_explicit(taken, &start, start + size, memory_order_relaxed, memory_order_relaxed));
+    *lo = own * t->threads + start, *hi = *lo + size;
+    return 1;
+}
+
+int take_strips(const Task *t, int total, int *lo, int *hi) { return take(t, total, own_share(t, total), CUT, lo, hi); }
+int take_units(const Task *t, int total, int *lo, int *hi) { return take(t, total, 0, 1, lo, hi); }

@@ -1,0 +1,17 @@
+#ifndef LLAMACHAT_THREADS_H
+#define LLAMACHAT_THREADS_H
+#include "engine.h"
+
+#pragma GCC visibility push(hidden)
+/* A barrier before a product of so many strips in all, whose first matrix is `next`. Who waits fetches its share of that matrix
+   where a step is one token; with more tokens, weights are read seldom enough. */
+void barrier_before(const Task *t, const Matrix *next, int strips);
+/* A barrier after work on tokens that were dealt out; none where each thread works on a copy of the one token. */
+void barrier_unless_alone(const Task *t);
+
+/* Takes the next part [lo, hi) of the work since the last barrier, *hi being 0 at first; 0 when all is taken. Strips come in
+   multiples of four, and a share of them is each thread's own, which is the one that barrier_before fetched. */
+int take_strips(const Task *t, int total, int *lo, int *hi);
+int take_units(const Task *t, int total, int *lo, int *hi);
+#pragma GCC visibility pop
+#endif
