@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import FloatTensor, Tensor
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
@@ -68,7 +68,7 @@ def convert(
     return Conversion(source, out, recipe, tensors)
 
 
-def _as_used(recipe: Recipe, config: LlamaConfig) -> Recipe:
+def _as_used(recipe: Recipe, config: ModelSpec) -> Recipe:
     """The recipe with the bits of the cache that the source asks for, unless it asks for others."""
     return replace(recipe, kv_bits=recipe.kv_bits or (config.quantization.kv_bits if config.quantization else None))
 

@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 
 from llamachat.core.model import Context, Linear, Model, Precision, Rotation, Sight, build_block, spread
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import LlamaConfig, Rope
+from llamachat.core.spec import ModelSpec, Rope
 from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.core.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class Calibration:
     The model is core/model.py's, which so runs each part of a layer over what the parts before it have become.
     """
 
-    def __init__(self, spec: LlamaConfig, recipe: Recipe, writer: FolderWriter, pool: Threads) -> None:
+    def __init__(self, spec: ModelSpec, recipe: Recipe, writer: FolderWriter, pool: Threads) -> None:
         self.spec, self.recipe, self.writer, self.pool = spec, recipe, writer, pool
         self.model = Model(spec, _nothing, [], torch.empty(0), _nothing, Precision(), fused_attention)
         self.state: Tensor | None = None  # [windows * T, hidden]

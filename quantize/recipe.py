@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llamachat.core.spec import KvBits, LlamaConfig, QuantConfig
+from llamachat.core.spec import KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import GROUP
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.prequantized.bnb import BLOCK_SIZES
@@ -117,7 +117,7 @@ class Recipe:
         """The matrices that stay as they are."""
         return [name for name, shape in shapes.items() if len(shape) == 2 and self.scheme_for(name, shape) is None]
 
-    def check(self, config: LlamaConfig) -> None:
+    def check(self, config: ModelSpec) -> None:
         """Raises UsageError for what this model has not, ModelError when there is nothing in it to quantize."""
         if self.head and config.tie_word_embeddings:
             raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")

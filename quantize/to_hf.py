@@ -1,4 +1,4 @@
-"""A LlamaConfig in the words of Hugging Face's config.json: the inverse of formats/hf_config.py.
+"""A ModelSpec in the words of Hugging Face's config.json: the inverse of formats/hf_config.py.
 
 What those words cannot say (biases on q, k, v alone beside one in the feed-forward part, arithmetic types, ...) stands
 under a key of our own, so that the inverse is exact for every configuration.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from llamachat.core.spec import BEYOND_LLAMA, Dtypes, LlamaConfig, RopeScaling
+from llamachat.core.spec import BEYOND_LLAMA, Dtypes, ModelSpec, RopeScaling
 from llamachat.families import FAMILIES
 from llamachat.families.family import Family
 from llamachat.formats.hf_config import OWN, OWN_FIELDS, hf
@@ -46,7 +46,7 @@ ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns o
 }
 
 
-def hf_config(config: LlamaConfig) -> dict[str, Any]:
+def hf_config(config: ModelSpec) -> dict[str, Any]:
     """config.json's object, without quantization_config. Read by hf_config.hf it gives an equal configuration."""
     family = _family(config)
     beyond = {name: getattr(config, name) for name in _beyond(config, family)}
@@ -56,23 +56,23 @@ def hf_config(config: LlamaConfig) -> dict[str, Any]:
     return {**raw, OWN: {name: list(v) if isinstance(v, tuple) else v for name, v in beyond.items()}} if beyond else raw
 
 
-def beyond_hf(config: LlamaConfig) -> list[str]:
+def beyond_hf(config: ModelSpec) -> list[str]:
     """Which fields give a model that transformers has no class for."""
     return _beyond(config, _family(config))
 
 
-def _family(config: LlamaConfig) -> Family:
+def _family(config: ModelSpec) -> Family:
     """The first whose config.json says most of it."""
     return min(FAMILIES.values(), key=lambda family: len(_beyond(config, family)))
 
 
-def _beyond(config: LlamaConfig, family: Family) -> list[str]:
+def _beyond(config: ModelSpec, family: Family) -> list[str]:
     """Fields that this family's config.json cannot say."""
     read = hf(_plain(config, family), "the configuration").config
     return [name for name in (*OWN_FIELDS, *BEYOND_LLAMA) if getattr(read, name) != getattr(config, name)]
 
 
-def _plain(config: LlamaConfig, family: Family) -> dict[str, Any]:
+def _plain(config: ModelSpec, family: Family) -> dict[str, Any]:
     raw = {
         "architectures": [f"{family.name.capitalize()}ForCausalLM"],
         "model_type": family.name,

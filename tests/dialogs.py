@@ -15,7 +15,7 @@ from llamachat.chat.store import Archive
 from llamachat.chat.tree import path
 from llamachat.chat.window import Overflow
 from llamachat.core.cache import CacheStep
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import Evicted, TurnDone
 from llamachat.models.load import LoadedModel

@@ -10,7 +10,7 @@ from llamachat.chat.session import Session
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, Tree
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import CatalogError, UsageError
 from llamachat.events import Event, Evicted, FinishReason, Stats, TextDelta, TokenView, TurnDone
 

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import FormatError
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.load import LoadedModel
 from llamachat.tokenizers.base import TextTokenizer
 
 
-def tiny_config(vocab_size: int = 50) -> LlamaConfig:
+def tiny_config(vocab_size: int = 50) -> ModelSpec:
     """The smallest model that all the checks accept."""
-    return LlamaConfig(
+    return ModelSpec(
         vocab_size=vocab_size,
         hidden_size=8,
         intermediate_size=16,

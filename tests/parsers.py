@@ -27,7 +27,7 @@ from llamachat.cli import main as cli
 from llamachat.cli import settings
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError

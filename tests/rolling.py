@@ -16,7 +16,7 @@ from llamachat.core.engine import Engine
 from llamachat.core.generate import advance
 from llamachat.core.model import Precision
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.torch.engine import TorchEngine
 
@@ -32,7 +32,7 @@ ROPES: dict[str, dict[str, Any]] = {
 class Model:
     """A random model."""
 
-    config: LlamaConfig
+    config: ModelSpec
     state: Mapping[str, torch.Tensor]
 
     @property
@@ -50,11 +50,11 @@ class Model:
 
 
 def random_model(rope: str = "none", seed: int = 0, **changes: Any) -> Model:
-    """`changes` are of LlamaConfig. Sharp attention, so that what is seen where matters."""
+    """`changes` are of ModelSpec. Sharp attention, so that what is seen where matters."""
     scaling = RopeScaling(rope, **ROPES[rope]) if rope != "none" else None  # type: ignore[arg-type]
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256} | changes  # fmt: skip
-    config = LlamaConfig(97, rope_scaling=scaling, **shape)
+    config = ModelSpec(97, rope_scaling=scaling, **shape)
     generator = torch.Generator().manual_seed(seed)
     state = {name: _weight(name, size, generator) for name, size in config.tensor_shapes().items()}
     return Model(config, state)

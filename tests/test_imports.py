@@ -138,10 +138,11 @@ def test_the_core_runs_a_model_by_itself() -> None:
         from llamachat.core.cache import Cache
         from llamachat.core.generate import generate, prefill
         from llamachat.core.model import PlainEngine
-        from llamachat.core.sampler import Sampler, SamplingParams
-        from llamachat.core.spec import LlamaConfig
+        from llamachat.core.sampler import Sampler
+        from llamachat.core.sampling import SamplingParams
+        from llamachat.core.spec import ModelSpec
         from llamachat.core.tensors import FloatTensor
-        spec = LlamaConfig(30, 16, 24, 2, 4, 2, 8, 64)
+        spec = ModelSpec(30, 16, 24, 2, 4, 2, 8, 64)
         rng = np.random.default_rng(0)
         shapes = spec.tensor_shapes().items()
         tensors = [(name, FloatTensor(rng.normal(size=shape).astype(np.float32))) for name, shape in shapes]

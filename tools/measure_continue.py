@@ -17,7 +17,7 @@ from llamachat.chat.local import LocalBackend
 from llamachat.chat.session import Session
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.events import TextDelta
 from llamachat.generation import snapshot
 from llamachat.models.load import load

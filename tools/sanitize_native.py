@@ -28,13 +28,13 @@ LARGE = (
 
 def random_config(rng: np.random.Generator) -> Any:
     """Mostly small and odd."""
-    from llamachat.core.spec import LlamaConfig, RopeScaling
+    from llamachat.core.spec import ModelSpec, RopeScaling
 
     def size(most: int) -> int:
         return int(rng.integers(1, most)) * int(rng.choice([1, 2, 32]))
 
     kv_heads = int(rng.integers(1, 4))
-    config = LlamaConfig(
+    config = ModelSpec(
         vocab_size=size(40), hidden_size=size(9), intermediate_size=size(9), num_hidden_layers=int(rng.integers(1, 4)),
         num_attention_heads=kv_heads * int(rng.integers(1, 12)), num_key_value_heads=kv_heads,
         head_dim=2 * int(rng.integers(1, 40)), max_position_embeddings=512, qkv_bias=bool(rng.integers(2)),

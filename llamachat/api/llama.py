@@ -14,7 +14,7 @@ from llamachat.api.stream import Stream
 from llamachat.api.text import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ModelArgs:
     max_seq_len: int = 2048
 
     @classmethod
-    def of(cls, config: LlamaConfig, max_batch_size: int, max_seq_len: int) -> "ModelArgs":
+    def of(cls, config: ModelSpec, max_batch_size: int, max_seq_len: int) -> "ModelArgs":
         """Of a model from any format; multiple_of and ffn_dim_multiplier are a pair that gives its feed-forward size."""
         multiple_of, multiplier = _feed_forward(config.hidden_size, config.intermediate_size)
         return cls(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.generate import generate, prefill
-from llamachat.core.sampler import Sampler, SamplingParams
+from llamachat.core.sampler import Sampler
+from llamachat.core.sampling import SamplingParams
 from llamachat.generation.prompt_lookup import PromptLookup
 from llamachat.models.load import LoadedModel
 

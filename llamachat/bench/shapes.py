@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llamachat import paths
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Header, aligned, bytes_of
 from llamachat.engines.native.packed_file import PackedWeights
@@ -20,8 +20,8 @@ Scheme = Literal["int4", "int4-head8", "int8"]
 BLOCK = 1 << 24  # random bytes that are drawn; more are these again
 
 
-def _llama3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> LlamaConfig:
-    return LlamaConfig(
+def _llama3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> ModelSpec:
+    return ModelSpec(
         vocab_size=128256, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=8, head_dim=hidden // heads, max_position_embeddings=8192,
         rope_theta=500000.0, tie_word_embeddings=tied,
@@ -29,7 +29,7 @@ def _llama3(hidden: int, inner: int, layers: int, heads: int, tied: bool) -> Lla
 
 
 SHAPES = {
-    "135m": LlamaConfig(
+    "135m": ModelSpec(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, head_dim=64, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
     ),
@@ -39,7 +39,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def config_of(shape: str) -> LlamaConfig:
+def config_of(shape: str) -> ModelSpec:
     """Raises UsageError for a shape that is not known."""
     if shape not in SHAPES:
         raise UsageError(f"{shape} is no shape", remedy=f"take one of {', '.join(SHAPES)}")
@@ -63,7 +63,7 @@ class Noise:
             part[:] = self.block[: len(part)]
 
 
-def random_weights(config: LlamaConfig, scheme: Scheme) -> PackedWeights:
+def random_weights(config: ModelSpec, scheme: Scheme) -> PackedWeights:
     """Packed weights in memory: every matrix of codes with a scale per 32 columns, norms of ones."""
     headers = {name: _header(name, shape, scheme) for name, shape in config.tensor_shapes().items()}
     starts = np.cumsum([0, *(-(-bytes_of(header) // PAGE) * PAGE for header in headers.values())]).tolist()
@@ -105,7 +105,7 @@ def _scale(eight: bool) -> float:
     return 0.02 / (127 if eight else 8)
 
 
-def read_per_token(config: LlamaConfig, sizes: dict[str, int]) -> int:
+def read_per_token(config: ModelSpec, sizes: dict[str, int]) -> int:
     """Bytes of weights that a token's step reads, of tensors of these sizes: all but an embedding that is not the head too."""
     return sum(size for name, size in sizes.items() if config.tie_word_embeddings or "embed_tokens" not in name)
 
@@ -130,7 +130,7 @@ def _roomy() -> Path:
     return folder
 
 
-def write_gguf(path: Path, config: LlamaConfig, eight: bool) -> None:
+def write_gguf(path: Path, config: ModelSpec, eight: bool) -> None:
     """A random GGUF without a tokenizer: Q4_0 with Q8_0 embedding and head, or all Q8_0; written tensor by tensor."""
     import gguf
 
@@ -175,7 +175,7 @@ def _gguf_data(rows: int, columns: int, kind: int, noise: Noise) -> Array:
     return data
 
 
-def _gguf_tensors(config: LlamaConfig) -> Iterator[tuple[str, int, int, bool]]:
+def _gguf_tensors(config: ModelSpec) -> Iterator[tuple[str, int, int, bool]]:
     """Name, rows, columns (0: a vector), and whether it is the embedding or the head."""
     hidden, inner = config.hidden_size, config.intermediate_size
     attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -196,7 +196,7 @@ def _gguf_tensors(config: LlamaConfig) -> Iterator[tuple[str, int, int, bool]]:
         yield "output.weight", config.vocab_size, hidden, True
 
 
-def _write_header(writer: Any, config: LlamaConfig) -> None:
+def _write_header(writer: Any, config: ModelSpec) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

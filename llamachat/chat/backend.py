@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
 from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, Tree
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import UsageError
 from llamachat.events import Event, TokenView
 

@@ -7,7 +7,8 @@ import numpy as np
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.core.generate import Interrupted, Logits, advance, score
-from llamachat.core.sampler import GREEDY_BELOW, Sampler, SamplingParams, TokenLogprobs, token_logprobs
+from llamachat.core.sampler import GREEDY_BELOW, Sampler, TokenLogprobs, token_logprobs
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import UsageError
 
 ROWS = 64  # tokens whose logits are held at once

@@ -15,7 +15,8 @@ from llamachat.chat.tree import Node, Tree
 from llamachat.chat.window import Overflow, Window
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
-from llamachat.core.sampler import SamplingParams, TokenLogprobs
+from llamachat.core.sampler import TokenLogprobs
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation import snapshot

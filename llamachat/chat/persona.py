@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llamachat import paths
 from llamachat.checks import shown
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 from llamachat.system.textfile import read_settings
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llamachat.checks import is_whole, shown
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import UsageError
 
 

@@ -18,7 +18,7 @@ def obtain(options: Options, later: bool = False) -> "ModelEntry":
     """Find the model, and download it with a progress bar if it is not here, or later; but first refuse bad settings."""
     from llamachat.cli.models import shown_progress
     from llamachat.core.detokenize import StopMatcher
-    from llamachat.core.sampler import SamplingParams
+    from llamachat.core.sampling import SamplingParams
     from llamachat.models import catalog, load
     from quantize.prepare import prepare
 

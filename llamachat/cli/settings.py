@@ -97,7 +97,7 @@ def _consequence(where: str) -> str:
 def check_meaning(name: str, value: Any) -> None:
     """Raises UsageError for a value of the right type that no model takes."""
     from llamachat.core.detokenize import StopMatcher
-    from llamachat.core.sampler import SamplingParams
+    from llamachat.core.sampling import SamplingParams
     from llamachat.models.load import check_options
 
     if name in SamplingParams.__dataclass_fields__:

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 
 
 class Engine(Protocol):
     """Token ids in, logits out; holds the weights and the keys and values of `slots` tokens."""
 
-    config: LlamaConfig
+    config: ModelSpec
     slots: int
     batch_invariant: (
         bool  # logits are the same to the last bit however a text is cut into steps: drafts may be verified

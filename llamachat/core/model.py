@@ -19,7 +19,7 @@ from torch.nn.functional import gelu, linear, rms_norm, silu
 
 from llamachat.core.cache import CacheStep
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import HEADS, NORMS, Activation, Experts, LlamaConfig
+from llamachat.core.spec import HEADS, NORMS, Activation, Experts, ModelSpec
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.core.tensors import dequantize
 
@@ -88,7 +88,7 @@ class Model:
 
     def __init__(
         self,
-        spec: LlamaConfig,
+        spec: ModelSpec,
         embed: Callable[[Sequence[int]], Tensor],
         blocks: Sequence[Block],
         norm: Tensor,
@@ -243,9 +243,7 @@ def plain_attention(q: Tensor, keys: Tensor, values: Tensor, sight: Sight, score
     return (shares.to(values.dtype) @ values).transpose(0, 1).reshape(tokens, heads * size)
 
 
-def build_block(
-    spec: LlamaConfig, layer: int, weights: Mapping[str, Tensor], linear_of: Callable[..., Linear]
-) -> Block:
+def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], linear_of: Callable[..., Linear]) -> Block:
     """A layer of float weights; `linear_of` makes the product with the matrices of these names, one below the other."""
     prefix, offset = f"model.layers.{layer}.", spec.norm_offset
 
@@ -275,7 +273,7 @@ class PlainEngine:
 
     batch_invariant = False
 
-    def __init__(self, spec: LlamaConfig, weights: Mapping[str, Tensor], slots: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], slots: int, dtype: torch.dtype) -> None:
         self.config, self.slots, self.weights = spec, slots, weights
         size = (spec.num_hidden_layers, 2, spec.num_key_value_heads, slots, spec.head_dim)
         self.kept = torch.zeros(size, dtype=dtype)  # rotated keys, and values
@@ -292,7 +290,7 @@ class PlainEngine:
 
     @classmethod
     def build(
-        cls, spec: LlamaConfig, tensors: Iterable[tuple[str, Weight]], slots: int, dtype: torch.dtype = torch.float32
+        cls, spec: ModelSpec, tensors: Iterable[tuple[str, Weight]], slots: int, dtype: torch.dtype = torch.float32
     ) -> Self:
         """Takes the tensors of spec.tensor_shapes(), in any order."""
         weights = {name: torch.tensor(dequantize(tensor)).to(dtype) for name, tensor in tensors}

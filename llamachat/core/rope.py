@@ -8,12 +8,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.core.spec import LlamaConfig, Rope, RopeScaling
+from llamachat.core.spec import ModelSpec, Rope, RopeScaling
 
 Floats = NDArray[np.float64]
 
 
-def frequencies(spec: LlamaConfig, context: int, rope: Rope | None = None) -> tuple[Floats, float]:
+def frequencies(spec: ModelSpec, context: int, rope: Rope | None = None) -> tuple[Floats, float]:
     """Radians per position [dim / 2], and the factor that cosines and sines are multiplied by; by default of `main_rope`.
 
     `context` is the number of tokens the cache can hold. Scalings that depend on length (dynamic, longrope) are settled

@@ -157,8 +157,8 @@ class QuantConfig:
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
-    """Shape and arithmetic of a Llama-family decoder."""
+class ModelSpec:
+    """Shape and arithmetic of a decoder; a Llama's where nothing else is said."""
 
     vocab_size: int
     hidden_size: int
@@ -321,7 +321,7 @@ BEYOND_LLAMA = (
 )  # fmt: skip
 
 
-def beyond_llama(spec: "LlamaConfig") -> list[str]:
+def beyond_llama(spec: "ModelSpec") -> list[str]:
     """Names of the fields, among those, that this model has set."""
-    plain = {each.name: each.default for each in dataclasses.fields(LlamaConfig)}
+    plain = {each.name: each.default for each in dataclasses.fields(ModelSpec)}
     return [name for name in BEYOND_LLAMA if getattr(spec, name) != plain[name]]

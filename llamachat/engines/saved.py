@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Integers
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import FormatError
 
 Saved = Mapping[str, NDArray[Any]]
@@ -24,7 +24,7 @@ Saved = Mapping[str, NDArray[Any]]
 class Layout:
     """What an engine stores, as numpy types."""
 
-    config: LlamaConfig
+    config: ModelSpec
     kv: str
     scaled: bool
     master: str = "float32"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamachat.core.spec import LAYER_TYPES, LayerType, LlamaConfig
+from llamachat.core.spec import LAYER_TYPES, LayerType, ModelSpec
 from llamachat.system.metadata import Fields
 
 Changes = dict[str, Any]  # fields of the spec
@@ -20,7 +20,7 @@ class Family:
 
     name: str
     read: Callable[[Fields, int], Changes]  # config.json's keys beyond the common ones; given the number of layers
-    write: Callable[[LlamaConfig], Changes]  # and back: those keys of a spec
+    write: Callable[[ModelSpec], Changes]  # and back: those keys of a spec
     max_position_embeddings: int
     num_key_value_heads: int | None = None  # None: as many as query heads
     head_dim: int | None = None  # None: the hidden size shared out
@@ -87,7 +87,7 @@ def _windows(fields: Fields, layers: int, window: int | None, full: int) -> Chan
     return {"sliding_window": window, "layer_types": first_full(layers, full)}
 
 
-def slides(spec: LlamaConfig) -> Changes:
+def slides(spec: ModelSpec) -> Changes:
     """`may_slide` the other way round."""
     if spec.sliding_window is None:
         return {"sliding_window": None}

@@ -1,6 +1,6 @@
 """LLaMA, Llama 2 and 3, TinyLlama, SmolLM2 (arXiv 2302.13971, 2307.09288, 2407.21783)."""
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.families.family import Changes, Family, bias, no_window
 from llamachat.system.metadata import Fields
 
@@ -11,7 +11,7 @@ def read(fields: Fields, layers: int) -> Changes:
     return biases | no_window(fields, layers)
 
 
-def write(spec: LlamaConfig) -> Changes:
+def write(spec: ModelSpec) -> Changes:
     return {"attention_bias": spec.qkv_bias and spec.attention_out_bias, "mlp_bias": spec.mlp_bias}
 
 

@@ -1,6 +1,6 @@
 """Mistral 7B (arXiv 2310.06825): a sliding window in every layer."""
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.families.family import Changes, Family, always_slides, fixed
 from llamachat.system.metadata import Fields
 
@@ -11,7 +11,7 @@ def read(fields: Fields, layers: int) -> Changes:
     return always_slides(fields, layers, 4096)
 
 
-def write(spec: LlamaConfig) -> Changes:
+def write(spec: ModelSpec) -> Changes:
     return {"sliding_window": spec.sliding_window}
 
 

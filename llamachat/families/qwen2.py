@@ -1,6 +1,6 @@
 """Qwen2 and 2.5 (arXiv 2407.10671): biases on query, key and value; the last layers may have a sliding window."""
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.families.family import Changes, Family, fixed, may_slide, slides
 from llamachat.system.metadata import Fields
 
@@ -11,7 +11,7 @@ def read(fields: Fields, layers: int) -> Changes:
     return {"qkv_bias": True} | may_slide(fields, layers, 4096)
 
 
-def write(spec: LlamaConfig) -> Changes:
+def write(spec: ModelSpec) -> Changes:
     return slides(spec)
 
 

@@ -1,6 +1,6 @@
 """Qwen3 (arXiv 2505.09388): RMSNorm of each head's query and key, and no biases; the last layers may have a sliding window."""
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.families.family import Changes, Family, bias, fixed, may_slide, slides
 from llamachat.system.metadata import Fields
 
@@ -12,7 +12,7 @@ def read(fields: Fields, layers: int) -> Changes:
     return {"qk_norm": "head"} | biases | may_slide(fields, layers, 4096)
 
 
-def write(spec: LlamaConfig) -> Changes:
+def write(spec: ModelSpec) -> Changes:
     return {"attention_bias": spec.qkv_bias and spec.attention_out_bias} | slides(spec)
 
 

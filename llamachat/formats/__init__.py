@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ class Checkpoint(Protocol):
     """Opened from headers alone; no weight is read before `tensors()` is iterated.
 
     Tensor names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), matrices are [out, in], and query and key
-    rows are in half-split RoPE order, whatever the file's own conventions. `LlamaConfig.tensor_shapes()` lists them.
+    rows are in half-split RoPE order, whatever the file's own conventions. `ModelSpec.tensor_shapes()` lists them.
     """
 
     path: Path
-    config: LlamaConfig
+    config: ModelSpec
     sampling: Mapping[str, Any]  # SamplingParams fields that its own metadata sets, and perhaps max_length (in tokens)
     chat_template: str | None  # Jinja source, if the checkpoint has one
     ignored: tuple[str, ...]  # keys of its metadata that cannot change inference, for --verbose

@@ -7,7 +7,7 @@ silently dropped gives a model that is subtly wrong.
 from dataclasses import dataclass
 from typing import Any
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import ConfigError
 from llamachat.system.metadata import Fields
 
@@ -16,7 +16,7 @@ from llamachat.system.metadata import Fields
 class Translated:
     """What a configuration says."""
 
-    config: LlamaConfig
+    config: ModelSpec
     sampling: dict[str, Any]  # fields of SamplingParams that it sets
     ignored: tuple[str, ...]  # its keys that have no effect at inference
     max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit

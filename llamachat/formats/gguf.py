@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.checks import LARGEST, shown
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import Tensor, TensorInfo, dequantize, half_split_rows
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
@@ -89,7 +89,7 @@ class GGUFCheckpoint:
     """See formats.Checkpoint, which this is one of. `metadata` has the file's keys as they are; arrays become lists."""
 
     path: Path
-    config: LlamaConfig
+    config: ModelSpec
     sampling: Mapping[str, Any]
     chat_template: str | None
     ignored: tuple[str, ...]
@@ -127,7 +127,7 @@ def _canonical(name: str, family: Family) -> str:
     return name
 
 
-def _entry(tensor: StoredTensor, config: LlamaConfig, family: Family) -> LazyTensor:
+def _entry(tensor: StoredTensor, config: ModelSpec, family: Family) -> LazyTensor:
     """Some architectures have query and key rows in interleaved order, as one of ggml's two rotations wants it."""
     read: Callable[[], Tensor] = tensor.read
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -146,7 +146,7 @@ def _of_all_layers(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
 
-def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> LlamaConfig:
+def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> ModelSpec:
     arch = family.name
     if "token_embd.weight" not in stored:
         raise FormatError(f"{own.where} has no token_embd.weight", "it does not hold a whole model")
@@ -161,7 +161,7 @@ def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, S
         own.neutral(key(name), value)
     special, _ = special_ids(general.raw, vocab, own.where)
     with naming(own.where):
-        return LlamaConfig(
+        return ModelSpec(
             vocab_size=vocab,
             hidden_size=hidden,
             intermediate_size=own.size(key("feed_forward_length"), "intermediate_size"),
@@ -240,7 +240,7 @@ def _sampling(general: Fields) -> dict[str, Any]:
     return found
 
 
-def _nonsense(metadata: Metadata, config: LlamaConfig) -> tuple[str, ...]:
+def _nonsense(metadata: Metadata, config: ModelSpec) -> tuple[str, ...]:
     """Nothing is ever padded, and old files have an id for it that no token has."""
     key = "tokenizer.ggml.padding_token_id"
     return (key,) if key in metadata and config.pad_token_id is None else ()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.formats import hf_config
@@ -56,7 +56,7 @@ def described(folder: Path) -> Translated:
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
-def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
+def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
     A copy is dropped, and one that differs unties the model, as transformers does.
@@ -73,7 +73,7 @@ def _with_head(config: LlamaConfig, arrays: dict[str, Array]) -> LlamaConfig:
     return replace(config, tie_word_embeddings=False)
 
 
-def _entries(config: LlamaConfig, arrays: Mapping[str, Array], folder: Path) -> dict[str, LazyTensor]:
+def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path) -> dict[str, LazyTensor]:
     if config.quantization is None:
         return {name: float_entry(name, array) for name, array in arrays.items()}
     return SCHEMES[config.quantization.scheme].storage.entries(arrays, str(folder))

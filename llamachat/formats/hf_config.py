@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from llamachat.checks import shown
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import Dtype, Dtypes, LayerType, LlamaConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES
 from llamachat.families.family import first_full
@@ -59,7 +59,7 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
     quantized = fields.inside("quantization_config")
     own = fields.inside(OWN)
     with naming(where):
-        config = LlamaConfig(
+        config = ModelSpec(
             vocab_size=fields.size("vocab_size", "vocab_size"),
             hidden_size=hidden,
             intermediate_size=fields.size("intermediate_size", "intermediate_size"),
@@ -183,7 +183,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
     return Translated(config, {**told.sampling, **seed}, told.ignored, length)
 
 
-def _layer_types(own: Fields, config: LlamaConfig) -> tuple[LayerType, ...]:
+def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:
     """Which layers slide; models that were converted long ago name how many of the first do not."""
     full = own.whole("full_attention_layers", -1, -1)
     known: dict[str, LayerType] = {kind: kind for kind in get_args(LayerType)}

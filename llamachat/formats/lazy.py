@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
@@ -31,7 +31,7 @@ class LazyCheckpoint:
     """See formats.Checkpoint, which this is one of."""
 
     path: Path
-    config: LlamaConfig
+    config: ModelSpec
     entries: Mapping[str, LazyTensor]
     tokenizer_folder: Path
     sampling: Mapping[str, Any]
@@ -87,7 +87,7 @@ def packing(
     return QuantTensor(codes, scale, group, bits, table, scale if minimum else None)
 
 
-def matched(entries: Mapping[str, LazyTensor], config: LlamaConfig, where: Path) -> dict[str, LazyTensor]:
+def matched(entries: Mapping[str, LazyTensor], config: ModelSpec, where: Path) -> dict[str, LazyTensor]:
     """The entries in the model's order. Raises FormatError unless they are exactly the tensors that it has."""
     if config.num_hidden_layers > len(entries):  # before a list of a billion layers' tensors is made
         raise FormatError(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import (
     GROUP,
     Array,
@@ -115,7 +115,7 @@ def _gptq(module: str, arrays: Mapping[str, Array], file: Path) -> LazyTensor:
     return LazyTensor(TensorInfo((rows, columns), codes.nbytes + scale.nbytes + zero.nbytes, coded), read)
 
 
-def _renamed(name: str, weight: LazyTensor, config: LlamaConfig) -> dict[str, LazyTensor]:
+def _renamed(name: str, weight: LazyTensor, config: ModelSpec) -> dict[str, LazyTensor]:
     """One tensor under its canonical name, or the three of the fused c_attn."""
     match = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", name)
     prefix, part, names = (f"model.layers.{match[1]}.", match[2], LAYER) if match else ("", name, TOP)
@@ -128,7 +128,7 @@ def _renamed(name: str, weight: LazyTensor, config: LlamaConfig) -> dict[str, La
     return {f"{prefix}self_attn.{part}_proj.weight": _third(weight, i, config) for i, part in enumerate("qkv")}
 
 
-def _third(weight: LazyTensor, number: int, config: LlamaConfig) -> LazyTensor:
+def _third(weight: LazyTensor, number: int, config: ModelSpec) -> LazyTensor:
     """The query (0), key (1) or value (2) rows of a fused matrix."""
     rows = weight.info.shape[0] // 3
     info = replace(weight.info, shape=(rows, *weight.info.shape[1:]), nbytes=weight.info.nbytes // 3)
@@ -142,7 +142,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> Translated:
     hidden, heads = fields.size("n_embd", "hidden_size", 4096), fields.size("n_head", "num_attention_heads", 32)
     padded = -(-fields.size("vocab_size", "vocab_size", 32000) // 64) * 64
     with naming(where):
-        config = LlamaConfig(
+        config = ModelSpec(
             vocab_size=fields.size("padded_vocab_size", "vocab_size", padded),
             hidden_size=hidden,
             intermediate_size=-(-int(2 * 4 * hidden / 3) // 256) * 256,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llamachat.checks import require, require_number, shown
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
 from llamachat.errors import FormatError, reader
 from llamachat.formats.config import Translated, feed_forward, head_share
@@ -88,7 +88,7 @@ def _renamed(name: str, by_rows: bool) -> tuple[str, int | None]:
     raise FormatError(f"the checkpoint holds {shown(name)}", "no float model of Meta's has such a tensor")
 
 
-def _entry(name: str, parts: Sequence[Array], axis: int | None, config: LlamaConfig) -> LazyTensor:
+def _entry(name: str, parts: Sequence[Array], axis: int | None, config: ModelSpec) -> LazyTensor:
     first = parts[0]
     if first.dtype not in FLOATS or any(part.dtype != first.dtype or part.shape != first.shape for part in parts):
         raise FormatError(
@@ -124,7 +124,7 @@ def read_params(params: Mapping[str, Any], where: str, vocab_size: int) -> Trans
     require(given != 0, f"{where}: vocab_size", given, "-1, or the number of tokens")
     layers, scaling = fields.size("n_layers", "num_hidden_layers"), _rope(fields)
     with naming(where):
-        config = LlamaConfig(
+        config = ModelSpec(
             vocab_size=given if given > 0 else vocab_size,
             hidden_size=hidden,
             intermediate_size=feed_forward(fields, int(int(2 * 4 * hidden / 3) * multiplier), 256),

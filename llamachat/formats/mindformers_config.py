@@ -1,4 +1,4 @@
-"""MindFormers' LlamaConfig, or a whole MindFormers YAML file -> LlamaConfig and sampling.
+"""MindFormers' ModelSpec, or a whole MindFormers YAML file -> ModelSpec and sampling.
 
 Every parameter of MindFormers 1.0 to 2.1 (mindformers/models/llama/llama_config.py, its base class and its generation
 settings) is either read in `translate` or stands in NO_EFFECT with the reason, and so is what its own YAML files carry
@@ -10,8 +10,8 @@ from math import log
 from typing import Any
 
 from llamachat.checks import require_number
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import Dtype, Dtypes, LlamaConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import Dtype, Dtypes, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats.config import Translated, feed_forward, head_share
 from llamachat.formats.quant_sources import quantization
@@ -149,7 +149,7 @@ def _model_config(fields: Fields) -> Translated:
     sequence = fields.size("seq_length", "max_position_embeddings", 2048)
     theta, scaling, context = *_rope(fields), fields.size("max_position_embedding", "max_position_embeddings", sequence)
     with naming(fields.where):
-        config = LlamaConfig(
+        config = ModelSpec(
             vocab_size=fields.size("vocab_size", "vocab_size", 32000),
             hidden_size=hidden,
             intermediate_size=_intermediate_size(fields, hidden),

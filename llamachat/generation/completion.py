@@ -8,7 +8,8 @@ from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer, StopMatcher
 from llamachat.core.engine import Engine
 from llamachat.core.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
-from llamachat.core.sampler import Constraint, Sampler, SamplingParams, TokenLogprobs
+from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Cache, CacheStep
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -59,7 +59,7 @@ def silent(done: int, total: int) -> None:
 class Predictor(Protocol):
     """What is asked of an engine here; llama.cpp can be one too."""
 
-    config: LlamaConfig
+    config: ModelSpec
     slots: int
 
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["all"]) -> Floats: ...

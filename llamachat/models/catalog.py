@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, get_type_hints
 
 from llamachat import paths
 from llamachat.checks import shown
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, reading
 from llamachat.formats.prequantized.schemes import SCHEMES

@@ -13,8 +13,8 @@ import numpy as np
 from llamachat.checks import LARGEST, require_choice, require_whole
 from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.engine import Engine
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import Dtype, KvBits, LlamaConfig, QuantConfig
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import Dtype, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
@@ -209,7 +209,7 @@ def load(
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
 
 
-def _other_tokenizer(path: Path, config: LlamaConfig) -> Tokenizer:
+def _other_tokenizer(path: Path, config: ModelSpec) -> Tokenizer:
     tokenizer = open_file(path)
     if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING:
         cause = f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary {config.vocab_size}"

@@ -92,7 +92,7 @@ class Fields:
         return int(self._typed(key, default, good, f"a whole number from {low} to {high}"))
 
     def size(self, key: str, name: str, default: int | None = None) -> int:
-        """The value of LlamaConfig's field `name`, within that field's bounds."""
+        """The value of ModelSpec's field `name`, within that field's bounds."""
         return self.whole(key, default, 1, LARGEST[name])
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -211,7 +211,7 @@ class Fields:
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Errors of LlamaConfig and SamplingParams, which know no file, become ConfigErrors that name it."""
+    """Errors of ModelSpec and SamplingParams, which know no file, become ConfigErrors that name it."""
     try:
         yield
     except (ConfigError, UsageError) as error:

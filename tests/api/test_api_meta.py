@@ -19,7 +19,7 @@ from torch import Tensor
 
 import llamachat
 from llamachat import Llama, ModelArgs
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import CatalogError, ModelError, UsageError
 
 LONGEST, PAD = 14, -1
@@ -187,7 +187,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @given(dim=st.integers(1, 2**14), size=st.integers(1, 2**16))
 def test_model_args_give_the_feed_forward_size_by_metas_rule(dim: int, size: int) -> None:
-    config = LlamaConfig(
+    config = ModelSpec(
         100, 2 * dim, size, 1, num_attention_heads=1, num_key_value_heads=1, head_dim=2, max_position_embeddings=8
     )
     args = ModelArgs.of(config, 4, 8)

@@ -13,7 +13,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.dialog import Message
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import Event, Stats, TextDelta, TurnDone
 

@@ -17,7 +17,8 @@ from llamachat.chat.session import Session
 from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, path
 from llamachat.core.dialog import Message
-from llamachat.core.sampler import SamplingParams, TokenLogprobs, token_logprobs
+from llamachat.core.sampler import TokenLogprobs, token_logprobs
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import RopeScaling
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TurnDone

@@ -12,7 +12,7 @@ from llamachat.chat.session import Session
 from llamachat.chat.settings import Settings
 from llamachat.chat.tree import path
 from llamachat.core.dialog import DialogFormat, Message
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted

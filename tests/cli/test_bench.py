@@ -19,8 +19,8 @@ from llamachat.bench.contest import Contender, Laps, Outcome, measure
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
 from llamachat.cli.main import app
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import ModelSpec
 from llamachat.engines.native.abi import native_library
 from llamachat.engines.native.engine import NativeEngine, single_rows
 from llamachat.engines.native.pack import aligned
@@ -28,7 +28,7 @@ from llamachat.errors import UsageError
 from llamachat.formats.gguf import open_gguf
 from llamachat.models.load import load
 
-TINY = LlamaConfig(
+TINY = ModelSpec(
     vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
 )  # fmt: skip

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamachat.checks import shown
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import Dtypes, ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError, UsageError
 
-TINY = LlamaConfig(
+TINY = ModelSpec(
     vocab_size=32,
     hidden_size=16,
     intermediate_size=24,

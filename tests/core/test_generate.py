@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from llamachat.core import generate as g
 from llamachat.core.cache import Cache
-from llamachat.core.sampler import Sampler, SamplingParams
+from llamachat.core.sampler import Sampler
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError
 from llamachat.generation.prompt_lookup import PromptLookup
 

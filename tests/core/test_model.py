@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.core.model import PlainEngine
-from llamachat.core.spec import Experts, LlamaConfig, Rope, beyond_llama
+from llamachat.core.spec import Experts, ModelSpec, Rope, beyond_llama
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.torch.engine import TorchEngine
 
@@ -23,7 +23,7 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
     "initializer_range": 0.3, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
-BASE = LlamaConfig(
+BASE = ModelSpec(
     vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=LAYERS, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-6,
 )  # fmt: skip
@@ -158,7 +158,7 @@ def experts(prefix: str, part: str, x: torch.Tensor, oss: bool) -> dict[str, tor
     return found
 
 
-def case_of(case: str) -> tuple[LlamaConfig, dict[str, FloatTensor], NDArray[np.float32]]:
+def case_of(case: str) -> tuple[ModelSpec, dict[str, FloatTensor], NDArray[np.float32]]:
     """Spec, weights and the logits that are right."""
     model, spec = theirs(case), replace(BASE, **CASES[case][2])
     state = canonical(model.state_dict(), case == "gpt-oss")

@@ -10,7 +10,7 @@ from transformers import LlamaConfig as HFConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.spec import ModelSpec, RopeScaling
 
 LONG, SHORT = tuple(np.linspace(1.0, 30.0, 16)), tuple(np.linspace(1.0, 1.5, 16))
 SCALINGS: list[dict[str, Any]] = [
@@ -27,8 +27,8 @@ SCALINGS: list[dict[str, Any]] = [
 ]
 
 
-def config(scaling: RopeScaling | None) -> LlamaConfig:
-    return LlamaConfig(97, 128, 64, 1, 4, 4, 32, 256, rope_theta=5000.0, rope_scaling=scaling)
+def config(scaling: RopeScaling | None) -> ModelSpec:
+    return ModelSpec(97, 128, 64, 1, 4, 4, 32, 256, rope_theta=5000.0, rope_scaling=scaling)
 
 
 @pytest.mark.parametrize("context", [40, 300, 5000])

@@ -15,7 +15,6 @@ from transformers import generation as hf
 
 from llamachat.core.sampler import (
     Sampler,
-    SamplingParams,
     count_penalised,
     drawn,
     largest,
@@ -25,6 +24,7 @@ from llamachat.core.sampler import (
     repetition_penalised,
     token_logprobs,
 )
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ModelError, UsageError
 
 PLAIN = SamplingParams(temperature=1, top_p=1, seed=0)

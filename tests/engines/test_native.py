@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.core.cache import CacheStep
-from llamachat.core.spec import LlamaConfig, RopeScaling
+from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import CODEBOOKS, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize
 from llamachat.engines.native import abi, build
 from llamachat.engines.native.engine import (
@@ -212,7 +212,7 @@ def test_attention_equals_its_definition(
         assert np.all(wrong <= (2 * off + 1e-5 + step * slots / weights.sum()) * np.abs(v[visible]).max())
 
 
-BASE = LlamaConfig(
+BASE = ModelSpec(
     vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
     head_dim=16, max_position_embeddings=512,
 )  # fmt: skip
@@ -232,7 +232,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_model(config: LlamaConfig, kind: str = "float32", seed: int = 0) -> dict[str, Tensor]:
+def random_model(config: ModelSpec, kind: str = "float32", seed: int = 0) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     for name, shape in config.tensor_shapes().items():
@@ -244,7 +244,7 @@ def random_model(config: LlamaConfig, kind: str = "float32", seed: int = 0) -> d
     return tensors
 
 
-def tokens_of(config: LlamaConfig, count: int) -> list[int]:
+def tokens_of(config: ModelSpec, count: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(7).integers(0, config.vocab_size, count)]
 
 
@@ -253,7 +253,7 @@ def in_order(first: int, count: int) -> CacheStep:
     return CacheStep(where, where, (range(first + count),))
 
 
-def reference_engine(config: LlamaConfig, tensors: dict[str, Tensor], slots: int) -> Any:
+def reference_engine(config: ModelSpec, tensors: dict[str, Tensor], slots: int) -> Any:
     from llamachat.engines.torch.engine import TorchEngine
 
     return TorchEngine.build(config, tensors.items(), slots=slots, dtype="float32")

@@ -23,7 +23,7 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from llamachat.core.cache import CacheStep
 from llamachat.core.model import Context, Precision, Scores, Sight, plain_attention
-from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
+from llamachat.core.spec import Dtypes, ModelSpec, RopeScaling
 from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
 from llamachat.engines.torch.attention import fused_attention
 from llamachat.engines.torch.engine import TorchEngine, planned_bytes
@@ -43,7 +43,7 @@ SIZE = {
     "initializer_range": 0.2,
     "attn_implementation": "eager",
 }
-BASE = LlamaConfig(97, 64, 96, 3, 4, 2, 16, 64, rms_norm_eps=1e-6)
+BASE = ModelSpec(97, 64, 96, 3, 4, 2, 16, 64, rms_norm_eps=1e-6)
 TOKENS = 50
 LONG, SHORT = [1.0 + i for i in range(8)], [1.0 + i / 9 for i in range(8)]
 
@@ -106,7 +106,7 @@ def theirs(case: str = "grouped query") -> PreTrainedModel:
     return made
 
 
-def our_config(case: str) -> LlamaConfig:
+def our_config(case: str) -> ModelSpec:
     config = theirs(case).config
     return replace(
         BASE,

@@ -18,7 +18,7 @@ from llamachat.chat.settings import Settings
 from llamachat.cli.loading import answer_settings
 from llamachat.cli.options import Options
 from llamachat.core.dialog import Message
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.events import TurnDone
 from llamachat.generation.completer import Completer
 from llamachat.generation.constraints import from_regex, from_schema

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llamachat.core.rope import frequencies
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import LlamaConfig, QuantConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import hf_config
 from llamachat.formats.config import Translated
@@ -371,7 +371,7 @@ SOURCES = [
 @given(st.data())
 def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data: st.DataObject) -> None:
     translate, raw = data.draw(st.sampled_from(SOURCES))
-    assert isinstance(translate(raw, WHERE).config, LlamaConfig)
+    assert isinstance(translate(raw, WHERE).config, ModelSpec)
     target = dict(raw)
     nested = [key for key, value in raw.items() if isinstance(value, dict)]
     if nested and data.draw(st.booleans()):
@@ -384,7 +384,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_config_error(data: s
     except ConfigError as error:
         assert str(error).startswith(WHERE)
     else:
-        assert isinstance(translated.config, LlamaConfig)
+        assert isinstance(translated.config, ModelSpec)
         SamplingParams(**translated.sampling)
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import Dtypes, ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import mindformers_config as mindformers
 from llamachat.formats.config import Translated
@@ -22,7 +22,7 @@ from llamachat.system.metadata import read_yaml
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of LlamaConfig's: its default, another value as a YAML file has it, and what that one means here."""
+    """One of ModelSpec's: its default, another value as a YAML file has it, and what that one means here."""
 
     default: Any
     other: Any
@@ -101,7 +101,7 @@ CONSTRUCTOR = {
     "return_hidden_states": Parameter(False, True),
 }
 # What else stands in a model_config: parameters of its base class, of generation and of older versions, and keys that its
-# own files carry along without LlamaConfig knowing them.
+# own files carry along without ModelSpec knowing them.
 BEYOND = {
     "type": Parameter("LlamaConfig", "ChatGLM2Config", refused="type is 'ChatGLM2Config'"),
     "model_type": Parameter("llama", "glm", refused="model_type is 'glm'"),
@@ -229,7 +229,7 @@ def test_a_parameter_that_mindformers_lacks_is_refused() -> None:
 
 def test_absent_parameters_have_mindformers_defaults() -> None:
     translated = translate()
-    assert translated.config == LlamaConfig(
+    assert translated.config == ModelSpec(
         vocab_size=32000,
         hidden_size=4096,
         intermediate_size=11008,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.core.cache import Cache
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.engines.native import build
 from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
 from llamachat.generation import batch as b

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hash_engine import HashEngine, hash_model
 
-from llamachat.core.sampler import SamplingParams, token_logprobs
+from llamachat.core.sampler import token_logprobs
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.generation.completer import Completer, open_lines, read_grammar, read_prompt, write_json
 from llamachat.generation.completion import AnswerSettings

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.native import build
 from llamachat.errors import ModelError, UsageError

@@ -7,7 +7,7 @@ import pytest
 from hash_engine import HashEngine, hash_model
 
 from llamachat.core.generate import never
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError
 from llamachat.generation import snapshot
 from llamachat.generation.completer import Completer

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamachat import paths
-from llamachat.core.sampler import SamplingParams
-from llamachat.core.spec import LlamaConfig, QuantConfig
+from llamachat.core.sampling import SamplingParams
+from llamachat.core.spec import ModelSpec, QuantConfig
 from llamachat.errors import CatalogError, ConfigError
 from llamachat.models import catalog
 from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
@@ -72,7 +72,7 @@ def test_parameter_counts_follow_from_the_shapes(name: str) -> None:
     inner, heads, tied, bias = ARCHITECTURES[name]
     s = entry.shape
     sizes = (s.vocab, s.hidden, inner, s.layers, heads, s.kv_heads, s.head_dim, entry.context)
-    config = LlamaConfig(*sizes, tie_word_embeddings=tied, qkv_bias=bias)
+    config = ModelSpec(*sizes, tie_word_embeddings=tied, qkv_bias=bias)
     assert s.params == sum(math.prod(shape) for shape in config.tensor_shapes().values())
     if isinstance(entry.source, HubSource):  # 2 bytes a parameter, and tokenizer files of up to 20 MB
         assert 0 < entry.download_bytes - 2 * s.params < 20e6

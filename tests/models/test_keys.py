@@ -15,7 +15,7 @@ from hash_engine import hash_model, tiny_config
 from hypothesis import given
 from hypothesis.strategies import floats, sampled_from
 
-from llamachat.core.spec import Dtypes, LlamaConfig, QuantConfig, RopeScaling
+from llamachat.core.spec import Dtypes, ModelSpec, QuantConfig, RopeScaling
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.snapshot import place
 from llamachat.models import keys
@@ -119,7 +119,7 @@ def test_the_tokenizer_and_the_template_matter_for_texts_only(tmp_path: Path) ->
     assert text_key(open_checkpoint(tmp_path / "a")) != texts
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LlamaConfig)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelSpec)])
 def test_every_field_of_the_configuration_makes_another_key(tmp_path: Path, field: str) -> None:
     checkpoint: Any = open_checkpoint(hf(tmp_path))
     other = {

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import dequantize
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
@@ -221,7 +221,7 @@ def test_what_bitsandbytes_has_not_is_refused(options: dict[str, Any], message: 
 
 
 def test_a_llama_that_transformers_has_not_is_no_bitsandbytes_model() -> None:
-    config = LlamaConfig(320, 64, 256, 2, 4, 4, 16, 2048, qkv_bias=True, mlp_bias=True)
+    config = ModelSpec(320, 64, 256, 2, 4, 4, 16, 2048, qkv_bias=True, mlp_bias=True)
     with pytest.raises(ModelError, match="transformers has no Llama whose qkv_bias is True"):
         Recipe("bnb-nf4").check(config)
     Recipe("int8").check(config)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, modeling_rope_utils
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import Dtypes, LlamaConfig, RopeScaling
+from llamachat.core.spec import Dtypes, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError, ModelError
 from llamachat.families.family import first_full
 from llamachat.formats import Checkpoint
@@ -68,12 +68,12 @@ def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling:
 
 
 @st.composite
-def configurations(draw: st.DrawFn) -> LlamaConfig:
+def configurations(draw: st.DrawFn) -> ModelSpec:
     """Any that a reader of ours makes; the sizes are small, so that a model can be made of each."""
     kv, shared, layers = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     head_dim = draw(st.sampled_from([2, 4, 10, 16]))
     window = draw(st.none() | LENGTHS)
-    return LlamaConfig(
+    return ModelSpec(
         vocab_size=draw(st.integers(1, 40)),
         hidden_size=draw(st.sampled_from([32, 64, 96])),
         intermediate_size=draw(st.integers(1, 70)),
@@ -113,12 +113,12 @@ SAMPLING = st.fixed_dictionaries(
 
 
 @given(configurations())
-def test_any_configuration_is_read_as_it_was_written(config: LlamaConfig) -> None:
+def test_any_configuration_is_read_as_it_was_written(config: ModelSpec) -> None:
     text = json.dumps(hf_config(config))
     assert hf(json.loads(text), "it").config == config
 
 
-def in_memory(folder: Path, config: LlamaConfig, sampling: dict[str, Any]) -> LazyCheckpoint:
+def in_memory(folder: Path, config: ModelSpec, sampling: dict[str, Any]) -> LazyCheckpoint:
     """A model with these shapes and settings that came from no file."""
     folder.mkdir()
     chance = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def in_memory(folder: Path, config: LlamaConfig, sampling: dict[str, Any]) -> La
 @settings(max_examples=25, deadline=None)
 @given(configurations(), SAMPLING, st.sampled_from([None, 8, 16]), st.sampled_from(["int4", "int8", "bnb-nf4"]))
 def test_any_model_is_opened_as_it_was_converted(
-    tmp_path_factory: pytest.TempPathFactory, config: LlamaConfig, sampling: dict[str, Any], bits: Any, scheme: Any
+    tmp_path_factory: pytest.TempPathFactory, config: ModelSpec, sampling: dict[str, Any], bits: Any, scheme: Any
 ) -> None:
     home = tmp_path_factory.mktemp("any")
     try:
@@ -301,7 +301,7 @@ def test_files_beside_metas_that_its_reader_does_not_read_stay_behind(tmp_path: 
 
 
 def test_greedy_sampling_is_told_transformers_in_its_words(tmp_path: Path) -> None:
-    config = LlamaConfig(8, 32, 32, 1, 1, 1, 4, 16)
+    config = ModelSpec(8, 32, 32, 1, 1, 1, 4, 16)
     convert(in_memory(tmp_path / "in", config, {"temperature": 0.0, "top_k": 4}), tmp_path / "out", Recipe())
     assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {"do_sample": False, "top_k": 4}
     assert open_checkpoint(tmp_path / "out").sampling == {"temperature": 0.0, "top_k": 4}
@@ -367,7 +367,7 @@ def test_an_output_that_differs_is_refused_in_one_line_and_deleted(
     ],
 )
 def test_our_own_key_is_read_as_strictly_as_the_rest(own: Any, said: str) -> None:
-    raw = hf_config(LlamaConfig(8, 32, 32, 1, 1, 1, 4, 16))
+    raw = hf_config(ModelSpec(8, 32, 32, 1, 1, 1, 4, 16))
     with pytest.raises(ConfigError, match=said):
         hf(raw | {"llamachat": own}, "it")
 

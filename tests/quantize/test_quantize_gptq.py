@@ -9,7 +9,7 @@ import torch
 from checkpoints import save_hf, tiny_model
 from quality import build
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import QuantTensor, dequantize
 from llamachat.errors import FormatError
 from llamachat.formats.detect import open_checkpoint
@@ -161,7 +161,7 @@ def test_the_text_at_hand_is_long_enough_for_a_calibration() -> None:
 
 def test_biases_and_grouped_queries_are_calibrated_too(tmp_path: Path) -> None:
     config = open_checkpoint(save_hf(tiny_model(num_key_value_heads=2, attention_bias=True), tmp_path / "s")).config
-    assert isinstance(config, LlamaConfig)
+    assert isinstance(config, ModelSpec)
     assert config.qkv_bias
     done = convert(open_checkpoint(tmp_path / "s"), tmp_path / "out", GPTQ, calibration=TEXT)
     assert done.tensors["model.layers.1.self_attn.q_proj.bias"]["scheme"] == "float"

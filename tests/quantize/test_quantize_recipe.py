@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamachat.core.spec import LlamaConfig
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import LlamachatError, ModelError, UsageError
 from quantize.recipe import Recipe, read_recipe
 
@@ -58,15 +58,15 @@ def test_what_cannot_be_is_refused_by_the_name_of_its_option(options: dict[str, 
 
 
 def test_options_that_find_nothing_in_the_model_are_refused() -> None:
-    config = LlamaConfig(320, 64, 256, 2, 4, 4, 16, 2048, tie_word_embeddings=True)
+    config = ModelSpec(320, 64, 256, 2, 4, 4, 16, 2048, tie_word_embeddings=True)
     with pytest.raises(UsageError, match="matches no module"):
         Recipe(overrides=("*.w1=int8",)).check(config)
     with pytest.raises(UsageError, match="head is its embedding"):
         Recipe(head="int8").check(config)
 
 
-def config(hidden: int, inner: int) -> LlamaConfig:
-    return LlamaConfig(320, hidden, inner, 2, 3, 3, 20, 2048)
+def config(hidden: int, inner: int) -> ModelSpec:
+    return ModelSpec(320, hidden, inner, 2, 3, 3, 20, 2048)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int4-gptq"])

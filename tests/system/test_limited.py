@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hash_engine import byte_tokenizer, hash_model
 
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ModelError, UsageError
 from llamachat.generation import grammars
 from llamachat.generation.completer import Completer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.core.sampler import SamplingParams
+from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ConfigError
 from llamachat.system.metadata import Fields, is_record, naming, read_json, read_yaml
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import LlamaConfig, beyond_llama
+from llamachat.core.spec import ModelSpec, beyond_llama
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
@@ -39,7 +39,7 @@ class NativeEngine:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: ModelSpec,
         weights: PackedWeights,
         *,
         slots: int,
@@ -62,7 +62,7 @@ class NativeEngine:
         self._master: tuple[range, NDArray[np.float32]] | None = None
 
     @classmethod
-    def build(cls, config: LlamaConfig, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
+    def build(cls, config: ModelSpec, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
         """From the tensors of config.tensor_shapes(), packed in memory; see __init__ for the options."""
         return cls(config, PackedWeights.build(tensors), **options)
 
@@ -236,7 +236,7 @@ class NativeEngine:
         return np.stack([self.weights.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
 
 
-def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None:
+def supports(config: ModelSpec, index: Mapping[str, TensorInfo]) -> str | None:
     """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
     if beyond := beyond_llama(config):
         return f"it has {beyond[0]}"
@@ -248,7 +248,7 @@ def supports(config: LlamaConfig, index: Mapping[str, TensorInfo]) -> str | None
 
 
 def planned_bytes(
-    config: LlamaConfig, index: Mapping[str, TensorInfo], slots: int, kv: KvType, threads: int | None = None
+    config: ModelSpec, index: Mapping[str, TensorInfo], slots: int, kv: KvType, threads: int | None = None
 ) -> tuple[int, int, int]:
     """Bytes of weights, of keys and values and of workspace that an engine of this model will hold, from headers alone."""
     model = _sizes(config, slots, kv, threads or default_threads())
@@ -256,7 +256,7 @@ def planned_bytes(
     return weights, _kv_bytes(config, slots, kv), _workspace(model)
 
 
-def _sizes(config: LlamaConfig, slots: int, kv: KvType, threads: int) -> Model:
+def _sizes(config: ModelSpec, slots: int, kv: KvType, threads: int) -> Model:
     """A model without its weights; its batch is the largest that does not need much memory."""
     model = Model(
         config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
@@ -277,7 +277,7 @@ def _runs(text: Array) -> Array:
     return np.stack((starts, np.append(starts[1:], len(text)), text[starts]), 1).astype(np.int32)
 
 
-def _kv_bytes(config: LlamaConfig, slots: int, kv: KvType) -> int:
+def _kv_bytes(config: ModelSpec, slots: int, kv: KvType) -> int:
     bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8}[kv]
     return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, bits)
 

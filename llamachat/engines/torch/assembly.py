@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llamachat.core.model import Block, GatedMlp, Mixture, Model, Precision
 from llamachat.core.model import Linear as AnyLinear
-from llamachat.core.spec import HEADS, NORMS, Experts, LlamaConfig
+from llamachat.core.spec import HEADS, NORMS, Experts, ModelSpec
 from llamachat.core.tensors import QuantTensor, dequantize
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.engines.torch.attention import fused_attention
@@ -20,7 +20,7 @@ EMBEDDING = "model.embed_tokens"
 class Assembly:
     """Takes tensors in any order; each layer is converted once its last part has come, and the parts are let go."""
 
-    def __init__(self, spec: LlamaConfig, device: torch.device, precision: Precision) -> None:
+    def __init__(self, spec: ModelSpec, device: torch.device, precision: Precision) -> None:
         self.spec, self.device, self.precision = spec, device, precision
         self.head = HEADS[spec.head][0]
         self.linears: dict[str, Linear] = {}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.model import Model, Precision
-from llamachat.core.spec import Dtype, KvBits, LlamaConfig
+from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.engines.saved import Saved
 from llamachat.engines.torch.assembly import EMBEDDING, Assembly
@@ -40,7 +40,7 @@ class TorchEngine:
     @classmethod
     def build(
         cls,
-        config: LlamaConfig,
+        config: ModelSpec,
         tensors: Iterable[tuple[str, Tensor]],
         *,
         slots: int,
@@ -115,7 +115,7 @@ def default_dtype(device: str) -> Dtype:
 
 
 def planned_bytes(
-    config: LlamaConfig,
+    config: ModelSpec,
     index: Mapping[str, TensorInfo],
     *,
     slots: int,
@@ -145,7 +145,7 @@ def planned_bytes(
     return Bytes(round(weights), KeysValues.planned(config, slots, precision, kv_bits))
 
 
-def _precision(config: LlamaConfig, device: str, dtype: Dtype | None) -> Precision:
+def _precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
     asked = config.dtypes
     compute: Dtype = dtype or asked.compute or default_dtype(device)
     names = (compute, asked.norm, asked.softmax, asked.rotary, asked.residual or compute)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, spread
 from llamachat.core.rope import cos_sin, frequencies
-from llamachat.core.spec import KvBits, LlamaConfig
+from llamachat.core.spec import KvBits, ModelSpec
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.saved import Layout, Saved, pinned_among
 
@@ -22,7 +22,7 @@ class KeysValues:
     """Keys and values of `slots` tokens in float, or int8 with a scale per slot and head, and each slot's position."""
 
     def __init__(
-        self, config: LlamaConfig, slots: int, device: torch.device, precision: Precision, bits: KvBits | None = None
+        self, config: ModelSpec, slots: int, device: torch.device, precision: Precision, bits: KvBits | None = None
     ) -> None:
         self.config, self.slots, self.device, self.precision = config, slots, device, precision
         self.ropes = [config.rope(layer) for layer in range(config.num_hidden_layers)]
@@ -42,7 +42,7 @@ class KeysValues:
         self.master: tuple[range, Tensor] | None = None
 
     @staticmethod
-    def planned(config: LlamaConfig, slots: int, precision: Precision, bits: KvBits | None) -> int:
+    def planned(config: ModelSpec, slots: int, precision: Precision, bits: KvBits | None) -> int:
         """Bytes that it takes."""
         kept = _kept(precision, bits).itemsize * 8
         return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, kept)
