@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]
+TESTS = (ROOT, ROOT / "tests", ROOT / "tests" / "engines")  # whose modules the sanitized process imports
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 KINDS = ("float32", "float16", "bfloat16", "int8", "int8+min", "q4_0", "q4_1", "iq4_nl", "zero point", "nf4", "fp4")
 LARGE = (
@@ -174,7 +176,11 @@ def main() -> int:
         done = subprocess.run(
             [sys.executable, "-c", run],
             cwd=Path(__file__).parent,
-            env={**os.environ, **options},
+            env={
+                **os.environ,
+                **options,
+                "PYTHONPATH": os.pathsep.join([*map(str, TESTS), os.environ.get("PYTHONPATH", "")]),
+            },
             stderr=subprocess.PIPE,
             text=True,
             check=False,
