@@ -13,7 +13,6 @@ from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
-from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 
