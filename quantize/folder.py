@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
-from llamachat.formats.config import Translated
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
 from llamachat.formats.hf_config import OWN
+from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json
 from llamachat.tokenizers.open import GGUF_VOCABULARY
 from quantize.recipe import Recipe

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
-from llamachat.chat.dialog import Dialog
+from llamachat.chat.kept_dialog import Dialog
 from llamachat.chat.session import Session
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive

@@ -13,7 +13,7 @@ from llamachat.core.spec import ModelSpec
 from llamachat.errors import FormatError
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.load import LoadedModel
-from llamachat.tokenizers.base import TextTokenizer
+from llamachat.tokenizers.text_tokenizer import TextTokenizer
 
 
 def tiny_config(vocab_size: int = 50) -> ModelSpec:

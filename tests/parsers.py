@@ -23,8 +23,8 @@ from vocabularies import byte_level_json, spaced_json, spm_metadata
 
 from llamachat import paths
 from llamachat.chat import history, persona
+from llamachat.cli import defaults
 from llamachat.cli import main as cli
-from llamachat.cli import settings
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
@@ -638,9 +638,9 @@ ANSWER = {
 
 def _own_files(work: Path) -> Iterator[Parser]:
     root = typer.main.get_command(cli.app)
-    chat = settings.chat_context(root.make_context("llamachat", [], resilient_parsing=True))
+    chat = defaults.chat_context(root.make_context("llamachat", [], resilient_parsing=True))
     yield Parser(
-        "config.toml", 40, of_toml(CONFIG), in_file(work / "config.toml", lambda file: settings.read(file, chat))
+        "config.toml", 40, of_toml(CONFIG), in_file(work / "config.toml", lambda file: defaults.read(file, chat))
     )
     yield Parser("models.toml", 12, of_toml(MODELS), in_file(work / "models.toml", catalog.load_catalog))
     yield Parser("persona", 40, of_toml(PERSONA), in_file(work / "p.toml", lambda _: persona.load("p", work)))

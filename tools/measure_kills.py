@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from dialogs import quick_session
 
-from llamachat.chat import stream as module
+from llamachat.chat import recording as module
 from llamachat.chat.session import Session
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import path

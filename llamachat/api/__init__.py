@@ -4,7 +4,7 @@ from llamachat.api.llama import ChatPrediction as ChatPrediction
 from llamachat.api.llama import CompletionPrediction as CompletionPrediction
 from llamachat.api.llama import Llama as Llama
 from llamachat.api.model_args import ModelArgs as ModelArgs
-from llamachat.api.stream import Stream as Stream
-from llamachat.api.text import Dialog as Dialog
-from llamachat.api.text import Message as Message
-from llamachat.api.text import Role as Role
+from llamachat.api.streaming import Stream as Stream
+from llamachat.api.tokenizer import Dialog as Dialog
+from llamachat.api.tokenizer import Message as Message
+from llamachat.api.tokenizer import Role as Role

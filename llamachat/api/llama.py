@@ -10,8 +10,8 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from llamachat.api.model_args import ModelArgs
-from llamachat.api.stream import Stream
-from llamachat.api.text import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
+from llamachat.api.streaming import Stream
+from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
 from llamachat.core.sampling import SamplingParams

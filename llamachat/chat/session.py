@@ -5,12 +5,12 @@ from pathlib import Path
 
 from llamachat.chat.asked import Asked, Beginning
 from llamachat.chat.backend import Backend, require, scoring
-from llamachat.chat.dialog import Dialog, require_short
 from llamachat.chat.export import export
 from llamachat.chat.history import message, piece
+from llamachat.chat.kept_dialog import Dialog, require_short
+from llamachat.chat.recording import Stream
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
-from llamachat.chat.stream import Stream
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Event, Stats, TokenView, Turn, TurnDone

@@ -1,6 +1,6 @@
 """`llamachat chat`: from its flags to a session on the screen."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,7 +54,6 @@ def chat(
     from llamachat import paths
     from llamachat.chat.persona import Library, load
     from llamachat.chat.store import Archive
-    from llamachat.models import catalog
     from llamachat.system.mapped import guard
     from llamachat.ui import app as ui
 
@@ -72,42 +71,13 @@ def chat(
     system = given_system(options)
     watch = ui.Watch() if ui.redraws() else None
     entry = obtain(options, later=watch is not None)
-    opened: list[Session] = []
-
-    def load_first(name: str) -> "LoadedModel":
-        return _watched(options, entry, watch) if watch else load_model(options, entry)
-
-    def load_other(name: str) -> "LoadedModel":
-        return load_model(options, catalog.resolve(name))
-
-    def start() -> "Session":
-        from llamachat.chat.backend import BACKENDS, Wanted
-        from llamachat.chat.session import Session
-        from llamachat.chat.settings import Settings
-
-        first = Wanted(entry.name, load_first, options.overflow.value, snapshots=not no_history)
-        make = BACKENDS["local"]
-        backend = make(first)
-        chat = Session(
-            backend,
-            Settings(backend.sampling.replace(**options.sampling()), options.max_tokens, options.stop),
-            backend.system if system is None else system,
-            archive=archive,
-            another=lambda name: make(replace(first, model=name, load=load_other)),
-        )
-        opened.append(chat)
-        if name:
-            chat.open(name)
-            _typed_again(chat, options, system, ctx)
-        if manner and manner.messages and all(turn.role == "system" for turn in chat.turns()):
-            chat.begin(manner.said)
-        return chat
+    opened = _Opening(options, ctx, entry, watch, archive, name, manner, system, keep=not no_history)
 
     guard()  # while the terminal is as it was found
     history = None if no_history else paths.state_dir() / "history"
     try:
         code = ui.run(
-            start,
+            opened.start,
             model=entry.name,
             watch=watch,
             history_file=history,
@@ -120,8 +90,58 @@ def chat(
         )
         raise typer.Exit(code)
     finally:
-        for chat in opened:
-            chat.close()
+        if opened.session:
+            opened.session.close()
+
+
+@dataclass
+class _Opening:
+    """What a chat is opened with; `start` may run in another thread, behind the prompt."""
+
+    options: Options
+    ctx: typer.Context
+    entry: "ModelEntry"
+    watch: "Watch | None"
+    archive: "Archive | None"
+    name: str | None  # of a saved dialog
+    manner: "Persona | None"
+    system: str | None
+    keep: bool  # keys and values on disk
+    session: "Session | None" = None
+
+    def start(self) -> "Session":
+        """Load the model and open the dialog. Raises LlamachatError."""
+        from llamachat.chat.backend import BACKENDS, Wanted
+        from llamachat.chat.session import Session
+        from llamachat.chat.settings import Settings
+
+        options = self.options
+        first = Wanted(self.entry.name, self._load_first, options.overflow.value, snapshots=self.keep)
+        make = BACKENDS["local"]
+        backend = make(first)
+        self.session = chat = Session(
+            backend,
+            Settings(backend.sampling.replace(**options.sampling()), options.max_tokens, options.stop),
+            backend.system if self.system is None else self.system,
+            archive=self.archive,
+            another=lambda name: make(replace(first, model=name, load=self._load_other)),
+        )
+        if self.name:
+            chat.open(self.name)
+            _typed_again(chat, options, self.system, self.ctx)
+        if self.manner and self.manner.messages and all(turn.role == "system" for turn in chat.turns()):
+            chat.begin(self.manner.said)
+        return chat
+
+    def _load_first(self, name: str) -> "LoadedModel":
+        if self.watch:
+            return _watched(self.options, self.entry, self.watch)
+        return load_model(self.options, self.entry)
+
+    def _load_other(self, name: str) -> "LoadedModel":
+        from llamachat.models import catalog
+
+        return load_model(self.options, catalog.resolve(name))
 
 
 def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:

@@ -7,20 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from llamachat.cli import epilogs, settings
+from llamachat.cli import defaults, epilogs
 from llamachat.errors import UsageError
 from llamachat.system.sanitise import sanitise, sanitise_line
 
 
 def _keys(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
-    known = settings.keys_of(settings.chat_context(ctx).command)
+    known = defaults.keys_of(defaults.chat_context(ctx).command)
     yield from ((key, flag.help or "") for key, flag in known.items() if key.startswith(incomplete))
 
 
 def _values(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """As for the flag itself."""
-    chat = settings.chat_context(ctx)
-    flag = settings.keys_of(chat.command).get(ctx.params.get("name") or "")
+    chat = defaults.chat_context(ctx)
+    flag = defaults.keys_of(chat.command).get(ctx.params.get("name") or "")
     found = [("true", ""), ("false", "")] if flag and flag.is_flag else []
     items = flag.shell_complete(chat, incomplete) if flag else []
     yield from [*found, *((item.value, item.help or "") for item in items)]
@@ -43,8 +43,8 @@ def list_settings(
     """Every setting: its value, and where that comes from."""
     if ctx.invoked_subcommand:
         return
-    chat = settings.chat_context(ctx)
-    rows = [(key, *_effective(key, chat)) for key in settings.keys_of(chat.command)]
+    chat = defaults.chat_context(ctx)
+    rows = [(key, *_effective(key, chat)) for key in defaults.keys_of(chat.command)]
     if as_json:
         typer.echo(json.dumps([{"name": key, "value": value, "from": source} for key, value, source in rows], indent=2))
         return
@@ -59,7 +59,7 @@ def list_settings(
 @config_app.command("get")
 def get_setting(ctx: typer.Context, name: Key) -> None:
     """Print the value that holds, or nothing where the model's own default does."""
-    chat = settings.chat_context(ctx)
+    chat = defaults.chat_context(ctx)
     value, _ = _effective(name, chat)
     if value is not None:
         values = value if isinstance(value, list) else [value]
@@ -75,25 +75,25 @@ def set_setting(
     ],
 ) -> None:
     """Set a default. It is checked as the flag is; comments in the file stay."""
-    chat = settings.chat_context(ctx)
-    repeated = name in (known := settings.keys_of(chat.command)) and known[name].multiple
+    chat = defaults.chat_context(ctx)
+    repeated = name in (known := defaults.keys_of(chat.command)) and known[name].multiple
     if len(values) > 1 and not repeated:
         raise UsageError(f"{name} takes one value, not {len(values)}", "nothing was set", "quote it")
-    parsed = settings.convert(name, values if repeated else values[0], chat)
+    parsed = defaults.convert(name, values if repeated else values[0], chat)
     _find(name, parsed)
-    settings.write(settings.config_file(), name, settings.plain(parsed))
+    defaults.write(defaults.config_file(), name, defaults.plain(parsed))
 
 
 @config_app.command("unset")
 def unset_setting(ctx: typer.Context, name: Key) -> None:
     """Take a default out of the file."""
-    settings.write(settings.config_file(), name, None)
+    defaults.write(defaults.config_file(), name, None)
 
 
 @config_app.command("path")
 def show_path() -> None:
     """Print where the file is, or would be."""
-    typer.echo(str(settings.config_file()))
+    typer.echo(str(defaults.config_file()))
 
 
 def _find(name: str, value: Any) -> None:
@@ -109,15 +109,15 @@ def _find(name: str, value: Any) -> None:
 
 def _effective(key: str, chat: Any) -> tuple[Any, str]:
     """The value of a setting and where it comes from."""
-    known = settings.keys_of(chat.command)
+    known = defaults.keys_of(chat.command)
     if key not in known:
-        raise settings.unknown(key, known)
+        raise defaults.unknown(key, known)
     flag = known[key]
     if (value := flag.value_from_envvar(chat)) is not None:
         return value, str(flag.envvar)
-    if key in (table := settings.read(settings.config_file(), chat)):
-        return settings.plain(table[key]), "config.toml"
-    return settings.plain(flag.default), "default"
+    if key in (table := defaults.read(defaults.config_file(), chat)):
+        return defaults.plain(table[key]), "config.toml"
+    return defaults.plain(flag.default), "default"
 
 
 def _told(value: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import typer.core
 
-from llamachat.cli.settings import chat_context
+from llamachat.cli.defaults import chat_context
 
 ORDER = ("chat", "complete", "models", "config", "quantize", "eval", "bench")  # those for every day first
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}

@@ -14,13 +14,13 @@ from llamachat.cli.bench import bench
 from llamachat.cli.chat import chat
 from llamachat.cli.complete import INTERRUPTED, complete
 from llamachat.cli.config import config_app
+from llamachat.cli.defaults import Configured
 from llamachat.cli.evaluate import evaluate_model
 from llamachat.cli.group import ChatByDefault
 from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
-from llamachat.cli.settings import Configured
 from llamachat.errors import LlamachatError, UsageError, lacking
 
 PIPE_CLOSED = 141  # as shells have it: 128 and the number of the signal

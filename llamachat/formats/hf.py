@@ -14,11 +14,11 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.formats import hf_config
-from llamachat.formats.config import Translated
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.formats.safetensors_file import read_safetensors
+from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]

@@ -11,8 +11,8 @@ from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES
 from llamachat.families.family import first_full
-from llamachat.formats.config import Translated, head_share
 from llamachat.formats.quant_sources import quantization
+from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, names, naming
 
 # Training, bookkeeping, other tasks' heads, or how (not what) transformers computes.

@@ -25,9 +25,9 @@ from llamachat.core.tensors import (
     to_float32,
 )
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.formats.config import Translated, head_share
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, naming, read_json
 
 CONFIG_FILE = "lit_config.json"

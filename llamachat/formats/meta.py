@@ -15,9 +15,9 @@ from llamachat.checks import require, require_number, shown
 from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
 from llamachat.errors import FormatError, reader
-from llamachat.formats.config import Translated, feed_forward, head_share
 from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.translated import Translated, feed_forward, head_share
 from llamachat.system.metadata import Fields, naming, read_json
 
 ROWS, COLUMNS = 0, 1  # the axis along which the ranks' parts are joined

@@ -13,8 +13,8 @@ from llamachat.checks import require_number
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Dtype, Dtypes, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
-from llamachat.formats.config import Translated, feed_forward, head_share
 from llamachat.formats.quant_sources import quantization
+from llamachat.formats.translated import Translated, feed_forward, head_share
 from llamachat.system.metadata import Fields, names, naming
 
 NO_EFFECT = {

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from llamachat.tokenizers import spm
-from llamachat.tokenizers.base import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
 from llamachat.tokenizers.hf import byte_level
 from llamachat.tokenizers.side import NAMED, Added
+from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
 
 _WHERE = "the GGUF file"
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)

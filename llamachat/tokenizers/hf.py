@@ -6,7 +6,9 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llamachat.tokenizers.base import (
+from llamachat.tokenizers.side import Added, Side
+from llamachat.tokenizers.spm import refuse_long_replacements
+from llamachat.tokenizers.text_tokenizer import (
     MAX_VOCABULARY,
     TextTokenizer,
     damaged,
@@ -14,8 +16,6 @@ from llamachat.tokenizers.base import (
     is_tag_shaped,
     library_errors,
 )
-from llamachat.tokenizers.side import Added, Side
-from llamachat.tokenizers.spm import refuse_long_replacements
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]

@@ -4,7 +4,7 @@ import binascii
 import re
 from collections.abc import Iterator
 
-from llamachat.tokenizers.base import TextTokenizer, damaged
+from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged
 
 RESERVED = 256
 _NAMES = [

@@ -43,8 +43,8 @@ def open_file(path: Path) -> Tokenizer:
     """
     from llamachat.system.metadata import read_json
     from llamachat.tokenizers import hf, meta, spm
-    from llamachat.tokenizers.base import read
     from llamachat.tokenizers.side import read_side
+    from llamachat.tokenizers.text_tokenizer import read
 
     side = read_side(path.parent)
     if path.name == GGUF_VOCABULARY:

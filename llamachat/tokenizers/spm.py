@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import count
 from typing import Any
 
-from llamachat.tokenizers.base import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
 from llamachat.tokenizers.side import Added, Side
+from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
 
 USER_DEFINED, UNUSED, BYTE = 4, 5, 6  # ModelProto.SentencePiece.Type
 # In protobuf, the second occurrence of a submessage amends the first. So this field at the end turns the dummy prefix

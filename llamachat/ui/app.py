@@ -15,7 +15,7 @@ from llamachat.events import TurnDone
 from llamachat.system.sanitise import sanitise
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
-from llamachat.ui.chat import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
+from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import choose
 

@@ -27,10 +27,10 @@ from llamachat.events import Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
-from llamachat.ui.chat import Chat, StillLoadingError, ignore_signals
-from llamachat.ui.completion import ChatCompleter
+from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
 from llamachat.ui.render import status_line
+from llamachat.ui.suggestions import ChatCompleter
 from llamachat.ui.theme import Theme
 
 _BEAT = 0.5  # seconds between two looks at the clock

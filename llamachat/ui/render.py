@@ -16,7 +16,7 @@ from rich.text import Text
 from llamachat.errors import LlamachatError
 from llamachat.events import Branch, Event, Evicted, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
 from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
-from llamachat.ui import inside
+from llamachat.ui import drawings
 from llamachat.ui.cells import cells, cut, pad, wrap
 from llamachat.ui.markdown import Block, MarkdownStream, draw
 from llamachat.ui.plain import PlainStream
@@ -131,16 +131,16 @@ class Screen:
     # ---- seeing inside ----
 
     def heat(self, tokens: Sequence[TokenView]) -> None:
-        self.lines(inside.heat(tokens, self._page(), self.theme))
+        self.lines(drawings.heat(tokens, self._page(), self.theme))
 
     def alternatives(self, index: int, token: TokenView) -> None:
-        self.lines(inside.alternatives(index, token, self._page(), self.theme))
+        self.lines(drawings.alternatives(index, token, self._page(), self.theme))
 
     def context(self, turns: Sequence[Turn], used: int, size: int) -> None:
-        self.lines(inside.context_map(turns, used, size, self._page(), self.theme))
+        self.lines(drawings.context_map(turns, used, size, self._page(), self.theme))
 
     def branches(self, branches: Sequence[Branch]) -> None:
-        self.lines(inside.branch_tree(branches, self._page(), self.theme))
+        self.lines(drawings.branch_tree(branches, self._page(), self.theme))
 
     def why(self, rows: Iterable[tuple[str, str]]) -> None:
         self.table(rows)

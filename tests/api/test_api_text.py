@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from vocabularies import meta_chat_format, meta_message
 
-from llamachat.api.text import ChatFormat, Tokenizer
+from llamachat.api.tokenizer import ChatFormat, Tokenizer
 from llamachat.core.dialog import ChatML, Llama2, Llama3
 from llamachat.errors import UsageError
 from llamachat.tokenizers import open as tokenizer

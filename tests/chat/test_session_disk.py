@@ -93,7 +93,7 @@ def test_an_opened_dialog_is_the_one_that_was_left(archive: Archive) -> None:
 
 
 def test_a_file_holds_an_answer_while_it_streams(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.chat.stream.FLUSH_S", 0.0)
+    monkeypatch.setattr("llamachat.chat.recording.FLUSH_S", 0.0)
     chat = chat_on(archive)
     events = chat.ask("hello")
     text = "".join(event.text for event in (next(events) for _ in range(4)) if isinstance(event, TextDelta))

@@ -16,8 +16,8 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
-from llamachat.tokenizers.base import TextTokenizer
 from llamachat.tokenizers.dialog_formats import choose
+from llamachat.tokenizers.text_tokenizer import TextTokenizer
 
 NAMES = [
     "<|begin_of_text|>",

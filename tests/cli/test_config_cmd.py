@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from llamachat.cli import settings
+from llamachat.cli import defaults
 from llamachat.cli.main import app, main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -169,15 +169,15 @@ def test_set_and_unset_keep_the_rest_to_the_letter(file: Path, run: Run) -> None
     assert run("config", "set", "temperature", "0.9") == (0, "", "")
     assert file.read_bytes().decode() == before.replace("0.50", "0.9")
     assert run("config", "set", "stop", "###", 'a"b') == (0, "", "")
-    assert settings.read(file, _chat()) == {"seed": 1, "temperature": 0.9, "stop": ["###", 'a"b']}
+    assert defaults.read(file, _chat()) == {"seed": 1, "temperature": 0.9, "stop": ["###", 'a"b']}
     assert run("config", "unset", "stop")[0] == run("config", "unset", "temperature")[0] == 0
-    assert "# mine" in file.read_text() and settings.read(file, _chat()) == {"seed": 1}
+    assert "# mine" in file.read_text() and defaults.read(file, _chat()) == {"seed": 1}
     assert file.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in file.parent.iterdir()] == ["config.toml"]
 
 
 def _chat() -> Any:
-    return settings.chat_context(_root())
+    return defaults.chat_context(_root())
 
 
 def _root() -> Any:

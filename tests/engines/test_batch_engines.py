@@ -24,7 +24,10 @@ SIZE = 80  # tokens of a text
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_attention_heads": 6},
     "one key-value head": {"num_key_value_heads": 1},
-    "sliding window": {"sliding_window": 11, "layer_types": ("full_attention", "sliding_attention")},
+    "sliding window": {
+        "sliding_window": 11,
+        "layer_types": ("full_attention", "sliding_attention", "sliding_attention"),
+    },
     "as many key-value heads": {"num_key_value_heads": 4, "qkv_bias": True},
 }
 MODELS = {name: replace(BASE, **fields) for name, fields in SHAPES.items()}

@@ -19,10 +19,10 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import hf_config
-from llamachat.formats.config import Translated
 from llamachat.formats.lit import read_config
 from llamachat.formats.meta import read_params
 from llamachat.formats.quant_sources import quantization
+from llamachat.formats.translated import Translated
 from llamachat.system.metadata import names
 
 WHERE = "config.json"

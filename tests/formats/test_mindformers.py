@@ -16,7 +16,7 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Dtypes, ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import mindformers_config as mindformers
-from llamachat.formats.config import Translated
+from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_yaml
 
 

@@ -25,8 +25,8 @@ from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
 from llamachat.generation.prompt_lookup import PromptLookup
 from llamachat.models.load import load
-from llamachat.tokenizers.base import TextTokenizer
 from llamachat.tokenizers.meta import from_tiktoken
+from llamachat.tokenizers.text_tokenizer import TextTokenizer
 
 LONGEST = 200  # tokens
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamachat.chat.store import Archive
-from llamachat.cli.settings import write
+from llamachat.cli.defaults import write
 from llamachat.models.fetch.verified import lock
 from llamachat.system import known, private
 from llamachat.ui.prompt import open_history

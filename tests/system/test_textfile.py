@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamachat.chat import persona
-from llamachat.cli import settings
+from llamachat.cli import defaults
 from llamachat.errors import ConfigError, DoesNotFitError, UsageError
 from llamachat.generation.completer import open_lines, read_grammar, read_text
 from llamachat.models import catalog
@@ -94,7 +94,7 @@ def test_settings_are_files(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
             path.symlink_to({"device": "/dev/zero", "proc": "/proc/self/environ"}[kind])
         return path
 
-    for read_it in (catalog.load_catalog, lambda path: settings.read(path, None), read_json):
+    for read_it in (catalog.load_catalog, lambda path: defaults.read(path, None), read_json):
         with pytest.raises(ConfigError, match="it is"):
             read_it(made(f"{len(list(tmp_path.iterdir()))}.toml"))
     made("personas/one.toml")

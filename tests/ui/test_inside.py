@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from llamachat.events import Branch, TokenView, Turn
-from llamachat.ui.inside import alternatives, branch_tree, context_map, heat, visible
+from llamachat.ui.drawings import alternatives, branch_tree, context_map, heat, visible
 from llamachat.ui.theme import Theme, load
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")

@@ -19,7 +19,7 @@ from fakes import FakeSession
 
 from llamachat.errors import LlamachatError
 from llamachat.ui import theme
-from llamachat.ui.commands.base import Context
+from llamachat.ui.commands.command import Context
 from llamachat.ui.commands.typed import respond
 from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.render import Screen

@@ -17,8 +17,8 @@ from llamachat.errors import CatalogError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
 from llamachat.ui import commands
 from llamachat.ui.commands import Context
-from llamachat.ui.completion import ChatCompleter
 from llamachat.ui.render import Screen
+from llamachat.ui.suggestions import ChatCompleter
 
 
 class Shown(Screen):

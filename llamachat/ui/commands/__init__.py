@@ -1,6 +1,6 @@
 """Slash commands: a few small files of them, and what a typed text means (typed.py)."""
 
-from llamachat.ui.commands.base import Command, Context, EmptyLibrary, LeaveError, Library, Persona
+from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
 from llamachat.ui.commands.typed import COMMANDS, ask, block_open, find, message, messages, named, respond
 

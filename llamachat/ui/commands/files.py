@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from llamachat.errors import UsageError
 from llamachat.events import SavedDialog
 from llamachat.ui import attach, clipboard
-from llamachat.ui.commands.base import Command, Context, Word
-from llamachat.ui.commands.dialog import question_words
+from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import first_line, number
+from llamachat.ui.commands.turns import question_words
 from llamachat.ui.render import count
 
 

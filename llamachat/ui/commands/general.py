@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from llamachat.errors import UsageError
-from llamachat.ui.commands.base import Command, Context, LeaveError, Word
+from llamachat.ui.commands.command import Command, Context, LeaveError, Word
 from llamachat.ui.commands.text import QUOTES
 
 _KEYS = (

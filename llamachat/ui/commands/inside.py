@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llamachat.errors import UsageError
 from llamachat.events import Event, TokenView
-from llamachat.ui.commands.base import Command, Context
+from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.text import described, number
 from llamachat.ui.render import count, percent
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from llamachat.errors import UsageError
-from llamachat.ui.commands.base import Command, Context, Persona, Word
+from llamachat.ui.commands.command import Command, Context, Persona, Word
 from llamachat.ui.commands.text import described, unquoted
 from llamachat.ui.render import count
 

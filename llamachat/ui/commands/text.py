@@ -7,7 +7,7 @@ from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui import attach
-from llamachat.ui.commands.base import Context
+from llamachat.ui.commands.command import Context
 from llamachat.ui.render import short_name
 
 QUOTES = '"""'

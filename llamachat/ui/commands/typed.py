@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import LIMIT
-from llamachat.ui.commands.base import Command, Context
-from llamachat.ui.commands.dialog import DIALOG
+from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
 from llamachat.ui.commands.inside import INSIDE
 from llamachat.ui.commands.settings import SETTINGS
 from llamachat.ui.commands.text import QUOTES, first_then, unquoted, with_files
+from llamachat.ui.commands.turns import DIALOG
 
 COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *FILES, *INSIDE)
 

@@ -12,7 +12,7 @@ from prompt_toolkit.document import Document
 from llamachat.errors import LlamachatError
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.commands import COMMANDS, Command, Context, named
-from llamachat.ui.commands.base import Word
+from llamachat.ui.commands.command import Word
 
 _MOST = 200  # entries of a folder
 _TYPED_MENTION = re.compile(r'(?<![\w@/.`])@("?)((?<=")[^"\n]*|[^\s"@`]*)\Z')
