@@ -133,7 +133,7 @@ class OneByOne(Roll):
 @native
 @pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8"])
 @settings(max_examples=10)
-@given(seed=st.integers(0, 2**32), window=st.integers(16, 300), pinned=st.integers(0, 8))
+@given(seed=st.integers(0, 2**32), window=st.integers(18, 300), pinned=st.integers(0, 8))
 def test_the_native_engines_bits_do_not_depend_on_steps_across_evictions(
     kv: KvType, seed: int, window: int, pinned: int
 ) -> None:
