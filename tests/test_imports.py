@@ -115,7 +115,9 @@ def test_the_screen_sees_events_errors_and_sessions_only() -> None:
 
 
 def test_a_session_touches_no_engine_cache_or_tokenizer() -> None:
-    below = {name for module in ("dialog", "session") for name in imports(f"llamachat.chat.{module}") if name in FILES}
+    below = {
+        name for module in ("kept_dialog", "session") for name in imports(f"llamachat.chat.{module}") if name in FILES
+    }
     assert {layer(name) for name in below} == {"chat", "errors", "events"}
     assert not below & {"llamachat.chat.local", "llamachat.chat.window", "llamachat.chat.insight"}
 

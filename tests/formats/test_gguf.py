@@ -309,7 +309,7 @@ def test_a_sentencepiece_model_that_names_no_ids_has_those_of_llama(tmp_path: Pa
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
-@pytest.mark.parametrize("arch", ["gemma", "qwen3", "gpt2\x1b[2J"])
+@pytest.mark.parametrize("arch", ["gemma", "gemma3", "gpt2\x1b[2J"])
 def test_other_architectures_are_refused(tmp_path: Path, arch: str) -> None:
     with pytest.raises(ConfigError, match=r"general\.architecture") as caught:
         opened(tmp_path, arch=arch)
