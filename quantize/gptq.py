@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from llamachat.core.model import Context, Linear, Model, Precision, Rotation, Sight, build_block, spread
-from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.model import Context, Linear, Model, Precision, Rotation, Sight, build_block, rotation
+from llamachat.core.rope import frequencies
 from llamachat.core.spec import ModelSpec, Rope
 from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
 from llamachat.core.tensors import Tensor as Weight
@@ -113,8 +113,7 @@ class Calibration:
     def _rotation(self, positions: Array, rope: Rope | None) -> Rotation:
         if rope is None:
             return None
-        cos, sin = cos_sin(positions, *frequencies(self.spec, self.length, rope))
-        return spread(torch.from_numpy(cos)[:, None].float(), torch.from_numpy(sin)[:, None].float())
+        return rotation(positions, *frequencies(self.spec, self.length, rope), torch.float32)
 
     def layer(self, prefix: str, tensors: dict[str, Weight]) -> dict[str, tuple[dict[str, Array], Weight | None]]:
         """Quantize a layer's matrices, and take the text through it."""

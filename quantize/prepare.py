@@ -1,102 +1,12 @@
-"""Models that come in float and are to be quantized before they run: what loading is handed (models/load.py)."""
+"""What loading is handed (models/load.py); most models are not quantized then, and import nothing more of this package."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-
-import numpy as np
-
-from llamachat import paths
 from llamachat.core.spec import QuantConfig
-from llamachat.core.tensors import FloatTensor, Tensor, TensorInfo
-from llamachat.errors import ConfigError, ModelError
 from llamachat.formats import Checkpoint
-from llamachat.formats.detect import open_checkpoint
-from llamachat.formats.prequantized.ours import MANIFEST, expected
-from llamachat.formats.prequantized.schemes import SCHEMES
-from llamachat.models.fetch.verified import is_intact, lock
-from llamachat.models.keys import key, text_key, weights_key
-from llamachat.system import private
-from quantize.convert import Progress, convert, silent
-from quantize.recipe import from_config
-from quantize.schemes import quantize, quantize_tensor
+from llamachat.models.fetch.verified import Progress
 
 
 def prepare(source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progress) -> Checkpoint:
     """See models.load.Prepare."""
+    from quantize.once import Quantized, quantized_once
+
     return quantized_once(source, wanted, progress) if keep else Quantized(source, wanted)
-
-
-def quantized_once(source: Checkpoint, config: QuantConfig, progress: Progress = silent) -> Checkpoint:
-    """The converted model, made in the cache folder if it is not there whole; an interrupted conversion is gone on with.
-
-    For schemes that are calibrated the text is Python's own docstrings.
-    """
-    out = quantized_path(source, config)
-    private.folder(out.parent)
-    with lock(out.with_suffix(".lock")):
-        if not _is_whole(out):
-            recipe = from_config(config)
-            text = _calibration(source) if recipe.calibrated else None
-            convert(source, out, recipe, calibration=text, resume=True, progress=progress)
-            private.close_tree(out)
-    return open_checkpoint(out)
-
-
-def _is_whole(out: Path) -> bool:
-    """Whether everything is there as it was written; files are read whole once, and again when they may have changed."""
-    if not (out / MANIFEST).is_file() or private.trouble(out) or private.trouble(out / MANIFEST):
-        return False
-    try:
-        listed = expected(out)
-    except ModelError:
-        return False
-    there = {path.name for path in out.iterdir()} - {MANIFEST}
-    return listed.keys() == there and all(is_intact(out / name, listed[name], unseen) for name in there)
-
-
-def unseen(what: str, done: int, total: int | None) -> None:
-    """Progress of reading, which takes a moment."""
-
-
-def quantized_path(source: Checkpoint, config: QuantConfig) -> Path:
-    """Where it is kept: a folder by what it is made from and how, so that a changed source is converted anew."""
-    made = key([weights_key(source), text_key(source), asdict(from_config(config))])
-    return paths.cache_dir() / "quantized" / made[:24]
-
-
-def _calibration(source: Checkpoint) -> list[list[int]]:
-    from quantize.gptq import calibration_windows
-
-    return calibration_windows(source.tokenizer())
-
-
-class Quantized:
-    """A checkpoint whose float matrices are quantized as they are read; see formats.Checkpoint."""
-
-    def __init__(self, source: Checkpoint, config: QuantConfig) -> None:
-        if SCHEMES[config.scheme].calibrated:
-            cause = f"scheme {config.scheme} needs calibration"
-            raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
-        self.path, self.config, self.sampling = source.path, source.config, source.sampling
-        self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
-        self.files, self.tokenizer_files = source.files, source.tokenizer_files
-        self._source, self.recipe = source, from_config(config)
-
-    def index(self) -> Mapping[str, TensorInfo]:
-        return {name: self._info(name, info) for name, info in self._source.index().items()}
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._source.tensors():
-            scheme = self.recipe.scheme_for(name, tensor.shape)
-            coded = scheme and isinstance(tensor, FloatTensor)
-            yield name, quantize_tensor(name, tensor, scheme) if coded else tensor  # type: ignore[arg-type]
-
-    def _info(self, name: str, info: TensorInfo) -> TensorInfo:
-        scheme = self.recipe.scheme_for(name, info.shape)
-        if scheme is None or info.packing is not None:
-            return info
-        row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)
-        minimum = None if row.minimum is None else row.minimum[:0]
-        none = replace(row, codes=row.codes[:0], scale=row.scale[:0], minimum=minimum)
-        return TensorInfo(info.shape, row.nbytes * info.shape[0], none)

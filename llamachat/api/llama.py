@@ -239,9 +239,7 @@ class Llama:
     def _answered(self, requests: list[Request]) -> Iterator[Answer]:
         """A single prompt goes on from what the single one before left in the cache; several run at once."""
         if len(requests) == 1:
-            answer = Answer(
-                self.model.engine, self.model.tokenizer, self._cache, requests[0].prompt, requests[0].settings
-            )
+            answer = requests[0].answer(self.model, self._cache)
             for _ in answer:
                 pass
             yield answer

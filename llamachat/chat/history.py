@@ -14,6 +14,7 @@ from llamachat.chat.tree import Node, Speaker, Tree
 from llamachat.checks import is_whole
 from llamachat.errors import FormatError, reading
 from llamachat.events import FinishReason
+from llamachat.system.metadata import is_record
 
 VERSION = 1
 Record = Mapping[str, Any]
@@ -41,10 +42,8 @@ class History:
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"its type is {kind!r:.40}")
         fields, act = _KINDS[kind]
-        if record.keys() != {"type", *fields} or not all(isinstance(record[k], t) for k, t in fields.items()):
+        if not is_record(record, {"type": str, **fields}):
             raise ValueError(f"it is no {kind!r}")
-        if not all(is_whole(record[key]) for key in ("id", "parent") if key in record):
-            raise ValueError("its number is none")
         if kind != "piece":
             self.join()
         act(self, record)

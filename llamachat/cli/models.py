@@ -96,7 +96,7 @@ def _quantized_copy(entry: ModelEntry) -> Path | None:
     if path is None or entry.quant_config is None:
         return None
     from llamachat.formats.detect import open_checkpoint
-    from quantize.prepare import quantized_path
+    from quantize.once import quantized_path
 
     try:
         return quantized_path(open_checkpoint(path), entry.quant_config)

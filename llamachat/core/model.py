@@ -217,6 +217,18 @@ def spread(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
+def rotation(
+    positions: NDArray[np.int64],
+    frequency: NDArray[np.float64],
+    factor: float,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """For `rotate` on x [T, heads, D] at these positions."""
+    parts = (torch.from_numpy(x)[:, None] for x in cos_sin(positions, frequency, factor))
+    return spread(*(x.to(device, dtype) for x in parts))
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the half-split pairs (i, i + dim/2) of x [..., D], the rest of D stays; three operators, as decoding needs."""
     dim = cos.shape[-1]
@@ -244,11 +256,11 @@ def plain_attention(q: Tensor, keys: Tensor, values: Tensor, sight: Sight, score
 
 
 def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], linear_of: Callable[..., Linear]) -> Block:
-    """A layer of float weights; `linear_of` makes the product with the matrices of these names, one below the other."""
+    """A layer: `weights` has its vectors by name; `linear_of` the product with matrices of these names, one below the other."""
     prefix, offset = f"model.layers.{layer}.", spec.norm_offset
 
-    def norm(name: str) -> Tensor | None:
-        return weights[name] + offset if (name := f"{prefix}{name}.weight") in weights else None
+    def norm(name: str) -> Tensor:
+        return weights[f"{prefix}{name}.weight"] + offset
 
     def mlp(prefix: str, experts: Experts | None) -> Linear:
         if experts:
@@ -258,18 +270,18 @@ def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], line
         return GatedMlp(gate_up, down, spec.hidden_act, spec.swiglu_limit)
 
     return Block(
-        norms={role: found for role, name in NORMS[spec.norms].items() if (found := norm(name)) is not None},
+        norms={role: norm(name) for role, name in NORMS[spec.norms].items()},
         qkv=linear_of(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
         output=linear_of(prefix + "self_attn.o_proj"),
         mlp=mlp(prefix + "mlp.", spec.mixture(layer)),
-        q_norm=norm("self_attn.q_norm"),
-        k_norm=norm("self_attn.k_norm"),
-        sinks=weights.get(prefix + "self_attn.sinks"),
+        q_norm=norm("self_attn.q_norm") if spec.qk_norm else None,
+        k_norm=norm("self_attn.k_norm") if spec.qk_norm else None,
+        sinks=weights[prefix + "self_attn.sinks"] if spec.attention_sinks else None,
     )
 
 
 class PlainEngine:
-    """See engine.Engine: every weight in one float dtype, every key kept; slow, and nothing in it is clever."""
+    """`forward` of engine.Engine with every weight in one float dtype; slow, and nothing in it is clever."""
 
     batch_invariant = False
 
@@ -321,8 +333,7 @@ class PlainEngine:
                 found.append(None)
                 continue
             frequency, longer = frequencies(self.config, self.slots, rope)
-            parts = cos_sin(positions, frequency, longer if factor else 1.0)
-            found.append(spread(*(torch.from_numpy(x)[:, None].to(self.kept.dtype) for x in parts)))
+            found.append(rotation(positions, frequency, longer if factor else 1.0, self.kept.dtype))
         return found
 
     def _memory(self, step: CacheStep) -> Memory:

@@ -31,17 +31,6 @@ class Family:
     gguf: Changes = field(default_factory=dict)  # what GGUF's metadata leave unsaid
 
 
-def bias(fields: Fields, key: str) -> bool:
-    """A bias that this key switches."""
-    return fields.flag(key, False)
-
-
-def fixed(fields: Fields, key: str, value: bool) -> bool:
-    """What the family has not as an option; the key may only say the same."""
-    fields.neutral(key, value)
-    return value
-
-
 def first_full(layers: int, full: int) -> tuple[LayerType, ...]:
     """The first `full` of so many layers see everything, the others have the window."""
     whole, short = LAYER_TYPES

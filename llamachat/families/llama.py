@@ -1,13 +1,13 @@
 """LLaMA, Llama 2 and 3, TinyLlama, SmolLM2 (arXiv 2302.13971, 2307.09288, 2407.21783)."""
 
 from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, bias, no_window
+from llamachat.families.family import Changes, Family, no_window
 from llamachat.system.metadata import Fields
 
 
 def read(fields: Fields, layers: int) -> Changes:
-    attention = bias(fields, "attention_bias")
-    biases = {"qkv_bias": attention, "attention_out_bias": attention, "mlp_bias": bias(fields, "mlp_bias")}
+    attention = fields.flag("attention_bias", False)
+    biases = {"qkv_bias": attention, "attention_out_bias": attention, "mlp_bias": fields.flag("mlp_bias", False)}
     return biases | no_window(fields, layers)
 
 

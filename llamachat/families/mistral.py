@@ -1,13 +1,13 @@
 """Mistral 7B (arXiv 2310.06825): a sliding window in every layer."""
 
 from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, always_slides, fixed
+from llamachat.families.family import Changes, Family, always_slides
 from llamachat.system.metadata import Fields
 
 
 def read(fields: Fields, layers: int) -> Changes:
-    fixed(fields, "attention_bias", False)
-    fixed(fields, "mlp_bias", False)
+    fields.neutral("attention_bias", False)
+    fields.neutral("mlp_bias", False)
     return always_slides(fields, layers, 4096)
 
 

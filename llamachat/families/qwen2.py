@@ -1,13 +1,13 @@
 """Qwen2 and 2.5 (arXiv 2407.10671): biases on query, key and value; the last layers may have a sliding window."""
 
 from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, fixed, may_slide, slides
+from llamachat.families.family import Changes, Family, may_slide, slides
 from llamachat.system.metadata import Fields
 
 
 def read(fields: Fields, layers: int) -> Changes:
-    fixed(fields, "attention_bias", True)
-    fixed(fields, "mlp_bias", False)
+    fields.neutral("attention_bias", True)
+    fields.neutral("mlp_bias", False)
     return {"qkv_bias": True} | may_slide(fields, layers, 4096)
 
 

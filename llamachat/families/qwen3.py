@@ -1,13 +1,13 @@
 """Qwen3 (arXiv 2505.09388): RMSNorm of each head's query and key, and no biases; the last layers may have a sliding window."""
 
 from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, bias, fixed, may_slide, slides
+from llamachat.families.family import Changes, Family, may_slide, slides
 from llamachat.system.metadata import Fields
 
 
 def read(fields: Fields, layers: int) -> Changes:
-    attention = bias(fields, "attention_bias")
-    fixed(fields, "mlp_bias", False)
+    attention = fields.flag("attention_bias", False)
+    fields.neutral("mlp_bias", False)
     biases = {"qkv_bias": attention, "attention_out_bias": attention}
     return {"qk_norm": "head"} | biases | may_slide(fields, layers, 4096)
 

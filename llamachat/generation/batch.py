@@ -35,6 +35,11 @@ class Request:
     settings: AnswerSettings
     continues_text: bool = False
 
+    def answer(self, model: LoadedModel, cache: Cache, interrupted: Callable[[], bool] = never) -> Answer:
+        """The answer to come; iterate it for its text."""
+        prompt, settings = self.prompt, self.settings
+        return Answer(model.engine, model.tokenizer, cache, prompt, settings, self.continues_text, interrupted)
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -145,19 +150,9 @@ class Batch:
         try:
             if isinstance(request, LlamachatError):
                 raise request
-            prompt, settings = request.prompt, request.settings
-            cache = Cache(self._size(request))
-            answer = Answer(
-                self._model.engine,
-                self._model.tokenizer,
-                cache,
-                prompt,
-                settings,
-                request.continues_text,
-                self._interrupted,
-            )
+            answer = request.answer(self._model, Cache(self._size(request)), self._interrupted)
             answer.check()
-            return _Text(number, answer, answer.sampler(), prompt)
+            return _Text(number, answer, answer.sampler(), request.prompt)
         except LlamachatError as error:
             self._outcomes[number] = error
             return None

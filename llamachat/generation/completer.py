@@ -52,16 +52,7 @@ class Completer:
     def start(self, messages: list[Message] | str) -> Answer:
         """The answer to a dialog, or (raw) the continuation of a text; iterate it for the text."""
         request = self._request(messages, self.grammar)
-        model = self.model
-        return Answer(
-            model.engine,
-            model.tokenizer,
-            self.cache,
-            request.prompt,
-            request.settings,
-            request.continues_text,
-            self.interrupted,
-        )
+        return request.answer(self.model, self.cache, self.interrupted)
 
     def ids(self, prompt: str) -> list[int]:
         """Of one prompt text, as the model is given it."""

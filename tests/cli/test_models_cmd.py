@@ -16,7 +16,7 @@ from llamachat.models import fetch
 from llamachat.models.catalog import resolve
 from llamachat.models.fetch import verified
 from llamachat.models.fetch.verified import Progress
-from quantize.prepare import quantized_once
+from quantize.once import quantized_once
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from llamachat.generation.snapshot import place
 from llamachat.models import keys
 from llamachat.models.keys import text_key, weights_key
 from quantize.convert import convert
-from quantize.prepare import Quantized, quantized_path
+from quantize.once import Quantized, quantized_path
 from quantize.recipe import Recipe
 
 MODEL = {"type": "LlamaConfig", "vocab_size": 320, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "theta": 10000.0,

@@ -22,7 +22,7 @@ from llamachat.errors import FormatError, ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.ours import verify
 from quantize.convert import REPORT, convert
-from quantize.prepare import Quantized, quantized_once, quantized_path
+from quantize.once import Quantized, quantized_once, quantized_path
 from quantize.recipe import Recipe, from_config
 from quantize.writer import FolderWriter
 

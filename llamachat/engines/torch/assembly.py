@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from llamachat.core.model import Block, GatedMlp, Mixture, Model, Precision
-from llamachat.core.model import Linear as AnyLinear
-from llamachat.core.spec import HEADS, NORMS, Experts, ModelSpec
+from llamachat.core.model import Model, Precision, build_block
+from llamachat.core.spec import HEADS, ModelSpec
 from llamachat.core.tensors import QuantTensor, dequantize
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.engines.torch.attention import fused_attention
@@ -24,7 +23,7 @@ class Assembly:
         self.spec, self.device, self.precision = spec, device, precision
         self.head = HEADS[spec.head][0]
         self.linears: dict[str, Linear] = {}
-        self.vectors: dict[str, Tensor] = {}  # norms, sinks
+        self.vectors: dict[str, Tensor] = {}  # norms and sinks, by name
         self.waiting: dict[str, dict[str, Weight | None]] = {}
         self.kernels: dict[str, int] = {}
         self.embed: Callable[[Sequence[int]], Tensor]
@@ -45,9 +44,9 @@ class Assembly:
         if layer == EMBEDDING:
             self._embedding(weights[0])
         elif len(weights[0].shape) == 1:
-            offset = self.spec.norm_offset if layer.endswith("norm") else 0.0
-            self.vectors[layer] = dense(weights, self.device, self.precision.norm) + offset
-            self._count("norms", self.vectors[layer].nbytes)
+            (name,) = parts
+            self.vectors[name] = dense(weights, self.device, self.precision.norm)
+            self._count("norms", self.vectors[name].nbytes)
         else:
             self._linear(layer, make_linear(weights, biases, self.device, self.precision.compute))
 
@@ -76,28 +75,15 @@ class Assembly:
 
     def model(self) -> Model:
         assert not self.waiting, f"tensors missing for {', '.join(self.waiting)}"
-        blocks = [self._block(layer) for layer in range(self.spec.num_hidden_layers)]
-        norm, head = self.vectors["model.norm"], self.linears[self.head]
+        blocks = [
+            build_block(self.spec, layer, self.vectors, self._made) for layer in range(self.spec.num_hidden_layers)
+        ]
+        norm, head = self.vectors["model.norm.weight"] + self.spec.norm_offset, self.linears[self.head]
         return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
 
-    def _block(self, layer: int) -> Block:
-        prefix = f"model.layers.{layer}."
-        return Block(
-            norms={role: self.vectors[prefix + name] for role, name in NORMS[self.spec.norms].items()},
-            qkv=self.linears[prefix + "self_attn.qkv"],
-            output=self.linears[prefix + "self_attn.o_proj"],
-            mlp=self._mlp(prefix + "mlp.", self.spec.mixture(layer)),
-            q_norm=self.vectors.get(prefix + "self_attn.q_norm"),
-            k_norm=self.vectors.get(prefix + "self_attn.k_norm"),
-            sinks=self.vectors.get(prefix + "self_attn.sinks"),
-        )
-
-    def _mlp(self, prefix: str, experts: Experts | None) -> AnyLinear:
-        if experts:
-            each = [self._mlp(f"{prefix}experts.{number}.", None) for number in range(experts.count)]
-            return Mixture(experts, self.linears[prefix + "gate"], each)
-        gate_up, down = self.linears[prefix + "gate_up"], self.linears[prefix + "down_proj"]
-        return GatedMlp(gate_up, down, self.spec.hidden_act, self.spec.swiglu_limit)
+    def _made(self, *modules: str) -> Linear:
+        """The product with these matrices, which have become one."""
+        return self.linears[_layer(f"{modules[0]}.weight")]
 
 
 def _layer(name: str) -> str:

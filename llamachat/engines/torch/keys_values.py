@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, spread
-from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, rotation
+from llamachat.core.rope import frequencies
 from llamachat.core.spec import KvBits, ModelSpec
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.saved import Layout, Saved, pinned_among
@@ -94,14 +94,9 @@ class KeysValues:
 
     def rotations(self, positions: Integers) -> list[Rotation]:
         """For each layer, of x [T, heads, D]."""
-        made = {rope: self._rotation(positions, *of, self.precision.rotary) for rope, of in self.frequencies.items()}
+        dtype = self.precision.rotary
+        made = {rope: rotation(positions, *of, dtype, self.device) for rope, of in self.frequencies.items()}
         return [made[rope] if rope else None for rope in self.ropes]
-
-    def _rotation(
-        self, positions: Integers, frequency: NDArray[np.float64], factor: float, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        parts = (torch.from_numpy(x)[:, None] for x in cos_sin(positions, frequency, factor))
-        return spread(*(x.to(self.device, dtype) for x in parts))
 
     def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Sight]:
         """Which slots this step reads, and which of those each query sees."""
@@ -149,7 +144,7 @@ class KeysValues:
     def _rotated(self, keys: Tensor, by: Integers) -> Tensor:
         """[layers, G, n, D], each rotated by its number of positions, in float32 at least."""
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32), copy=True)
-        made = {rope: self._rotation(by, of[0], 1.0, keys.dtype) for rope, of in self.frequencies.items()}
+        made = {rope: rotation(by, of[0], 1.0, keys.dtype, self.device) for rope, of in self.frequencies.items()}
         for layer, rope in enumerate(self.ropes):
             if rope:
                 keys[layer] = rotate(keys[layer].transpose(0, 1), *made[rope]).transpose(0, 1)
