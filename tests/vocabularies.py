@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import types
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from unittest.mock import MagicMock
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from llamachat.core.dialog import Message
+from llamachat.core.tokenizer import Tokenizer as OurTokenizer
+from llamachat.tokenizers.open import open_folder
 
 
 def smollm2_library(metadata: dict[str, Any]) -> Tokenizer:
@@ -107,3 +112,27 @@ def write_folder(folder: Path, library: Tokenizer, **config: Any) -> Path:
     library.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+Both = tuple[OurTokenizer, Callable[[str, Sequence[Message]], list[int]]]
+
+
+def with_reference(folder: Path, library: Tokenizer) -> Both:
+    """Our tokenizer, and transformers' apply_chat_template with the same one."""
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>")
+
+    def reference(template: str, messages: Sequence[Message]) -> list[int]:
+        return list(
+            fast.apply_chat_template(
+                [{"role": m.role, "content": m.content} for m in messages],
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        )
+
+    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
+    return open_folder(write_folder(folder, library, **config)), reference

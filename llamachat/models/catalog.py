@@ -16,9 +16,9 @@ from llamachat.errors import CatalogError, ConfigError, reading
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
+from llamachat.tokenizers.dialog_formats import NAMES
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
-Dialog = Literal["llama3", "llama2", "chatml", "zephyr", "jinja"]
 
 # All of these become part of a path, a URL or a command line: no component may begin with "." or "-".
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
@@ -90,7 +90,7 @@ class ModelEntry:
     source: Source
     description: str = ""
     format: Format | None = None
-    dialog: Dialog | None = None
+    dialog: str | None = None  # one of dialog_formats.NAMES
     system: str | None = None
     context: int | None = None
     licence: str | None = None
@@ -248,7 +248,8 @@ def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
     source = _source(fields.get("source"), where)
     sampling = _sampling(fields.get("sampling"), where)
     quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
-    return fields.record(ModelEntry, name=name, source=source, sampling=sampling, quant_config=quantized)
+    dialog = fields.choice("dialog", {name: name for name in NAMES}) if "dialog" in table else None
+    return fields.record(ModelEntry, name=name, source=source, sampling=sampling, quant_config=quantized, dialog=dialog)
 
 
 def _quantized(table: Any, where: str) -> QuantConfig | None:

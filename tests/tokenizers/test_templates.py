@@ -1,7 +1,7 @@
 """Chat templates give the ids of transformers' apply_chat_template, and no text of a message passes for the skeleton."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, pre_tokenizers
-from tokenizers import Tokenizer as Library
-from vocabularies import byte_level_json, smollm2_library, spaced_json, write_folder
+from vocabularies import Both, byte_level_json, smollm2_library, spaced_json, with_reference, write_folder
 
 from llamachat.core.dialog import Message
-from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError
 from llamachat.tokenizers import gguf as gguf_tokenizers
 from llamachat.tokenizers import template_worker as worker
@@ -78,29 +76,6 @@ SPECIALS = (
 )
 LLAMA3_WORDS = gguf_tokenizers._SPLITS["llama-bpe"][0]
 
-Both = tuple[Tokenizer, Callable[[str, Sequence[Message]], list[int]]]
-
-
-def both(folder: Path, library: Library) -> Both:
-    """Our tokenizer, and transformers' apply_chat_template with the same one."""
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>")
-
-    def reference(template: str, messages: Sequence[Message]) -> list[int]:
-        return list(
-            fast.apply_chat_template(
-                [{"role": m.role, "content": m.content} for m in messages],
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
-        )
-
-    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
-    return open_folder(write_folder(folder, library, **config)), reference
-
 
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory, smollm2_metadata: dict[str, Any]) -> dict[str, Both]:
@@ -116,7 +91,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory, smollm2_metadata: dict[
     merges = (("U", "S"), ("A", "S"), ("t", "h"), ("▁", "US"), ("▁", "AS"), (":", "▁"))
     spaced = {name: spaced_json(name, *SPECIALS, merges=merges) for name in ("first", "legacy")}
     folder = tmp_path_factory.mktemp("templates")
-    return {name: both(folder / name, library) for name, library in {"words": words, **spaced}.items()}
+    return {name: with_reference(folder / name, library) for name, library in {"words": words, **spaced}.items()}
 
 
 @pytest.fixture(scope="session")
