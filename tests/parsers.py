@@ -535,7 +535,7 @@ def _snapshot(whole: bytes) -> Callable[[random.Random], bytes]:
             return damaged(whole, chance, [whole])
         held = changed(header, chance)
         if isinstance(held, dict) and "sha256" in held:
-            held["sha256"] = snapshot._digest(held, [memoryview(body)])
+            held["sha256"] = snapshot.digest(held, [memoryview(body)])
         return as_json(held, chance, spoil=chance.random() < 0.1) + b"\n" + body
 
     return spoil
@@ -652,7 +652,7 @@ def _own_files(work: Path) -> Iterator[Parser]:
 
 
 def _request(completer: Completer, data: bytes) -> None:
-    error = completer._parsed(data.decode(errors="surrogateescape"), 1)
+    error = completer.parsed(data.decode(errors="surrogateescape"), 1)
     if isinstance(error, Exception):
         raise error
 
@@ -676,10 +676,10 @@ def _hub_answer(data: bytes) -> None:
     source = catalog.HubSource("owner/tiny")
     fetching = (
         _replaced(huggingface_hub, snapshot_download=quiet),
-        _replaced(hub, _fetch_blob=quiet, require_room=quiet),
+        _replaced(hub, fetch_blob=quiet, require_room=quiet),
     )
-    with _replaced(HfApi, model_info=info), fetching[0], fetching[1], hub._translated(source):
-        hub._download(source, quiet)
+    with _replaced(HfApi, model_info=info), fetching[0], fetching[1], hub.translated(source):
+        hub.download(source, quiet)
 
 
 def _packed_file(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[bytes], None]]:

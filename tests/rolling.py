@@ -73,7 +73,7 @@ class Float64Engine(TorchEngine):
 
     @classmethod
     def build(cls, *args: Any, **options: Any) -> "Float64Engine":
-        with patch("llamachat.engines.torch.engine._precision", lambda *_: Precision(*[torch.float64] * 5)):
+        with patch("llamachat.engines.torch.engine.chosen_precision", lambda *_: Precision(*[torch.float64] * 5)):
             engine = super().build(*args, **options)
         model, engine.exact = engine.model, []
         engine.model = lambda *a: engine.exact.append(model(*a)) or engine.exact[-1]

@@ -1,6 +1,7 @@
 """Imports run down the house, those inside functions too, without a circle; and what --help may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ HEAVY = {
     "tiktoken",
     "jinja2",
 }
+TESTS = Path(__file__).parent
 PACKAGES = [Path(package.__file__ or "").parent for package in (llamachat, quantize)]
 FILES = {
     ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): file
@@ -169,3 +171,51 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert "llamachat.cli.main" in modules and not modules & HEAVY
+
+
+OTHERS = {
+    "torch",
+    "metas",
+    "meta",
+    "os",
+    "sys",
+    "dataclasses",
+}  # of other projects, whose private names tests may have to use
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """What begins with one underscore and is of another object than a test's own."""
+    for node in ast.walk(tree):
+        name, where = "", ""
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            name, where = node.attr, ast.unparse(node.value)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("llamachat", "quantize")):
+            name, where = next((each.name for each in node.names if each.name.startswith("_")), ""), node.module or ""
+        elif isinstance(node, ast.Call) and len(node.args) == 3 and ast.unparse(node.func).endswith("setattr"):
+            target = ast.literal_eval(node.args[1]) if isinstance(node.args[1], ast.Constant) else ""
+            name, where = str(target), ast.unparse(node.args[0])
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"(llamachat|quantize)\.[\w.]+", str(node.value)):
+            where, _, name = str(node.value).rpartition(".")
+        private = name.startswith("_") and not name.startswith("__") and name not in ("_fields_", "_replace", "_asdict")
+        if private and where not in ("self", "cls", "super()") and where.partition(".")[0] not in OTHERS:
+            yield f"{where}.{name}"
+
+
+def test_private_names_are_seen() -> None:
+    source = """
+from llamachat.core.cache import _one
+engine._two
+self._mine
+monkeypatch.setattr(bars, "_three", 1)
+patch("llamachat.core.cache._four")
+"""
+    assert [name.rpartition(".")[2] for name in private_names(ast.parse(source))] == ["_one", "_two", "_three", "_four"]
+
+
+def test_no_test_reaches_into_what_is_private() -> None:
+    found = [
+        f"{file.relative_to(TESTS)}: {name}"
+        for file in sorted(TESTS.rglob("*.py"))
+        for name in private_names(ast.parse(file.read_text()))
+    ]
+    assert found == []

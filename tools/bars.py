@@ -67,7 +67,7 @@ class Lab:
         return Spec(kind, self.threads, max(work.context for work in works), model, **options)  # type: ignore[arg-type]
 
 
-def _faster(name: str, outcome: Outcome, part: str, bar: float, at: int = 0) -> Iterator[Row]:
+def faster(name: str, outcome: Outcome, part: str, bar: float, at: int = 0) -> Iterator[Row]:
     """How many times faster than the peer, which comes last, the contender `at` is."""
     key = {"prefill_s": "prefill_tok_s", "decode_s": "decode_tok_s"}[part]
     mine, peer = outcome.laps[at], outcome.laps[-1]
@@ -76,22 +76,22 @@ def _faster(name: str, outcome: Outcome, part: str, bar: float, at: int = 0) -> 
         yield Row(name, "tok/s", ours, outcome.result(peer)[key], outcome.ratio(peer, part, mine), bar)
 
 
-def _share(name: str, outcome: Outcome, bar: float) -> Iterator[Row]:
+def share_of_bandwidth(name: str, outcome: Outcome, bar: float) -> Iterator[Row]:
     share = outcome.result(outcome.laps[0]).get("bandwidth_share")
     if share:
         yield Row(name, "share of read bandwidth", share, None, share, bar)
 
 
-def _default_file() -> str:
+def default_file() -> str:
     return str(fetch.fetch(catalog.resolve(None), fetch.silent, False))
 
 
 def _smollm2(lab: Lab) -> Iterator[Row]:
     works = [Work(prompt=512, decode=64, depth=128)]
-    file = _default_file()
+    file = default_file()
     (outcome,) = lab.contest([lab.spec("llamachat", works), lab.spec("llama.cpp", works, file)], works)
-    yield from _faster("decode, SmolLM2 Q4_1", outcome, "decode_s", 3.0)
-    yield from _faster("prefill 512, SmolLM2 Q4_1", outcome, "prefill_s", 2.5)
+    yield from faster("decode, SmolLM2 Q4_1", outcome, "decode_s", 3.0)
+    yield from faster("prefill 512, SmolLM2 Q4_1", outcome, "prefill_s", 2.5)
 
 
 def _one_b(lab: Lab) -> Iterator[Row]:
@@ -101,11 +101,11 @@ def _one_b(lab: Lab) -> Iterator[Row]:
         peer = lab.spec("llama.cpp", [near, deep], str(file))
         (outcome,) = lab.contest([*ours, peer], [near])
         (deeper,) = lab.contest([ours[0], peer], [deep])
-    yield from _faster("decode, 1B int4, int8 head", outcome, "decode_s", 1.15)
-    yield from _share("decode, 1B int4, int8 head", outcome, 0.92)
-    yield from _faster("decode, 1B int4, int4 head", outcome, "decode_s", 1.35, at=1)
-    yield from _faster("prefill 512, 1B int4", outcome, "prefill_s", 2.5)
-    yield from _faster("decode at 4096, 1B int4, f16 KV", deeper, "decode_s", 1.2)
+    yield from faster("decode, 1B int4, int8 head", outcome, "decode_s", 1.15)
+    yield from share_of_bandwidth("decode, 1B int4, int8 head", outcome, 0.92)
+    yield from faster("decode, 1B int4, int4 head", outcome, "decode_s", 1.35, at=1)
+    yield from faster("prefill 512, 1B int4", outcome, "prefill_s", 2.5)
+    yield from faster("decode at 4096, 1B int4, f16 KV", deeper, "decode_s", 1.2)
     yield _memory("resident, 1B int4 (context 4128)", deeper)
 
 
@@ -121,8 +121,8 @@ def _decode(lab: Lab, shape: str, scheme: str, work: Work, bar: float) -> Iterat
     with gguf_file(shape, eight=scheme == "int8") as file:
         specs = [lab.spec("llamachat", [work], shape=shape, scheme=scheme), lab.spec("llama.cpp", [work], str(file))]
         (outcome,) = lab.contest(specs, [work])
-    yield from _faster(f"decode, {shape.upper()} {scheme}", outcome, "decode_s", bar)
-    yield from _share(f"decode, {shape.upper()} {scheme}", outcome, 0.92)
+    yield from faster(f"decode, {shape.upper()} {scheme}", outcome, "decode_s", bar)
+    yield from share_of_bandwidth(f"decode, {shape.upper()} {scheme}", outcome, 0.92)
 
 
 def _memory(name: str, outcome: Outcome) -> Row:
@@ -149,12 +149,12 @@ def _start(lab: Lab) -> Iterator[Row]:
     threads = str(lab.threads)
     commands = {
         "llamachat": ["-m", "llamachat", "complete", "hi", "-n", "1", "--temp", "0", "--threads", threads],
-        "llama.cpp": ["-c", PEER_START, _default_file(), threads],
+        "llama.cpp": ["-c", PEER_START, default_file(), threads],
     }
     taken: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
     for repeat in range(lab.repeats + 1):
         for name, arguments in commands.items():
-            seconds, most = _process([sys.executable, *arguments])
+            seconds, most = process([sys.executable, *arguments])
             if repeat and seconds:
                 taken[name].append((seconds, most))
     ours, peer = (statistics.median(s for s, _ in runs) if runs else None for runs in taken.values())
@@ -180,7 +180,7 @@ print(time.perf_counter() - start if code == 0 else 0.0, resource.getrusage(reso
 """
 
 
-def _process(command: list[str]) -> tuple[float, int]:
+def process(command: list[str]) -> tuple[float, int]:
     """Seconds that it ran, and the most bytes it held; no seconds where it failed.
 
     It is started by a small process, as what a process holds when it starts another counts as the other's.

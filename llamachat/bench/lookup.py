@@ -36,15 +36,15 @@ class Gain:
 
 def edit(model: LoadedModel, repeats: int) -> Gain:
     """Of repeating a text with one word replaced, greedily."""
-    return _gain(model, [EDIT], SamplingParams(temperature=0), 160, repeats)
+    return gain(model, [EDIT], SamplingParams(temperature=0), 160, repeats)
 
 
 def chat(model: LoadedModel, repeats: int) -> Gain:
     """Of free chat with the model's own sampling."""
-    return _gain(model, CHATS, model.sampling.replace(seed=1), 160, repeats)
+    return gain(model, CHATS, model.sampling.replace(seed=1), 160, repeats)
 
 
-def _gain(
+def gain(
     model: LoadedModel, prompts: list[str] | tuple[str, ...], params: SamplingParams, limit: int, repeats: int
 ) -> Gain:
     """Each repeat answers every prompt with and without drafts, one after the other; both give the same tokens."""

@@ -7,15 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from llamachat.version import VERSION
 
-_PACKAGES = ("torch", "numpy", "tokenizers", "sentencepiece", "tiktoken", "huggingface-hub", "bitsandbytes")
+PACKAGES = ("torch", "numpy", "tokenizers", "sentencepiece", "tiktoken", "huggingface-hub", "bitsandbytes")
 
 
 def lines() -> Iterator[str]:
     """The first is for scripts."""
     yield f"llamachat {VERSION}"
-    yield f"engine   {_engine()}"
+    yield f"engine   {engine_line()}"
     yield f"python   {platform.python_version()} ({platform.python_implementation()})"
-    yield f"with     {', '.join(f'{name} {_installed(name)}' for name in _PACKAGES)}"
+    yield f"with     {', '.join(f'{name} {_installed(name)}' for name in PACKAGES)}"
     yield f"on       {platform.platform()}"
 
 
@@ -26,7 +26,7 @@ def _installed(name: str) -> str:
         return "(missing)"
 
 
-def _engine() -> str:
+def engine_line() -> str:
     """The native library and the best kernels it has for this processor; it is only looked for, never compiled."""
     from llamachat.engines.native import build
 

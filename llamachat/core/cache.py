@@ -41,7 +41,7 @@ class Cache:
         self.log: list[int] = []  # ids of all tokens whose keys and values the engine holds, pinned ones first
         self.pinned = 0  # so many at the start are never evicted
         self.evicted = 0  # tokens gone between the pinned and the others
-        self._rotation: tuple[range, int] | None = None  # what the next step must re-rotate
+        self.rotation: tuple[range, int] | None = None  # what the next step must re-rotate
 
     def __len__(self) -> int:
         return len(self.log)
@@ -71,19 +71,19 @@ class Cache:
         until the next step not one below what has been left of them: the engine still has to rotate those back.
         """
         assert count < self.size
-        assert count == self.pinned or (not self.evicted and (self._rotation is None or count >= len(self.log)))
+        assert count == self.pinned or (not self.evicted and (self.rotation is None or count >= len(self.log)))
         self.pinned = count
 
     def plan(self, count: int) -> CacheStep:
         """Where so many further tokens go; nothing changes until `commit`."""
         assert count <= self.free, "the caller makes room first"
         index = np.arange(len(self.log), len(self.log) + count, dtype=np.int64)
-        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self._rotation)
+        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self.rotation)
 
     def commit(self, ids: list[int]) -> None:
         """These tokens were run as planned: the engine holds their keys and values."""
         self.log += ids
-        self._rotation = None
+        self.rotation = None
 
     def evict(self, count: int) -> None:
         """Forget so many of the oldest tokens that are not pinned."""
@@ -111,7 +111,7 @@ class Cache:
             self.evicted = 0
             self._rotate_pinned()
         if not self.log:
-            self._rotation = None
+            self.rotation = None
 
     def slots(self, index: Integers) -> Integers:
         """[T] the slots of these tokens of the log."""
@@ -135,4 +135,4 @@ class Cache:
 
     def _rotate_pinned(self) -> None:
         if self.pinned:
-            self._rotation = range(self.first, self.first + self.pinned), self.evicted
+            self.rotation = range(self.first, self.first + self.pinned), self.evicted

@@ -147,9 +147,9 @@ class Completer:
             elif skip:
                 skip -= 1
             else:
-                yield line if isinstance(line, LlamachatError) else self._parsed(line, number)
+                yield line if isinstance(line, LlamachatError) else self.parsed(line, number)
 
-    def _parsed(self, line: str, number: int) -> Request | LlamachatError:
+    def parsed(self, line: str, number: int) -> Request | LlamachatError:
         try:
             return self._parse(line, number)
         except LlamachatError as error:
@@ -226,7 +226,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     given = argument if file is None else read_text(file)
     parts = [given] if given is not None else []
     if not sys.stdin.isatty():
-        piped = _given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
+        piped = read_given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
         parts += [piped] if piped else []
     if not any(parts):
         raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
@@ -234,11 +234,11 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A user's text file, or what comes through a pipe: see _given."""
-    return _given(lambda: textfile.read(file, pipes=True), str(file))
+    """A user's text file, or what comes through a pipe: see read_given."""
+    return read_given(lambda: textfile.read(file, pipes=True), str(file))
 
 
-def _given(read: Callable[[], bytearray], where: str) -> str:
+def read_given(read: Callable[[], bytearray], where: str) -> str:
     """A text, from wherever it comes: without a byte-order mark and the last line's end. All else stays, CRLF too.
 
     Raises UsageError; DoesNotFitError for what no context holds.

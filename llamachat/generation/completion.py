@@ -78,7 +78,7 @@ class Answer:
             max_tokens=self.settings.max_tokens,
             top=self.settings.top_logprobs,
             interrupted=self.interrupted,
-            drafter=self._drafter() if self.engine.batch_invariant else None,
+            drafter=self.drafter() if self.engine.batch_invariant else None,
             room=self.room,
         )
         begin = time.perf_counter()
@@ -98,7 +98,7 @@ class Answer:
         sampler.observe_drawn(self.begun)
         return sampler
 
-    def _drafter(self) -> PromptLookup:
+    def drafter(self) -> PromptLookup:
         return ForcedDrafter(self.prompt, self._constraint) if self._constraint else PromptLookup(self.prompt)
 
     def take(self, token: Token) -> str:

@@ -27,7 +27,7 @@ class Lines:
         """`while_waiting` is entered wherever the next line is waited for."""
         self._file = file.fileno()
         self._while_waiting = while_waiting
-        self._data = bytearray()
+        self.data = bytearray()
         self._ended = self._begun = False
         self._skipping = False  # the rest of a line that is too long
 
@@ -37,16 +37,16 @@ class Lines:
         Raises UsageError for one that is too long; the one behind it is next.
         """
         searched = 0
-        while (end := self._data.find(b"\n", searched) + 1) == 0 and not self._ended:
-            if len(self._data) > LONGEST:
-                self._data.clear()
+        while (end := self.data.find(b"\n", searched) + 1) == 0 and not self._ended:
+            if len(self.data) > LONGEST:
+                self.data.clear()
                 self._skipping = True
             if not wait and not self._ready():
                 return None
-            searched = len(self._data)
+            searched = len(self.data)
             self._read()
-        line = bytes(self._data[: end or len(self._data)])
-        del self._data[: len(line)]
+        line = bytes(self.data[: end or len(self.data)])
+        del self.data[: len(line)]
         skipped, self._skipping = self._skipping, False
         if skipped or len(line) > LONGEST:
             raise UsageError(f"a line is longer than {LONGEST:,} bytes", "it was skipped")
@@ -63,7 +63,7 @@ class Lines:
         with self._while_waiting():
             data = os.read(self._file, 1 << 16)
         self._ended = not data
-        self._data += data
+        self.data += data
 
 
 def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:

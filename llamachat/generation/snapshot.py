@@ -68,7 +68,7 @@ def save(path: Path, engine: Engine, cache: Cache, about: Mapping[str, Any]) -> 
     parts = [array.data.cast("B") for array in arrays.values()]
     shapes = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
     held = {"key": path.stem, "pinned": cache.pinned, "evicted": cache.evicted, "arrays": shapes, "about": about}
-    header = json.dumps({**held, "sha256": _digest(held, parts)}).encode() + b"\n"
+    header = json.dumps({**held, "sha256": digest(held, parts)}).encode() + b"\n"
     if len(header) > HEADER or not store().make_room(sum(part.nbytes for part in parts), besides=path):
         return False
     with private.writing(path) as file:
@@ -103,7 +103,7 @@ def restore(path: Path, engine: Engine, cache: Cache, say: Callable[[str], None]
     return held["about"]
 
 
-def _digest(held: Mapping[str, Any], parts: Iterable[memoryview]) -> str:
+def digest(held: Mapping[str, Any], parts: Iterable[memoryview]) -> str:
     """Of the header, apart from this, and of what follows it."""
     digest = hashlib.sha256(json.dumps({name: held[name] for name in held if name != "sha256"}).encode())
     for part in parts:
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         if len(line) + body_size != path.stat().st_size or body_size > LIMIT:
             raise damaged(path)
         body = np.fromfile(file, np.uint8, body_size)
-    if _digest(held, [body.data]) != held["sha256"]:
+    if digest(held, [body.data]) != held["sha256"]:
         raise damaged(path)
     arrays, at = {}, 0
     for name, (kind, shape, size) in sizes.items():

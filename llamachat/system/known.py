@@ -15,7 +15,7 @@ from llamachat.system import private
 
 def is_known(file: Path, verified: str) -> bool:
     """Whether this very file was remembered to have this digest, and nobody wrote to it since."""
-    stamp = _stamp(file)
+    stamp = stamp_file(file)
     with suppress(OSError):
         return private.trouble(stamp) is None and stamp.read_bytes() == _state(file, verified)
     return False
@@ -23,7 +23,7 @@ def is_known(file: Path, verified: str) -> bool:
 
 def remember(file: Path, verified: str) -> None:
     """That it has this digest. Raises OSError."""
-    stamp, state = _stamp(file), _state(file, verified)
+    stamp, state = stamp_file(file), _state(file, verified)
     private.folder(stamp.parent)
     with private.writing(stamp) as stream:
         stream.write(state)
@@ -32,22 +32,22 @@ def remember(file: Path, verified: str) -> None:
 def use(file: Path) -> None:
     """Note that a remembered file is used now; the file itself stays as it is."""
     with suppress(OSError):
-        os.utime(_stamp(file))
+        os.utime(stamp_file(file))
 
 
 def last_use(file: Path) -> float:
     """When it was; of a file that is not remembered, when it was written; of one that has gone, 0."""
-    for each in (_stamp(file), file):
+    for each in (stamp_file(file), file):
         with suppress(OSError):
             return each.stat().st_mtime
     return 0.0
 
 
 def forget(file: Path) -> None:
-    _stamp(file).unlink(missing_ok=True)
+    stamp_file(file).unlink(missing_ok=True)
 
 
-def _stamp(file: Path) -> Path:
+def stamp_file(file: Path) -> Path:
     return paths.cache_dir() / "verified" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
 
 

@@ -33,7 +33,7 @@ class Limited:
 
     def __init__(self, handler: Path, memory: int, seconds: float) -> None:
         """`memory`: bytes that it may have in all (on Linux). `seconds`: for each answer."""
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(handler), str(memory), str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -42,20 +42,20 @@ class Limited:
             env=environment.of_python(),
         )
         self._unread = 0  # answers that nobody waited for
-        self.end = weakref.finalize(self, _end, self._process)
+        self.end = weakref.finalize(self, _end, self.process)
 
     @property
     def alive(self) -> bool:
-        return self.end.alive and self._process.poll() is None
+        return self.end.alive and self.process.poll() is None
 
     def post(self, request: Any) -> None:
         """Have something done, without waiting for it; the answer is lost. Raises EndedError."""
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         if not self.end.alive:
             raise self._ended()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
         self._unread += 1
@@ -78,15 +78,15 @@ class Limited:
         return answer
 
     def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline(_LONGEST)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline(_LONGEST)
         if not line.endswith("\n"):
             raise self._ended()
         return json.loads(line)
 
     def _ended(self) -> EndedError:
         try:
-            code = self._process.wait(1)
+            code = self.process.wait(1)
         except subprocess.TimeoutExpired:  # it closed its output, or wrote too much
             code = None
         self.end()

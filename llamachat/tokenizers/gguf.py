@@ -31,7 +31,7 @@ _TEKKEN = (
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 # tokenizer.ggml.pre -> expressions that split a text, each the pieces of the one before
-_SPLITS = {
+SPLITS = {
     pre: patterns
     for patterns, names in (
         ((_LLAMA3,), ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx")),
@@ -184,7 +184,7 @@ def _undone(name: str, parts: Mapping[str, tuple[str, str]], vocabulary: Mapping
 def _pre(metadata: Mapping[str, Any]) -> str:
     """llama.cpp's "default" where the file does not say it, as old ones do not."""
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if not isinstance(pre, str) or pre not in _SPLITS:
+    if not isinstance(pre, str) or pre not in SPLITS:
         raise damaged(_WHERE, f"tokenizer.ggml.pre is {pre!r:.40}, a way to split text that is not known here")
     return pre
 
@@ -193,7 +193,7 @@ def _pre_tokenizer(pre: str) -> Any:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    patterns = _SPLITS[pre]
+    patterns = SPLITS[pre]
     builtin = patterns[-1] == _GPT2  # ByteLevel's own, and faster there
     splits = [Split(Regex(pattern), "isolated") for pattern in patterns[: len(patterns) - builtin]]
     return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=builtin)])

@@ -26,7 +26,7 @@ _SPLIT = (
     r"|\s+(?!\S)|\s+"
 )
 # tiktoken's regular expressions overflow on longer ones; where Meta cuts decides the ids, so it is done alike
-_LONGEST_TEXT, _LONGEST_RUN = 400_000, 25_000  # characters
+LONGEST_TEXT, LONGEST_RUN = 400_000, 25_000  # characters
 
 
 def from_tiktoken(data: bytes, where: str) -> TextTokenizer:
@@ -38,7 +38,7 @@ def from_tiktoken(data: bytes, where: str) -> TextTokenizer:
     specials = {name: len(ranks) + i for i, name in enumerate(names)}
     coding = tiktoken.Encoding("llama3", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens={})
     return TextTokenizer(
-        ids=lambda text, start: [i for part in _parts(text) for i in coding.encode_ordinary(part)],
+        ids=lambda text, start: [i for part in parts(text) for i in coding.encode_ordinary(part)],
         piece=coding.decode_single_token_bytes,
         vocab_size=len(ranks) + RESERVED,
         specials=specials,
@@ -61,13 +61,13 @@ def _ranks(data: bytes, where: str) -> dict[bytes, int]:
     return ranks
 
 
-def _parts(text: str) -> Iterator[str]:
+def parts(text: str) -> Iterator[str]:
     """At most 400,000 characters each, and no more than 25,000 on end that are all space or all not."""
-    for first in range(0, len(text), _LONGEST_TEXT):
-        part = text[first : first + _LONGEST_TEXT]
+    for first in range(0, len(text), LONGEST_TEXT):
+        part = text[first : first + LONGEST_TEXT]
         begin = 0
-        for run in re.finditer(r"\s+|\S+", part) if len(part) > _LONGEST_RUN else ():
-            for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+        for run in re.finditer(r"\s+|\S+", part) if len(part) > LONGEST_RUN else ():
+            for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):
                 yield part[begin:cut]
                 begin = cut
         yield part[begin:]

@@ -228,7 +228,7 @@ def _join(context: EvalContext, value: Any, d: str = "", attribute: Any = None) 
     return str(do_join(context, value, d or _own(""), attribute))
 
 
-def _tojson(
+def tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """json.dumps, as transformers has it, of which every text keeps its origins."""
@@ -268,7 +268,7 @@ def _quoted(text: str, ensure_ascii: bool) -> str:
 def compile_template(source: str) -> Template:
     """As transformers compiles chat templates: same extensions, filters and functions."""
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = tojson
     environment.filters["join"] = _join
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)

@@ -51,12 +51,12 @@ class ChatTemplate:
             return self._rendered(messages, names, opened)
 
     def _rendered(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
-        if not self._process.alive:
+        if not self.process.alive:
             self._start()
         given = [{"role": role, "content": content} for role, content in messages]
         variables = {"messages": given, "names": dict(names), "opened": opened}
         try:
-            answer = self._process.ask({"variables": variables})
+            answer = self.process.ask({"variables": variables})
         except EndedError as error:
             raise template_error(f"needs more than {TIMEOUT:g} s or too much memory") from error
         if "error" in answer:
@@ -64,9 +64,9 @@ class ChatTemplate:
         return [Span(text, origin) for text, origin in answer["spans"]]
 
     def _start(self) -> None:
-        self._process = Limited(_WORKER, MAX_MEMORY, TIMEOUT)
+        self.process = Limited(_WORKER, MAX_MEMORY, TIMEOUT)
         with suppress(EndedError):  # which the first rendering says
-            self._process.post({"source": self._source})
+            self.process.post({"source": self._source})
 
 
 def template_error(what: str) -> ConfigError:

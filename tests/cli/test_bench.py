@@ -260,7 +260,7 @@ def test_every_part_gives_its_rows_from_one_contest(
 ) -> None:
     monkeypatch.setattr(bars, "Contender", Pretended)
     monkeypatch.setattr(bars, "gguf_file", lambda shape, eight: nullcontext(tmp_path / f"{shape}.gguf"))
-    monkeypatch.setattr(bars, "_default_file", lambda: "default.gguf")
+    monkeypatch.setattr(bars, "default_file", lambda: "default.gguf")
     monkeypatch.setattr(bars, "bandwidth_of", lambda threads: lambda amount: 1e11)
     rows = list(bars.PARTS[part](bars.Lab(2, 3, pytest.fail)))
     assert len(rows) == len(names)
@@ -272,7 +272,7 @@ def test_every_part_gives_its_rows_from_one_contest(
 
 def test_drafts_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
     model = load(str(smollm2_gguf), ctx_size=128, threads=1)
-    gain = lookup._gain(model, ["Say one two three, over and over."], SamplingParams(temperature=0), 12, 1)
+    gain = lookup.gain(model, ["Say one two three, over and over."], SamplingParams(temperature=0), 12, 1)
     assert gain.ratio == pytest.approx(gain.with_tok_s / gain.without_tok_s)
 
 
@@ -290,8 +290,8 @@ def test_a_missing_peer_leaves_its_rows_out_and_is_told_of(monkeypatch: pytest.M
     work = Work(decode=1, depth=2)
     specs = [lab.spec("llamachat", [work], shape="135m", scheme="int4"), lab.spec("llama.cpp", [work], "x.gguf")]
     (outcome,) = lab.contest(specs, [work])
-    assert list(bars._faster("decode", outcome, "decode_s", 3.0)) == []
-    assert [row.unit for row in bars._share("decode", outcome, 0.92)] == ["share of read bandwidth"]
+    assert list(bars.faster("decode", outcome, "decode_s", 3.0)) == []
+    assert [row.unit for row in bars.share_of_bandwidth("decode", outcome, 0.92)] == ["share of read bandwidth"]
     assert said == ["llama.cpp: llama-cpp-python is not installed"]
 
 
@@ -313,10 +313,10 @@ def test_rows_are_a_table_and_one_line_of_json(
 
 def test_a_process_is_timed_and_its_memory_is_its_own() -> None:
     ballast = np.ones(1 << 26)  # half a gigabyte, which is not the other's
-    seconds, most = bars._process([sys.executable, "-c", "x = bytearray(50_000_000)"])
+    seconds, most = bars.process([sys.executable, "-c", "x = bytearray(50_000_000)"])
     assert seconds > 0
     assert 50_000_000 < most < ballast.nbytes / 2
-    assert bars._process([sys.executable, "-c", "raise SystemExit(3)"])[0] == 0
+    assert bars.process([sys.executable, "-c", "raise SystemExit(3)"])[0] == 0
 
 
 # ---- the machine, the command ----

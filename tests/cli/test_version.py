@@ -26,21 +26,21 @@ def test_the_version_is_alone_on_the_first_line_and_torch_is_not_imported() -> N
 @pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler here")
 def test_the_engine_is_named_by_its_best_kernels() -> None:
     build.library()
-    machine = build.KERNELS.get(build._machine(), {"portable": ""})
-    assert version._engine() in {f"native, {name} kernels" for name in machine}
+    machine = build.KERNELS.get(build.machine(), {"portable": ""})
+    assert version.engine_line() in {f"native, {name} kernels" for name in machine}
 
 
 def test_the_engine_is_neither_compiled_nor_needed_to_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "_place", lambda: tmp_path / "library")
+    monkeypatch.setattr(build, "place", lambda: tmp_path / "library")
     monkeypatch.setattr(build, "compiler", lambda: "cc")
-    assert version._engine() == "native, to be compiled at the first start"
+    assert version.engine_line() == "native, to be compiled at the first start"
     assert not (tmp_path / "library").exists()
     monkeypatch.setattr(build, "compiler", lambda: None)
-    assert version._engine() == "torch; the native engine needs a C compiler"
+    assert version.engine_line() == "torch; the native engine needs a C compiler"
     (tmp_path / "library").write_text("no library")
-    assert version._engine().startswith("torch; the native library cannot be loaded")
+    assert version.engine_line().startswith("torch; the native library cannot be loaded")
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(version, "PACKAGES", ("no-such-package",))
     assert "with     no-such-package (missing)" in list(version.lines())

@@ -68,7 +68,7 @@ class Both:
         self.naive.add(ids, self.cache.pinned)
         assert self.engine.run(ids, plan) == self.naive.everything()
         self.check(plan)
-        assert self.cache._rotation is None
+        assert self.cache.rotation is None
 
     def check(self, plan: CacheStep) -> None:
         cache = self.cache

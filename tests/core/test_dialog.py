@@ -393,14 +393,14 @@ def test_a_dialog_goes_on_after_a_rendering_failed(smollm2: Tokenizer, smollm2_m
     with pytest.raises(ConfigError):
         template.render([], {}, True)
     assert template.render([("user", "x")], {}, True) == [("ok", -1)]
-    template._process._process.kill()
-    template._process._process.wait()
+    template.process.process.kill()
+    template.process.process.wait()
     assert template.render([("user", "x")], {}, True) == [("ok", -1)]
 
 
 def test_the_process_of_a_template_ends_with_it() -> None:
     template = templates.ChatTemplate("")
-    process = template._process._process
+    process = template.process.process
     del template
     gc.collect()
     assert process.poll() is not None

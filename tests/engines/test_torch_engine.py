@@ -178,7 +178,7 @@ def test_last_is_the_last_row_of_all(count: int) -> None:
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """All arithmetic of engines built from here on, which no configuration can ask for."""
-    monkeypatch.setattr("llamachat.engines.torch.engine._precision", lambda *_: Precision(*[torch.float64] * 5))
+    monkeypatch.setattr("llamachat.engines.torch.engine.chosen_precision", lambda *_: Precision(*[torch.float64] * 5))
 
 
 def exact_logits(engine: TorchEngine, ids: Sequence[int], where: CacheStep) -> torch.Tensor:

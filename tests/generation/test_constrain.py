@@ -211,7 +211,7 @@ def test_drafting_what_is_forced_changes_no_token(temperature: float, monkeypatc
     for forced in (True, False):
         model = hash_model()
         if not forced:
-            monkeypatch.setattr(Answer, "_drafter", lambda self: PromptLookup(self.prompt))
+            monkeypatch.setattr(Answer, "drafter", lambda self: PromptLookup(self.prompt))
         sampling = SamplingParams(temperature=temperature, seed=4, top_p=1)
         run = Completer(model, AnswerSettings(sampling, model.stop_ids), None, True, False, grammar=grammar)
         results.append((run.result("x"), model.engine.forwarded))  # type: ignore[attr-defined]

@@ -61,7 +61,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
         lines = Lines(file)
         with pytest.raises(UsageError, match="a line is longer than 1,000 bytes; it was skipped"):
             lines.take(wait=True)
-        assert len(lines._data) < 1 << 17 and lines.take(wait=True) == ""
+        assert len(lines.data) < 1 << 17 and lines.take(wait=True) == ""
 
 
 @given(st.lists(st.sampled_from([0, 5, 99, 100, 101, 10**5, 2 * 10**5]), max_size=8))

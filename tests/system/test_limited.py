@@ -183,8 +183,8 @@ def test_a_death_that_others_may_have_caused_is_tried_again_alone() -> None:
     mask = two.allowed()
     process = grammars.process()
     first = process.start()
-    first._process.kill()
-    first._process.wait()
+    first.process.kill()
+    first.process.wait()
     assert (two.allowed() == mask).all() and process.start() is not first
     one.add(ord("b"))
     assert one.complete

@@ -112,9 +112,9 @@ def test_a_message_of_a_chat_is_bounded_line_by_line_and_in_a_block() -> None:
 PEAK = """
 import json, resource, sys
 from llamachat.system import textfile
-from llamachat.generation.completer import _given
+from llamachat.generation.completer import read_given
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-text = _given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
+text = read_given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([len(text.encode()), (after - before) * 1024]))
 """

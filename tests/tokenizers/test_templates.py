@@ -74,7 +74,7 @@ SPECIALS = (
     *("<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<|im_start|>"),
     *("<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
 )
-LLAMA3_WORDS = gguf_tokenizers._SPLITS["llama-bpe"][0]
+LLAMA3_WORDS = gguf_tokenizers.SPLITS["llama-bpe"][0]
 
 
 @pytest.fixture(scope="session")
@@ -356,12 +356,12 @@ values = st.recursive(
 def test_tojson_is_json_dumps(value: Any, ascii_only: bool, indent: Any, ordered: bool, tight: bool) -> None:
     options: dict[str, Any] = {"ensure_ascii": ascii_only, "indent": indent, "sort_keys": ordered}
     options["separators"] = (",", ":") if tight else None
-    assert worker._tojson(value, **options) == json.dumps(value, **options)
+    assert worker.tojson(value, **options) == json.dumps(value, **options)
 
 
 def test_tojson_takes_keys_that_are_no_texts() -> None:
     value = {3: "a", 2.5: [], None: {}, True: ()}
-    assert worker._tojson(value) == json.dumps(value)
+    assert worker.tojson(value) == json.dumps(value)
 
 
 # ---- bounds ----

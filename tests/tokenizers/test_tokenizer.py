@@ -118,9 +118,9 @@ def test_llama3_cuts_a_megabyte_where_meta_does(llama3: Tokenizer, meta: Any, te
 @given(text=st.text(alphabet=" \n\x1c\u00a0ab<", max_size=60))
 def test_texts_are_cut_as_meta_cuts_them(meta: Any, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meta_tokenizers, "_LONGEST_RUN", 3)
-        patch.setattr(meta_tokenizers, "_LONGEST_TEXT", 17)
-        ours = list(meta_tokenizers._parts(text))
+        patch.setattr(meta_tokenizers, "LONGEST_RUN", 3)
+        patch.setattr(meta_tokenizers, "LONGEST_TEXT", 17)
+        ours = list(meta_tokenizers.parts(text))
     parts = [text[i : i + 17] for i in range(0, len(text), 17)]
     assert ours == [cut for part in parts for cut in meta._split_whitespaces_or_nonwhitespaces(part, 3)]
 
@@ -341,7 +341,7 @@ def test_gguf_says_by_the_splitting_whether_bos_comes_first_when_nothing_else_do
 
 def test_gguf_takes_every_way_of_splitting_it_lists() -> None:
     text = "It's 12345 Ünïcode!?\n\n  x\tHELLO world's  "
-    for pre in gguf_tokenizers._SPLITS:
+    for pre in gguf_tokenizers.SPLITS:
         tokenizer = from_gguf(gpt2_metadata(pre=pre))
         assert tokenizer.decode(tokenizer.encode(text)) == text
 

