@@ -12,7 +12,7 @@ from llamachat.errors import FormatError, reader
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import is_gguf, open_gguf
 from llamachat.formats.hf import open_hf
-from llamachat.formats.lit import open_lit
+from llamachat.formats.lit import WEIGHTS, open_lit
 from llamachat.formats.meta import open_meta
 from llamachat.formats.mindformers import open_mindformers
 
@@ -24,7 +24,7 @@ class Format:
     """`marks`: the file whose presence says that a folder is of this format; None where it is a file's only."""
 
     name: str
-    open: Callable[[Path], Checkpoint]  # of a folder with its mark, or of a file
+    open: Callable[[Path], Checkpoint]  # a folder with its mark, or a file
     marks: str | None = None
     is_file: Callable[[Path], bool] | None = None  # whether this file is one
     called: str = ""  # how errors name its files
@@ -44,7 +44,7 @@ FORMATS = (
     Format("GGUF", open_gguf, None, is_gguf, "GGUF"),
     Format("Hugging Face", open_hf, "config.json"),
     Format("Meta", open_meta, "params.json"),
-    Format("lit-llama", open_lit, "lit-llama.pth", lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
+    Format("lit-llama", open_lit, WEIGHTS, lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
     Format(
         "MindFormers",
         _open_mindformers,
@@ -62,7 +62,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FormatError(f"{path} is neither a file nor a folder", "there is no model there", "check the path")
     for each in FORMATS:
         if each.holds(path):
-            return each.open(path / each.marks if path.is_dir() and each.is_file and each.marks else path)
+            return each.open(path)
     if path.is_dir():
         return open_gguf(_only_gguf(path))
     *others, last = (each.called for each in FORMATS if each.is_file)

@@ -30,7 +30,7 @@ from llamachat.formats.pickled import read_pickled
 from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, naming, read_json
 
-CONFIG_FILE = "lit_config.json"
+WEIGHTS, CONFIG_FILE = "lit-llama.pth", "lit_config.json"
 TOP = {
     "lm_head.weight": "lm_head.weight",
     "transformer.wte.weight": "model.embed_tokens.weight",
@@ -49,8 +49,12 @@ QUANTIZED = ("quant_weight", "scales", "zeros")
 
 
 @reader
-def open_lit(file: Path) -> LazyCheckpoint:
-    """The model in this file. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
+def open_lit(path: Path) -> LazyCheckpoint:
+    """The model in this file, or in a folder's file of the usual name.
+
+    Raises FormatError or ConfigError for what is damaged, missing or not supported.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
     weights = _weights(read_pickled(file), file)
     translated = read_config(_config(weights, file), str(file))
     entries: dict[str, LazyTensor] = {}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from llamachat import paths
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import ModelSpec, QuantConfig
+from llamachat.core.spec import Experts, ModelSpec, QuantConfig
 from llamachat.errors import CatalogError, ConfigError
 from llamachat.models import catalog
 from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
@@ -37,7 +38,34 @@ ARCHITECTURES = {
     "qwen2.5-1.5b": (8960, 12, True, True),
     "qwen2.5-3b": (11008, 16, True, True),
     "qwen2.5-7b": (18944, 28, False, True),
+    "qwen3-0.6b": (3072, 16, True, False),
+    "qwen3-1.7b": (6144, 16, True, False),
+    "qwen3-4b": (9728, 32, True, False),
+    "qwen3-8b": (12288, 32, False, False),
+    "qwen3-14b": (17408, 40, False, False),
+    "qwen3-30b-a3b": (6144, 32, False, False),
+    "gemma3-1b": (6912, 4, True, False),
+    "gemma3-4b": (10240, 8, True, False),
+    "smollm3-3b": (11008, 16, True, False),
+    "granite-3.3-2b": (8192, 32, True, False),
+    "phi4-mini": (8192, 24, True, False),
+    "ministral3-3b": (9216, 32, True, False),
+    "olmo2-1b": (8192, 16, False, False),
+    "mistral-nemo": (14336, 32, False, False),
+    "mistral-small-3.2": (32768, 32, False, False),
+    "gpt-oss-20b": (2880, 64, False, True),
 }
+SANDWICH: dict[str, Any] = {"norms": "both", "qk_norm": "head"}
+BEYOND: dict[str, dict[str, Any]] = {  # what of their layers has weights that a Llama's have not
+    **{f"qwen3-{size}b": {"qk_norm": "head"} for size in ("0.6", "1.7", "4", "8", "14")},
+    "qwen3-30b-a3b": {"qk_norm": "head", "experts": Experts(128, 8, 768)},
+    "gemma3-1b": SANDWICH,
+    "gemma3-4b": SANDWICH,
+    "olmo2-1b": {"norms": "after", "qk_norm": "projection"},
+    "gpt-oss-20b": {
+        "experts": Experts(32, 4, 2880, bias=True), "attention_sinks": True, "attention_out_bias": True
+    },
+}  # fmt: skip
 HUB = 'source = { hub = "owner/repo" }\n'
 
 
@@ -72,16 +100,18 @@ def test_parameter_counts_follow_from_the_shapes(name: str) -> None:
     inner, heads, tied, bias = ARCHITECTURES[name]
     s = entry.shape
     sizes = (s.vocab, s.hidden, inner, s.layers, heads, s.kv_heads, s.head_dim, entry.context)
-    config = ModelSpec(*sizes, tie_word_embeddings=tied, qkv_bias=bias)
+    config = ModelSpec(*sizes, tie_word_embeddings=tied, qkv_bias=bias, **BEYOND.get(name, {}))
     assert s.params == sum(math.prod(shape) for shape in config.tensor_shapes().values())
-    if isinstance(entry.source, HubSource):  # 2 bytes a parameter, and tokenizer files of up to 20 MB
+    if entry.format == "gguf" and isinstance(entry.source, HubSource):  # 8 or 4 bits and a half, some tensors more
+        assert 0.53 < entry.download_bytes / s.params < 1.09
+    elif isinstance(entry.source, HubSource):  # 2 bytes a parameter, and tokenizer files of up to 20 MB
         assert 0 < entry.download_bytes - 2 * s.params < 20e6
 
 
 @pytest.mark.parametrize("entry", load_catalog().entries.values(), ids=lambda entry: entry.name)
 def test_every_entry_of_ours_has_what_a_user_needs(entry: ModelEntry) -> None:
     assert entry.description and entry.licence and entry.dialog and entry.context
-    assert entry.gated == ("Llama" in entry.licence or "mistral" in entry.name)
+    assert entry.gated == ("Llama" in entry.licence or entry.name == "mistral-7b")
     SamplingParams(**entry.sampling)  # type: ignore[arg-type]
     assert entry.format == "gguf" or entry.quant_config
 
