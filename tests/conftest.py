@@ -24,6 +24,9 @@ settings.register_profile(
 settings.load_profile("llamachat")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub by accident
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # torch's threads wait for each other in a spin: beside any other work, ten times longer
+)
 os.environ["PYTHONSAFEPATH"] = "1"  # our children, too, run the installed package, not what lies where they start
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))  # measurements, of which some have tests
