@@ -10,8 +10,7 @@ from llamachat.models.load import LoadedModel
 
 def depends_on_length(model: LoadedModel) -> bool:
     """Whether its positions mean something else in a longer context: keys cannot stay when others go."""
-    scaling = model.engine.config.rope_scaling
-    return scaling is not None and scaling.length_dependent
+    return model.engine.config.depends_on_length(model.engine.slots)
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, rms_norm, silu
 
 from llamachat.core.cache import CacheStep
-from llamachat.core.rope import cos_sin, frequencies
+from llamachat.core.rope import cos_sin, frequencies, query_scales
 from llamachat.core.spec import HEADS, NORMS, Activation, Experts, ModelSpec
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.core.tensors import dequantize
@@ -101,21 +101,34 @@ class Model:
         self.scale = spec.attention_scale or spec.head_dim**-0.5
 
     def __call__(
-        self, ids: Sequence[int], rotations: Sequence[Rotation], memory: Memory, wanted: Sequence[int] | None = None
+        self,
+        ids: Sequence[int],
+        rotations: Sequence[Rotation],
+        memory: Memory,
+        wanted: Sequence[int] | None = None,
+        query_scale: Tensor | None = None,
     ) -> Tensor:
-        """Logits [T, vocabulary], or of the wanted tokens only. rotations: one for each layer."""
+        """Logits [T, vocabulary], or of the wanted tokens only. rotations: one for each layer; query_scale [T, 1, 1]."""
         x = self.embedded(self.embed(ids))
         for layer, block in enumerate(self.blocks):
-            x = self.layer(layer, block, x, rotations[layer], memory)
+            x = self.layer(layer, block, x, rotations[layer], memory, query_scale)
         return self.logits(x if wanted is None else x[wanted])
 
     def embedded(self, x: Tensor) -> Tensor:
         """[T, hidden] as the first layer gets it."""
         return times(x.to(self.precision.residual), self.spec.embedding_multiplier)
 
-    def layer(self, number: int, block: Block, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
+    def layer(
+        self,
+        number: int,
+        block: Block,
+        x: Tensor,
+        rotation: Rotation,
+        memory: Memory,
+        query_scale: Tensor | None = None,
+    ) -> Tensor:
         """[T, hidden] through one layer."""
-        x = self._add(x, block, "attention", lambda x: self._attend(number, block, x, rotation, memory))
+        x = self._add(x, block, "attention", lambda x: self._attend(number, block, x, rotation, memory, query_scale))
         return self._add(x, block, "mlp", block.mlp)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -134,7 +147,9 @@ class Model:
         normed = rms_norm(x.to(self.precision.norm), weight.shape, weight, self.spec.rms_norm_eps)
         return normed.to(self.precision.compute)
 
-    def _attend(self, layer: int, block: Block, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
+    def _attend(
+        self, layer: int, block: Block, x: Tensor, rotation: Rotation, memory: Memory, query_scale: Tensor | None
+    ) -> Tensor:
         heads, groups, size = self.spec.num_attention_heads, self.spec.num_key_value_heads, self.spec.head_dim
         qkv = block.qkv(x).view(-1, heads + 2 * groups, size)
         qk = qkv[:, : heads + groups]
@@ -143,9 +158,10 @@ class Model:
             qk = torch.cat(normed, 1)
         if rotation is not None:
             qk = rotate(qk.to(self.precision.rotary), *rotation).to(self.precision.compute)
+        q = qk[:, :heads] if query_scale is None else qk[:, :heads] * query_scale
         scores = Scores(self.scale, self.precision.softmax, self.spec.attention_softcap, block.sinks)
         contexts = memory(layer, qk[:, heads:], qkv[:, heads + groups :])
-        parts = [self.attention(qk[c.queries, :heads], *c[1:], scores) for c in contexts]
+        parts = [self.attention(q[c.queries], *c[1:], scores) for c in contexts]
         return block.output(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -314,7 +330,9 @@ class PlainEngine:
             self._pin(*step.pinned)
         self.positions[step.slots] = step.positions
         wanted = [len(ids) - 1] if logits == "last" else None
-        out = self.model(ids, self._rotations(step.positions), self._memory(step), wanted)
+        scales = query_scales(self.config, self.slots, step.positions)
+        scale = None if scales is None else torch.from_numpy(scales).to(self.kept.dtype)[:, None, None]
+        out = self.model(ids, self._rotations(step.positions), self._memory(step), wanted, scale)
         rows: NDArray[np.float32] = out.float().numpy()
         return rows[0] if logits == "last" else rows
 

@@ -47,6 +47,18 @@ def cos_sin(positions: NDArray[np.int64], frequency: Floats, factor: float = 1.0
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
+def query_scales(spec: ModelSpec, context: int, positions: NDArray[np.int64]) -> Floats | None:
+    """[T] what queries at these positions are multiplied by; None: nothing.
+
+    Within the original length all factors are 1. So they stay in a context of no more tokens, whose window may roll: its
+    positions then only say how far tokens are apart. In a longer one they count, and it must not (depends_on_length).
+    """
+    scale = spec.query_scale
+    if scale is None or context <= scale.original:
+        return None
+    return 1 + scale.beta * np.log1p(positions // scale.original)
+
+
 def _plain(theta: float, dim: int) -> Floats:
     return theta ** (np.arange(0, dim, 2) / -dim)
 

@@ -87,6 +87,19 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class QueryScale:
+    """A query at position p is multiplied by 1 + beta * ln(1 + floor(p / original)) (Llama 4, Ministral 3)."""
+
+    beta: float
+    original: int
+
+    def __post_init__(self) -> None:
+        require_number("beta of the queries' scale", self.beta, 0, 100)
+        largest = LARGEST["max_position_embeddings"]
+        require_whole("original length of the queries' scale", self.original, 1, largest)
+
+
+@dataclass(frozen=True)
 class Experts:
     """A mixture in place of the feed-forward part: a router picks `per_token` of `count` (Mixtral, arXiv 2401.04088)."""
 
@@ -184,6 +197,7 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to every norm's weight
     qk_norm: Literal["head", "projection"] | None = None  # RMSNorm of queries and keys before they are rotated
     attention_scale: float | None = None  # of scores; None: head_dim ** -0.5
+    query_scale: QueryScale | None = None
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
     attention_sinks: bool = False  # each head has one more score, learned, that no value goes with
     hidden_act: Activation = "silu"
@@ -256,6 +270,11 @@ class ModelSpec:
             return None
         return self.sliding_rope if self.sliding_rope and self.window(layer) else self.main_rope
 
+    def depends_on_length(self, context: int) -> bool:
+        """Whether tokens mean something else at other positions, in a context of so many: a window of it cannot roll."""
+        absolute = self.query_scale is not None and context > self.query_scale.original
+        return absolute or (self.rope_scaling is not None and self.rope_scaling.length_dependent)
+
     @property
     def main_rope(self) -> Rope:
         """How all layers rotate that nothing else is said of."""
@@ -316,7 +335,7 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[i
 # What a plain Llama has at its default: an engine that knows nothing else refuses what says otherwise.
 BEYOND_LLAMA = (
     "rotary_dim", "sliding_rope", "unrotated_layers", "norms", "norm_offset", "qk_norm", "attention_scale",
-    "attention_softcap", "attention_sinks", "hidden_act", "experts", "embedding_multiplier", "residual_multiplier",
+    "query_scale", "attention_softcap", "attention_sinks", "hidden_act", "experts", "embedding_multiplier", "residual_multiplier",
     "logit_multiplier", "logit_softcap", "head",
 )  # fmt: skip
 

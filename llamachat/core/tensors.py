@@ -125,10 +125,12 @@ def dequantize(tensor: Tensor) -> Array:
     return grouped.reshape(rows, columns)
 
 
-def half_split_rows(heads: int, head_dim: int) -> Array:
+def half_split_rows(heads: int, head_dim: int, rotary_dim: int | None = None) -> Array:
     """Row order that turns interleaved RoPE pairs (2i, 2i + 1) of a query or key matrix into half-split pairs (i, i + d/2).
 
-    Meta, lit-llama and GGUF's `llama` architecture store interleaved pairs; canonical here is Hugging Face's half-split.
+    Only the first `rotary_dim` rows of each head move. Meta, lit-llama and several of GGUF's architectures store
+    interleaved pairs; canonical here is Hugging Face's half-split.
     """
-    order = np.arange(head_dim).reshape(head_dim // 2, 2).T.reshape(-1)
+    dim = rotary_dim or head_dim
+    order = np.append(np.arange(dim).reshape(dim // 2, 2).T, np.arange(dim, head_dim))
     return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)

@@ -1,7 +1,6 @@
-"""Mistral 7B (arXiv 2310.06825): a sliding window in every layer."""
+"""Mistral 7B (arXiv 2310.06825), Nemo and Small: a sliding window in every layer, or none."""
 
-from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, always_slides
+from llamachat.families.family import Changes, Family, always_slides, plain
 from llamachat.system.metadata import Fields
 
 
@@ -11,8 +10,9 @@ def read(fields: Fields, layers: int) -> Changes:
     return always_slides(fields, layers, 4096)
 
 
-def write(spec: ModelSpec) -> Changes:
-    return {"sliding_window": spec.sliding_window}
-
-
-FAMILY = Family("mistral", read, write, 131072, 8, bos_token_id=1, eos_token_id=2)
+FAMILY = Family(
+    "mistral",
+    read,
+    plain("sliding_window"),
+    {"max_position_embeddings": 131072, "num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2},
+)

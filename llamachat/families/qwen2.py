@@ -1,7 +1,6 @@
 """Qwen2 and 2.5 (arXiv 2407.10671): biases on query, key and value; the last layers may have a sliding window."""
 
-from llamachat.core.spec import ModelSpec
-from llamachat.families.family import Changes, Family, may_slide, slides
+from llamachat.families.family import Changes, Family, Gguf, may_slide, slides
 from llamachat.system.metadata import Fields
 
 
@@ -11,8 +10,5 @@ def read(fields: Fields, layers: int) -> Changes:
     return {"qkv_bias": True} | may_slide(fields, layers, 4096)
 
 
-def write(spec: ModelSpec) -> Changes:
-    return slides(spec)
-
-
-FAMILY = Family("qwen2", read, write, 32768, 32)
+DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 32}
+FAMILY = Family("qwen2", read, slides, DEFAULTS, gguf=Gguf("qwen2"))

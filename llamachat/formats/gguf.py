@@ -3,51 +3,58 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamachat.checks import LARGEST, shown
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import ModelSpec, RopeScaling
-from llamachat.core.tensors import Tensor, TensorInfo, dequantize, half_split_rows
+from llamachat.core.spec import NORMS, ModelSpec, Rope, RopeScaling
+from llamachat.core.tensors import Tensor, TensorInfo, dequantize
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.families import FAMILIES
-from llamachat.families.family import Family
+from llamachat.families import ARCHITECTURES
+from llamachat.families.family import Gguf, Layout
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
+from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
-NO_FILES = ("mistral",)  # their architecture is llama
-ARCHITECTURES = {name: family for name, family in FAMILIES.items() if name not in NO_FILES}
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-PARTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+PARTS: dict[str, tuple[str, ...]] = {
+    "attn_q": ("self_attn.q_proj",),
+    "attn_k": ("self_attn.k_proj",),
+    "attn_v": ("self_attn.v_proj",),
+    "attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn_output": ("self_attn.o_proj",),
+    "attn_q_norm": ("self_attn.q_norm",),
+    "attn_k_norm": ("self_attn.k_norm",),
+    "ffn_gate": ("mlp.gate_proj",),
+    "ffn_up": ("mlp.up_proj",),
+    "ffn_down": ("mlp.down_proj",),
+    "ffn_gate_inp": ("mlp.gate",),
+    "ffn_gate_exps": ("mlp.experts.{}.gate_proj",),
+    "ffn_up_exps": ("mlp.experts.{}.up_proj",),
+    "ffn_gate_up_exps": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+    "ffn_down_exps": ("mlp.experts.{}.down_proj",),
+}
+NORM_ROLES = {
+    "attention_in": "attn_norm",
+    "attention_out": "post_attention_norm",
+    "mlp_in": "ffn_norm",
+    "mlp_out": "post_ffw_norm",
 }
 FREQS, LONG, SHORT = (f"rope_{name}.weight" for name in ("freqs", "factors_long", "factors_short"))
 
 # Keys under the architecture's name that may be there as long as they say what is true of every model here.
 NEUTRAL = {
     "attention.causal": True,
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "rope.scaling.yarn_log_multiplier": 0.0,
     "tensor_data_layout": "Meta AI original pth",
     "use_parallel_residual": False,
 }
-NO_EFFECT = "rope.scaling.finetuned"
+NO_EFFECT = ("rope.scaling.finetuned",)
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 
 
@@ -66,18 +73,21 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     metadata, stored = read_parts(path)
     general = Fields(metadata, str(path))
     general.neutral("general.type", "model")
-    family = general.choice("general.architecture", ARCHITECTURES)
-    arch = family.name
+    family = general.choice("general.architecture", ARCHITECTURES).gguf
+    assert family is not None
+    arch = family.arch
     own = Fields({key: _of_all_layers(metadata[key]) for key in metadata if key.startswith(f"{arch}.")}, str(path))
     config = _config(family, own, general, stored)
     weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
-    entries = {_canonical(name, family): _entry(tensor, config, family) for name, tensor in weights.items()}
+    entries = _entries(weights, config, family.layout)
     return GGUFCheckpoint(
         path,
         config,
         _sampling(general),
         general.text("tokenizer.chat_template", "") or None,
-        own.finish((f"{arch}.{NO_EFFECT}",)) + _without_effect(metadata, arch) + _nonsense(metadata, config),
+        own.finish([f"{arch}.{key}" for key in NO_EFFECT])
+        + _without_effect(metadata, arch)
+        + _nonsense(metadata, config),
         metadata,
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
@@ -115,30 +125,29 @@ class GGUFCheckpoint:
         return from_gguf(self.metadata)
 
 
-def _canonical(name: str, family: Family) -> str:
-    """GGUF's name -> Hugging Face's; an unknown one stays, and is refused as unknown later."""
-    if match := re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name):
-        block, layer, part, kind = match.groups()
-        parts = PARTS | dict(family.gguf_parts)
-        if block and part in parts:
-            return f"model.layers.{layer}.{parts[part]}.{kind}"
-        if not block and part in OUTER:
-            return f"{OUTER[part]}.{kind}"
-    return name
+def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layout) -> dict[str, LazyTensor]:
+    """By our names; unknown ones stay, and are refused as unknown later."""
+    norms = {NORM_ROLES[role]: (name,) for role, name in NORMS[config.norms].items()}
+    places = Places(replace(layout, parts=PARTS | norms | dict(layout.parts)), config)
+    entries = dict[str, LazyTensor]()
+    for name, tensor in stored.items():
+        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        if match and match[1]:
+            prefix = f"model.layers.{match[2]}."
+            entries |= {
+                ours: _entry(tensor, what) for ours, what in places.of(prefix, match[3], match[4], tensor.shape[0])
+            }
+        elif match and match[3] in OUTER:
+            entries[f"{OUTER[match[3]]}.{match[4]}"] = _entry(tensor, Cut(slice(None)))
+        else:
+            entries[name] = _entry(tensor, Cut(slice(None)))
+    turned = {name: half_split(name, lazy, config) for name, lazy in entries.items()}
+    return turned if layout.interleaved else entries
 
 
-def _entry(tensor: StoredTensor, config: ModelSpec, family: Family) -> LazyTensor:
-    """Some architectures have query and key rows in interleaved order, as one of ggml's two rotations wants it."""
-    read: Callable[[], Tensor] = tensor.read
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    part = tensor.name.split(".")[-2:-1]
-    if family.gguf_interleaved and part and part[0] in heads:
-        read = partial(_half_split, tensor, heads[part[0]], config.head_dim)
-    return LazyTensor(TensorInfo(tensor.shape, tensor.nbytes, packing(tensor.kind, tensor.shape[-1])), read)
-
-
-def _half_split(tensor: StoredTensor, heads: int, head_dim: int) -> Tensor:
-    return tensor.read().rows(half_split_rows(heads, head_dim))
+def _entry(tensor: StoredTensor, what: Cut) -> LazyTensor:
+    part = tensor.part(what.rows, what.number)
+    return LazyTensor(TensorInfo(part.shape, part.nbytes, packing(part.kind, part.shape[-1])), part.read)
 
 
 def _of_all_layers(value: Any) -> Any:
@@ -146,8 +155,8 @@ def _of_all_layers(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
 
-def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> ModelSpec:
-    arch = family.name
+def _config(family: Gguf, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> ModelSpec:
+    arch = family.arch
     if "token_embd.weight" not in stored:
         raise FormatError(f"{own.where} has no token_embd.weight", "it does not hold a whole model")
     vocab = stored["token_embd.weight"].shape[0]
@@ -156,33 +165,64 @@ def _config(family: Family, own: Fields, general: Fields, stored: Mapping[str, S
     hidden = own.size(key("embedding_length"), "hidden_size")
     head_dim = own.whole(key("attention.key_length"), hidden // heads, 2)
     context = own.size(key("context_length"), "max_position_embeddings")
-    same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab}
+    same = {"attention.value_length": head_dim, "vocab_size": vocab}
+    layers = own.size(key("block_count"), "num_hidden_layers")
     for name, value in (same | NEUTRAL).items():
         own.neutral(key(name), value)
     special, _ = special_ids(general.raw, vocab, own.where)
     with naming(own.where):
+        ways = (
+            _rope(family, own, _rope_tables(stored), context, head_dim)
+            | dict(family.said)
+            | family.read(own, key, layers)
+        )
+        if ways.get("sliding_window") is None:
+            ways["sliding_rope"] = None
+        if not ways.get("experts"):
+            own.neutral(key("expert_count"), 0)
+            own.neutral(key("expert_used_count"), 0)
         return ModelSpec(
             vocab_size=vocab,
             hidden_size=hidden,
             intermediate_size=own.size(key("feed_forward_length"), "intermediate_size"),
-            num_hidden_layers=own.size(key("block_count"), "num_hidden_layers"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=own.size(key("attention.head_count_kv"), "num_key_value_heads", heads),
             head_dim=head_dim,
             max_position_embeddings=context,
             rms_norm_eps=own.number(key("attention.layer_norm_rms_epsilon")),
-            rope_theta=own.number(key("rope.freq_base"), 10000.0),
-            rope_scaling=_rope_scaling(arch, own, _rope_tables(stored), context),
             tie_word_embeddings="output.weight" not in stored,
-            qkv_bias="blk.0.attn_q.bias" in stored,
+            qkv_bias="blk.0.attn_q.bias" in stored or "blk.0.attn_qkv.bias" in stored,
             attention_out_bias="blk.0.attn_output.bias" in stored,
             mlp_bias="blk.0.ffn_gate.bias" in stored,
-            sliding_window=own.whole(key("attention.sliding_window"), 0) or None,
             bos_token_id=special.get("bos"),
             eos_token_ids=tuple(dict.fromkeys(special[key] for key in ENDS if key in special)),
             pad_token_id=special.get("padding"),
-            **family.gguf,
+            **ways,
         )
+
+
+def _rope(
+    family: Gguf, own: Fields, tables: Mapping[str, tuple[float, ...]], context: int, head_dim: int
+) -> dict[str, Any]:
+    """The spec's fields of how layers rotate; those with a window have no scaling where they have a theta of their own."""
+    key = (family.arch + ".{}").format
+    theta = own.number(key("rope.freq_base"), 10000.0)
+    dim = own.whole(key("rope.dimension_count"), head_dim, 2)
+    if not family.partial:
+        own.neutral(key("rope.dimension_count"), head_dim)
+    main = Rope(theta, _rope_scaling(family.arch, own, tables, context), dim)
+    windowed = main
+    if family.window_theta is not None:
+        windowed = Rope(own.number(key("rope.freq_base_swa"), family.window_theta or theta), None, dim)
+    else:
+        own.neutral(key("rope.freq_base_swa"), theta)
+    return {
+        "rope_theta": theta,
+        "rope_scaling": main.scaling,
+        "rotary_dim": None if dim == head_dim else dim,
+        "sliding_rope": None if windowed == main else windowed,
+    }
 
 
 def _rope_tables(stored: Mapping[str, StoredTensor]) -> dict[str, tuple[float, ...]]:
@@ -221,10 +261,21 @@ def _yarn(key: Callable[[str], str], own: Fields, factor: float, original: int, 
     """Converters write Hugging Face's attention_factor as yarn_attn_factor; attn_factor multiplies what there is."""
     own.neutral(key("yarn_ext_factor"), 1.0)
     fast, slow = own.number(key("yarn_beta_fast"), 32.0), own.number(key("yarn_beta_slow"), 1.0)
-    given = own.number(key("yarn_attn_factor"), 0.0)
+    given, all_dim = own.number(key("yarn_attn_factor"), 0.0), own.number(key("yarn_log_multiplier"), 0.0)
     if attention != 1:
+        own.neutral(key("yarn_log_multiplier"), 0.0)
         given = attention * (given or 0.1 * math.log(max(factor, 1.0)) + 1)
-    return RopeScaling("yarn", factor, original, beta_fast=fast, beta_slow=slow, attention_factor=given or None)
+    mscale = 1.0 if all_dim else 0.0  # llama.cpp knows no other
+    return RopeScaling(
+        "yarn",
+        factor,
+        original,
+        beta_fast=fast,
+        beta_slow=slow,
+        mscale=mscale,
+        mscale_all_dim=all_dim,
+        attention_factor=given or None,
+    )
 
 
 def _sampling(general: Fields) -> dict[str, Any]:

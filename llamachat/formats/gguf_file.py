@@ -7,7 +7,7 @@ are before anything is allocated for it, and arrays are stepped over and decoded
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from mmap import mmap
 from pathlib import Path
@@ -76,6 +76,15 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return self.kind.nbytes(self.shape)
+
+    def part(self, rows: slice, number: int | None = None) -> "StoredTensor":
+        """A run of its rows, or of those of one tensor in a stack of them."""
+        shape = self.shape if number is None else self.shape[1:]
+        start, stop, step = rows.indices(shape[0])
+        assert step == 1
+        row = self.kind.nbytes((1, *shape[1:]))
+        offset = self.offset + row * (start + (number or 0) * shape[0])
+        return replace(self, shape=(stop - start, *shape[1:]), offset=offset)
 
     def read(self) -> Tensor:
         """Floats as they lie in the map; blocks through a stream, as mapped pages would count beside the result."""

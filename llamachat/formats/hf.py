@@ -3,6 +3,7 @@
 Also reads the kinds of quantized weights that such folders hold: see prequantized/schemes.py.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ from llamachat.checks import shown
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
+from llamachat.families.family import Layout
 from llamachat.formats import hf_config
+from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
-from llamachat.formats.prequantized.schemes import SCHEMES
+from llamachat.formats.prequantized.schemes import OURS, SCHEMES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
+IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
 CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
@@ -32,8 +36,9 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
     arrays, weights = _weights(folder)
+    arrays = _of_text(arrays)
     config = _with_head(told.config, arrays)
-    entries = matched(_entries(config, arrays, folder), config, folder)
+    entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
     return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
@@ -73,10 +78,35 @@ def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     return replace(config, tie_word_embeddings=False)
 
 
-def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path) -> dict[str, LazyTensor]:
+def _of_text(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Those of the text model alone, where pictures have weights too and its own are called apart."""
+    prefixes = {"model.language_model.": "model.", "language_model.": "", "lm_head.": "lm_head."}
+    if not any(name.startswith(tuple(prefixes)[:2]) for name in arrays):
+        return arrays
+    found = {name: prefix for name in arrays for prefix in prefixes if name.startswith(prefix)}
+    return {prefixes[prefix] + name.removeprefix(prefix): arrays[name] for name, prefix in found.items()}
+
+
+def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layout: Layout) -> dict[str, LazyTensor]:
+    """By our names. What we wrote ourselves is laid out as here, whatever its family."""
     if config.quantization is None:
-        return {name: float_entry(name, array) for name, array in arrays.items()}
-    return SCHEMES[config.quantization.scheme].storage.entries(arrays, str(folder))
+        entries = {name: float_entry(name, array) for name, array in arrays.items()}
+    else:
+        storage = SCHEMES[config.quantization.scheme].storage
+        entries = storage.entries(arrays, str(folder))
+        layout = Layout() if storage is OURS else layout
+    if layout == Layout():
+        return entries
+    placed, places = dict[str, LazyTensor](), Places(layout, config)
+    for name, lazy in entries.items():
+        if match := IN_LAYER.fullmatch(name):
+            kind = "bias" if match["kind"] in (".bias", "_bias") else "weight"  # stacks are called X and X_bias
+            for ours, what in places.of(match["prefix"], match["part"], kind, lazy.info.shape[0]):
+                placed[ours] = cut(lazy, what)
+        else:
+            placed[name] = lazy
+    turned = {name: half_split(name, lazy, config) for name, lazy in placed.items()}
+    return turned if layout.interleaved else placed
 
 
 def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from llamachat.checks import shown
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec, RopeScaling
+from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec
 from llamachat.errors import ConfigError
-from llamachat.families import FAMILIES
-from llamachat.families.family import first_full
+from llamachat.families import FAMILIES, WITH_PICTURES
+from llamachat.families.family import Family, first_full
+from llamachat.formats.hf_rope import ROPES, rope_fields
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, names, naming
@@ -40,117 +40,76 @@ LEGACY_GENERATION: dict[str, tuple[object, ...]] = {
 }
 
 
+# Of a model that sees pictures too, what is said outside its text_config; it has the last word.
+SHARED = (
+    "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "dtype", "torch_dtype",
+)  # fmt: skip
+
+
 def hf(raw: Mapping[str, Any], where: str) -> Translated:
     """config.json of a model of FAMILIES. Raises ConfigError, naming `where`."""
-    fields = Fields(raw, where)
-    family = fields.choice("model_type", FAMILIES)
+    given, unread = text_part(raw, where)
+    family = Fields(given, where).choice("model_type", FAMILIES)
+    fields = Fields(_with_defaults(given, family), where)
+    fields.get("model_type")
     layers = fields.size("num_hidden_layers", "num_hidden_layers")
     hidden = fields.size("hidden_size", "hidden_size")
     heads = fields.size("num_attention_heads", "num_attention_heads")
-    kv_heads = heads if "num_key_value_heads" in raw else family.num_key_value_heads or heads
-    context = fields.size("max_position_embeddings", "max_position_embeddings", family.max_position_embeddings)
-    theta, scaling = _rope(fields, context)
-    own_ways = family.read(fields, layers)
-    fields.choice("hidden_act", {"silu": None, "swish": None}, "silu")
-    fields.neutral("partial_rotary_factor", 1.0, 1)
+    context = fields.size("max_position_embeddings", "max_position_embeddings")
+    head_dim = fields.whole("head_dim", 0, 1) or head_share(fields, hidden, heads)
+    activation = fields.choice(family.activation_key, family.activations, next(iter(family.activations)))
     fields.neutral("pruned_heads", {})
     for key in ("rope_interleaved", "use_mrope", "add_cross_attention", "is_encoder_decoder", "tie_encoder_decoder"):
         fields.neutral(key, False)
     quantized = fields.inside("quantization_config")
     own = fields.inside(OWN)
     with naming(where):
+        ways = {"hidden_act": activation} | rope_fields(fields, family, context, head_dim) | family.read(fields, layers)
+        if ways["sliding_window"] is None:
+            ways["sliding_rope"] = None
         config = ModelSpec(
             vocab_size=fields.size("vocab_size", "vocab_size"),
             hidden_size=hidden,
             intermediate_size=fields.size("intermediate_size", "intermediate_size"),
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=fields.size("num_key_value_heads", "num_key_value_heads", kv_heads),
-            head_dim=fields.whole("head_dim", family.head_dim or 0, 1) or head_share(fields, hidden, heads),
+            num_key_value_heads=fields.size("num_key_value_heads", "num_key_value_heads", heads),
+            head_dim=head_dim,
             max_position_embeddings=context,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            bos_token_id=fields.token("bos_token_id", family.bos_token_id),
-            eos_token_ids=fields.tokens("eos_token_id", family.eos_token_id),
+            bos_token_id=fields.token("bos_token_id"),
+            eos_token_ids=fields.tokens("eos_token_id"),
             pad_token_id=fields.token("pad_token_id"),
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
-            **own_ways,
+            **ways,
         )
     _refuse_other_ways(fields)
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if raw.get(key) not in neutral}
-    ignored = fields.finish(HF_NO_EFFECT | GENERATION_NO_EFFECT | (LEGACY_GENERATION.keys() - legacy.keys()))
-    translated = Translated(config, generation(legacy, where), ignored)
+    without = HF_NO_EFFECT | GENERATION_NO_EFFECT | family.no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
+    ignored = tuple(key for key in fields.finish(without) if key in given)
+    translated = Translated(config, generation(legacy, where), ignored + unread, layout=family.layout)
     return _extended(translated, own) if own else translated
 
 
-def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from rope_theta and rope_scaling, or from transformers 5's rope_parameters, which holds both."""
-    theta = fields.number("rope_theta", 10000.0)
-    original = fields.whole("original_max_position_embeddings", 0, 1) or None
-    keys = [key for key in ("rope_parameters", "rope_scaling") if fields.inside(key)]
-    found: list[tuple[float, RopeScaling | None]] = []
-    for key in keys:  # a theta that the second does not name is the first's
-        found.append(_rope_of(fields, key, found[0][0] if found else theta, context, original))
-    if len(set(found)) > 1:
-        new, old = (f"{key} is {shown(fields.raw[key])}" for key in keys)
-        raise ConfigError(f"{fields.where}: {new}, but {old}", "they contradict each other", "remove the wrong one")
-    return found[0] if found else (theta, None)
+def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The configuration of a text model, and what is left of one that sees pictures too: keys that the text needs not."""
+    inner = WITH_PICTURES.get(str(raw.get("model_type")))
+    if inner is None:
+        return raw, ()
+    text = Fields(raw, where).inside("text_config")
+    if text is None:
+        raise ConfigError(f"{where} has no text_config", "there is no text model to build")
+    shared = {key: raw[key] for key in SHARED if raw.get(key) is not None}
+    return {"model_type": inner} | dict(text.raw) | shared, tuple(
+        key for key in raw if key not in (*SHARED, "text_config")
+    )
 
 
-def _rope_of(
-    fields: Fields, key: str, theta: float, context: int, original: int | None
-) -> tuple[float, RopeScaling | None]:
-    inner = fields.inside(key)
-    assert inner is not None
-    theta = inner.number("rope_theta", theta)
-    inner.neutral("partial_rotary_factor", 1.0, 1)
-    scaling = _rope_scaling(inner, context, original)
-    inner.finish(("finetuned",))
-    return theta, scaling
-
-
-ROPE_KINDS = {kind: kind for kind in ("default", "linear", "dynamic", "yarn", "longrope", "llama3")} | {
-    "su": "longrope"
-}
-
-
-def _rope_scaling(fields: Fields, context: int, original: int | None) -> RopeScaling | None:
-    """The scaling of a mapping with rope_type (or type); `original` overrides its original_max_position_embeddings."""
-    kind = fields.choice("rope_type" if fields.get("rope_type") is not None else "type", ROPE_KINDS, "default")
-    if fields.get("type") is not None and fields.choice("type", ROPE_KINDS) != kind:
-        fields.refuse("type", "the same as rope_type")
-    if kind == "default":
-        return None
-    given = original or fields.get("original_max_position_embeddings") is not None
-    inner = fields.whole("original_max_position_embeddings", context, 1)
-    original = original or inner
-    factor = fields.number("factor", max(context / original, 1e-6) if kind in ("yarn", "longrope") else None)
-    with naming(fields.where):
-        match kind:
-            case "linear":
-                return RopeScaling("linear", factor)
-            case "dynamic":
-                return RopeScaling("dynamic", factor, original if given else 0)
-            case "llama3":
-                low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
-                return RopeScaling("llama3", factor, original, low, high)
-        attention = fields.number("attention_factor") if fields.get("attention_factor") is not None else None
-        if kind == "longrope":
-            short, long = fields.numbers("short_factor"), fields.numbers("long_factor")
-            return RopeScaling.longrope(factor, original, attention, short, long)
-        return RopeScaling(
-            "yarn",
-            factor,
-            original,
-            beta_fast=fields.number("beta_fast", 0) or 32.0,
-            beta_slow=fields.number("beta_slow", 0) or 1.0,
-            truncate=fields.flag("truncate", True),
-            mscale=fields.number("mscale", 0),
-            mscale_all_dim=fields.number("mscale_all_dim", 0),
-            attention_factor=attention,
-        )
+def _with_defaults(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """With what transformers takes for absent keys; a RoPE scaling has two names."""
+    rope = any(given.get(key) is not None for key in ROPES)
+    return {key: value for key, value in family.defaults.items() if not (rope and key in ROPES)} | dict(given)
 
 
 # Our own converted models --------------------------------------------------------------------------------------------
@@ -180,7 +139,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
     seed = {"seed": own.whole("seed", high=2**64 - 1)} if own.get("seed") is not None else {}
     length = own.whole("max_length", 0) or None
     own.finish(())
-    return Translated(config, {**told.sampling, **seed}, told.ignored, length)
+    return replace(told, config=config, sampling={**told.sampling, **seed}, max_length=length)
 
 
 def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:

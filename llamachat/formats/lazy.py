@@ -89,7 +89,9 @@ def packing(
 
 def matched(entries: Mapping[str, LazyTensor], config: ModelSpec, where: Path) -> dict[str, LazyTensor]:
     """The entries in the model's order. Raises FormatError unless they are exactly the tensors that it has."""
-    if config.num_hidden_layers > len(entries):  # before a list of a billion layers' tensors is made
+    mixtures = config.num_hidden_layers - len(set(config.dense_layers)) if config.experts else 0
+    least = max(config.num_hidden_layers, mixtures * (config.experts.count if config.experts else 0))
+    if least > len(entries):  # before a list of millions of tensors is made
         raise FormatError(
             f"{where} has {len(entries)} tensors for {config.num_hidden_layers} layers", "it is incomplete"
         )
@@ -97,7 +99,7 @@ def matched(entries: Mapping[str, LazyTensor], config: ModelSpec, where: Path) -
     if missing := sorted(shapes.keys() - entries.keys()):
         raise FormatError(f"{where} lacks {listed(missing)}", "the model is incomplete", "fetch its files again")
     if unknown := sorted(entries.keys() - shapes.keys()):
-        raise FormatError(f"{where} holds {listed(unknown)}", "a Llama of this configuration has no such tensor")
+        raise FormatError(f"{where} holds {listed(unknown)}", "a model of this configuration has no such tensor")
     for name, shape in shapes.items():
         if entries[name].info.shape != shape:
             found = entries[name].info.shape

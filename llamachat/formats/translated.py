@@ -4,11 +4,12 @@ A reader honours a key, or knows by name that it has no effect on what the model
 silently dropped gives a model that is subtly wrong.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llamachat.core.spec import ModelSpec
 from llamachat.errors import ConfigError
+from llamachat.families.family import Layout
 from llamachat.system.metadata import Fields
 
 
@@ -20,6 +21,7 @@ class Translated:
     sampling: dict[str, Any]  # fields of SamplingParams that it sets
     ignored: tuple[str, ...]  # its keys that have no effect at inference
     max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit
+    layout: Layout = field(default_factory=Layout)  # of the weights beside it
 
 
 def head_share(fields: Fields, hidden: int, heads: int) -> int:

@@ -192,8 +192,8 @@ def load(
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
     tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
-    if config.rope_scaling and config.rope_scaling.length_dependent:
-        parallel = 1  # the angles depend on how many slots there are
+    if config.depends_on_length(slots * parallel):
+        parallel = 1  # what tokens mean depends on how many slots there are
     ready, parallel = _built(
         checkpoint,
         slots,

@@ -121,6 +121,13 @@ class Fields:
             self.refuse(key, "a list of finite numbers")
         return tuple(float(item) for item in value)
 
+    def wholes(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers from 0 on; () when absent."""
+        value = self.get(key) or []
+        if not isinstance(value, list) or not all(is_whole(item) and item >= 0 for item in value):
+            self.refuse(key, "a list of whole numbers")
+        return tuple(value)
+
     def strings(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
         """A list of strings."""
         value = self.get(key)

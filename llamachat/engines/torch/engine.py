@@ -82,8 +82,9 @@ class TorchEngine:
         assert all(
             len(text) == len(step.slots) == len(step.positions) > 0 for text, step in zip(ids, steps, strict=True)
         )
-        rotations = self.keys_values.rotations(np.concatenate([step.positions for step in steps]))
-        out = self.model(list(chain.from_iterable(ids)), rotations, self.keys_values.begin(steps), wanted)
+        positions = np.concatenate([step.positions for step in steps])
+        rotations, scale = self.keys_values.rotations(positions), self.keys_values.query_scale(positions)
+        out = self.model(list(chain.from_iterable(ids)), rotations, self.keys_values.begin(steps), wanted, scale)
         rows: NDArray[np.float32] = out.float().cpu().numpy()
         return rows
 

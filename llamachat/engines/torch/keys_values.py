@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, rotation
-from llamachat.core.rope import frequencies
+from llamachat.core.rope import frequencies, query_scales
 from llamachat.core.spec import KvBits, ModelSpec
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.saved import Layout, Saved, pinned_among
@@ -97,6 +97,13 @@ class KeysValues:
         dtype = self.precision.rotary
         made = {rope: rotation(positions, *of, dtype, self.device) for rope, of in self.frequencies.items()}
         return [made[rope] if rope else None for rope in self.ropes]
+
+    def query_scale(self, positions: Integers) -> Tensor | None:
+        """See Model: [T, 1, 1]."""
+        scales = query_scales(self.config, self.slots, positions)
+        if scales is None:
+            return None
+        return torch.from_numpy(scales).to(self.device, self.precision.compute)[:, None, None]
 
     def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Sight]:
         """Which slots this step reads, and which of those each query sees."""

@@ -1,0 +1,102 @@
+"""Where a file's tensors go: a layer's joined or stacked matrices -> our own, each read on its own and from where it lies."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from llamachat.core.spec import ModelSpec
+from llamachat.core.tensors import FloatTensor, Tensor, half_split_rows
+from llamachat.families.family import Layout
+from llamachat.formats.lazy import LazyTensor
+
+EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
+BARE = ("self_attn.sinks",)  # which has no kind at its end
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some rows of a tensor, or of the one with a number in a stack of them; `turned`: that is [in, out] there."""
+
+    rows: slice
+    number: int | None = None
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tensors of a layer go, by a layout and the sizes that the model has."""
+
+    layout: Layout
+    spec: ModelSpec
+
+    def of(self, prefix: str, part: str, kind: str, stack: int) -> Iterator[tuple[str, Cut]]:
+        """Of a layer's module and "weight" or "bias": our names, and what of the tensor each is. Unknown ones stay.
+
+        `stack`: the length of the first axis, of which a stack of experts has one each.
+        """
+        found = EXPERT.search(part)
+        targets = self.layout.parts.get(EXPERT.sub("{}", part), (part,))
+        if not any("{}" in target for target in targets):
+            yield from self._rows(prefix, targets, kind, None, None)
+        elif found:
+            yield from self._rows(prefix, targets, kind, found[0], None)
+        elif self.spec.experts and stack == self.spec.experts.count:
+            for number in range(stack):
+                yield from self._rows(prefix, targets, kind, str(number), number)
+        else:
+            yield _name(prefix, part, kind), Cut(slice(None))
+
+    def _rows(
+        self, prefix: str, targets: tuple[str, ...], kind: str, expert: str | None, number: int | None
+    ) -> Iterator[tuple[str, Cut]]:
+        names = [_name(prefix, target.replace("{}", expert or "{}"), kind) for target in targets]
+        turned, start = self.layout.transposed and number is not None and kind == "weight", 0
+        for place, name in enumerate(names):
+            if len(names) == 1:
+                rows = slice(None)
+            elif self.layout.alternating:
+                rows = slice(place, None, len(names))
+            else:
+                rows = slice(start, start := start + self._height(name))
+            yield name, Cut(rows, number, turned)
+
+    def _height(self, name: str) -> int:
+        """Rows of a matrix that may be joined with others."""
+        spec, module = self.spec, name.split(".")[-2]
+        if module in ("q_proj", "k_proj", "v_proj"):
+            return spec.head_dim * (spec.num_attention_heads if module == "q_proj" else spec.num_key_value_heads)
+        return spec.experts.intermediate_size if spec.experts and ".experts." in name else spec.intermediate_size
+
+
+def _name(prefix: str, module: str, kind: str) -> str:
+    return prefix + (module if module in BARE else f"{module}.{kind}")
+
+
+def cut(lazy: LazyTensor, what: Cut) -> LazyTensor:
+    """A part of a tensor; of mapped floats it stays in the map, of packed ones the whole is read first."""
+    inner = lazy.info.shape if what.number is None else lazy.info.shape[1:]
+    inner = inner[::-1] if what.turned else inner
+    shape = (len(range(*what.rows.indices(inner[0]))), *inner[1:])
+    share = shape[0] / inner[0] / (1 if what.number is None else lazy.info.shape[0])
+    return LazyTensor(
+        replace(lazy.info, shape=shape, nbytes=round(lazy.info.nbytes * share)), partial(_read, lazy, what)
+    )
+
+
+def _read(lazy: LazyTensor, what: Cut) -> Tensor:
+    tensor = lazy.read()
+    if what.number is not None:
+        assert isinstance(tensor, FloatTensor)
+        inner = tensor.data[what.number]
+        tensor = FloatTensor(inner.T if what.turned else inner)
+    return tensor.rows(what.rows)
+
+
+def half_split(name: str, lazy: LazyTensor, spec: ModelSpec) -> LazyTensor:
+    """A tensor whose rows rotate in interleaved pairs, if it is of queries or keys, in our order; others as they are."""
+    heads = {"q_proj": spec.num_attention_heads, "k_proj": spec.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return lazy
+    order = half_split_rows(heads, spec.head_dim, spec.rotary_dim)
+    return replace(lazy, read=lambda: lazy.read().rows(order))
