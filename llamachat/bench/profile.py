@@ -7,12 +7,20 @@ from contextlib import contextmanager
 import numpy as np
 
 from llamachat.core.engine import Engine
-from llamachat.engines.native.abi import native_library
-from llamachat.engines.native.engine import LINEARS, NativeEngine
+from llamachat.engines.native.abi import address, native_library
+from llamachat.engines.native.description import PARTS as MATRICES
+from llamachat.engines.native.engine import NativeEngine
 from llamachat.errors import UsageError
 
-KERNELS = ("head", "norms", "activations to int8", "SwiGLU", "attention", "embedding, narrowing of keys and values")
-PARTS = (*(name.split(".")[1] for name in LINEARS), *KERNELS)
+KERNELS = (
+    "head",
+    "norms",
+    "activations to int8",
+    "activation function",
+    "attention",
+    "embedding, narrowing of keys and values",
+)
+PARTS = (*MATRICES, *KERNELS)
 _STEP, _ALL = len(PARTS), 16  # of probe.c's array
 
 
@@ -36,11 +44,11 @@ class Profile:
         if not isinstance(engine, NativeEngine):
             raise UsageError("only the native engine has a profile", remedy="leave out --profile or --engine")
         self._engine = engine
+        self._parts = np.array(engine._description.parts, np.uint8)  # the C side keeps it
 
     def start(self) -> None:
         """Count from now on."""
-        count = self._engine.config.num_hidden_layers * len(LINEARS)
-        native_library().profile_start(self._engine._model.linears, count, len(LINEARS))
+        native_library().profile_start(self._engine._description.matrices, address(self._parts), len(self._parts))
 
     def read(self, tokens: int, seconds: float) -> dict[str, float]:
         """Milliseconds a token of each part, the mean of the threads; they add up to those of `seconds`."""

@@ -4,7 +4,6 @@ The families (llamachat/families) and the formats translate other projects' word
 a layer does with them is in model.py.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -332,15 +331,9 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[i
     return weight | {f"{name}.bias": (rows,)} if bias else weight
 
 
-# What a plain Llama has at its default: an engine that knows nothing else refuses what says otherwise.
+# What a plain Llama has at its default.
 BEYOND_LLAMA = (
     "rotary_dim", "sliding_rope", "unrotated_layers", "norms", "norm_offset", "qk_norm", "attention_scale",
     "query_scale", "attention_softcap", "attention_sinks", "hidden_act", "experts", "embedding_multiplier", "residual_multiplier",
     "logit_multiplier", "logit_softcap", "head",
 )  # fmt: skip
-
-
-def beyond_llama(spec: "ModelSpec") -> list[str]:
-    """Names of the fields, among those, that this model has set."""
-    plain = {each.name: each.default for each in dataclasses.fields(ModelSpec)}
-    return [name for name in BEYOND_LLAMA if getattr(spec, name) != plain[name]]

@@ -35,15 +35,40 @@ class Source(ctypes.Structure):
     ]
 
 
+class Rope(ctypes.Structure):
+    """A way to rotate."""
+
+    _fields_ = [("frequency", _POINTER), ("factor", ctypes.c_float), ("dim", _INT)]
+
+
+class Layer(ctypes.Structure):
+    """What is a layer's own."""
+
+    _fields_ = [
+        *(
+            (name, _POINTER)
+            for name in ("attention_in", "attention_out", "mlp_in", "mlp_out", "q_norm", "k_norm", "sinks")
+        ),
+        *((name, ctypes.POINTER(Matrix)) for name in ("attention", "mlp", "router")),
+        *((name, _INT) for name in ("window", "rope")),
+    ]
+
+
 class Model(ctypes.Structure):
     """Sizes and weights of a model."""
 
     _fields_ = [
         *((name, _INT) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim")),
-        *((name, _INT) for name in ("slots", "kv_kind", "threads", "batch")),
-        *((name, ctypes.c_float) for name in ("eps", "rope_factor")),
-        *((name, _POINTER) for name in ("frequency", "window", "norms")),
-        *((name, ctypes.POINTER(Matrix)) for name in ("embed", "head", "linears")),
+        *(
+            (name, _INT)
+            for name in ("slots", "kv_kind", "threads", "batch", "activation", "ropes", "fine", "whole_norms")
+        ),
+        *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax")),
+        *((name, ctypes.c_float) for name in ("eps", "query_scale", "softcap", "logit_softcap", "swiglu_limit")),
+        ("rope", ctypes.POINTER(Rope)),
+        ("layer", ctypes.POINTER(Layer)),
+        ("norm", _POINTER),
+        *((name, ctypes.POINTER(Matrix)) for name in ("embed", "head")),
     ]
 
 
@@ -63,9 +88,11 @@ class Keys(ctypes.Structure):
     _fields_ = [
         *((name, _POINTER) for name in ("k", "v", "k_scale", "v_scale", "position")),
         *((name, _INT) for name in ("kind", "dim", "window")),
+        ("softcap", ctypes.c_float),
     ]
 
 
+STRUCTURES = Matrix, Source, Rope, Layer, Model, Step, Keys
 # name -> what it returns (a text is what was wrong, None: nothing) and takes
 FUNCTIONS = {
     "usable_kernels": (_TEXT, [_INT]),
@@ -85,7 +112,7 @@ FUNCTIONS = {
     "single_rows": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _POINTER]),
     "single_attend": (_TEXT, [_TEXT, ctypes.POINTER(Keys), _POINTER, _POINTER, _INT, _INT, _POINTER]),
     "profile": (None, [_INT]),
-    "profile_start": (None, [ctypes.POINTER(Matrix), _INT, _INT]),
+    "profile_start": (None, [ctypes.POINTER(Matrix), _POINTER, _INT]),
     "profile_read": (None, [_INT, _POINTER]),
     "read_memory": (ctypes.c_uint64, [_POINTER, _SIZE, _INT, _INT]),
 }
@@ -99,7 +126,7 @@ def native_library() -> ctypes.CDLL:
         for name, (result, arguments) in FUNCTIONS.items():
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
-        for structure in (Matrix, Source, Model, Step, Keys):
+        for structure in STRUCTURES:
             require_layout(lib, structure)
     except (OSError, AttributeError) as error:
         raise BuildError(f"the compiled library cannot be used: {error}") from error

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.rope import frequencies
-from llamachat.core.spec import ModelSpec, beyond_llama
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.memory import kv_bytes
-from llamachat.engines.native.abi import Keys, Matrix, Model, Step, address, checked, native_library
+from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
+from llamachat.engines.native.description import Description, sized
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, Saved, pinned_among
@@ -24,9 +24,6 @@ KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
 KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
 BATCH = 512  # tokens a call; longer prompts take several
 WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
-LINEARS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
-    f"mlp.{name}_proj" for name in ("gate", "up", "down")
-)
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
 _UNPLACED = "each token needs a slot and a position"
@@ -53,7 +50,8 @@ class NativeEngine:
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
         self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
         self._lib = native_library()
-        self._model, self._kept = self._describe()
+        self._model = _sizes(config, slots, kv, self.threads)
+        self._description = Description(config, weights, self._model)
         why = ctypes.c_char_p()
         self._engine = self._lib.engine_new(self._model, self.kernels.encode(), ctypes.byref(why))
         checked(why.value)
@@ -207,39 +205,11 @@ class NativeEngine:
             checked(self._lib.engine_unrotated_keys(self._engine, block.start, len(block), address(self._master[1])))
         checked(self._lib.engine_rotate_keys(self._engine, block.start, len(block), start, address(self._master[1])))
 
-    def _describe(self) -> tuple[Model, list[Any]]:
-        """The model for the C side, and the objects that it points to."""
-        c = self.config
-        frequency, factor = frequencies(c, self.slots)
-        windows = np.array([c.window(layer) or _INT32_MAX for layer in range(c.num_hidden_layers)], np.int32)
-        matrices = [
-            self._matrix(f"model.layers.{layer}.{name}") for layer in range(c.num_hidden_layers) for name in LINEARS
-        ]
-        linears = (Matrix * len(matrices))(*matrices)
-        embed = self._matrix("model.embed_tokens")
-        head = embed if c.tie_word_embeddings else self._matrix("lm_head")
-        norms = self._norms()
-        model = _sizes(c, self.slots, self.kv, self.threads)
-        model.eps, model.rope_factor = c.rms_norm_eps, factor
-        model.frequency, model.window, model.norms = address(frequency), address(windows), address(norms)
-        model.embed, model.head, model.linears = ctypes.pointer(embed), ctypes.pointer(head), linears
-        return model, [frequency, windows, norms, embed, head, linears]
-
-    def _matrix(self, name: str) -> Matrix:
-        header, data = self.weights.tensors[name + ".weight"]
-        bias = self.weights.tensors.get(name + ".bias")
-        return header.matrix(data, None if bias is None else bias[1])
-
-    def _norms(self) -> NDArray[np.float32]:
-        names = [f"layers.{layer}.{name}_layernorm" for layer in range(self.config.num_hidden_layers)
-                 for name in ("input", "post_attention")]  # fmt: skip
-        return np.stack([self.weights.tensors[f"model.{name}.weight"][1].view(np.float32) for name in [*names, "norm"]])
-
 
 def supports(config: ModelSpec, index: Mapping[str, TensorInfo]) -> str | None:
     """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
-    if beyond := beyond_llama(config):
-        return f"it has {beyond[0]}"
+    if config.head != "next_token":
+        return "it has a head that classifies"
     for name, info in index.items():
         if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
             return f"{name} has {reason}"
@@ -258,10 +228,7 @@ def planned_bytes(
 
 def _sizes(config: ModelSpec, slots: int, kv: KvType, threads: int) -> Model:
     """A model without its weights; its batch is the largest that does not need much memory."""
-    model = Model(
-        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim, slots, KV_KINDS[kv], threads, BATCH,
-    )  # fmt: skip
+    model = sized(config, slots, KV_KINDS[kv], threads, BATCH)
     while model.batch > LANES and not native_library().model_fault(model) and _workspace(model) > WORKSPACE:
         model.batch //= 2
     return model
@@ -325,6 +292,7 @@ def single_attend(
     q: Array,
     positions: Array,
     window: int,
+    softcap: float = 0.0,
 ) -> NDArray[np.float32]:
     """What up to 8 queries [rows, dim] make of a chunk's slots: [rows, PART + dim], see c/kernels.h, which says how keys and
     values lie; scales [2, slots] float32, mask (positions of slots, 2^31 - 1 where masked) and positions int32."""
@@ -338,6 +306,7 @@ def single_attend(
         KV_KINDS[kv],
         q.shape[1],
         window,
+        softcap,
     )
     lib = native_library()
     checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(mask), address(out)))

@@ -133,8 +133,9 @@ def _codes(tensor: QuantTensor) -> tuple[tuple[int, ...], tuple[int, ...], float
             return tuple(int(code + whole) + 128 for code in range(16)), (), step, 0.0
         return tuple(code + 128 for code in range(16)), (), step, offset
     most = float(np.abs(table).max()) or 1.0
-    if most <= 127 and np.array_equal(table, np.round(table)):
-        return tuple(int(code) + 128 for code in table), (), 1.0, 0.0
+    for parts in (1, 2):  # MXFP4 counts in halves
+        if most * parts <= 127 and np.array_equal(table * parts, np.round(table * parts)):
+            return tuple(int(code) + 128 for code in table * parts), (), 1.0 / parts, 0.0
     steps = np.arange(127 * 256, 126 * 256, -1)  # to the largest entry; 169 * 192 makes FP4 exact
     errors = [float(np.abs(np.round(table / most * n) / n - table / most).sum()) for n in steps]
     count = int(steps[int(np.argmin(errors))])

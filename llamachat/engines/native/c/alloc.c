@@ -49,6 +49,13 @@ Acts claim_acts(Claims *c, int tokens, int width) {
                   claim(c, groups * 4), claim(c, groups * 8), claim(c, groups * 4), claim(c, groups * 8)};
 }
 
+static Route claim_route(Claims *c, const Model *m, size_t tokens) {
+    size_t picks = tokens * m->picked;
+    return (Route){claim(c, picks * sizeof(Pick)), claim(c, picks * sizeof(Group)), 0};
+}
+
+static void free_route(Route *r) { free(r->picks), free(r->groups); }
+
 void free_acts(Acts *a) {
     free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->sum16), free(a->mass32), free(a->mass16);
 }
@@ -71,13 +78,26 @@ void engine_free(Engine *e) {
     if (!e) return;
     for (int t = 0; e->local && t < e->m.threads; t++) {
         free_acts(&e->local[t].acts);
+        free_route(&e->local[t].route);
         free(e->local[t].x), free(e->local[t].part), free(e->local[t].scratch);
     }
-    free_acts(&e->acts), free_acts(&e->mlp);
+    free_acts(&e->acts), free_acts(&e->mlp), free_acts(&e->gathered), free_acts(&e->expert_acts), free_route(&e->route);
+    free(e->scores), free(e->expert_row), free(e->expert_gate), free(e->expert_out);
     free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->parts);
     free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
     release(e->kv, e->kv_bytes);
     free(e);
+}
+
+static void claim_experts(Engine *e, Claims *c) {
+    size_t rows = expert_rows(&e->m);
+    e->scores = claim(c, (size_t)up(e->m.batch, LANES) * e->scored * 4);
+    e->route = claim_route(c, &e->m, up(e->m.batch, LANES));
+    e->expert_row = claim(c, e->m.experts * sizeof *e->expert_row);
+    e->gathered = claim_acts(c, rows, e->hidden);
+    e->expert_acts = claim_acts(c, rows, e->expert_inner);
+    e->expert_gate = claim(c, rows * 2 * e->expert_inner * 4);
+    e->expert_out = claim(c, rows * e->hidden * 4);
 }
 
 static void claim_all(Engine *e, Claims *c) {
@@ -88,18 +108,20 @@ static void claim_all(Engine *e, Claims *c) {
     e->mlp = claim_acts(c, batch, e->inner);
     e->local = claim(c, m->threads * sizeof *e->local);
     for (int t = 0; t < m->threads; t++) {
-        Local local = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4), claim(c, SCRATCH)};
+        Local local = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4), claim(c, SCRATCH),
+                       claim_route(c, m, 1)};
         if (e->local) e->local[t] = local;
     }
     e->x = claim(c, batch * e->hidden * 4);
     e->out = claim(c, batch * e->hidden * 4);
     e->qkv_out = claim(c, batch * e->qkv * 4);
     e->gate = claim(c, batch * 2 * e->inner * 4);
-    e->cosine = claim(c, batch * m->head_dim * 2);
-    e->sine = claim(c, batch * m->head_dim * 2);
+    e->cosine = claim(c, batch * m->ropes * m->head_dim * 2);
+    e->sine = claim(c, batch * m->ropes * m->head_dim * 2);
     e->parts = claim(c, (size_t)cut_units(e) * ROWS * chunks * part_size(e) * 4);
     e->runs = claim(c, batch * sizeof *e->runs);
     e->position = claim(c, (size_t)e->cap * 8);
+    if (m->experts) claim_experts(e, c);
 }
 
 /* An engine of this shape that holds nothing yet. */
@@ -112,6 +134,9 @@ static Engine shaped(const Model *m) {
         .qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES,  /* each of the three is padded to a strip */
         .dim = up(m->head_dim, LANES),
         .cap = up(m->slots, CHUNK),
+        .expert_inner = up(m->expert_inner, TILE),
+        .scored = up(m->experts, LANES),
+        .fine = m->fine,
     };
 }
 
@@ -134,6 +159,8 @@ Engine *engine_new(const Model *m, const char *kernels, const char **why) {
     if (!e) return NULL;
     *e = shaped(m);
     e->k = k;
+    for (int layer = 0; layer < m->layers; layer++)
+        if (m->layer[layer].router && m->layer[layer].router->kind >= Q8) e->fine |= FINE_MLP;  /* which experts, is felt most */
     claim_all(e, &claims);
     size_t heads = (size_t)m->layers * 2 * m->kv_heads;
     e->kv_bytes = heads * e->cap * e->dim * kv_element(m->kv_kind);

@@ -67,6 +67,7 @@ typedef struct {
     float *out[ROWS];
     int32_t position[ROWS];
     const Text *text;
+    int head[ROWS];
     int rows, group, low, high;
 } Queries;
 
@@ -89,6 +90,7 @@ static Queries queries_of(const Task *t, int unit) {
     Queries u = {.text = e->texts + run->text, .group = (unit - run->unit) % e->m.kv_heads, .low = INT32_MAX, .high = INT32_MIN};
     for (; u.rows < ROWS && run->first + (row + u.rows) / per < least(run->end, t->tokens); u.rows++) {
         int token = run->first + (row + u.rows) / per, head = u.group * per + (row + u.rows) % per;
+        u.head[u.rows] = head;
         u.q[u.rows] = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
         u.out[u.rows] = e->acts.x + (size_t)token * e->acts.width + head * e->m.head_dim;
         u.position[u.rows] = (int32_t)t->s->positions[token];
@@ -111,7 +113,7 @@ static void start_parts(const Engine *e, float *part, int rows) {
 static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, float *part) {
     const Engine *e = t->e;
     if (chunk >= u->text->chunks) return 0;
-    int window = e->m.window[layer], lo = 0, hi = CHUNK / LANES, quantized = e->m.kv_kind == Q8;
+    int window = e->m.layer[layer].window, lo = 0, hi = CHUNK / LANES, quantized = e->m.kv_kind == Q8;
     size_t at = (u->text->at + chunk) * CHUNK, slot = (size_t)(u->text->base + chunk) * CHUNK;
     const int32_t *first = e->first + at / LANES, *last = e->last + at / LANES;
     while (lo < hi && !(first[lo] <= u->high && last[lo] > u->low - window)) lo++;
@@ -121,7 +123,7 @@ static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, f
     size_t bytes = kv_offset(e, 1, slot, 0) * kv_element(e->m.kv_kind);
     Keys keys = {kv_plane(e, layer, 0, u->group) + bytes, kv_plane(e, layer, 1, u->group) + bytes,
                  quantized ? kv_scales(e, layer, 0, u->group) + slot : NULL, quantized ? kv_scales(e, layer, 1, u->group) + slot : NULL,
-                 e->mask + at, e->m.kv_kind, e->dim, window};
+                 e->mask + at, e->m.kv_kind, e->dim, window, e->m.softcap};
     e->k->attend(&keys, u->q, u->position, u->rows, (hi - lo) * LANES, part);
     return 1;
 }
@@ -131,10 +133,14 @@ static void merge_rows(const Engine *e, float *into, const float *part, int rows
     for (int r = 0; r < rows; r++) e->k->merge(into + r * part_size(e), part + r * part_size(e), e->dim);
 }
 
-/* Divides the weighted sums of values by softmax's denominator: the activations that the output projection reads. */
-static void finish_softmax(const Engine *e, const Queries *u, const float *part) {
-    for (int r = 0; r < u->rows; r++, part += part_size(e))
-        for (int d = 0; d < e->m.head_dim; d++) u->out[r][d] = part[PART + d] / part[1];
+/* Divides the weighted sums of values by softmax's denominator, which a sink adds to: the activations that the output projection
+   reads. A sink far above all scores makes it infinite, and leaves nothing of the values. */
+static void finish_softmax(const Engine *e, int layer, const Queries *u, const float *part) {
+    const float *sinks = e->m.layer[layer].sinks;
+    for (int r = 0; r < u->rows; r++, part += part_size(e)) {
+        float sum = part[1] + (sinks ? expf(sinks[u->head[r]] - part[0]) : 0.0f);
+        for (int d = 0; d < e->m.head_dim; d++) u->out[r][d] = part[PART + d] / sum;
+    }
 }
 
 /* Each unit over all of its chunks, whose partials are merged as they come. */
@@ -147,7 +153,7 @@ static void attend_units(const Task *t, int layer) {
             start_parts(e, all, u.rows);
             for (int chunk = 0; u.rows && chunk < u.text->chunks; chunk++)
                 if (attend_chunk(t, layer, &u, chunk, part)) merge_rows(e, all, part, u.rows);
-            finish_softmax(e, &u, all);
+            finish_softmax(e, layer, &u, all);
         }
 }
 
@@ -163,7 +169,7 @@ static void attend_cuts(const Task *t, int layer) {
 }
 
 /* What attend_cuts left, merged in the same order as attend_units has. */
-static void merge_cuts(const Task *t) {
+static void merge_cuts(const Task *t, int layer) {
     const Engine *e = t->e;
     float *all = t->local->part;
     for (int unit = t->thread; unit < e->units; unit += t->threads) {
@@ -171,20 +177,20 @@ static void merge_cuts(const Task *t) {
         start_parts(e, all, u.rows);
         for (int chunk = 0; chunk < e->chunks; chunk++)
             merge_rows(e, all, e->parts + ((size_t)chunk * e->units + unit) * ROWS * part_size(e), u.rows);
-        finish_softmax(e, &u, all);
+        finish_softmax(e, layer, &u, all);
     }
 }
 
 /* Few queries, such as those of one token, are cut along the slots as well, so that all threads have work. */
 void attention(const Task *t, int layer) {
     const Engine *e = t->e;
-    const Matrix *next = e->m.linears + layer * LINEARS + OUTPUT;
+    const Matrix *next = e->m.layer[layer].attention + OUTPUT;
     if (e->units > cut_units(e) || e->chunks == 1) {
         attend_units(t, layer);
     } else {
         attend_cuts(t, layer);
         barrier_before(t, next, strips_of(next));
-        merge_cuts(t);
+        merge_cuts(t, layer);
     }
     barrier_before(t, next, strips_of(next));
 }

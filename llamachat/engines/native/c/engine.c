@@ -8,12 +8,9 @@
 #include "attention.h"
 #include "faults.h"
 #include "kv.h"
+#include "mixture.h"
 #include "alloc.h"
 #include "threads.h"
-
-/* Rounding activations to 8 bits costs SmolLM2 (Q4_1) a mean KL divergence of 0.0030, of which the head's share is 0.0010,
-   that of query, key and value 0.0009. These two are a small part of all multiplications; with 15 bits there it is 0.0012. */
-enum { FINE_QKV = 1, FINE_MLP = 0, FINE_HEAD = 1 };
 
 /* ---- steps of the forward pass ---- */
 
@@ -39,26 +36,36 @@ static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of
 static void embed(const Task *t) {
     const Engine *e = t->e;
     EACH_TOKEN(t, i) e->k->dequantize_row(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
-    int half = e->m.head_dim / 2;
-    for (int i = t->thread; i < t->tokens; i += t->threads) {
-        size_t row = (size_t)i * half;
-        rotation_angles(e, (double)t->s->positions[i], e->m.rope_factor, e->cosine + row, e->sine + row);
+    for (int i = t->thread; i < t->tokens * e->m.ropes; i += t->threads) {
+        const Rope *rope = e->m.rope + i / t->tokens;
+        size_t at = angles_at(e, i / t->tokens, i % t->tokens);
+        rotation_angles(rope, (double)t->s->positions[i % t->tokens], rope->factor, e->cosine + at, e->sine + at);
     }
 }
 
-/* x += out [tokens][hidden], which is only noted: a norm always follows, and adds what is noted while it reads x. */
-static void add_residual(Task *t) { t->residual = t->e->out; }
+/* x += out [tokens][hidden], or what a norm makes of out, which is only noted: rms_norm always follows, and adds while it reads. */
+static void add_residual(Task *t, const float *norm) { t->residual = t->e->out, t->residual_norm = norm; }
 
-/* The i-th norm's weight [hidden]: two of each layer, before attention and before the MLP, then the final one. */
-static const float *norm_weight(const Engine *e, int i) { return e->m.norms + (size_t)i * e->hidden; }
+/* x += add, if there is any; out = x. */
+static void add_up(float *x, const float *add, int n, float *out) {
+    for (int i = 0; add && i < n; i++) x[i] += add[i];
+    memcpy(out, x, n * 4);
+}
 
-/* x / sqrt(mean(x^2) + eps) * weight [tokens][hidden], as floats and, for the products that follow, as integers. */
-static void rms_norm(Task *t, const float *weight, int fine) {
+/* x / sqrt(mean(x^2) + eps) * weight [tokens][hidden], as floats and, for the products that follow, as integers. Without a weight,
+   x itself. */
+static void rms_norm(Task *t, const float *weight, int products) {
     const Engine *e = t->e;
+    int n = e->m.hidden, fine = is_fine(e, products);
     EACH_TOKEN(t, i) {
         size_t row = (size_t)i * e->hidden;
-        const float *add = t->residual ? t->residual + row : NULL;
-        e->k->rmsnorm(t->x + row, add, weight, e->m.hidden, e->m.eps, t->acts->x + (size_t)i * t->acts->width);
+        float *x = t->x + row, *out = t->acts->x + (size_t)i * t->acts->width, *add = t->residual ? t->residual + row : NULL;
+        if (add && t->residual_norm) {
+            e->k->rmsnorm(add, NULL, t->residual_norm, n, e->m.eps, out);
+            add = out;
+        }
+        if (weight) e->k->rmsnorm(x, add, weight, n, e->m.eps, out);
+        else add_up(x, add, e->hidden, out);
         e->k->quantize(t->acts, i, 0, e->hidden, fine);
     }
     t->residual = NULL;
@@ -72,62 +79,104 @@ static void project_qkv(const Task *t, const Matrix *w) {
     Product qkv[] = {{w + QUERY, t->tokens, e->qkv_out, e->qkv},
                      {w + KEY, all, e->qkv_out + key_column(e), e->qkv},
                      {w + VALUE, all, e->qkv_out + value_column(e), e->qkv}};
-    multiply(t, t->acts, FINE_QKV, qkv, 3);
+    multiply(t, t->acts, is_fine(e, FINE_QKV), qkv, 3);
     barrier_before(t, w + OUTPUT, strips_of(w + OUTPUT));
+}
+
+/* Norms of queries and keys, of all heads together; where each head has one, it goes with the rotation. */
+static void norm_queries_and_keys(const Task *t, const Layer *l) {
+    norm_projections(t, l);
+    barrier(t);
 }
 
 /* Rotates queries and keys by their positions, and stores keys and values in their slots. */
-static void rotate_and_store_kv(const Task *t, const Matrix *w, int layer) {
+static void rotate_and_store_kv(const Task *t, int layer) {
+    const Matrix *output = t->e->m.layer[layer].attention + OUTPUT;
     rotate_and_store(t, layer);
-    barrier_before(t, w + OUTPUT, strips_of(w + OUTPUT));
+    barrier_before(t, output, strips_of(output));
 }
 
 /* What the heads gave [tokens][heads * head_dim], rounded to integers, times the output matrix: out [tokens][hidden]. */
-static void project_output(const Task *t, const Matrix *w) {
+static void project_output(const Task *t, const Layer *l) {
     const Engine *e = t->e;
+    const Matrix *w = l->attention + OUTPUT, *next = l->router ? l->router : l->mlp + GATE;
     EACH_TOKEN(t, i) {
-        if (t->alone) memcpy(t->acts->x, e->acts.x, e->attn * 4);
-        e->k->quantize(t->acts, i, 0, e->attn, 0);
+        float *x = t->acts->x + (size_t)i * t->acts->width;
+        if (t->alone) memcpy(x, e->acts.x, e->attn * 4);
+        for (int d = w->columns; d < e->attn; d++) x[d] = 0.0f;
+        e->k->quantize(t->acts, i, 0, e->attn, is_fine(e, FINE_OUTPUT));
     }
     barrier_unless_alone(t);
-    multiply(t, t->acts, 0, &(Product){w + OUTPUT, t->tokens, e->out, e->hidden}, 1);
-    barrier_before(t, w + GATE, e->inner / LANES);
+    multiply(t, t->acts, is_fine(e, FINE_OUTPUT), &(Product){w, t->tokens, e->out, e->hidden}, 1);
+    barrier_before(t, next, up(next->rows, TILE) / LANES);
 }
 
-/* silu(gate) * up [tokens][inner], where gate and up are products [tokens][inner] of the same activations. A thread computes the
+/* act(gate) * up [tokens][inner], where gate and up are products [tokens][inner] of the same activations. A thread computes the
    same rows of both, 64 or a multiple, so that it can make of them the next product's activations at once. */
-static void gate_up_silu(const Task *t, const Matrix *w) {
+static void gate_up(const Task *t, const Matrix *w) {
     const Engine *e = t->e;
-    int tokens = t->tokens, strips = strips_of(w + GATE);
+    int tokens = t->tokens, strips = strips_of(w + GATE), fine = is_fine(e, FINE_MLP);
     float *gate = e->gate, *upper = gate + e->inner;
     for (int lo, hi = 0; take_strips(t, e->inner / LANES, &lo, &hi);) {
         int count = least(hi, strips) - lo, from = lo * LANES, to = hi * LANES;
-        e->k->matmul(w + GATE, t->acts, FINE_MLP, 0, tokens, gate, 2 * e->inner, lo, count, t->local->scratch);
-        e->k->matmul(w + UP, t->acts, FINE_MLP, 0, tokens, upper, 2 * e->inner, lo, count, t->local->scratch);
+        e->k->matmul(w + GATE, t->acts, fine, 0, tokens, gate, 2 * e->inner, lo, count, t->local->scratch);
+        e->k->matmul(w + UP, t->acts, fine, 0, tokens, upper, 2 * e->inner, lo, count, t->local->scratch);
         for (int i = 0; i < tokens; i++) {
             size_t row = (size_t)i * 2 * e->inner + from;
-            e->k->swiglu(gate + row, upper + row, e->mlp.x + (size_t)i * e->inner + from, to - from);
-            e->k->quantize(&e->mlp, i, from, to, 0);
+            float *out = e->mlp.x + (size_t)i * e->inner + from;
+            e->k->activate(e->m.activation, e->m.swiglu_limit, gate + row, upper + row, out, to - from);
+            e->k->quantize(&e->mlp, i, from, to, is_fine(e, FINE_DOWN));
         }
     }
     barrier_before(t, w + DOWN, strips_of(w + DOWN));
 }
 
-/* out [tokens][hidden]. The next weights to be read are the next layer's, or the head's. */
-static void project_down(const Task *t, const Matrix *w, int is_last) {
+/* out [tokens][hidden] */
+static void project_down(const Task *t, const Matrix *w) {
     const Engine *e = t->e;
-    multiply(t, &e->mlp, 0, &(Product){w + DOWN, t->tokens, e->out, e->hidden}, 1);
-    if (is_last) barrier_before(t, e->m.head, strips_of(e->m.head));
-    else barrier_before(t, w + LINEARS + QUERY, qkv_strips(w));
+    multiply(t, &e->mlp, is_fine(e, FINE_DOWN), &(Product){w + DOWN, t->tokens, e->out, e->hidden}, 1);
 }
 
-/* Logits [tokens][vocab]. */
+/* The next weights to be read are the next layer's, or the head's. */
+static void end_layer(const Task *t, int layer) {
+    const Engine *e = t->e;
+    const Matrix *next = layer < e->m.layers - 1 ? e->m.layer[layer + 1].attention : e->m.head;
+    barrier_before(t, next, next == e->m.head ? strips_of(next) : qkv_strips(next));
+}
+
+/* Logits [tokens][vocab], perhaps capped: those of a strip by the thread that computed it. */
 static void project_head(const Task *t) {
-    const Matrix *head = t->e->m.head;
-    multiply(t, t->acts, FINE_HEAD, &(Product){head, t->tokens, t->s->logits, up(head->rows, LANES)}, 1);
+    const Engine *e = t->e;
+    const Matrix *head = e->m.head;
+    size_t stride = up(head->rows, LANES);
+    for (int lo, hi = 0; take_strips(t, strips_of(head), &lo, &hi);) {
+        e->k->matmul(head, t->acts, is_fine(e, FINE_HEAD), 0, t->tokens, t->s->logits, stride, lo, hi - lo, t->local->scratch);
+        for (int i = 0; e->m.logit_softcap > 0.0f && i < t->tokens; i++)
+            e->k->soften(t->s->logits + i * stride + (size_t)lo * LANES, (hi - lo) * LANES, e->m.logit_softcap);
+    }
 }
 
 /* ---- the forward pass ---- */
+
+/* A mixture of experts in place of the MLP. */
+static void mixture(Task *t, const Layer *l) {
+    /* router [tokens][experts]: which experts run which tokens */
+    route(t, l);
+
+    /* gate and up, act(gate) * up [rows][expert_inner]: a row is a token in one of its experts */
+    gate_up_experts(t, l);
+
+    /* down projections [rows][hidden], added up to [tokens][hidden] */
+    project_down_experts(t, l);
+}
+
+static void mlp(Task *t, const Layer *l) {
+    /* gate and up, act(gate) * up [tokens][inner] */
+    gate_up(t, l->mlp);
+
+    /* down projection [tokens][hidden] */
+    project_down(t, l->mlp);
+}
 
 /* What each thread runs, side by side with the others; a step ends with a barrier where the next one reads what others wrote.
    x is the residual stream [tokens][hidden]. */
@@ -139,39 +188,39 @@ static void forward(Task *t) {
     embed(t);
 
     for (int layer = 0; layer <= last; layer++) {
-        const Matrix *w = e->m.linears + layer * LINEARS;
+        const Layer *l = e->m.layer + layer;
 
         /* attention norm [tokens][hidden] */
-        rms_norm(t, norm_weight(e, 2 * layer), FINE_QKV);
+        rms_norm(t, l->attention_in, FINE_QKV);
         if (layer == last) t->tokens = t->s->wanted;  /* of the others, only keys and values are still needed */
 
         /* queries [tokens][heads * head_dim], keys and values [tokens][kv_heads * head_dim] */
-        project_qkv(t, w);
+        project_qkv(t, l->attention);
 
-        /* RoPE of queries and keys; keys and values to their slots in the cache */
-        rotate_and_store_kv(t, w, layer);
+        /* norms of queries and keys; RoPE; keys and values to their slots in the cache */
+        if (l->q_norm && e->m.whole_norms) norm_queries_and_keys(t, l);
+        rotate_and_store_kv(t, layer);
         if (!t->tokens) return;
 
         /* softmax(q k) v [tokens][heads * head_dim] */
         attention(t, layer);
 
         /* output projection [tokens][hidden], and the residual connection around attention */
-        project_output(t, w);
-        add_residual(t);
+        project_output(t, l);
+        add_residual(t, l->attention_out);
 
         /* MLP norm [tokens][hidden] */
-        rms_norm(t, norm_weight(e, 2 * layer + 1), FINE_MLP);
+        rms_norm(t, l->mlp_in, FINE_MLP);
 
-        /* gate and up, silu(gate) * up [tokens][inner] */
-        gate_up_silu(t, w);
-
-        /* down projection [tokens][hidden], and the residual connection around the MLP */
-        project_down(t, w, layer == last);
-        add_residual(t);
+        /* the MLP, or the experts in its place [tokens][hidden], and the residual connection around it */
+        if (l->router) mixture(t, l);
+        else mlp(t, l);
+        end_layer(t, layer);
+        add_residual(t, l->mlp_out);
     }
 
     /* final norm [tokens][hidden] */
-    rms_norm(t, norm_weight(e, 2 * e->m.layers), FINE_HEAD);
+    rms_norm(t, e->m.norm, FINE_HEAD);
 
     /* head: logits [tokens][vocab] */
     project_head(t);
@@ -179,7 +228,7 @@ static void forward(Task *t) {
 
 /* One thread's part of a step. */
 static void run(Engine *e, const Step *s, int thread, int threads) {
-    Task t = {e, s, thread, threads, s->tokens, s->tokens == 1, &e->local[thread], &e->acts, e->x, NULL};
+    Task t = {e, s, thread, threads, s->tokens, s->tokens == 1, &e->local[thread], &e->acts, e->x, NULL, NULL};
     if (t.alone) t.acts = &t.local->acts, t.x = t.local->x;
     if (s->tokens > 1) e->k->enter();
     forward(&t);
@@ -196,7 +245,7 @@ const char *engine_forward(Engine *e, const Step *s) {
     make_mask(e, s, chunks);
     find_units(e, s);
     atomic_store(&e->team.taken, 0);
-    e->acts.lanes = e->mlp.lanes = least(s->tokens, LANES);
+    e->acts.lanes = e->mlp.lanes = e->gathered.lanes = e->expert_acts.lanes = least(s->tokens, LANES);
     #pragma omp parallel num_threads(e->m.threads)
     run(e, s, omp_get_thread_num(), omp_get_num_threads());
     return NULL;

@@ -22,19 +22,31 @@ typedef struct {
     _Alignas(64) atomic_int taken;  /* how much of the work since the last barrier has been taken */
 } Team;
 
-typedef struct { Acts acts; float *x, *part; void *scratch; } Local;  /* what each thread has to itself */
+/* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */
+typedef struct { int expert, row; float share; } Pick;
+typedef struct { int expert, first, rows; } Group;      /* the rows of one expert */
+typedef struct { Pick *picks; Group *groups; int count; } Route;  /* [tokens][picked], by expert; and so many groups */
+
+typedef struct { Acts acts; float *x, *part; void *scratch; Route route; } Local;  /* what each thread has to itself */
 
 typedef struct Engine {
     Model m;
     const Kernels *k;
     int hidden, inner, attn, qkv, dim, cap;  /* padded: columns of activations, of the fused query-key-value row, head_dim, slots */
+    int expert_inner, scored;                /* padded: columns of an expert's activations, of the router's scores */
+    int fine;                                /* the model's; and FINE_MLP where a router is coded */
     Local *local;                            /* [threads] */
     Acts acts, mlp;                          /* of a batch: what products read; and what the down projection reads */
     float *x;                                /* residual stream [batch][hidden] */
     float *out;                              /* of attention and MLP, to be added to it [batch][hidden] */
     float *qkv_out;                          /* queries, keys and values [batch][qkv], see key_column */
     float *gate;                             /* gate and up [batch][2][inner] */
-    float *cosine, *sine;                    /* of the tokens' angles [batch][head_dim / 2] */
+    float *cosine, *sine;                    /* of the tokens' angles [ropes][batch][head_dim / 2], see angles_at */
+    float *scores;                           /* the router's [batch][scored] */
+    Route route;                             /* of a batch; that of one token is each thread's own */
+    int *expert_row;                         /* [experts], while tokens are grouped */
+    Acts gathered, expert_acts;              /* of the experts' rows: what gate and up read; and what down reads */
+    float *expert_gate, *expert_out;         /* gate and up [rows][2][expert_inner]; down [rows][hidden] */
     float *parts;                            /* attention partials of units that are cut along the slots */
     Text *texts;                             /* of this step; and for the chunks of each, one text after the other: */
     int32_t *mask;                           /* position of each slot, INT32_MAX: masked */
@@ -58,7 +70,8 @@ typedef struct {
     Local *local;
     Acts *acts;                  /* what the layers' products read */
     float *x;                    /* residual stream [tokens][hidden] */
-    const float *residual;       /* what the next norm adds to it first [tokens][hidden], or NULL */
+    float *residual;             /* what the next norm adds to it first [tokens][hidden], or NULL */
+    const float *residual_norm;  /* and by which norm that goes before, or NULL */
 } Task;
 
 static inline int most(int a, int b) { return a > b ? a : b; }
@@ -74,6 +87,20 @@ static inline int value_column(const Engine *e) { return key_column(e) + up(e->m
 static inline int cut_units(const Engine *e) {
     return most(e->m.kv_heads * (up(queries_per_key(e), ROWS) / ROWS), 4 * e->m.threads);
 }
+
+/* Rows of experts' activations that a batch may need: an expert's rows begin with a whole block of tokens. */
+static inline int expert_rows(const Model *m) {
+    int picks = up(m->batch, LANES) * m->picked;
+    return up(picks + least(m->experts, picks) * (LANES - 1), LANES);
+}
+
+/* Where the cosines and sines of a token lie, for one way to rotate. */
+static inline size_t angles_at(const Engine *e, int rope, int token) {
+    return ((size_t)rope * e->m.batch + token) * (e->m.head_dim / 2);
+}
+
+/* Whether the activations of these products are fine. */
+static inline int is_fine(const Engine *e, int products) { return (e->fine & products) != 0; }
 
 /* The tokens that a thread works on one by one: neighbours, for the activations of neighbours share lines of the cache. */
 static inline int first_token(const Task *t, int thread) {

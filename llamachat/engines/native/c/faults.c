@@ -21,7 +21,7 @@ const char *model_fault(const Model *m) {
     if (!within(m->head_dim, 2, DIM)) return "heads of more than 1024 elements";
     if (m->head_dim % 2) return "heads of an odd number of elements";
     if (!within(m->hidden, 1, MAX_HIDDEN)) return "a hidden size above 2^20";
-    if (!within(m->inner, 1, MAX_INNER)) return "an intermediate size above 2^22";
+    if (!within(m->inner, m->experts ? 0 : 1, MAX_INNER) || !within(m->expert_inner, m->experts ? 1 : 0, MAX_INNER)) return "an intermediate size above 2^22";
     if (!within(m->vocab, 1, MAX_VOCAB)) return "a vocabulary above 2^24";
     if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
     if (!within(m->heads, 1, MAX_HEADS) || !within(m->kv_heads, 1, MAX_HEADS)) return "more than 4096 heads";
@@ -30,6 +30,11 @@ const char *model_fault(const Model *m) {
     if (!within(m->threads, 1, MAX_THREADS)) return "more than 1024 threads";
     if (!within(m->slots, 1, MAX_SLOTS)) return "a context above 2^30 tokens";
     if (!within(m->batch, 1, MAX_BATCH)) return "batches of more than 4096 tokens";
+    if (!within(m->activation, SILU, ACTIVATIONS - 1)) return "an activation function that is not known";
+    if (!within(m->ropes, 0, MAX_ROPES)) return "more than two ways to rotate";
+    if (!within(m->experts, 0, MAX_EXPERTS)) return "more than 4096 experts";
+    if (!within(m->picked, m->experts ? 1 : 0, m->experts)) return "more experts a token than there are";
+    if (!within(m->fine, 0, FINE_ALL) || !within(m->whole_norms, 0, 1) || !within(m->whole_softmax, 0, 1)) return "a flag that is none";
     int64_t units = (int64_t)m->kv_heads * up(m->heads / m->kv_heads, ROWS) / ROWS, chunks = up(m->slots, CHUNK) / CHUNK;
     if ((units > 4 * m->threads ? units : 4 * m->threads) * chunks > INT32_MAX) return "too many heads for so long a context";
     return NULL;
@@ -39,15 +44,42 @@ static int is_shaped(const Matrix *w, int rows, int columns) {
     return w && w->data && w->rows == rows && w->columns == columns && !matrix_fault(w);
 }
 
+static int are_shaped(const Matrix *w, int count, const int shapes[][2]) {
+    for (int i = 0; i < count; i++)
+        if (!w || !is_shaped(w + i, shapes[i][0], shapes[i][1])) return 0;
+    return 1;
+}
+
+static const char *mixture_fault(const Model *m, const Layer *l) {
+    const int expert[GATED][2] = {{m->expert_inner, m->hidden}, {m->expert_inner, m->hidden}, {m->hidden, m->expert_inner}};
+    if (!m->experts || !is_shaped(l->router, m->experts, m->hidden)) return "a router of another model";
+    for (int i = 0; i < m->experts; i++)
+        if (!l->mlp || !are_shaped(l->mlp + i * GATED, GATED, expert)) return "experts of another model";
+    return NULL;
+}
+
+static const char *layer_fault(const Model *m, const Layer *l) {
+    int attn = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    const int attention[PROJECTIONS][2] = {{attn, m->hidden}, {kv, m->hidden}, {kv, m->hidden}, {m->hidden, attn}};
+    const int gated[GATED][2] = {{m->inner, m->hidden}, {m->inner, m->hidden}, {m->hidden, m->inner}};
+    if (!within(l->rope, -1, m->ropes - 1)) return "a way to rotate that is not there";
+    if (l->window < 1) return "a window of nothing";
+    if (!l->q_norm != !l->k_norm) return "a norm of queries or keys alone";
+    if (!are_shaped(l->attention, PROJECTIONS, attention)) return "weights of another model";
+    if (l->router) return mixture_fault(m, l);
+    return are_shaped(l->mlp, GATED, gated) ? NULL : "weights of another model";
+}
+
 /* Why these weights are not those of such a model; NULL: they are. */
 const char *weights_fault(const Model *m) {
-    int attn = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
-    const int shapes[LINEARS][2] = {{attn, m->hidden}, {kv, m->hidden}, {kv, m->hidden}, {m->hidden, attn},
-                                    {m->inner, m->hidden}, {m->inner, m->hidden}, {m->hidden, m->inner}};
-    if (!m->frequency || !m->window || !m->norms || !m->linears) return "weights that are missing";
+    if (!m->norm || !m->layer || (m->ropes && !m->rope)) return "weights that are missing";
+    for (int i = 0; i < m->ropes; i++)
+        if (!m->rope[i].frequency || !within(m->rope[i].dim, 2, m->head_dim) || m->rope[i].dim % 2) return "an impossible rotation";
     if (!is_shaped(m->embed, m->vocab, m->hidden) || !is_shaped(m->head, m->vocab, m->hidden)) return "an embedding of another model";
-    for (int i = 0; i < m->layers * LINEARS; i++)
-        if (!is_shaped(m->linears + i, shapes[i % LINEARS][0], shapes[i % LINEARS][1])) return "weights of another model";
+    for (int layer = 0; layer < m->layers; layer++) {
+        const char *fault = layer_fault(m, m->layer + layer);
+        if (fault) return fault;
+    }
     return NULL;
 }
 

@@ -3,6 +3,7 @@
    A matrix product sums, for each output, group after group of columns, fma(weight scale * activation scale, integer sum,
    so far): whatever the number of tokens and the instructions, the result is the same to the last bit, so that decoding,
    prefill in chunks of any size and the verification of drafts agree. */
+#include "model.h"
 #include "simd.h"
 
 #define JOIN_(a, b) a##b
@@ -41,21 +42,34 @@ static void dequantize_row(const Matrix *w, int row, float *out) {
                 int code = w->kind == Q8 ? codes[c / 4 * 64 + 4 * lane + c % 4] : w->table[code_of(codes, lane, c)];
                 float low = w->wide ? (float)(w->low[code_of(codes, lane, c)] - 128) / 256.0f : 0.0f;
                 float value = half_value(scale) * ((float)(code - 128) + low);
-                out[c] = (w->minimum ? value + half_value(scale + 32 * w->subs) : value) * w->unit;
+                out[c] = w->minimum ? value + half_value(scale + 32 * w->subs) : value;
             }
+            out[c] *= w->unit;
         }
     }
 }
 
-/* n up to a multiple of 64: x, add and weight are zero from there on. */
+/* n up to a multiple of 64: x, add and weight are zero from there on, and out becomes so. It may be `add`. */
 static void rmsnorm(float *x, const float *add, const float *weight, int n, float eps, float *out) {
     vf squares = splat(0);
-    for (int i = 0; i < n; i += VL) {
+    int end = up(n, TILE);
+    for (int i = 0; i < end; i += VL) {
         if (add) store(x + i, load(x + i) + load(add + i));
         squares += load(x + i) * load(x + i);
     }
     vf scale = splat(1.0f / sqrtf(sum_lanes(squares) / (float)n + eps));
-    for (int i = 0; i < n; i += VL) store(out + i, load(x + i) * scale * load(weight + i));
+    for (int i = 0; i < end; i += VL) store(out + i, load(x + i) * scale * load(weight + i));
+}
+
+static void normalize(float *x, const float *weight, int n, float eps) {
+    vf squares = splat(0);
+    float rest = 0.0f;
+    int whole = n / VL * VL;
+    for (int i = 0; i < whole; i += VL) squares += load(x + i) * load(x + i);
+    for (int i = whole; i < n; i++) rest += x[i] * x[i];
+    float scale = 1.0f / sqrtf((sum_lanes(squares) + rest) / (float)n + eps);
+    for (int i = 0; i < whole; i += VL) store(x + i, load(x + i) * scale * load(weight + i));
+    for (int i = whole; i < n; i++) x[i] *= scale * weight[i];
 }
 
 /* RoPE of one head, whose two halves are each other's partners. */
@@ -119,11 +133,63 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
     else quantize_as(0, a, token, first, last);
 }
 
-static void swiglu(const float *gate, const float *up, float *out, int n) {
-    for (int i = 0; i < n; i += VL) {
-        vf g = load(gate + i);
-        store(out + i, g / (1.0f + exponential(-larger(g, splat(-88.0f)))) * load(up + i));
+/* ---- activation functions: what is not a number stays none ---- */
+
+INLINE vf at_most(vf x, float most) { return choose(x > most, splat(most), x); }
+INLINE vf at_least(vf x, float least) { return choose(x < least, splat(least), x); }
+
+/* x / (1 + e^-y): x times the logistic function of y. */
+INLINE vf gated_by(vf x, vf y) { return x / (1.0f + exponential(-larger(y, splat(-88.0f)))); }
+
+INLINE vf tangent(vf x) {  /* hyperbolic, to 1e-7 */
+    vf value = 1.0f - 2.0f / (exponential(2.0f * at_most(x, 44.0f)) + 1.0f);
+    return choose(x == x, value, x);
+}
+
+/* x times the normal distribution up to x, which is half of erfc(z), z = |x| / sqrt(2), or what that lacks of 1. erfc(z) is
+   t e^(p(t) - z^2) with t = 1 / (1 + z / 2); p was fitted to 6e-8. */
+INLINE vf gelu(vf x) {
+    vf z = (vf)((vi)x & 0x7fffffff) * 0.70710678f, t = 1.0f / (1.0f + 0.5f * z);
+    vf p = splat(0.157751009f);
+    p = p * t - 0.750181556f;
+    p = p * t + 1.31865299f;
+    p = p * t - 0.909740686f;
+    p = p * t + 0.0943214297f;
+    p = p * t - 0.0902556628f;
+    p = p * t + 0.0652326494f;
+    p = p * t + 0.380354136f;
+    p = p * t + 0.999348104f;
+    p = p * t - 1.26548231f;
+    vf beyond = 0.5f * t * exponential(p - z * z);
+    return x * choose(x > 0.0f, 1.0f - beyond, beyond);
+}
+
+/* As gelu, with the logistic function for the distribution: x (1 + tanh y) / 2, y = sqrt(2 / pi) (x + 0.044715 x^3). */
+INLINE vf gelu_tanh(vf x) { return gated_by(x, 1.59576912f * x * (1.0f + 0.044715f * x * x)); }
+
+INLINE vf clamped_swiglu(vf gate, vf up, float limit) {
+    vf g = at_most(gate, limit);
+    return gated_by(g, 1.702f * g) * (at_least(at_most(up, limit), -limit) + 1.0f);
+}
+
+static void activate(int activation, float limit, const float *gate, const float *up, float *out, int n) {
+    switch (activation) {
+    case GELU:
+        for (int i = 0; i < n; i += VL) store(out + i, gelu(load(gate + i)) * load(up + i));
+        return;
+    case GELU_TANH:
+        for (int i = 0; i < n; i += VL) store(out + i, gelu_tanh(load(gate + i)) * load(up + i));
+        return;
+    case CLAMPED_SWIGLU:
+        for (int i = 0; i < n; i += VL) store(out + i, clamped_swiglu(load(gate + i), load(up + i), limit));
+        return;
+    default:
+        for (int i = 0; i < n; i += VL) store(out + i, gated_by(load(gate + i), load(gate + i)) * load(up + i));
     }
+}
+
+static void soften(float *x, int n, float cap) {
+    for (int i = 0; i < n; i += VL) store(x + i, cap * tangent(load(x + i) / cap));
 }
 
 /* ---- matrix products ---- */
@@ -617,6 +683,7 @@ static void softmax(const Keys *keys, int position, int slots, float *scores, fl
         vi mask = (at <= position) & (at > position - keys->window);
         vf score = load(scores + s);
         if (keys->kind == Q8) score *= load(keys->k_scale + s);
+        if (keys->softcap > 0.0f) score = keys->softcap * tangent(score / keys->softcap);
         score = choose(mask, score, splat(-INFINITY));
         store(scores + s, score);
         most = larger(most, score);
@@ -715,4 +782,5 @@ static float widen(int kind, const void *p, size_t i) {
     return load_as(kind, lanes, 0)[0];
 }
 
-const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, rotate, quantize, swiglu, matmul, attend, merge, narrow, widen, enter, leave};
+const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, normalize, rotate, quantize, activate, soften,
+                         matmul, attend, merge, narrow, widen, enter, leave};

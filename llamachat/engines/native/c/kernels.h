@@ -28,15 +28,18 @@ typedef struct {
     const float *k_scale, *v_scale;  /* [slots], Q8 only */
     const int32_t *position;      /* [slots]; INT32_MAX where masked */
     int32_t kind, dim, window;    /* dim: head_dim up to 16; window: a query sees this many positions */
+    float softcap;                /* scores become softcap * tanh(score / softcap); 0: they stay */
 } Keys;
 
 typedef struct {
     const char *name;
     void (*dequantize_row)(const Matrix *w, int row, float *out);  /* out: [columns up to 64] */
     void (*rmsnorm)(float *x, const float *add, const float *weight, int n, float eps, float *out);  /* add: to x first; or NULL */
+    void (*normalize)(float *x, const float *weight, int n, float eps);  /* in place; neither array has more than n elements */
     void (*rotate)(float *x, const float *cosine, const float *sine, int half, float scale);  /* x [2 * half], then times scale */
     void (*quantize)(const Acts *a, int token, int first, int last, int fine);  /* columns, multiples of 32 */
-    void (*swiglu)(const float *gate, const float *up, float *out, int n);
+    void (*activate)(int activation, float limit, const float *gate, const float *up, float *out, int n);  /* n: multiples of 16 */
+    void (*soften)(float *x, int n, float cap);  /* cap * tanh(x / cap) in place, n a multiple of 16 */
     void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch);
     void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);

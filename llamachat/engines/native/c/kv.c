@@ -36,31 +36,51 @@ static void store_vector(const Engine *e, int layer, int value, int head, int64_
     copy_vector(e, layer, value, head, slot, narrow, 0);
 }
 
-void rotation_angles(const Engine *e, double position, float factor, float *cosine, float *sine) {
-    for (int i = 0; i < e->m.head_dim / 2; i++) {
-        cosine[i] = (float)cos(position * e->m.frequency[i]) * factor;
-        sine[i] = (float)sin(position * e->m.frequency[i]) * factor;
+void rotation_angles(const Rope *rope, double position, float factor, float *cosine, float *sine) {
+    for (int i = 0; i < rope->dim / 2; i++) {
+        cosine[i] = (float)cos(position * rope->frequency[i]) * factor;
+        sine[i] = (float)sin(position * rope->frequency[i]) * factor;
     }
 }
 
-/* Rotates a query, and divides it by the root of head_dim: the scale of attention's scores. */
-static void rotate_query(const Engine *e, int token, int head) {
-    int dim = e->m.head_dim;
-    size_t angle = (size_t)token * (dim / 2);
-    float *x = e->qkv_out + (size_t)token * e->qkv + head * dim;
-    e->k->rotate(x, e->cosine + angle, e->sine + angle, dim / 2, 1.0f / sqrtf((float)dim));
+/* A head of a token's queries or keys: normed, rotated by its position, as far as the layer does these, and times `scale`. */
+static void norm_and_rotate(const Engine *e, const Layer *l, const float *norm, int token, float scale, float *x) {
+    int dim = e->m.head_dim, rotated = 0;
+    if (norm && !e->m.whole_norms) e->k->normalize(x, norm, dim, e->m.eps);
+    if (l->rope >= 0) {
+        size_t angle = angles_at(e, l->rope, token);
+        rotated = e->m.rope[l->rope].dim;
+        e->k->rotate(x, e->cosine + angle, e->sine + angle, rotated / 2, scale);
+    }
+    if (scale != 1.0f)
+        for (int d = rotated; d < dim; d++) x[d] *= scale;
+}
+
+/* The scale of attention's scores is that of the queries. */
+static void rotate_query(const Engine *e, const Layer *l, int token, int head) {
+    float *x = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
+    norm_and_rotate(e, l, l->q_norm, token, e->m.query_scale, x);
 }
 
 static void rotate_and_store_key(const Engine *e, int layer, int token, int head, int64_t slot) {
-    int dim = e->m.head_dim;
-    size_t angle = (size_t)token * (dim / 2);
-    float *x = e->qkv_out + (size_t)token * e->qkv + key_column(e) + head * dim;
-    e->k->rotate(x, e->cosine + angle, e->sine + angle, dim / 2, 1.0f);
+    const Layer *l = e->m.layer + layer;
+    float *x = e->qkv_out + (size_t)token * e->qkv + key_column(e) + head * e->m.head_dim;
+    norm_and_rotate(e, l, l->k_norm, token, 1.0f, x);
     store_vector(e, layer, 0, head, slot, x);
 }
 
 static void store_value(const Engine *e, int layer, int token, int head, int64_t slot) {
     store_vector(e, layer, 1, head, slot, e->qkv_out + (size_t)token * e->qkv + value_column(e) + head * e->m.head_dim);
+}
+
+/* Each token's queries, and each token's keys, are a piece of work. */
+void norm_projections(const Task *t, const Layer *l) {
+    const Engine *e = t->e;
+    for (int i = t->thread; i < 2 * t->s->tokens; i += t->threads) {
+        float *row = e->qkv_out + (size_t)(i / 2) * e->qkv;
+        if (i % 2) e->k->normalize(row + key_column(e), l->k_norm, e->m.kv_heads * e->m.head_dim, e->m.eps);
+        else if (i / 2 < t->tokens) e->k->normalize(row, l->q_norm, e->m.heads * e->m.head_dim, e->m.eps);
+    }
 }
 
 /* Heads are dealt out to threads with runs of tokens: a block of keys has 16 slots. */
@@ -73,7 +93,7 @@ void rotate_and_store(const Task *t, int layer) {
         int64_t slot = t->s->slots[token];
         if (head >= heads + kv_heads) store_value(e, layer, token, head - heads - kv_heads, slot);
         else if (head >= heads) rotate_and_store_key(e, layer, token, head - heads, slot);
-        else if (token < t->tokens) rotate_query(e, token, head);
+        else if (token < t->tokens) rotate_query(e, e->m.layer + layer, token, head);
     }
 }
 
@@ -91,6 +111,18 @@ static const char *block_fault(const Engine *e, int first, int count, int64_t st
     return start < 0 || start > INT32_MAX - 1 - count ? "a position of 2^31 or more" : NULL;
 }
 
+/* What rotates keys of one position, in each of the model's ways. */
+typedef struct { float cosine[MAX_ROPES][DIM / 2], sine[MAX_ROPES][DIM / 2]; } Angles;
+
+static void find_angles(const Engine *e, double position, Angles *a) {
+    for (int i = 0; i < e->m.ropes; i++) rotation_angles(e->m.rope + i, position, 1.0f, a->cosine[i], a->sine[i]);
+}
+
+static void rotate_key(const Engine *e, int layer, const Angles *a, float *x) {
+    int rope = e->m.layer[layer].rope;
+    if (rope >= 0) e->k->rotate(x, a->cosine[rope], a->sine[rope], e->m.rope[rope].dim / 2, 1.0f);
+}
+
 /* The keys of `count` slots without their rotation: out is [layers][kv_heads][count][head_dim]. */
 const char *engine_unrotated_keys(const Engine *e, int first, int count, float *out) {
     int dim = e->m.head_dim, kind = e->m.kv_kind, heads = e->m.kv_heads;
@@ -98,14 +130,14 @@ const char *engine_unrotated_keys(const Engine *e, int first, int count, float *
     if (fault) return fault;
     #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
     for (int i = 0; i < count; i++) {
-        float cosine[dim / 2 + 1], sine[dim / 2 + 1];
-        rotation_angles(e, -(double)e->position[first + i], 1.0f, cosine, sine);
+        Angles angles;
+        find_angles(e, -(double)e->position[first + i], &angles);
         for (int p = 0; p < e->m.layers * heads; p++) {
             const char *from = kv_plane(e, p / heads, 0, p % heads);
             float scale = kind == Q8 ? kv_scales(e, p / heads, 0, p % heads)[first + i] : 1.0f;
             float *x = out + ((size_t)p * count + i) * dim;
             for (int d = 0; d < dim; d++) x[d] = e->k->widen(kind, from, kv_offset(e, 0, first + i, d)) * scale;
-            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
+            rotate_key(e, p / heads, &angles, x);
         }
     }
     return NULL;
@@ -118,11 +150,12 @@ const char *engine_rotate_keys(Engine *e, int first, int count, int64_t start, c
     if (fault) return fault;
     #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
     for (int i = 0; i < count; i++) {
-        float cosine[dim / 2 + 1], sine[dim / 2 + 1], x[dim + LANES];
-        rotation_angles(e, (double)(start + i), 1.0f, cosine, sine);
+        Angles angles;
+        _Alignas(64) float x[DIM];
+        find_angles(e, (double)(start + i), &angles);
         for (int p = 0; p < e->m.layers * heads; p++) {
             memcpy(x, keys + ((size_t)p * count + i) * dim, dim * 4);
-            e->k->rotate(x, cosine, sine, dim / 2, 1.0f);
+            rotate_key(e, p / heads, &angles, x);
             store_vector(e, p / heads, 0, p % heads, first + i, x);
         }
         e->position[first + i] = start + i;

@@ -61,13 +61,14 @@ uint64_t read_memory(const void *data, size_t bytes, int threads, int streams) {
    A table of kernels that time themselves stands in for the real one while profiling is on; an engine made meanwhile uses
    it. What is left of a thread's time is spent on what lies between kernels: RoPE, storing keys, waiting for the others. */
 
-enum { PARTS = 16, THREADS = 256 };  /* a part: each of the seven linears of a layer, then these */
-enum { HEAD = 7, NORM, QUANTIZE, SWIGLU, ATTEND, OTHER, STEP };
+enum { PARTS = 16, THREADS = 256 };  /* a part: matrices of one number, which abi.py gives, then these */
+enum { HEAD = 8, NORM, QUANTIZE, ACTIVATE, ATTEND, OTHER, STEP };
 
 static const Kernels *real;
 static Kernels timed;
-static const Matrix *linears;
-static int per_layer, count;
+static const Matrix *matrices;
+static const uint8_t *part_of;
+static int count;
 static struct { _Alignas(64) double seconds[PARTS]; } spent[THREADS];
 static double begun;
 
@@ -93,12 +94,14 @@ static void rmsnorm(float *x, const float *added, const float *weight, int n, fl
 static void quantize(const Acts *a, int token, int first, int last, int fine) {
     TIMED(QUANTIZE, real->quantize(a, token, first, last, fine));
 }
-static void swiglu(const float *gate, const float *upper, float *out, int n) {
-    TIMED(SWIGLU, real->swiglu(gate, upper, out, n));
+static void normalize(float *x, const float *weight, int n, float eps) { TIMED(NORM, real->normalize(x, weight, n, eps)); }
+static void activate(int activation, float limit, const float *gate, const float *upper, float *out, int n) {
+    TIMED(ACTIVATE, real->activate(activation, limit, gate, upper, out, n));
 }
+static void soften(float *x, int n, float cap) { TIMED(ACTIVATE, real->soften(x, n, cap)); }
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch) {
-    int part = w >= linears && w < linears + count ? (int)((w - linears) % per_layer) : HEAD;
+    int part = w >= matrices && w < matrices + count ? part_of[w - matrices] : HEAD;
     TIMED(part, real->matmul(w, a, fine, token, tokens, y, stride, strip, strips, scratch));
     if (part == HEAD && omp_get_thread_num() == 0) spent[0].seconds[STEP] += now() - begun, begun = now();
 }
@@ -120,14 +123,15 @@ void profile(int on) { profiling = on; }
 const Kernels *kernels_timed(const Kernels *kernels) {
     if (!profiling || !kernels) return kernels;
     real = kernels, timed = *kernels;
-    timed.dequantize_row = dequantize_row, timed.rmsnorm = rmsnorm, timed.quantize = quantize, timed.swiglu = swiglu;
+    timed.dequantize_row = dequantize_row, timed.rmsnorm = rmsnorm, timed.quantize = quantize, timed.activate = activate;
+    timed.normalize = normalize, timed.soften = soften;
     timed.matmul = matmul, timed.attend = attend, timed.merge = merge, timed.narrow = narrow;
     return &timed;
 }
 
-/* Starts counting anew, for the engine with these matrices: so many, of which every layer has `each`. */
-void profile_start(const Matrix *matrices, int number, int each) {
-    linears = matrices, count = number, per_layer = each;
+/* Starts counting anew, for the engine with these matrices: so many, and the part (below HEAD) of each, which must outlive it. */
+void profile_start(const Matrix *first, const uint8_t *parts, int number) {
+    matrices = first, part_of = parts, count = number;
     memset(spent, 0, sizeof spent);
 }
 

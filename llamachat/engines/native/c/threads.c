@@ -55,8 +55,10 @@ void barrier_before(const Task *t, const Matrix *next, int strips) {
     wait_for_all(&t->e->team, t->threads, next->data + strip_bytes(next) * first, next->data + strip_bytes(next) * end);
 }
 
+void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, NULL, NULL); }
+
 void barrier_unless_alone(const Task *t) {
-    if (!t->alone) wait_for_all(&t->e->team, t->threads, NULL, NULL);
+    if (!t->alone) barrier(t);
 }
 
 /* As take_units, of `total` equal pieces of work, of which each thread has `own` to itself. Parts are multiples of `cut` and

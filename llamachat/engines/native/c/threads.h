@@ -6,6 +6,7 @@
 /* A barrier before a product of so many strips in all, whose first matrix is `next`. Who waits fetches its share of that matrix
    where a step is one token; with more tokens, weights are read seldom enough. */
 void barrier_before(const Task *t, const Matrix *next, int strips);
+void barrier(const Task *t);
 /* A barrier after work on tokens that were dealt out; none where each thread works on a copy of the one token. */
 void barrier_unless_alone(const Task *t);
 
