@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,9 +23,10 @@ from llamachat.events import (
     Turn,
     TurnDone,
 )
+from llamachat.ui.answer import Answer, Sheet, eviction_line
 from llamachat.ui.markdown.blocks import LIMIT
 from llamachat.ui.plain import PlainStream
-from llamachat.ui.render import AnswerLines, Screen, eviction_line, meter, percent, stats_line, status_line
+from llamachat.ui.render import Screen, meter, percent, stats_line, status_line
 from llamachat.ui.theme import load
 
 STATS = Stats(
@@ -252,6 +254,33 @@ def test_at_a_terminal_thinking_is_one_line_or_shown_dim() -> None:
     assert whole.getvalue().endswith("about 2 tokens\x1b[0m\nso 42\n")
 
 
+class Live:
+    """A markdown answer, and what it prints in lines."""
+
+    def __init__(self, theme: str = "none", width: int = 80, **options: Any) -> None:
+        self._printed: list[str] = []
+        put = self._printed.append
+        self.answer = Answer(Sheet(load(theme), lambda: width, put, put, "markdown"), **options)
+
+    def feed(self, event: Event) -> list[str]:
+        self.answer.feed(event)
+        return self._lines()
+
+    def finish(self) -> list[str]:
+        self.answer.finish()
+        return self._lines()
+
+    @property
+    def tail(self) -> list[str]:
+        return self.answer.tail
+
+    def _lines(self) -> list[str]:
+        text = "".join(self._printed)
+        assert text.endswith("\n") or not text, "whole lines"
+        self._printed.clear()
+        return text.split("\n")[:-1]
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -262,63 +291,63 @@ class Clock:
 
 
 def test_a_live_thought_is_counted_and_then_folded() -> None:
-    lines = AnswerLines(load("none"), clock=Clock())
-    assert lines.feed(THOUGHT[0], 80) == []
-    assert lines.tail(80) == ["thinking for 1.0 s, about 1 token"]
-    assert lines.feed(THOUGHT[1], 80) == []
-    assert lines.feed(THOUGHT[2], 80) == ["thought for 2.0 s, about 2 tokens", ""]
-    assert (lines.tail(80), lines.text) == (["so 42"], "so 42")
+    lines = Live(clock=Clock())
+    assert lines.feed(THOUGHT[0]) == []
+    assert lines.tail == ["thinking for 1.0 s, about 1 token"]
+    assert lines.feed(THOUGHT[1]) == []
+    assert lines.feed(THOUGHT[2]) == ["thought for 2.0 s, about 2 tokens", ""]
+    assert (lines.tail, lines.answer.text) == (["so 42"], "so 42")
 
 
 def test_a_live_thought_is_shown_where_that_is_wanted() -> None:
-    lines = AnswerLines(load("none"), think=True, clock=Clock())
-    assert lines.feed(THOUGHT[0], 80) + lines.tail(80) == ["┊ Let me"]
-    assert lines.feed(THOUGHT[1], 80) + lines.tail(80) == ["┊ Let me", "┊ think"]
-    assert lines.feed(THOUGHT[2], 80) == ["┊ Let me", "┊ think", "thought for 1.0 s, about 2 tokens", ""]
+    lines = Live(think=True, clock=Clock())
+    assert lines.feed(THOUGHT[0]) + lines.tail == ["┊ Let me"]
+    assert lines.feed(THOUGHT[1]) + lines.tail == ["┊ Let me", "┊ think"]
+    assert lines.feed(THOUGHT[2]) == ["┊ Let me", "┊ think", "thought for 1.0 s, about 2 tokens", ""]
 
 
 def test_an_answer_that_is_only_thought_says_how_long() -> None:
-    lines = AnswerLines(load("none"), clock=Clock())
-    lines.feed(THOUGHT[0], 80)
-    assert lines.finish(80) == ["thought for 1.0 s, about 1 token", ""]
-    assert lines.tail(80) == []
+    lines = Live(clock=Clock())
+    lines.feed(THOUGHT[0])
+    assert lines.finish() == ["thought for 1.0 s, about 1 token", ""]
+    assert lines.tail == []
 
 
 # ---- live answers ----
 
 
 def test_finished_lines_come_once_and_the_tail_is_what_is_left() -> None:
-    lines = AnswerLines(load("dark"))
-    assert lines.feed(TextDelta("# He"), 80) == []
-    assert lines.tail(80) == ["\x1b[1;4;36mHe\x1b[0m"]
-    assert lines.feed(TextDelta("ad\nsome **te"), 80) == ["\x1b[1;4;36mHead\x1b[0m"]
-    assert lines.tail(80) == ["some \x1b[1mte\x1b[0m"]
-    assert lines.feed(TextDelta("xt**\n\n"), 80) == ["some \x1b[1mtext\x1b[0m"]
-    assert lines.feed(DONE, 80) == lines.tail(80) == lines.finish(80) == []
-    assert lines.done is DONE
-    assert lines.text == "# Head\nsome **text**\n\n"
+    lines = Live("dark")
+    assert lines.feed(TextDelta("# He")) == []
+    assert lines.tail == ["\x1b[1;4;36mHe\x1b[0m"]
+    assert lines.feed(TextDelta("ad\nsome **te")) == ["\x1b[1;4;36mHead\x1b[0m"]
+    assert lines.tail == ["some \x1b[1mte\x1b[0m"]
+    assert lines.feed(TextDelta("xt**\n\n")) == ["some \x1b[1mtext\x1b[0m"]
+    assert lines.feed(DONE) == lines.tail == lines.finish() == []
+    assert lines.answer.done is DONE
+    assert lines.answer.text == "# Head\nsome **text**\n\n"
 
 
 def test_a_live_answer_is_filtered_across_its_pieces() -> None:
-    lines = AnswerLines(load("none"))
+    lines = Live()
     found = [
         line
         for piece in ("a\x1b", "]0;ow", "ned\x1b", "\\b\n\n", "\x1b[", "31mc\x1b")
-        for line in lines.feed(TextDelta(piece), 80)
+        for line in lines.feed(TextDelta(piece))
     ]
-    assert found + lines.finish(80) == ["ab", "", "c⟨U+001B⟩"]
+    assert found + lines.finish() == ["ab", "", "c⟨U+001B⟩"]
 
 
 def test_a_live_eviction_is_told_at_once_or_between_blocks_but_never_inside_code() -> None:
     told = eviction_line(Evicted(1, 5))
-    assert AnswerLines(load("none")).feed(Evicted(1, 5), 99) == [told]
-    lines = AnswerLines(load("none"))
-    lines.feed(TextDelta("```\n"), 99)
-    assert lines.feed(Evicted(1, 5), 99) == []
-    assert lines.feed(TextDelta("x\n"), 99) == ["x"]
-    assert lines.feed(TextDelta("```\nend"), 99) == [told, "```"]
-    lines.feed(Evicted(1, 2, refilled=True), 99)
-    assert lines.finish(99) == [
+    assert Live(width=99).feed(Evicted(1, 5)) == [told]
+    lines = Live(width=99)
+    lines.feed(TextDelta("```\n"))
+    assert lines.feed(Evicted(1, 5)) == []
+    assert lines.feed(TextDelta("x\n")) == ["x"]
+    assert lines.feed(TextDelta("```\nend")) == [told, "```"]
+    lines.feed(Evicted(1, 2, refilled=True))
+    assert lines.finish() == [
         "end",
         "no longer seen by the model: the oldest turn (2 tokens); the rest was read anew",
     ]

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from llamachat.errors import UsageError
 from llamachat.events import Event, TokenView
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.text import described, number
-from llamachat.ui.render import count, percent
+from llamachat.ui.render import percent
 
 
 def _stats(context: Context, argument: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from llamachat.errors import UsageError
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Persona, Word
 from llamachat.ui.commands.text import described, unquoted
-from llamachat.ui.render import count
 
 _VALUES = {  # to choose from; others may be typed
     "temperature": ("0", "0.2", "0.6", "0.8", "1.0"),
