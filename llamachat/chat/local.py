@@ -9,13 +9,14 @@ from typing import get_args
 from llamachat.chat import insight
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
 from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
-from llamachat.chat.settings import THINKING, Settings
+from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, Tree
 from llamachat.chat.window import Overflow, Window
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
 from llamachat.core.sampler import TokenLogprobs
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import THINKING
 from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation import snapshot

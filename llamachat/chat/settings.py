@@ -6,9 +6,8 @@ from typing import Any
 
 from llamachat.checks import is_whole, shown
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import THINKING
 from llamachat.errors import UsageError
-
-THINKING: Mapping[str, bool | None] = {"auto": None, "on": True, "off": False}  # None: as the model has it
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Settings:
         limit = parameters.get("max_tokens")
         if limit is not None and (not is_whole(limit) or limit < 1):
             raise UsageError(f"max_tokens cannot be {shown(limit)}", remedy="give a whole number from 1 on, or none")
-        budget, think = parameters.get("think_budget"), parameters.get("think", "auto")
+        budget, think = (parameters.get(name, getattr(self, name)) for name in ("think_budget", "think"))
         if budget is not None and (not is_whole(budget) or budget < 0):
             raise UsageError(f"think_budget cannot be {shown(budget)}", remedy="give a whole number, or none")
         if think not in [*THINKING]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 Switch = Literal["none", "effort", "full"]  # what a model can be told: nothing, how much to think, whether to think
 
+THINKING: Mapping[str, bool | None] = {"auto": None, "on": True, "off": False}  # None: as the format has it
+
 
 @dataclass(frozen=True)
 class Thoughts:

@@ -1,7 +1,7 @@
 """One answer in progress: prompt ids in, pieces of text out, and afterwards everything there is to know about it."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
-from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks
+from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
 
 HEADER = 32  # tokens at a prompt's end in which the mark of a thought is looked for
 
@@ -83,10 +83,15 @@ class Answer:
         said = b"".join(self.spelled.get(token) or self.tokenizer.token_bytes(token) for token in header)
         return self.thoughts.opened_by(said.decode(errors="replace")) if self.thoughts else ""
 
-    def parts(self) -> Iterator[Part]:
-        """Iterate once, in place of the answer itself: its text, each piece with whether it is thought; without marks."""
+    def parts(self, pieces: Iterable[str] | None = None) -> Iterator[Part]:
+        """Iterate once, in place of the answer itself: its text in pieces, each with whether it is thought; without marks and
+        the space around a thought. `pieces`: all that an answer gave that has ended."""
+        pieces = self if pieces is None else pieces
+        return trimmed(self._split(pieces)) if self.thoughts else ((piece, False) for piece in pieces)
+
+    def _split(self, pieces: Iterable[str]) -> Iterator[Part]:
         splitter = ThinkSplitter(self.thoughts or TAGGED, self.opened)
-        for piece in self:
+        for piece in pieces:
             yield from splitter.add(piece)
         yield from splitter.finish()
 

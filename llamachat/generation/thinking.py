@@ -130,6 +130,14 @@ def trimmed(parts: Iterable[Part]) -> Iterator[Part]:
             yield said, thought
 
 
+def parted(parts: Iterable[Part]) -> tuple[str, str]:
+    """What was thought, and the answer."""
+    thought, said = list[str](), list[str]()
+    for text, is_thought in parts:
+        (thought if is_thought else said).append(text)
+    return "".join(thought).rstrip(), "".join(said)
+
+
 class Thinking:
     """A Constraint: thoughts are free until they have `budget` tokens (None: for ever), at which they are closed.
 

@@ -103,6 +103,10 @@ class Above:
             if answer.done:
                 self.screen.note(stats_line(answer.done))
 
+    def thinking(self) -> str:
+        """How long the model has been thinking, while it does; else nothing."""
+        return self._answer.thinking if self._answer else ""
+
     def speed(self) -> float:
         """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
         seconds = time.monotonic() - self._since
@@ -157,7 +161,8 @@ class Above:
 
     def _paint(self, size: Size, region: Region) -> None:
         tail = self._answer.tail if self._answer else []
-        written = self._flow.paint(self._lines, tail, size.columns, size.rows, region)
+        passing = bool(self._answer and self._answer.passing)
+        written = self._flow.paint(self._lines, tail, size.columns, size.rows, region, passing=passing)
         self._lines = []
         if written:
             self._write(written)

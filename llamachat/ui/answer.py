@@ -17,6 +17,7 @@ from llamachat.ui.plain import PlainStream, RawStream
 from llamachat.ui.theme import Theme, load
 
 Kind = Literal["raw", "plain", "markdown"]
+LAST = 3  # lines of a thought that are shown while it goes on
 
 
 class BlockStream(Protocol):
@@ -58,7 +59,7 @@ class Answer:
     """Feed it the events of a turn, then finish it, also where it was left off."""
 
     def __init__(self, sheet: Sheet, *, think: bool = False, clock: Callable[[], float] | None = None) -> None:
-        """`think`: show what a model thinks before it answers."""
+        """`think`: keep on the screen what a model thinks before it answers."""
         self.text = ""  # of the answer, as it came
         self.done: TurnDone | None = None
         self._sheet = sheet
@@ -68,11 +69,16 @@ class Answer:
         self._evicted = _Evictions()
         self._in_line = False
 
+    @property
+    def thinking(self) -> str:
+        """How long the model has been thinking, while it does; else nothing."""
+        return self._thought.told("thinking")
+
     def feed(self, event: Event) -> None:
         """Print what is finished now."""
         match event:
-            case TextDelta(text, thinking=True):
-                self._thought.feed(text)
+            case TextDelta(thinking=True):
+                self._thought.feed(event)
             case TextDelta(text):
                 self.text += text
                 self._thought.end()
@@ -88,6 +94,11 @@ class Answer:
     def tail(self) -> list[str]:
         """Lines that are not finished: they may look different, or be others, after the next event."""
         return self._thought.tail or draw(self._stream.tail, self._sheet.width(), self._page)
+
+    @property
+    def passing(self) -> bool:
+        """Whether the tail is none of what will be finished: the last lines of a thought that is folded when it ends."""
+        return self._thought.passing
 
     def finish(self) -> None:
         """Print the rest."""
@@ -120,38 +131,49 @@ class Answer:
 
 
 class _Thought:
-    """What a model thinks before it answers: folded to one line, or shown dim."""
+    """What a model thinks before it answers: its last lines, dim, folded to one line when it ends; or all of it."""
 
     def __init__(self, sheet: Sheet, shown: bool, clock: Callable[[], float]) -> None:
         self._sheet, self._shown, self._clock = sheet, shown, clock
         self._stream, self._sanitiser = STREAMS["raw" if sheet.raw else "markdown"](), Sanitiser()
-        self._began = 0.0
-        self._pieces = 0
+        self._began: float | None = None  # while it is under way
+        self._tokens = 0
+        self._blank = True  # nothing but space so far, as from a model that was told not to think
+        self._last: list[str] = []  # finished lines that are still shown
 
-    def feed(self, text: str) -> None:
-        if not self._pieces:
-            self._began = self._clock()
-        self._pieces += 1
-        self._print(self._stream.feed(self._sanitiser.feed(text)))
+    @property
+    def passing(self) -> bool:
+        return self._began is not None and not (self._shown or self._sheet.raw)
+
+    def feed(self, event: TextDelta) -> None:
+        if self._began is None:
+            self._began, self._tokens, self._blank = self._clock(), 0, True
+        self._tokens += event.tokens
+        self._blank = self._blank and not event.text.strip()
+        self._print(self._stream.feed(self._sanitiser.feed(event.text)))
 
     @property
     def tail(self) -> list[str]:
-        if not self._pieces or self._sheet.raw:
+        if self._began is None or self._sheet.raw:
             return []
-        return self._drawn(self._stream.tail) if self._shown else [self._line("thinking").removesuffix("\n")]
+        lines = self._drawn(self._stream.tail)
+        return lines if self._shown else [*self._last, *lines][-LAST:]
 
     def end(self) -> None:
-        if not self._pieces:
+        if self._began is None:
             return
         self._print(self._stream.feed(self._sanitiser.finish() + "\n" * self._sheet.raw) + self._stream.finish())
-        if self._sheet.told:
-            self._sheet.note(self._line("thought") + ("" if self._sheet.raw else "\n"))
-        self._pieces = 0
+        if self._sheet.told and not self._blank:
+            self._sheet.note(self._line() + ("" if self._sheet.raw else "\n"))
+        self._began, self._last = None, []
+
+    def told(self, verb: str) -> str:
+        return "" if self._began is None else thought_line(verb, self._clock() - self._began, self._tokens)
 
     def _print(self, blocks: Sequence[Block]) -> None:
         if not self._shown:
-            return
-        if self._sheet.raw:
+            self._last = [] if self._sheet.raw else [*self._last, *self._drawn(blocks)][-LAST:]
+        elif self._sheet.raw:
             self._sheet.note("".join(self._dim(block.raw) for block in blocks))
         else:
             self._sheet.note("".join(line + "\n" for line in self._drawn(blocks)))
@@ -163,8 +185,8 @@ class _Thought:
     def _dim(self, safe: str) -> str:
         return self._sheet.theme.ansi(self._sheet.theme.text(safe, "thinking"))
 
-    def _line(self, verb: str) -> str:
-        said, width = thought_line(verb, self._clock() - self._began, self._pieces), self._sheet.width()
+    def _line(self) -> str:
+        said, width = self.told("thought"), self._sheet.width()
         text = self._sheet.theme.text(said if self._sheet.raw else cut(said, width), "note")
         return "".join(self._sheet.theme.ansi(line) + "\n" for line in wrap(text, width))
 
@@ -184,9 +206,14 @@ class _Evictions:
         return eviction_line(told) if told.tokens else ""
 
 
-def thought_line(verb: str, seconds: float, pieces: int) -> str:
-    """Like "thought for 3.2 s, about 120 tokens": a piece of text is nearly always a token."""
-    return f"{verb} for {seconds:.1f} s, about {count(pieces, 'token')}"
+def thought_line(verb: str, seconds: float, tokens: int) -> str:
+    """Like "thought for 3.2 s · 120 tokens"."""
+    return f"{verb} for {duration(seconds)} · {count(tokens, 'token')}"
+
+
+def duration(seconds: float) -> str:
+    """Like "3.2 s" and "12 s"."""
+    return f"{seconds:.{int(seconds < 10)}f} s"
 
 
 def eviction_line(event: Evicted) -> str:

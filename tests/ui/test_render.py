@@ -1,7 +1,9 @@
 """Answers reach the screen as they are; our own lines are short, safe, and coloured only where that is wanted."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -249,9 +251,9 @@ def test_at_a_terminal_thinking_is_one_line_or_shown_dim() -> None:
     folded, whole = Terminal(), Terminal()
     Screen(folded, folded).answer(THOUGHT)
     Screen(whole, whole, think=True).answer(THOUGHT)
-    assert re.fullmatch(r"\x1b\[2mthought for 0\.\d s, about 2 tokens\x1b\[0m\nso 42\n", folded.getvalue())
+    assert re.fullmatch(r"\x1b\[2mthought for 0\.\d s · 2 tokens\x1b\[0m\nso 42\n", folded.getvalue())
     assert "\x1b[2;3mthink \x1b[0m" in whole.getvalue()
-    assert whole.getvalue().endswith("about 2 tokens\x1b[0m\nso 42\n")
+    assert whole.getvalue().endswith("· 2 tokens\x1b[0m\nso 42\n")
 
 
 class Live:
@@ -290,27 +292,48 @@ class Clock:
         return self.now
 
 
-def test_a_live_thought_is_counted_and_then_folded() -> None:
+def test_the_last_lines_of_a_live_thought_are_shown_until_it_is_folded() -> None:
     lines = Live(clock=Clock())
+    assert not lines.answer.thinking and not lines.answer.passing
     assert lines.feed(THOUGHT[0]) == []
-    assert lines.tail == ["thinking for 1.0 s, about 1 token"]
-    assert lines.feed(THOUGHT[1]) == []
-    assert lines.feed(THOUGHT[2]) == ["thought for 2.0 s, about 2 tokens", ""]
-    assert (lines.tail, lines.answer.text) == (["so 42"], "so 42")
+    assert (lines.tail, lines.answer.thinking) == (["┊ Let me"], "thinking for 1.0 s · 1 token")
+    for number in range(9):
+        assert lines.feed(TextDelta(f"- line {number}\n", thinking=True, ids=(1, 2))) == []
+    assert lines.tail == ["┊ • line 6", "┊ • line 7", "┊ • line 8"] and lines.answer.passing
+    assert lines.feed(THOUGHT[2]) == ["thought for 2.0 s · 19 tokens", ""]
+    assert (lines.tail, lines.answer.text, lines.answer.thinking) == (["so 42"], "so 42", "")
+    assert not lines.answer.passing
 
 
-def test_a_live_thought_is_shown_where_that_is_wanted() -> None:
+def test_a_live_thought_stays_where_that_is_wanted() -> None:
     lines = Live(think=True, clock=Clock())
     assert lines.feed(THOUGHT[0]) + lines.tail == ["┊ Let me"]
     assert lines.feed(THOUGHT[1]) + lines.tail == ["┊ Let me", "┊ think"]
-    assert lines.feed(THOUGHT[2]) == ["┊ Let me", "┊ think", "thought for 1.0 s, about 2 tokens", ""]
+    assert not lines.answer.passing
+    assert lines.feed(THOUGHT[2]) == ["┊ Let me", "┊ think", "thought for 1.0 s · 2 tokens", ""]
 
 
-def test_an_answer_that_is_only_thought_says_how_long() -> None:
+def test_an_answer_that_is_only_thought_says_how_long_and_an_empty_thought_nothing() -> None:
     lines = Live(clock=Clock())
     lines.feed(THOUGHT[0])
-    assert lines.finish() == ["thought for 1.0 s, about 1 token", ""]
+    assert lines.finish() == ["thought for 1.0 s · 1 token", ""]
     assert lines.tail == []
+    lines.feed(TextDelta("\n\n", thinking=True))
+    assert lines.feed(TextDelta("\n\nYes")) == [] and lines.tail == ["Yes"]
+
+
+def test_a_thought_is_shown_whole_and_dim_when_it_is_asked_for() -> None:
+    assert printed(lambda screen: screen.thought("Let me\n\n- think \x1b[2J")) == ["┊ Let me", "┊", "┊ • think"]
+
+
+def test_the_status_line_says_how_long_the_thought_was_in_place_of_the_first_token() -> None:
+    stats = replace(STATS, thought_tokens=340, thought_s=12.4)
+    line = functools.partial(status_line, "Qwen3-4B", stats, 256, 512, scheme="Q4_K", memory="2.9 GB")
+    assert (
+        line(width=99)
+        == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · context █████░░░░░ 50% of 512 · 2.9 GB"
+    )
+    assert line(width=79) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s · ███░░ 50% of 512 · 2.9 GB"
 
 
 # ---- live answers ----
