@@ -189,7 +189,10 @@ class Guard:
 
     def __init__(self, tokenizer: Tokenizer, tags: Iterable[str]) -> None:
         self._tokenizer = tokenizer
-        plain = [tag for tag in tags if tag not in tokenizer.specials]
+        encode, skeleton = tokenizer.encode, tokenizer.encode_skeleton
+        plain = [
+            tag for tag in tags if encode(tag, start=False) == skeleton(tag, start=False)
+        ]  # not a token of its own
         for tag in plain:
             if tokenizer.encode(tag, start=False) == self._by_character(tag):
                 raise ConfigError(

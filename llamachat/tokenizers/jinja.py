@@ -89,9 +89,10 @@ class Jinja(Format):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """EOS, and the first control token that the template writes after an answer."""
+        """EOS, and the first control token that the template writes after an answer, unless it ends thoughts as well."""
         end = self._control.search(self._learnt.answer_end)
-        return self._stop_ids | ({self.tokenizer.specials[end[0]]} if end else set())
+        ends = end is not None and end[0] not in self.thoughts.marks.values()
+        return self._stop_ids | ({self.tokenizer.specials[end[0]]} if end and ends else set())
 
     @property
     def tags(self) -> Sequence[str]:
@@ -160,6 +161,8 @@ class Jinja(Format):
     def _learnt(self) -> _Learnt:
         gaps = self._sample([_USER, _ANSWER, _USER], opened=True)
         after_user, after_answer = (self._sample([_USER, _ANSWER][:n], opened=False)[-1] for n in (1, 2))
+        if gaps[2].startswith(after_user) and not gaps[2].startswith(after_answer):
+            after_answer = after_user  # the last answer alone ends otherwise
         return _Learnt(
             ends={"user": after_user, "assistant": after_answer},
             headers={"user": gaps[2].removeprefix(after_answer), "assistant": gaps[1].removeprefix(after_user)},

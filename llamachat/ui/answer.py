@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from rich.text import Text
+
 from llamachat.events import Event, Evicted, TextDelta, TurnDone
 from llamachat.system.sanitise import Sanitiser
 from llamachat.ui.cells import count, cut, wrap
@@ -18,6 +20,7 @@ from llamachat.ui.theme import Theme, load
 
 Kind = Literal["raw", "plain", "markdown"]
 LAST = 3  # lines of a thought that are shown while it goes on
+BAR = "┊"  # left of each
 
 
 class BlockStream(Protocol):
@@ -157,7 +160,7 @@ class _Thought:
         if self._began is None or self._sheet.raw:
             return []
         lines = self._drawn(self._stream.tail)
-        return lines if self._shown else [*self._last, *lines][-LAST:]
+        return lines if self._shown else _last([*self._last, *lines])
 
     def end(self) -> None:
         if self._began is None:
@@ -172,7 +175,7 @@ class _Thought:
 
     def _print(self, blocks: Sequence[Block]) -> None:
         if not self._shown:
-            self._last = [] if self._sheet.raw else [*self._last, *self._drawn(blocks)][-LAST:]
+            self._last = [] if self._sheet.raw else _last([*self._last, *self._drawn(blocks)])
         elif self._sheet.raw:
             self._sheet.note("".join(self._dim(block.raw) for block in blocks))
         else:
@@ -180,7 +183,7 @@ class _Thought:
 
     def _drawn(self, blocks: Sequence[Block]) -> list[str]:
         lines = draw(blocks, self._sheet.width() - 2, load("none"))
-        return [self._dim(f"┊ {line}".rstrip()) for line in lines]
+        return [self._dim(f"{BAR} {line}".rstrip()) for line in lines]
 
     def _dim(self, safe: str) -> str:
         return self._sheet.theme.ansi(self._sheet.theme.text(safe, "thinking"))
@@ -189,6 +192,11 @@ class _Thought:
         said, width = self.told("thought"), self._sheet.width()
         text = self._sheet.theme.text(said if self._sheet.raw else cut(said, width), "note")
         return "".join(self._sheet.theme.ansi(line) + "\n" for line in wrap(text, width))
+
+
+def _last(lines: Sequence[str]) -> list[str]:
+    """The last of them that say something."""
+    return [line for line in lines if Text.from_ansi(line).plain != BAR][-LAST:]
 
 
 class _Evictions:

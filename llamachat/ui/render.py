@@ -17,7 +17,7 @@ from llamachat.errors import LlamachatError
 from llamachat.events import Branch, Event, SavedDialog, Stats, TokenView, Turn, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import drawings
-from llamachat.ui.answer import Answer, Sheet, duration
+from llamachat.ui.answer import BAR, Answer, Sheet, duration
 from llamachat.ui.cells import cells, count, cut, pad, wrap
 from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.theme import Theme, choose, load
@@ -101,7 +101,7 @@ class Screen:
         stream = MarkdownStream()
         blocks = [*stream.feed(sanitise(text)), *stream.finish()]
         lines = draw(blocks, self._page() - 2, load("none"))
-        self.lines(self.theme.ansi(self.theme.text(f"┊ {line}".rstrip(), "thinking")) for line in lines)
+        self.lines(self.theme.ansi(self.theme.text(f"{BAR} {line}".rstrip(), "thinking")) for line in lines)
 
     def table(self, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:
         """Columns as wide as they need; at a terminal the last one wraps."""
@@ -178,13 +178,15 @@ def status_line(
     Where that is too wide it is said shorter, then the less important goes first; how full the context is stays longest.
     """
     name, scheme, memory = short_name(model), sanitise_line(scheme), sanitise_line(memory)
-    speed, first, soon = (_speed(last), *_before_answer(last)) if last else ([], [], [])
+    speed, first, soon, brief = (_speed(last), *_before_answer(last)) if last else ([], [], [], [])
     share = f"{percent(used, size)} of {size}"
     named, *shorter = ([f"{cut(name, most)} {scheme}".rstrip()] for most in (cells(name), 24, 14))
     held, small = [memory] if memory else [], f"{meter(used, size, 5)} {share}"
     candidates = (
         [*named, *speed, *first, f"context {meter(used, size)} {share}", *held],
         *([*each, *speed, *soon, small, *held] for each in (named, *shorter)),
+        *([*each, *speed, *soon, small] for each in (named, *shorter)),
+        [*shorter[-1], *speed, *brief, small],
         [*shorter[-1], *speed, small],
         [*shorter[-1], small],
         [*shorter[-1], share],
@@ -214,13 +216,15 @@ def _speed(stats: Stats) -> list[str]:
     return [f"{stats.decode_tok_s:.1f} tok/s"] if stats.decode_tok_s else []
 
 
-def _before_answer(stats: Stats) -> tuple[list[str], list[str]]:
-    """What one waited for, said at length and shorter: the thought, if there was one, else the first token."""
+def _before_answer(stats: Stats) -> tuple[list[str], list[str], list[str]]:
+    """What one waited for, shorter and shorter: the thought, if there was one, else the first token."""
     if stats.thought_tokens:
         took = f"thought {duration(stats.thought_s)}"
-        return [f"{took}, {count(stats.thought_tokens, 'token')}"], [took]
+        whole = [f"{took}, {count(stats.thought_tokens, 'token')}"]
+        return whole, whole, [took]
     first = _first_token(stats)
-    return first, [part.replace(" token", "") for part in first]
+    soon = [part.replace(" token", "") for part in first]
+    return first, soon, soon
 
 
 def _first_token(stats: Stats) -> list[str]:

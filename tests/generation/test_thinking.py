@@ -1,6 +1,11 @@
 """thinking.py: thoughts told from answers however the text is cut, and ended at their budget."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +19,10 @@ from llamachat.core.dialog import ChatML, Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import HARMONY, TAGGED, Thoughts
 from llamachat.generation.batch import Answered, Batch, Request
+from llamachat.generation.completer import Completer
 from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.constraints import from_regex
+from llamachat.generation.jsonl import Lines
 from llamachat.generation.thinking import Tagger, Thinking, ThinkSplitter, spelled_marks, trimmed, unheard
 from llamachat.models.load import LoadedModel
 
@@ -152,7 +160,7 @@ def alone(model: LoadedModel, budget: int | None) -> tuple[Answer, str, str]:
 def test_at_its_budget_a_thought_is_closed_and_the_answer_begins(budget: int) -> None:
     model = thinking_model(OPEN, *b"hm, well, so ")
     answer, thought, said = alone(model, budget)
-    assert thought == ("hm, well, so "[:budget] + "\n") and said.startswith("\n\n") and len(said) == 4
+    assert thought == (f"{'hm, well, so '[:budget]}\n" if budget else "") and len(said) == 2
     assert answer.ids[: budget + 5] == [OPEN, *b"hm, well, so "[:budget], *b"\n", CLOSE, *b"\n\n"]
     assert answer.reason == "stop" and answer.cache.log == [*answer.prompt, *answer.ids], "a part of the sequence"
 
@@ -234,3 +242,58 @@ def test_a_model_without_a_switch_says_so_in_one_line() -> None:
             "no switch for thinking" in str(unheard("tiny", plain, thinking)) and unheard("q", qwen, thinking) is None
         )
     assert unheard("tiny", plain, None) is None
+
+
+# ---- complete ----
+
+
+def completer(model: LoadedModel, raw: bool = False, **settings: Any) -> Completer:
+    settings = {"max_tokens": 40, **settings}
+    made = AnswerSettings(SamplingParams(temperature=0), frozenset({END}), **settings)
+    return Completer(model, made, None, raw, echo=False)
+
+
+THINKS = (OPEN, *b"hm, well, so ", CLOSE, *b"\n\nYes")
+
+
+def test_complete_gives_the_answer_alone_and_the_thought_where_it_is_asked_for() -> None:
+    model = thinking_model(*THINKS)
+    out, thoughts = StringIO(), StringIO()
+    answer = completer(model).stream("q", out, thoughts)
+    assert (out.getvalue(), thoughts.getvalue()) == ("Ye\n", "hm, well, so \n") and answer.reason == "stop"
+    out = StringIO()
+    completer(model).stream("q", out)
+    assert out.getvalue() == "Ye\n"
+    out, thoughts = StringIO(), StringIO()
+    completer(model, max_tokens=5).stream("q", out, thoughts)
+    assert (out.getvalue(), thoughts.getvalue()) == ("\n", "hm, \n"), "a thought that is cut off ends its line too"
+
+
+def test_json_has_a_thought_only_where_there_was_one() -> None:
+    found = completer(thinking_model(*THINKS)).result([Message("user", "q")])
+    assert (found["text"], found["reasoning"]) == ("Ye", "hm, well, so")
+    assert list(found)[:4] == ["model", "text", "reasoning", "tokens"]
+    assert found["tokens"] == [*THINKS[:-1]], "all of them"
+    plain = completer(thinking_model(*b"<thinner", CLOSE, *b"Yes")).result([Message("user", "q")])
+    assert "reasoning" not in plain and plain["text"] == "<thinner</think>Yes<"
+
+
+def test_a_batch_of_lines_has_budgets_and_thoughts(tmp_path: Path) -> None:
+    run, out = completer(thinking_model(*THINKS), think_budget=4), StringIO()
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n')
+    with file.open("rb") as lines:
+        assert run.batch(Lines(lines), out, 1)
+    found = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [each["reasoning"] for each in found] == ["hm,", "hm,"] and all(each["text"] for each in found)
+    assert found[0]["tokens"] == alone(thinking_model(*THINKS), 4)[0].ids
+
+
+def test_what_an_answer_must_be_leaves_the_thought_of_its_header_free() -> None:
+    model = thinking_model(OPEN, *b"\nhm", CLOSE, *b"maybe, no")  # what it says at the header's places stays unsaid
+    turns = model.dialog.layout
+    model.dialog.layout = lambda messages: [*turns(messages)[:-1], [*turns(messages)[-1], "<think>\n"]]  # type: ignore[method-assign]
+    run = replace(completer(model), grammar=from_regex("yes|no"))
+    found = run.result([Message("user", "q")])
+    assert found["text"] in ("yes", "no") and found["reasoning"]
+    assert completer(model).result([Message("user", "q")])["reasoning"]

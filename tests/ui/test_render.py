@@ -298,7 +298,7 @@ def test_the_last_lines_of_a_live_thought_are_shown_until_it_is_folded() -> None
     assert lines.feed(THOUGHT[0]) == []
     assert (lines.tail, lines.answer.thinking) == (["┊ Let me"], "thinking for 1.0 s · 1 token")
     for number in range(9):
-        assert lines.feed(TextDelta(f"- line {number}\n", thinking=True, ids=(1, 2))) == []
+        assert lines.feed(TextDelta(f"- line {number}\n\n", thinking=True, ids=(1, 2))) == []
     assert lines.tail == ["┊ • line 6", "┊ • line 7", "┊ • line 8"] and lines.answer.passing
     assert lines.feed(THOUGHT[2]) == ["thought for 2.0 s · 19 tokens", ""]
     assert (lines.tail, lines.answer.text, lines.answer.thinking) == (["so 42"], "so 42", "")
@@ -333,7 +333,8 @@ def test_the_status_line_says_how_long_the_thought_was_in_place_of_the_first_tok
         line(width=99)
         == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · context █████░░░░░ 50% of 512 · 2.9 GB"
     )
-    assert line(width=79) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s · ███░░ 50% of 512 · 2.9 GB"
+    assert line(width=79) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · ███░░ 50% of 512"
+    assert line(width=62) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s · ███░░ 50% of 512"
 
 
 # ---- live answers ----

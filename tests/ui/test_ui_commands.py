@@ -269,7 +269,7 @@ def test_think_says_whether_the_model_thinks_and_thoughts_shows_what(desk: Desk)
     assert desk.type("/think Off") == ["  think         off", "  think_budget  none"]
     assert desk.type("/set think_budget 512")[-1] == "  think_budget  512"
     assert desk.session.parameters()["think"] == "off" and desk.session.parameters()["think_budget"] == 512
-    with pytest.raises(UsageError, match="think cannot be .*maybe.*; give one of auto, on, off"):
+    with pytest.raises(UsageError, match=r"think cannot be .*maybe.*; give one of auto, on, off"):
         desk.type("/think maybe")
     assert desk.complete("/think ") == ["/think off", "/think auto", "/think on"]
     with pytest.raises(UsageError, match="there is no answer yet"):
