@@ -17,6 +17,8 @@ class Stats:
     decode_s: float
     context_used: int  # tokens in the cache afterwards
     context_size: int
+    thought_tokens: int = 0  # of the completion's, what was thought before the answer
+    thought_s: float = 0.0
 
     @property
     def prefill_tok_s(self) -> float:
@@ -34,7 +36,12 @@ class TextDelta:
 
     text: str
     thinking: bool = False
-    ids: tuple[int, ...] = ()  # from a backend only: the tokens since the last piece, where it has any
+    ids: tuple[int, ...] = ()  # the tokens since the last piece, where the backend has any
+
+    @property
+    def tokens(self) -> int:
+        """How many that are: a piece of text is nearly always a token."""
+        return len(self.ids) or 1
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class ScriptedBackend:
     def check(self) -> None:
         pass
 
+    def unheard(self, settings: Settings) -> str | None:
+        return None
+
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         asked.path[-1].tokens = 6
         answers = self.script.answers

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -14,10 +14,13 @@ from llamachat.api.streaming import Stream
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
+from llamachat.core.detokenize import Detokenizer
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import Thoughts
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.thinking import parted as split
 from llamachat.models.load import LoadedModel, load
 from quantize.prepare import prepare
 
@@ -37,7 +40,13 @@ class CompletionPrediction(Scored):
     generation: str
 
 
-class ChatPrediction(Scored):
+class Reasoned(TypedDict, total=False):
+    """What is there only where the model thought before it answered: that, without its marks."""
+
+    reasoning: str
+
+
+class ChatPrediction(Scored, Reasoned):
     """What chat_completion returns for a dialog."""
 
     generation: Message
@@ -56,6 +65,8 @@ class _Wanted:
     logprobs: bool
     echo: bool = False
     ends_turn: bool = True  # whether what ends a turn ends the answer too
+    thoughts: Thoughts | None = None  # how they are marked; None: they are told apart from nothing
+    think_budget: int | None = None
 
 
 class Llama:
@@ -164,11 +175,19 @@ class Llama:
         top_p: float = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
+        *,
+        think: bool | None = None,
+        think_budget: int | None = None,
     ) -> list[ChatPrediction]:
-        """Answer dialogs, each a list of {"role": system|user|assistant|tool, "content": text}; the rest as in `generate`."""
-        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs)
+        """Answer dialogs, each a list of {"role": system|user|assistant|tool, "content": text}; the rest as in `generate`.
+
+        think: whether the model is to think before it answers, where its template has a switch for that; None: as the
+        template has it. think_budget: tokens at which a thought is ended and the answer begins. An answer comes without
+        its thought, which is then the prediction's "reasoning".
+        """
+        wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
         _require_list(dialogs, "chat_stream")
-        ids = [self.model.encode_dialog(parsed(dialog)) for dialog in dialogs]
+        ids = [self.model.encode_dialog(parsed(dialog), think) for dialog in dialogs]
         return [self._chat(answer, wanted) for answer in self._answers(ids, wanted)]
 
     def text_stream(
@@ -192,17 +211,32 @@ class Llama:
         top_p: float = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
+        *,
+        think: bool | None = None,
+        think_budget: int | None = None,
     ) -> Stream[ChatPrediction]:
         """`chat_completion` of one dialog, piece by piece: the pieces make up the answer; `.result` is the whole."""
-        ids = self.model.encode_dialog(parsed(dialog))
-        return self._stream(ids, _Wanted(max_gen_len, temperature, top_p, logprobs), self._chat)
+        ids = self.model.encode_dialog(parsed(dialog), think)
+        wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
+        return self._stream(ids, wanted, self._chat)
+
+    def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
+        if think_budget is not None:
+            require_whole("think_budget", think_budget, 0, 2**63, UsageError)
+        return replace(wanted, thoughts=self.model.dialog.thoughts, think_budget=think_budget)
 
     def _completion(self, answer: Answer, wanted: _Wanted) -> CompletionPrediction:
         return {"generation": self.tokenizer.decode(_ids(answer, wanted)), **self._scored(answer, wanted)}
 
     def _chat(self, answer: Answer, wanted: _Wanted) -> ChatPrediction:
-        said: Message = {"role": "assistant", "content": self.tokenizer.decode(answer.ids)}
-        return {"generation": said, **self._scored(answer, wanted)}
+        thought, text = split(answer.parts([self._text(answer)]))
+        said: Message = {"role": "assistant", "content": text}
+        reasoned: Reasoned = {"reasoning": thought} if thought else {}
+        return {"generation": said, **reasoned, **self._scored(answer, wanted)}
+
+    def _text(self, answer: Answer) -> str:
+        detokenizer = Detokenizer(self.model.tokenizer, spelled={**self.tokenizer.spelled, **answer.spelled})
+        return "".join(map(detokenizer.add, answer.ids)) + detokenizer.finish()
 
     def _scored(self, answer: Answer, wanted: _Wanted) -> Scored:
         if not wanted.logprobs:
@@ -233,8 +267,9 @@ class Llama:
             max_tokens=min(limit, self.max_seq_len - len(prompt)),
             top_logprobs=0 if wanted.logprobs else None,
             score_prompt=wanted.logprobs and wanted.echo,
+            think_budget=wanted.think_budget,
         )
-        return Request(prompt, settings)
+        return Request(prompt, settings, thoughts=wanted.thoughts)
 
     def _answered(self, requests: list[Request]) -> Iterator[Answer]:
         """A single prompt goes on from what the single one before left in the cache; several run at once."""
@@ -260,6 +295,7 @@ class Llama:
             request.settings,
             continues_text=wanted.echo,
             spelled=self.tokenizer.spelled,
+            thoughts=wanted.thoughts,
         )
         answer.check()
         return Stream(answer, self._pieces(answer, wanted.echo), self._begin, lambda answer: predict(answer, wanted))
@@ -267,7 +303,7 @@ class Llama:
     def _pieces(self, answer: Answer, echo: bool) -> Generator[str]:
         if echo:
             yield self.tokenizer.decode(answer.prompt)
-        yield from answer
+        yield from (text for text, thought in answer.parts() if not thought)
 
     def _begin(self, stream: Stream[Any] | None) -> None:
         """The model's next request; an unfinished stream ends, as the cache is this one's now."""

@@ -84,12 +84,16 @@ class Backend(Protocol):
         """Raises UsageError for a model that has no dialog format."""
         ...
 
+    def unheard(self, settings: Settings) -> str | None:
+        """A line where it cannot do what the settings ask for, and does as it can."""
+        ...
+
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         """Answer, or go on with an answer; one that has ended (`reason` is "stop") is only taken note of.
 
         What cannot begin raises at once. The events end with TurnDone, also when `asked.interrupted` said so, and unless
-        they raise. The text is that which the model wrote, thoughts and their tags included; ids come with it where
-        there are any.
+        they raise. The text has thoughts within tags that `core.thoughts.TAGGED` knows, whatever the model's own are;
+        ids come with it where there are any.
         """
         ...
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llamachat.chat.thinking import ThinkSplitter, without_thinking
 from llamachat.chat.tree import Node, first_line
 from llamachat.errors import UsageError
 from llamachat.system import private
@@ -49,8 +48,4 @@ def _markdown(nodes: Sequence[Node], about: dict[str, Any]) -> str:
 
 def _parts(node: Node) -> tuple[str, str]:
     """What was said, and what was thought before it."""
-    if node.role == "user":
-        return node.text, ""
-    splitter = ThinkSplitter()
-    pieces = [*splitter.add(node.text), *splitter.finish()]
-    return without_thinking(node.text).strip(), "".join(text for text, thought in pieces if thought).strip()
+    return (node.text, "") if node.role == "user" else (node.said.strip(), node.thought.strip())

@@ -9,7 +9,6 @@ from llamachat.chat.history import History, Record, message
 from llamachat.chat.keeper import Keeper, Opened
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import MAX_TEXT, Archive
-from llamachat.chat.thinking import without_thinking
 from llamachat.chat.tree import Node, Tree, path
 from llamachat.errors import UsageError
 from llamachat.events import Branch, SavedDialog, Turn
@@ -61,9 +60,15 @@ class Dialog:
         found = [Turn(0, "system", self.system, seen.system, "pinned")] if self.system else []
         for i, node in enumerate(path(self._tree.active)):
             tokens = node.tokens or len(node.ids or ())
-            said = node.text if node.role == "user" else without_thinking(node.text)
-            found.append(Turn(i // 2 + 1, node.role, said, tokens, "dropped" if i < 2 * seen.dropped else "kept"))
+            found.append(Turn(i // 2 + 1, node.role, node.said, tokens, "dropped" if i < 2 * seen.dropped else "kept"))
         return found
+
+    def thought(self) -> str:
+        """Before the last answer. Raises UsageError where there is none."""
+        self._last_question()
+        if not (thought := self._tree.active.thought.strip()):
+            raise UsageError("the last answer came without a thought", remedy="/think says whether the model is to")
+        return thought
 
     def clear(self) -> None:
         """Begin anew, as another branch: no turns, same system prompt. What was said stays saved."""

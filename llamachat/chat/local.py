@@ -10,17 +10,18 @@ from llamachat.chat import insight
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
 from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
 from llamachat.chat.settings import Settings
-from llamachat.chat.thinking import opened_by, spelled_tags
 from llamachat.chat.tree import Node, Tree
 from llamachat.chat.window import Overflow, Window
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
 from llamachat.core.sampler import TokenLogprobs
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import THINKING
 from llamachat.errors import LlamachatError, UsageError, reading
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation import snapshot
 from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.thinking import Tagger, spelled_marks, unheard
 from llamachat.models.load import LoadedModel
 
 REFILLS = (
@@ -87,6 +88,11 @@ class LocalBackend:
     def check(self) -> None:
         _ = self.model.dialog
 
+    def unheard(self, settings: Settings) -> str | None:
+        """See Backend."""
+        thinking = THINKING[settings.think]
+        return None if thinking is None else unheard(self.name, self.model.dialog, thinking)
+
     # ---- answering ----
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
@@ -99,44 +105,55 @@ class LocalBackend:
         return TurnDone(Stats(len(prompt), len(prompt), 0, 0.0, 0.0, len(self.cache), self.cache.size), "stop", True)
 
     def _answer(self, asked: Asked, settings: Settings, prompt: list[int]) -> Iterator[Event]:
-        begun, spelled = asked.answer.ids or (), spelled_tags(self.model.tokenizer)
+        begun = asked.answer.ids or ()
         answer = Answer(
             self.model.engine,
             self.model.tokenizer,
             self.cache,
             prompt,
-            AnswerSettings(settings.sampling, self.model.stop_ids, settings.stop, settings.max_tokens),
+            AnswerSettings(
+                settings.sampling,
+                self.model.stop_ids,
+                settings.stop,
+                settings.max_tokens,
+                think_budget=settings.think_budget,
+            ),
             interrupted=asked.interrupted,
             room=self.window.room,
             begun=begun,
-            spelled=spelled,
+            thoughts=self.model.dialog.thoughts,
         )
-        yield from self._pieces(answer, "" if begun else self._opened())
+        yield from self._pieces(answer)
         text = self._text([*begun, *answer.ids], asked.answer) if begun and answer.exact else None
         yield TurnDone(answer.stats(), answer.reason, answer.exact, text)
 
-    def _pieces(self, answer: Answer, opened: str) -> Iterator[Event]:
-        """`opened`: what the answer's text is to begin with."""
-        told = 0
+    def _pieces(self, answer: Answer) -> Iterator[Event]:
+        """The answer's text begins with the mark of a thought that its header has begun."""
+        told, tagger = 0, Tagger(self.model.dialog.thoughts)
+        tagger.add(self._detokenized(answer.begun))
+        opened = "" if answer.begun else answer.opened
         yield from self.window.take_events()
         for piece in answer:
             yield from self.window.take_events()
-            yield TextDelta(opened + piece, ids=tuple(answer.ids[told:]))
+            yield TextDelta(tagger.add(opened + piece), ids=tuple(answer.ids[told:]))
             opened, told = "", len(answer.ids)
         yield from self.window.take_events()
-        if told < len(answer.ids):  # tokens without a text of their own
-            yield TextDelta(opened, ids=tuple(answer.ids[told:]))
-
-    def _opened(self) -> str:
-        """The tag of thoughts that the answer's header has begun."""
-        view = self.window.view
-        return opened_by("".join(map(self.model.token_text, view.opened if view else []))) or ""
+        rest = tagger.add(opened) + tagger.finish()
+        if rest or told < len(answer.ids):  # tokens without a text of their own
+            yield TextDelta(rest, ids=tuple(answer.ids[told:]))
 
     def _text(self, ids: Sequence[int], like: Node) -> str:
-        """What ids say as an answer to the question that the window shows, with that tag where another answer has it."""
-        detokenizer = Detokenizer(self.model.tokenizer, spelled=spelled_tags(self.model.tokenizer))
-        text, opened = "".join(map(detokenizer.add, ids)) + detokenizer.finish(), self._opened()
-        return opened + text if like.text.startswith(opened) else text
+        """What ids say as an answer to the question that the window shows, with the mark of a thought that the header has
+        begun where another answer has it."""
+        thoughts, view = self.model.dialog.thoughts, self.window.view
+        opened = thoughts.opened_by("".join(map(self.model.token_text, view.opened if view else [])))
+        tagger, text = Tagger(thoughts), self._detokenized(ids)
+        return tagger.add(opened + text if like.text.startswith(opened) else text) + tagger.finish()
+
+    def _detokenized(self, ids: Sequence[int]) -> str:
+        tokenizer = self.model.tokenizer
+        detokenizer = Detokenizer(tokenizer, spelled=spelled_marks(tokenizer, self.model.dialog.thoughts))
+        return "".join(map(detokenizer.add, ids)) + detokenizer.finish()
 
     # ---- the window ----
 

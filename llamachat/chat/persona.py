@@ -11,6 +11,7 @@ from typing import Any, Literal
 from llamachat import paths
 from llamachat.checks import shown
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import THINKING
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 from llamachat.system.textfile import read_settings
 
@@ -28,6 +29,7 @@ class Persona:
     sampling: Mapping[str, float] = field(default_factory=dict)  # fields of SamplingParams
     messages: tuple[tuple[str, str], ...] = ()  # the dialog's first questions and answers
     model: str | None = None
+    think: str | None = None  # of THINKING
 
     @property
     def said(self) -> list[tuple[Role, str]]:
@@ -65,12 +67,15 @@ def _persona(name: str, table: dict[str, Any], where: str) -> Persona:
         _require(key in known, f"unknown key {key}", value, where, f"known keys: {', '.join(known)}")
     for key in ("system", "model"):
         _require(isinstance(table.get(key, ""), str), key, table.get(key), where, "write text")
+    think = table.get("think", "auto")
+    _require(isinstance(think, str) and think in THINKING, "think", think, where, f"write one of {', '.join(THINKING)}")
     return Persona(
         name,
         table.get("system"),
         _sampling(table.get("sampling", {}), where),
         _messages(table, where),
         table.get("model"),
+        table.get("think"),
     )
 
 

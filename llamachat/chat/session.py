@@ -47,6 +47,11 @@ class Session(Dialog):
         self.backend, self.settings = backend, settings
         self._do({"type": "model", "name": backend.reference, "tokenizer": backend.tokenizer})
         self._do({"type": "parameters", "values": dict(self.parameters())})
+        self._say_unheard()
+
+    def _say_unheard(self) -> None:
+        if line := self.backend.unheard(self.settings):
+            self._notices.append(line)
 
     # ---- what it is ----
 
@@ -162,6 +167,12 @@ class Session(Dialog):
         return Asked(path(answer)[:-1], answer, self.system, lambda: self._stop_asked)
 
     # ---- the dialog ----
+
+    def set_parameter(self, name: str, value: str) -> None:
+        """See Dialog; a notice says where the backend cannot do so."""
+        super().set_parameter(name, value)
+        if name.startswith("think"):
+            self._say_unheard()
 
     def use_model(self, name: str) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llamachat.chat.thinking import without_thinking
 from llamachat.core.dialog import Message
+from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
 from llamachat.events import Branch, FinishReason
 
@@ -29,8 +29,16 @@ class Node:
     @property
     def message(self) -> Message:
         """For the dialog format; an answer without its ids goes without its thoughts, as chat templates have it."""
-        text = without_thinking(self.text) if self.role == "assistant" and self.ids is None else self.text
-        return Message(self.role, text, self.ids)
+        return Message(self.role, self.said if self.ids is None else self.text, self.ids)
+
+    @property
+    def said(self) -> str:
+        """Without what was thought."""
+        return TAGGED.parted(self.text)[1] if self.role == "assistant" else self.text
+
+    @property
+    def thought(self) -> str:
+        return TAGGED.parted(self.text)[0] if self.role == "assistant" else ""
 
     @property
     def is_root(self) -> bool:

@@ -12,13 +12,14 @@ branch is computed at a time, so what pages could share is the common beginning,
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llamachat.chat.asked import Asked
+from llamachat.chat.settings import thinking
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.cache import Cache
-from llamachat.core.dialog import Message
+from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.generate import Interrupted, never, prefill
 from llamachat.errors import DoesNotFitError
 from llamachat.events import Evicted
@@ -50,6 +51,7 @@ class View:
     kept: list[Kept]  # question, answer, ..., question
     opened: list[int]  # the header of the answer
     gone: int = 0  # tokens of the header and the answer that had to go
+    thinking: bool | None = None  # what the dialog is written for: see DialogFormat.having
 
     @property
     def length(self) -> int:
@@ -71,7 +73,7 @@ class Window:
         self.view: View | None = None
         self.answering: Node | None = None  # what `view.opened` opens
         self._interrupted: Callable[[], bool] = never
-        self._preamble: list[int] | None = None
+        self._preambles: dict[bool | None, list[int]] = {}
 
     def prompt(self, asked: Asked) -> list[int]:
         """The ids that the answer goes on from, with what it has already; old turns make room for them.
@@ -79,7 +81,8 @@ class Window:
         Raises DoesNotFitError, and what the dialog format raises; nothing has changed then.
         """
         path, answer, self._interrupted = asked.path, asked.answer, asked.interrupted
-        view = self._continued(path, answer, asked.system) or self._anew(path, asked.system)
+        wanted = thinking(answer.parameters)
+        view = self._continued(path, answer, asked.system, wanted) or self._anew(path, asked.system, wanted)
         begun = answer.ids or ()
         dropped, fitting = self._fit(view, len(begun))
         self._commit(view if dropped else fitting, begun)
@@ -137,6 +140,7 @@ class Window:
             "kept": kept,
             "opened": view.opened,
             "gone": view.gone,
+            "thinking": view.thinking,
             "answer": self.answering.id,
             "said": _digest([*(each.node for each in view.kept), self.answering]),
         }
@@ -155,15 +159,21 @@ class Window:
             kept.append(Kept(node, log[at : at + count]))
             at += count
         _count(kept)
-        self.view = View(state["system"], log[: self.cache.pinned], kept, state["opened"], state["gone"])
+        pinned = log[: self.cache.pinned]
+        self.view = View(state["system"], pinned, kept, state["opened"], state["gone"], state.get("thinking"))
         self.answering = answer
 
     # ---- which turns ----
 
-    def _continued(self, path: Sequence[Node], answer: Node, system: str | None) -> View | None:
+    def _format(self, thinking: bool | None) -> DialogFormat:
+        return self.model.dialog.having(thinking)
+
+    def _continued(self, path: Sequence[Node], answer: Node, system: str | None, wanted: bool | None) -> View | None:
         """The view as it is and what is new behind it; None where the path left it."""
         old = self.view
         if old is None or old.system != system or old.kept[0].node not in path:
+            return None
+        if old.thinking != wanted and not self._alike(system, old.thinking, wanted):
             return None
         behind = path[path.index(old.kept[0].node) :]
         same = next((i for i, (k, n) in enumerate(zip(old.kept, behind, strict=False)) if k.node is not n), None)
@@ -175,51 +185,63 @@ class Window:
         start = max(
             0, same - CONTEXT + same % 2
         )  # the new ones among the last turns: all kept ones would take their time
-        turns = self.model.dialog.turns(_messages(system, behind[start:]))[-len(new) - 1 :]
-        kept = kept + [Kept(node, self._as_seen(node, ids)) for node, ids in zip(new, turns, strict=False)]
+        turns = self._format(wanted).turns(_messages(system, behind[start:]))[-len(new) - 1 :]
+        closed = self._as_seen(new[0], turns[0]) if new else None
+        if closed:
+            turns[0] = closed
+        kept = kept + [Kept(node, ids) for node, ids in zip(new, turns, strict=False)]
         _count(kept[same:])
-        if old.gone and new:  # the answer is closed now, without its beginning
+        if old.gone and closed:  # without its beginning
             kept[same].ids = kept[same].ids[old.gone :]
-        return View(system, old.pinned, kept, turns[-1], 0 if new else old.gone)
+        return View(system, old.pinned, kept, turns[-1], 0 if new else old.gone, wanted)
 
-    def _as_seen(self, node: Node, ids: list[int]) -> list[int]:
-        """A turn's ids; of the last answer behind the very header that it was given behind, which may have begun a thought."""
-        said = list(node.ids or ())
-        if node is not self.answering or self.view is None or not said:
-            return ids
+    def _alike(self, system: str | None, *thinking: bool | None) -> bool:
+        """Whether a dialog is written alike for these, but for the header of the answer to come."""
+        ask, say = Message("user", "a"), Message("assistant", "a")
+        one, other = (self._format(each).turns([*_messages(system, []), ask, say, ask])[:-1] for each in thinking)
+        return one == other
+
+    def _as_seen(self, node: Node, ids: list[int]) -> list[int] | None:
+        """The last answer's turn behind the very header that it was given behind, which may have begun a thought; None where
+        the format writes another: without what was thought, or without the thought that the header had been through with."""
+        said, view = list(node.ids or ()), self.view
+        if node is not self.answering or view is None or not said:
+            return None
+        if self.model.dialog.thoughts.silenced_by("".join(map(self.model.token_text, view.opened))):
+            return None
         ends = (at + len(said) for at in range(len(ids) - len(said), -1, -1) if ids[at : at + len(said)] == said)
         end = next(ends, None)
-        return ids if end is None else [*self.view.opened, *said, *ids[end:]]
+        return None if end is None else [*view.opened, *said, *ids[end:]]
 
-    def _anew(self, path: Sequence[Node], system: str | None) -> View:
+    def _anew(self, path: Sequence[Node], system: str | None, wanted: bool | None) -> View:
         """As many of the latest turns as fit, encoded without the others."""
         count = 17  # messages; more and more of them, so that a long history costs what a short one does
         while True:
-            view = self._encoded(path[-count:], system)
+            view = self._encoded(path[-count:], system, wanted)
             if count >= len(path) or view.length >= self.cache.size:
                 break
             count = 2 * count - 1
         return view
 
-    def _encoded(self, nodes: Sequence[Node], system: str | None) -> View:
-        turns = self.model.dialog.turns(_messages(system, nodes))
-        head = turns.pop(0) if system else self._head()
+    def _encoded(self, nodes: Sequence[Node], system: str | None, wanted: bool | None) -> View:
+        turns = self._format(wanted).turns(_messages(system, nodes))
+        head = turns.pop(0) if system else self._head(wanted)
         if not system and turns[0][: len(head)] == head:
             turns[0] = turns[0][len(head) :]
         kept = [Kept(node, ids) for node, ids in zip(nodes, turns, strict=False)]
         _count(kept)
         sinks = max(0, SINKS - len(head))
         pinned, kept[0].ids = head + kept[0].ids[:sinks], kept[0].ids[sinks:]
-        return View(system, pinned, kept, turns[-1])
+        return View(system, pinned, kept, turns[-1], thinking=wanted)
 
-    def _head(self) -> list[int]:
+    def _head(self, wanted: bool | None) -> list[int]:
         """What the format writes before the first question only: BOS, a system prompt of the template's own."""
-        if self._preamble is None:
-            ask, say = Message("user", "a"), Message("assistant", "a")
-            first, later = self.model.dialog.turns([ask])[0], self.model.dialog.turns([ask, say, ask])[2]
+        if wanted not in self._preambles:
+            ask, say, dialog = Message("user", "a"), Message("assistant", "a"), self._format(wanted)
+            first, later = dialog.turns([ask])[0], dialog.turns([ask, say, ask])[2]
             begins = len(first) - len(later)
-            self._preamble = first[:begins] if begins > 0 and first[begins:] == later else []
-        return self._preamble
+            self._preambles[wanted] = first[:begins] if begins > 0 and first[begins:] == later else []
+        return self._preambles[wanted]
 
     def _fit(self, view: View, begun: int) -> tuple[list[Kept], View]:
         """What must go for this to fit with one token more, and the rest."""
@@ -237,7 +259,7 @@ class Window:
             free += sum(len(each.ids) for each in kept[:2])
             del kept[:2]
         gone = view.kept[: len(view.kept) - len(kept)]
-        return gone, View(view.system, view.pinned, kept, view.opened, view.gone)
+        return gone, replace(view, kept=kept)
 
     def _refilled(self, view: View, begun: int) -> View:
         """The dialog as if it had begun later: few enough turns for half of the window, if need be one."""
@@ -246,7 +268,7 @@ class Window:
         while first + 2 < len(nodes) and length > self.cache.size // REFILLED:
             length -= sum(len(each.ids) for each in view.kept[first : first + 2])
             first += 2
-        fitting = self._encoded(nodes[first:], view.system)
+        fitting = self._encoded(nodes[first:], view.system, view.thinking)
         if fitting.length + begun >= self.cache.size:
             raise _does_not_fit("this turn alone makes", fitting.length + begun, self.cache.size)
         return fitting

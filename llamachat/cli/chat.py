@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamachat.cli.loading import given_system, load_model, obtain
-from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, flag, with_options
+from llamachat.cli.loading import given_system, load_model, obtain, think_of
+from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
 from llamachat.cli.shell_words import personas, sessions
 from llamachat.errors import UsageError
 
@@ -40,9 +40,6 @@ def chat(
     ] = None,
     no_history: Annotated[
         bool, flag("--no-history", help="Leave no trace of the dialog on disk.", panel=DIALOG)
-    ] = False,
-    think: Annotated[
-        bool, flag("--think/--hide-thinking", help="Show what a model thinks before it answers.", panel=SCREEN)
     ] = False,
     plain: Annotated[bool, flag("--plain", help="Show answers as they come: no Markdown.", panel=SCREEN)] = False,
     theme: Annotated[ThemeName, flag("--theme", help="Colours; auto: what fits the terminal.", panel=SCREEN)] = (
@@ -84,7 +81,7 @@ def chat(
             library=Library(),
             theme=theme.value,
             plain=plain,
-            think=think,
+            think=options.show_thinking,
             vi=vi,
             verbose=options.verbose,
         )
@@ -121,7 +118,13 @@ class _Opening:
         backend = make(first)
         self.session = chat = Session(
             backend,
-            Settings(backend.sampling.replace(**options.sampling()), options.max_tokens, options.stop),
+            Settings(
+                backend.sampling.replace(**options.sampling()),
+                options.max_tokens,
+                options.stop,
+                think_of(options, self.entry),
+                options.think_budget,
+            ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
             another=lambda name: make(replace(first, model=name, load=self._load_other)),
@@ -163,7 +166,8 @@ def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typ
     """What was typed goes before what a saved dialog was held with."""
     if _typed(ctx, "system") or _typed(ctx, "system_file"):
         chat.set_system(system)
-    for name, value in {**options.sampling(), "max_tokens": options.max_tokens}.items():
+    own = {name: getattr(options, name) for name in ("max_tokens", "think", "think_budget")}
+    for name, value in {**options.sampling(), **own}.items():
         if _typed(ctx, name):
             chat.set_parameter(name, str(value))
 
@@ -186,8 +190,9 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
 
 
 def as_persona(options: Options, persona: "Persona", ctx: typer.Context) -> Options:
-    """Its model, system prompt and sampling: after what was typed, before the environment and the config file."""
+    """Its model, system prompt, sampling and thinking: after what was typed, before the environment and the config file."""
     changes: dict[str, Any] = {**persona.sampling} | ({"model": persona.model} if persona.model else {})
+    changes |= {"think": Think(persona.think)} if persona.think else {}
     if persona.system is not None and not (_typed(ctx, "system") or _typed(ctx, "system_file")):
         changes |= {"system": persona.system, "system_file": None}
     return replace(options, **{name: value for name, value in changes.items() if not _typed(ctx, name)})

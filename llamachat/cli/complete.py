@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain
+from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.errors import UsageError
 
@@ -69,6 +69,7 @@ def complete(
         from llamachat.generation.grammars import process
 
         process().start()
+    from llamachat.core.thoughts import THINKING
     from llamachat.generation.completer import (
         PARALLEL,
         Completer,
@@ -79,6 +80,7 @@ def complete(
         write_json,
     )
     from llamachat.generation.jsonl import Lines, open_results
+    from llamachat.generation.thinking import unheard
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
@@ -97,12 +99,14 @@ def complete(
     system = given_system(options)
     entry = obtain(options)
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
-    for line in model.notes:
+    thinking = None if raw else THINKING[think_of(options, entry)]
+    unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
+    for line in [*model.notes, *([unknown] if unknown else [])]:
         note(f"note: {line}")
     interrupted = _count_interrupts()
     settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
-    completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed)
+    completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed, thinking)
     if before is not None:
         text = _behind(before, text, completer)
     good = True
@@ -113,7 +117,7 @@ def complete(
     elif as_json:
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
-        answer = completer.stream(text, sys.stdout)
+        answer = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
         if options.verbose:
             stats = answer.stats()
             note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")

@@ -71,7 +71,13 @@ def answer_settings(
         options.max_tokens,
         logprobs,
         score_prompt=echo and logprobs is not None,
+        think_budget=None if raw else options.think_budget,
     )
+
+
+def think_of(options: Options, entry: "ModelEntry") -> str:
+    """Whether to think, of THINKING: as given, else as the catalog has it for this model."""
+    return options.think.value if options.think else entry.think or "auto"
 
 
 def given_system(options: Options) -> str | None:

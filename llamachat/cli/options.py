@@ -39,6 +39,12 @@ class Overflow(StrEnum):
     stop = "stop"
 
 
+class Think(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class ThemeName(StrEnum):
     auto = "auto"
     dark = "dark"
@@ -76,7 +82,7 @@ def _tell(ctx: typer.Context, verbose: bool) -> bool:
     return verbose
 
 
-MODEL, SAMPLING, RUN = "Model and context", "Sampling", "Running"
+MODEL, SAMPLING, THINKING, RUN = "Model and context", "Sampling", "Thinking", "Running"
 DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
 
 
@@ -138,6 +144,24 @@ class Options:
     stop: Annotated[list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)] = (
         field(default_factory=list)
     )
+    think: Annotated[
+        Think | None,
+        flag(
+            "--think", help="Whether the model thinks before it answers; auto: as its template has it.", panel=THINKING
+        ),
+    ] = None
+    think_budget: Annotated[
+        int | None,
+        flag("--think-budget", min=0, help="At so many tokens a thought is ended, the answer begins.", panel=THINKING),
+    ] = None
+    show_thinking: Annotated[
+        bool,
+        flag(
+            "--show-thinking/--hide-thinking",
+            help="Show thoughts: in a chat unfolded, of complete on stderr.",
+            panel=THINKING,
+        ),
+    ] = False
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None

@@ -5,13 +5,15 @@ as plain text. Where a format marks turns with plain text (`[INST]`), a content 
 by character there: the same text, other ids.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
 from typing import Any, Literal, Protocol, get_args
 
+from llamachat.core.thoughts import TAGGED, Switch, Thoughts
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, UsageError
 
@@ -46,6 +48,20 @@ class DialogFormat(Protocol):
         """Each ends the assistant's turn."""
         ...
 
+    @property
+    def thoughts(self) -> Thoughts:
+        """How the model marks what it thinks."""
+        ...
+
+    @property
+    def switch(self) -> Switch:
+        """What `having` can change."""
+        ...
+
+    def having(self, thinking: bool | None) -> "DialogFormat":
+        """This format where the model is to think before it answers, or not to; None: as the format itself has it."""
+        ...
+
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The whole dialog and the header of the assistant's next turn. Raises UsageError, ConfigError."""
         ...
@@ -77,12 +93,24 @@ Layout = list[list[Part]]
 class Format:
     """A format is its `layout`; this turns it into ids."""
 
+    thoughts: Thoughts = TAGGED
+    switch: Switch = "none"
+    thinking: bool | None = None  # what `layout` is to write
+
     def __init__(self, tokenizer: Tokenizer, needs: Sequence[str] = (), ends: Iterable[str] = ()) -> None:
         missing = [name for name in needs if name not in tokenizer.specials]
         if missing:
             raise ConfigError(f"the tokenizer has no {missing[0]!r}", "the dialog format is another", "set `dialog`")
         self.tokenizer = tokenizer
         self._stop_ids = tokenizer.eos_ids | {tokenizer.specials[name] for name in ends if name in tokenizer.specials}
+        self._havings: dict[bool | None, Format] = {None: self}
+
+    def having(self, thinking: bool | None) -> "Format":
+        """See DialogFormat."""
+        if thinking not in self._havings:
+            self._havings[thinking] = copy.copy(self)
+            self._havings[thinking].thinking = thinking
+        return self._havings[thinking]
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -100,13 +128,13 @@ class Format:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """See DialogFormat."""
-        ids = self._ids([part for turn in self.layout(messages) for part in turn], ())
+        ids = self._ids([part for turn in self.layout(self._sent(messages)) for part in turn], ())
         return [*self._missing_bos(ids), *ids]
 
     def turns(self, messages: Sequence[Message]) -> list[list[int]]:
         """See DialogFormat."""
         turns, ids = list[list[int]](), list[int]()
-        for parts in self.layout(messages):
+        for parts in self.layout(self._sent(messages)):
             turns.append(self._ids(parts, ids))
             ids += turns[-1]
         turns[0][:0] = self._missing_bos(ids)
@@ -117,6 +145,12 @@ class Format:
         before = takewhile(lambda part: not isinstance(part, Content), self.layout([message])[0])
         ids = self._ids(list(before), [])
         return self._missing_bos(ids) + ids
+
+    def _sent(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """With what was thought only where the format takes it."""
+        if self.thoughts.resent:
+            return messages
+        return [_without_thought(m) if m.role == "assistant" else m for m in messages]
 
     def _missing_bos(self, ids: Sequence[int]) -> list[int]:
         bos = self.tokenizer.bos_id
@@ -140,6 +174,12 @@ class Format:
         return Guard(self.tokenizer, self.tags)
 
 
+def _without_thought(message: Message) -> Message:
+    """An answer as a later turn has it: its ids, which say what was thought, no longer stand for it."""
+    thought, said = TAGGED.parted(message.content)
+    return Message(message.role, said.lstrip("\n")) if thought or said != message.content else message
+
+
 def _is_fixed(part: Part) -> bool:
     return isinstance(part, int) or (isinstance(part, Content) and part.ids is not None)
 
@@ -149,7 +189,10 @@ class Guard:
 
     def __init__(self, tokenizer: Tokenizer, tags: Iterable[str]) -> None:
         self._tokenizer = tokenizer
-        plain = [tag for tag in tags if tag not in tokenizer.specials]
+        encode, skeleton = tokenizer.encode, tokenizer.encode_skeleton
+        plain = [
+            tag for tag in tags if encode(tag, start=False) == skeleton(tag, start=False)
+        ]  # not a token of its own
         for tag in plain:
             if tokenizer.encode(tag, start=False) == self._by_character(tag):
                 raise ConfigError(
@@ -222,15 +265,21 @@ class Llama3(Format):
 
 
 class ChatML(Format):
-    """OpenAI's ChatML, as Qwen, SmolLM and many fine-tunes have it; no system turn unless one is given."""
+    """OpenAI's ChatML, as Qwen, SmolLM and many fine-tunes have it; no system turn unless one is given.
+
+    Where `<think>` is a token, as in Qwen3's, thoughts are not sent again, and one that is empty keeps the model from it.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer, needs=("<|im_start|>", "<|im_end|>"), ends=("<|im_end|>", "<|endoftext|>"))
+        if len(tokenizer.encode_skeleton("<think></think>", start=False)) == 2:
+            self.thoughts, self.switch = replace(TAGGED, resent=False), "full"
 
     def layout(self, messages: Sequence[Message]) -> Layout:
         """Contents as they are."""
         turns: Layout = [[f"<|im_start|>{m.role}\n", Content(m.content, m.ids), "<|im_end|>\n"] for m in messages]
-        return [*turns, ["<|im_start|>assistant\n"]]
+        silent = self.switch == "full" and self.thinking is False
+        return [*turns, ["<|im_start|>assistant\n" + ("<think>\n\n</think>\n\n" if silent else "")]]
 
 
 class Zephyr(Format):

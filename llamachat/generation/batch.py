@@ -16,6 +16,7 @@ import numpy as np
 from llamachat.core.cache import Cache
 from llamachat.core.generate import Interrupted, Logits, Token, never, prefill
 from llamachat.core.sampler import Sampler, token_logprobs
+from llamachat.core.thoughts import Thoughts
 from llamachat.errors import LlamachatError
 from llamachat.events import FinishReason
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -34,11 +35,20 @@ class Request:
     prompt: list[int]
     settings: AnswerSettings
     continues_text: bool = False
+    thoughts: Thoughts | None = None  # as of Answer
 
     def answer(self, model: LoadedModel, cache: Cache, interrupted: Callable[[], bool] = never) -> Answer:
         """The answer to come; iterate it for its text."""
-        prompt, settings = self.prompt, self.settings
-        return Answer(model.engine, model.tokenizer, cache, prompt, settings, self.continues_text, interrupted)
+        return Answer(
+            model.engine,
+            model.tokenizer,
+            cache,
+            self.prompt,
+            self.settings,
+            self.continues_text,
+            interrupted,
+            thoughts=self.thoughts,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from llamachat.errors import DoesNotFitError, LlamachatError, UsageError, reason
 from llamachat.generation.batch import Answered, Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
+from llamachat.generation.thinking import Part, parted
 from llamachat.models.load import LoadedModel
 from llamachat.system import textfile
 from llamachat.system.metadata import is_record
@@ -43,6 +44,7 @@ class Completer:
     echo: bool
     interrupted: Callable[[], bool] = never
     grammar: str | None = None  # of every answer: see constrain.py
+    thinking: bool | None = None  # whether answers are thought about first: see DialogFormat.having
 
     @cached_property
     def cache(self) -> Cache:
@@ -59,10 +61,14 @@ class Completer:
         return self._encoded(self.dialog(prompt))
 
     def _encoded(self, messages: list[Message] | str) -> list[int]:
-        return self.model.encode_text(messages) if isinstance(messages, str) else self.model.encode_dialog(messages)
+        if isinstance(messages, str):
+            return self.model.encode_text(messages)
+        return self.model.encode_dialog(messages, self.thinking)
 
     def _request(self, messages: list[Message] | str, grammar: str | None) -> Request:
-        return Request(self._encoded(messages), self._constrained(grammar), isinstance(messages, str))
+        text = isinstance(messages, str)
+        thoughts = None if text else self.model.dialog.thoughts
+        return Request(self._encoded(messages), self._constrained(grammar), text, thoughts)
 
     def _constrained(self, grammar: str | None) -> AnswerSettings:
         if grammar is None:
@@ -73,9 +79,16 @@ class Completer:
 
     @cached_property
     def _constrainer(self) -> Constrainer:
-        drops_space = self.model.tokenizer.dummy_prefix and not self.raw
+        drops_space = self.model.tokenizer.dummy_prefix and not self.raw and not self._opened
         size = self.model.engine.config.vocab_size
         return Constrainer(self.model.tokenizer, size, self.settings.stop_ids, drops_space)
+
+    @cached_property
+    def _opened(self) -> str:
+        """The mark of a thought that the header of an answer begins."""
+        dialog = self.model.dialog.having(self.thinking)
+        header = dialog.turns([Message("user", "a")])[-1]
+        return dialog.thoughts.opened_by("".join(map(self.model.token_text, header)))
 
     def dialog(self, prompt: str) -> list[Message] | str:
         """What the model is given for one prompt text: the text itself (raw), or a dialog with it."""
@@ -87,29 +100,33 @@ class Completer:
             return messages
         return [Message("system", self.system), *messages]
 
-    def stream(self, prompt: str, out: TextIO) -> Answer:
-        """Write the text as it comes (sanitised if `out` is a terminal), and a newline."""
+    def stream(self, prompt: str, out: TextIO, thoughts: TextIO | None = None) -> Answer:
+        """Write the text as it comes (sanitised if `out` is a terminal), and a newline; and what was thought, if to anywhere."""
         answer = self.start(self.dialog(prompt))
-        sanitiser = Sanitiser() if out.isatty() else None
-        for piece in self._text(answer):
-            out.write(sanitiser.feed(piece) if sanitiser else piece)
-            out.flush()
-        out.write((sanitiser.finish() if sanitiser else "") + "\n")
-        out.flush()
+        said, thought = _Written(out), _Written(thoughts)
+        for text, is_thought in self._text(answer):
+            if not is_thought and thought.begun:
+                thought.end()
+            (thought if is_thought else said).write(text)
+        if thought.begun:
+            thought.end()
+        said.end()
         return answer
 
     def result(self, messages: list[Message] | str) -> dict[str, Any]:
         """The JSON object of the CLI contract for one prompt."""
         answer = self.start(messages)
-        return self._object(answer, "".join(answer))
+        return self._object(answer, answer.parts())
 
-    def _object(self, answer: Answer, text: str) -> dict[str, Any]:
+    def _object(self, answer: Answer, parts: Iterable[Part]) -> dict[str, Any]:
+        thought, text = parted(parts)
         if self.echo:
             text = self.model.tokenizer.decode(answer.prompt) + text
         stats = answer.stats()
         result = {
             "model": self.model.name,
             "text": text,
+            **({"reasoning": thought} if thought else {}),
             "tokens": [*answer.prompt, *answer.ids] if self.echo else answer.ids,
             "finish_reason": answer.reason,
             "usage": {"prompt_tokens": stats.prompt_tokens, "completion_tokens": stats.completion_tokens},
@@ -134,7 +151,7 @@ class Completer:
         batch = Batch(self.model, parallel, self.interrupted)
         for outcome in batch.run(self._requests(lines, batch, skip)):
             if isinstance(outcome, Answered):
-                write_json(self._object(outcome.answer, outcome.text), out)
+                write_json(self._object(outcome.answer, outcome.answer.parts([outcome.text])), out)
             else:
                 good = False
                 write_json({"error": str(outcome)}, out)
@@ -176,10 +193,10 @@ class Completer:
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
         raise UsageError(f"line {number} is not a request", "it was skipped", f"write {expected}")
 
-    def _text(self, answer: Answer) -> Iterator[str]:
+    def _text(self, answer: Answer) -> Iterator[Part]:
         if self.echo:
-            yield self.model.tokenizer.decode(answer.prompt)
-        yield from answer
+            yield self.model.tokenizer.decode(answer.prompt), False
+        yield from answer.parts()
 
     def _logprobs(self, answer: Answer) -> list[dict[str, Any]]:
         if not self.echo:
@@ -193,6 +210,29 @@ class Completer:
 
     def _token(self, token: int) -> dict[str, Any]:
         return {"id": token, "token": self.model.token_text(token)}
+
+
+class _Written:
+    """A text on its way to a stream, sanitised if that is a terminal; to none, it goes nowhere."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._sanitiser = Sanitiser() if stream and stream.isatty() else None
+        self.begun = False
+
+    def write(self, text: str) -> None:
+        self.begun = True
+        self._put(self._sanitiser.feed(text) if self._sanitiser else text)
+
+    def end(self) -> None:
+        """And a newline."""
+        self.begun = False
+        self._put((self._sanitiser.finish() if self._sanitiser else "") + "\n")
+
+    def _put(self, text: str) -> None:
+        if self._stream:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | LlamachatError | None]]:

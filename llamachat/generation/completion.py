@@ -1,8 +1,9 @@
 """One answer in progress: prompt ids in, pieces of text out, and afterwards everything there is to know about it."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer, StopMatcher
@@ -10,10 +11,14 @@ from llamachat.core.engine import Engine
 from llamachat.core.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
 from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
 from llamachat.core.sampling import SamplingParams
+from llamachat.core.thoughts import TAGGED, Thoughts
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
+from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
+
+HEADER = 32  # tokens at a prompt's end in which the mark of a thought is looked for
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class AnswerSettings:
     top_logprobs: int | None = None  # None: no logprobs; K: with K alternatives each
     score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
     constraint: Callable[[], Constraint] | None = None  # makes one for each answer: what its text must be
+    think_budget: int | None = None  # tokens of its thoughts, at which they are ended; None: no limit
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Answer:
     room: Room = no_room  # makes room when the context is full: see generate
     begun: Sequence[int] = ()  # the prompt's last ids, where they are the answer's first ones: it goes on exactly there
     spelled: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that are not left out of the text
+    thoughts: Thoughts | None = None  # how they are marked in the text; None: there are none to be told apart
     ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
     stop_id: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
@@ -53,11 +60,40 @@ class Answer:
     decode_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.thoughts:
+            self.spelled = {**self.spelled, **spelled_marks(self.tokenizer, self.thoughts)}
         self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
         for token in self.begun:
             self._detokenizer.add(token)
         self._stops = StopMatcher(self.settings.stop_strings)
-        self._constraint = self.settings.constraint and self.settings.constraint()
+        self._constraint = self._thinking(self.settings.constraint and self.settings.constraint())
+
+    def _thinking(self, inner: Constraint | None) -> Constraint | None:
+        """A constraint is the answer's alone where the header has begun a thought, and thoughts may have a budget."""
+        budget = self.settings.think_budget
+        if self.thoughts is None or (budget is None and not (inner and self.opened)):
+            return inner
+        size = self.engine.config.vocab_size
+        return Thinking(self.tokenizer, size, self.thoughts, self.opened, budget, inner).begin(self.begun)
+
+    @cached_property
+    def opened(self) -> str:
+        """The mark of a thought that the header, which the prompt ends with, has begun."""
+        header = self.prompt[: len(self.prompt) - len(self.begun)][-HEADER:]
+        said = b"".join(self.spelled.get(token) or self.tokenizer.token_bytes(token) for token in header)
+        return self.thoughts.opened_by(said.decode(errors="replace")) if self.thoughts else ""
+
+    def parts(self, pieces: Iterable[str] | None = None) -> Iterator[Part]:
+        """Iterate once, in place of the answer itself: its text in pieces, each with whether it is thought; without marks and
+        the space around a thought. `pieces`: all that an answer gave that has ended."""
+        pieces = self if pieces is None else pieces
+        return trimmed(self._split(pieces)) if self.thoughts else ((piece, False) for piece in pieces)
+
+    def _split(self, pieces: Iterable[str]) -> Iterator[Part]:
+        splitter = ThinkSplitter(self.thoughts or TAGGED, self.opened)
+        for piece in pieces:
+            yield from splitter.add(piece)
+        yield from splitter.finish()
 
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()

@@ -99,6 +99,7 @@ class ModelEntry:
     shape: Shape | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)  # fields of SamplingParams
     quant_config: QuantConfig | None = None
+    think: Literal["on", "off"] | None = None  # before it answers, unless told otherwise; None: as its template has it
 
 
 @dataclass(frozen=True)

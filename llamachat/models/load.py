@@ -122,10 +122,10 @@ class LoadedModel:
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """A dialog, opened for an answer, as one prompt."""
+    def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
+        """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
         self._require_room(message.content for message in messages)
-        return self.dialog.encode(messages)
+        return self.dialog.having(thinking).encode(messages)
 
     def _require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.

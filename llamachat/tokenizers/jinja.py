@@ -1,12 +1,14 @@
 """A dialog in the format of the model's own chat template."""
 
+import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
 from llamachat.core.dialog import Content, Format, Layout, Message, Part, Role
+from llamachat.core.thoughts import HARMONY, TAGGED, Switch
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError
 from llamachat.tokenizers.templates import ChatTemplate, Span, template_error
@@ -15,6 +17,14 @@ from llamachat.tokenizers.templates import ChatTemplate, Span, template_error
 _TAG = re.compile(r"<{1,2}[|/｜]{0,2}\w[^<>\s]{1,64}>{1,2}|\[/?[A-Za-z]\w{1,64}\]")
 _NAME_TAG = re.compile(r"(?:#{1,6} {0,4})?(?<!\w)[A-Za-z]\w{0,64}:")
 _MOST_TAGS = 256
+
+# The variables by which templates are told whether to let the model think: of Qwen3, SmolLM3, GLM; of Granite, DeepSeek,
+# Kimi; of gpt-oss, which always thinks and is told how much.
+_SWITCHES: Mapping[str, Mapping[bool, object]] = {
+    "enable_thinking": {True: True, False: False},
+    "thinking": {True: True, False: False},
+    "reasoning_effort": {True: "high", False: "low"},
+}
 
 _SYSTEM, _USER, _ANSWER = Message("system", "x"), Message("user", "x"), Message("assistant", "x")
 
@@ -51,12 +61,38 @@ class Jinja(Format):
         self._template = ChatTemplate(source)
         names = sorted(tokenizer.specials, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        spelled = HARMONY.answers[-1]
+        self.thoughts = HARMONY if spelled[: spelled.index("final")] in source and "<|channel|>" in names else TAGGED
+
+    @cached_property
+    def switch(self) -> Switch:  # type: ignore[override]
+        """See DialogFormat: what its variables change of a dialog."""
+        read = self._read
+        said = [self.having(thinking)._sample([_USER], opened=True) for thinking in (None, True, False)]
+        if not read or said[0] == said[1] == said[2]:
+            return "none"
+        return "effort" if read == {"reasoning_effort"} else "full"
+
+    def having(self, thinking: bool | None) -> "Jinja":
+        """See DialogFormat."""
+        if thinking not in self._havings:
+            other = copy.copy(self)
+            other.thinking = thinking
+            for learnt in ("_learnt", "_lead"):
+                other.__dict__.pop(learnt, None)
+            self._havings[thinking] = other
+        return self._havings[thinking]  # type: ignore[return-value]
+
+    @cached_property
+    def _read(self) -> frozenset[str]:
+        return self._template.reads(list(_SWITCHES))
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """EOS, and the first control token that the template writes after an answer."""
+        """EOS, and the first control token that the template writes after an answer, unless it ends thoughts as well."""
         end = self._control.search(self._learnt.answer_end)
-        return self._stop_ids | ({self.tokenizer.specials[end[0]]} if end else set())
+        ends = end is not None and end[0] not in self.thoughts.marks.values()
+        return self._stop_ids | ({self.tokenizer.specials[end[0]]} if end and ends else set())
 
     @property
     def tags(self) -> Sequence[str]:
@@ -95,13 +131,17 @@ class Jinja(Format):
         return [_between_words(gap, cut) if cut else 0 for cut in [min(first, cuts[-1]), *reversed(cuts)]]
 
     def _parts(self, turn: _Turn, message: Message | None) -> list[Part]:
-        """Text that the model itself wrote is its own ids, behind the header that it wrote them after."""
+        """Text that the model itself wrote is its own ids, behind the header that it wrote them after; but for a thought that
+        was over in that header, which the template itself writes in later turns or leaves out."""
         if message and message.ids is not None and _joined(turn.said).strip() == message.content.strip():
-            return [self._learnt.opening, Content("", message.ids), *_as_parts(turn.end)]
+            silent = self.thoughts.silenced_by(self._learnt.opening)
+            header = _as_parts(turn.header) if silent else [self._learnt.opening]
+            return [*header, Content("", message.ids), *_as_parts(turn.end)]
         return _as_parts([*turn.header, *turn.said, *turn.end])
 
     def _render(self, messages: Sequence[Message], opened: bool) -> list[Span]:
-        return self._template.render([(m.role, m.content) for m in messages], self.tokenizer.names, opened)
+        told = {} if self.thinking is None else {name: _SWITCHES[name][self.thinking] for name in self._read}
+        return self._template.render([(m.role, m.content) for m in messages], self.tokenizer.names, opened, told)
 
     def _refuse(self, messages: Sequence[Message], spans: Sequence[Span], shown: Sequence[int]) -> None:
         """Dialogs that the template writes in a way that cannot be followed, or not whole."""
@@ -121,6 +161,8 @@ class Jinja(Format):
     def _learnt(self) -> _Learnt:
         gaps = self._sample([_USER, _ANSWER, _USER], opened=True)
         after_user, after_answer = (self._sample([_USER, _ANSWER][:n], opened=False)[-1] for n in (1, 2))
+        if gaps[2].startswith(after_user) and not gaps[2].startswith(after_answer):
+            after_answer = after_user  # the last answer alone ends otherwise
         return _Learnt(
             ends={"user": after_user, "assistant": after_answer},
             headers={"user": gaps[2].removeprefix(after_answer), "assistant": gaps[1].removeprefix(after_user)},

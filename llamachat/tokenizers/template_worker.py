@@ -2,7 +2,8 @@
 
 A template is a program from a file. jinja2's sandbox keeps it from reaching anything; the process's limits (limited.py)
 keep it from taking the machine's memory or time. {"source": ...} comes first, then {"variables": {"messages", "names",
-"opened"}} for each rendering, answered by {"spans": [[text, origin], ...]} or {"error": ...}.
+"opened", "switches"}} for each rendering, answered by {"spans": [[text, origin], ...]} or {"error": ...}; {"reads": [name, ...]}
+asks which of these variables the template looks at, answered by {"found": [name, ...]}.
 
 The template is given the real messages, so that what it does to a text is done. Every character remembers meanwhile
 where it came from (Text), so that no message's text can pass for what the template wrote.
@@ -265,18 +266,26 @@ def _quoted(text: str, ensure_ascii: bool) -> str:
     return _concat([_own('"'), inner, _own('"')])
 
 
-def compile_template(source: str) -> Template:
+def environment() -> _Environment:
     """As transformers compiles chat templates: same extensions, filters and functions."""
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = tojson
-    environment.filters["join"] = _join
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(source)
+    made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = tojson
+    made.filters["join"] = _join
+    made.globals["raise_exception"] = _raise_exception
+    made.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return made
 
 
-def render(template: Template, messages: list[dict[str, str]], names: dict[str, str], opened: bool) -> str:
-    """What it writes of messages; `names` are those of tokens, such as "bos_token"."""
+def read_by(source: str, names: list[str]) -> list[str]:
+    """Which of these variables it looks at, if only where another branch has set them."""
+    found = {node.name for node in environment().parse(source).find_all(nodes.Name) if node.ctx == "load"}
+    return [name for name in names if name in found]
+
+
+def render(
+    template: Template, messages: list[dict[str, str]], names: dict[str, str], opened: bool, switches: dict[str, Any]
+) -> str:
+    """What it writes of messages; `names` are those of tokens, such as "bos_token"; `switches` further variables."""
     most = MAX_OUTPUT + 2 * sum(len(message["content"]) for message in messages)
     variables = {
         "messages": [
@@ -286,7 +295,7 @@ def render(template: Template, messages: list[dict[str, str]], names: dict[str, 
         "add_generation_prompt": opened,
         "tools": None,
         "documents": None,
-        **{name: _own(token) for name, token in names.items()},
+        **{name: _own(value) if isinstance(value, str) else value for name, value in {**switches, **names}.items()},
     }
     pieces, size = list[str](), 0
     for piece in template.generate(**variables):
@@ -309,5 +318,7 @@ class Handler:
         if "source" in request:
             self._source = request["source"]
             return {}
-        self._template = self._template or compile_template(self._source)
+        if "reads" in request:
+            return {"found": read_by(self._source, request["reads"])}
+        self._template = self._template or environment().from_string(self._source)
         return {"spans": spans(render(self._template, **request["variables"]))}

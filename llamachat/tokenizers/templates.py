@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llamachat.errors import ConfigError, reading
 from llamachat.system.limited import EndedError, Limited
@@ -42,26 +42,38 @@ class ChatTemplate:
         self._source = source
         self._start()
 
-    def render(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
+    def render(
+        self,
+        messages: Sequence[tuple[str, str]],
+        names: Mapping[str, str],
+        opened: bool,
+        switches: Mapping[str, object] | None = None,
+    ) -> list[Span]:
         """What it writes of (role, content) pairs, with the header of an answer to come if `opened`.
 
-        Raises ConfigError when the template fails, refuses the dialog, or needs too much time or memory.
+        `switches`: variables of its own. Raises ConfigError when the template fails, refuses the dialog, or needs too much
+        time or memory.
         """
+        given = [{"role": role, "content": content} for role, content in messages]
+        variables = {"messages": given, "names": dict(names), "opened": opened, "switches": dict(switches or {})}
         with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
-            return self._rendered(messages, names, opened)
+            return [Span(text, origin) for text, origin in self._answer({"variables": variables})["spans"]]
 
-    def _rendered(self, messages: Sequence[tuple[str, str]], names: Mapping[str, str], opened: bool) -> list[Span]:
+    def reads(self, names: Sequence[str]) -> frozenset[str]:
+        """Which of these variables it looks at. Raises ConfigError."""
+        with reading("the model's chat template", ConfigError, _CONSEQUENCE, _REMEDY):
+            return frozenset(self._answer({"reads": list(names)})["found"])
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if not self.process.alive:
             self._start()
-        given = [{"role": role, "content": content} for role, content in messages]
-        variables = {"messages": given, "names": dict(names), "opened": opened}
         try:
-            answer = self.process.ask({"variables": variables})
+            answer: dict[str, Any] = self.process.ask(request)
         except EndedError as error:
             raise template_error(f"needs more than {TIMEOUT:g} s or too much memory") from error
         if "error" in answer:
             raise template_error(f"fails: {answer['error']!r}")
-        return [Span(text, origin) for text, origin in answer["spans"]]
+        return answer
 
     def _start(self) -> None:
         self.process = Limited(_WORKER, MAX_MEMORY, TIMEOUT)

@@ -17,10 +17,11 @@ from rich.text import Text
 
 from llamachat.events import Event, TextDelta
 from llamachat.system.sanitise import sanitise, sanitise_line
+from llamachat.ui.answer import Answer, Kind, Sheet
 from llamachat.ui.cells import wrap
 from llamachat.ui.live import Flow, Region
 from llamachat.ui.prompt import Prompt, sign
-from llamachat.ui.render import AnswerLines, Screen, stats_line
+from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing
@@ -45,7 +46,7 @@ class Above:
         self._columns = output.get_size().columns
         self._lines: list[str] = []  # finished, but not painted yet
         self._line = ""  # of our own text, not at its end yet
-        self._answer: AnswerLines | None = None
+        self._answer: Answer | None = None
         self._since = 0.0  # the answer's first piece
 
     def begin(self, prompt: Prompt) -> None:
@@ -98,9 +99,13 @@ class Above:
     def end_answer(self) -> None:
         answer, self._answer = self._answer, None
         if answer:
-            self._lines += answer.finish(self._columns)
+            answer.finish()
             if answer.done:
                 self.screen.note(stats_line(answer.done))
+
+    def thinking(self) -> str:
+        """How long the model has been thinking, while it does; else nothing."""
+        return self._answer.thinking if self._answer else ""
 
     def speed(self) -> float:
         """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
@@ -134,24 +139,30 @@ class Above:
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, str):
-                *lines, self._line = (self._line + item).split("\n")
-                self._lines += lines
+                self._print(item)
             elif callable(item):
                 item()
             else:
                 self._event(item)
 
+    def _print(self, text: str) -> None:
+        *lines, self._line = (self._line + text).split("\n")
+        self._lines += lines
+
     def _event(self, event: Event) -> None:
         if self._answer is None:
-            self._answer = AnswerLines(self._theme, think=self._think, plain=self._plain)
-        self._lines += self._answer.feed(event, self._columns)
+            kind: Kind = "plain" if self._plain else "markdown"
+            sheet = Sheet(self._theme, lambda: self._columns, self._print, self._print, kind)
+            self._answer = Answer(sheet, think=self._think)
+        self._answer.feed(event)
         if isinstance(event, TextDelta):
             self._since = self._since if self.pieces else time.monotonic()
             self.pieces += 1
 
     def _paint(self, size: Size, region: Region) -> None:
-        tail = self._answer.tail(size.columns) if self._answer else []
-        written = self._flow.paint(self._lines, tail, size.columns, size.rows, region)
+        tail = self._answer.tail if self._answer else []
+        passing = bool(self._answer and self._answer.passing)
+        written = self._flow.paint(self._lines, tail, size.columns, size.rows, region, passing=passing)
         self._lines = []
         if written:
             self._write(written)

@@ -81,3 +81,8 @@ def _breaks(text: str, width: int) -> list[int]:
             offsets.append(start)
         used = cells(pieces[-1].plain)
     return offsets
+
+
+def count(number: int, noun: str) -> str:
+    """Like "1 token" and "2 tokens"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

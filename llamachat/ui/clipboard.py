@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from llamachat.errors import UsageError
 from llamachat.system.sanitise import sanitise
-from llamachat.ui.render import count
+from llamachat.ui.cells import count
 
 LIMIT = 74_994  # bytes: what terminals take, 100,000 characters with the sequence around them
 

@@ -199,7 +199,8 @@ class Conversation:
             return f"{spinner} {self._loading()}"
         if self._answering:
             speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
-            return f"{spinner} {'answering' if self._above.pieces else 'reading'}{speed} · Ctrl-C stops"
+            doing = self._above.thinking() or ("answering" if self._above.pieces else "reading")
+            return f"{spinner} {doing}{speed} · Ctrl-C stops"
         if self._facts is None:
             return ""
         facts, width = self._facts, self._output.get_size().columns - 1

@@ -52,16 +52,27 @@ class Flow:
     def __init__(self) -> None:
         self._painted: list[str] = []  # rows right above the region that may still change
         self._let_go = _LetGo()
+        self._passing = False  # `_painted` is nothing that is said again
 
-    def paint(self, finished: Sequence[str], tail: Sequence[str], columns: int, rows: int, region: Region) -> str:
-        """What to write so that `finished` and then `tail` follow what was finished before."""
+    def paint(
+        self,
+        finished: Sequence[str],
+        tail: Sequence[str],
+        columns: int,
+        rows: int,
+        region: Region,
+        *,
+        passing: bool = False,
+    ) -> str:
+        """What to write so that `finished` and then `tail` follow what was finished before. `passing`: the tail is no
+        beginning of what will be finished."""
         self._keep(rows - region.height)
         done, left = _after(fold(finished, columns), self._let_go)
         rest, _ = _after(fold(tail, columns), left)
         self._let_go = left if tail else _LetGo()  # where nothing is unfinished, nothing of it stands above
         pen = _Pen(region, len(self._painted))
         pen.repaint(self._painted, done + rest, rows)
-        self._painted = rest
+        self._painted, self._passing = rest, passing
         self._keep(rows - region.height)
         return pen.written()
 
@@ -84,7 +95,7 @@ class Flow:
 
     def _keep(self, room: int) -> None:
         gone = max(0, len(self._painted) - max(0, room))
-        for row in self._painted[:gone]:
+        for row in () if self._passing else self._painted[:gone]:
             self._let_go = self._let_go.and_also(row)
         del self._painted[:gone]
 

@@ -1,4 +1,6 @@
-"""An answer as it is, line by line: what is drawn where Markdown is not wanted."""
+"""An answer as it is: line by line, drawn where Markdown is not wanted, or as it comes, where nothing is drawn."""
+
+from collections.abc import Sequence
 
 from llamachat.ui.markdown.blocks import LIMIT, Block
 from llamachat.ui.markdown.stream import word_end
@@ -26,3 +28,15 @@ class PlainStream:
     @property
     def tail(self) -> list[Block]:
         return [Block("text", self._line, self._line)] if self._line else []
+
+
+class RawStream:
+    """Hands out each piece of a text as a block of its own, at once."""
+
+    tail: Sequence[Block] = ()
+
+    def feed(self, safe: str) -> list[Block]:
+        return [Block("text", safe)]
+
+    def finish(self) -> list[Block]:
+        return []

@@ -1,7 +1,7 @@
 """What a person sees of a chat: answers while they stream, and our own short lines between them.
 
 All that reaches the terminal goes through the sanitiser here. Off a terminal, and where no styles are wanted, an answer is
-written as it is; for a terminal AnswerLines turns it into lines that are printed once and a short tail that is redrawn.
+written as it is; for a terminal it becomes lines that are printed once and a short tail that is redrawn: see answer.py.
 """
 
 import shutil
@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from llamachat.errors import LlamachatError
-from llamachat.events import Branch, Event, Evicted, SavedDialog, Stats, TextDelta, TokenView, Turn, TurnDone
-from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
+from llamachat.events import Branch, Event, SavedDialog, Stats, TokenView, Turn, TurnDone
+from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import drawings
-from llamachat.ui.cells import cells, cut, pad, wrap
-from llamachat.ui.markdown import Block, MarkdownStream, draw
-from llamachat.ui.plain import PlainStream
+from llamachat.ui.answer import BAR, Answer, Sheet, duration
+from llamachat.ui.cells import cells, count, cut, pad, wrap
+from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {"stop": [], "length": ["cut off at the token limit"], "interrupt": ["stopped"]}
@@ -52,30 +52,25 @@ class Screen:
 
     def answer(self, events: Iterable[Event]) -> TurnDone:
         """Show a turn as plain text while it comes; however it ends, the next line starts fresh."""
-        answer, done = _PlainAnswer(self), None
+        answer = Answer(
+            Sheet(self.theme, self._width, self.write, self.note_raw, told=self.at_terminal), think=self.think
+        )
         try:
             for event in events:
-                match event:
-                    case TextDelta(text, thinking=True):
-                        answer.think(text)
-                    case TextDelta(text):
-                        answer.write(text)
-                    case Evicted():
-                        answer.evicted.add(event)
-                    case TurnDone():
-                        done = event
+                answer.feed(event)
         finally:
-            answer.end()
-        assert done is not None, "a turn ends with TurnDone"
-        return done
+            answer.finish()
+        assert answer.done is not None, "a turn ends with TurnDone"
+        return answer.done
 
     def write(self, safe: str) -> None:
         """Put sanitised text of an answer out at once."""
         self._out.write(safe)
         self._out.flush()
 
-    def write_thought(self, safe: str) -> None:
-        self._notes.write(self.theme.ansi(self.theme.text(safe, "thinking")))
+    def note_raw(self, safe: str) -> None:
+        """Put out what is beside the answer, sanitised and styled."""
+        self._notes.write(safe)
         self._notes.flush()
 
     def banner(self, model: str) -> None:
@@ -101,6 +96,13 @@ class Screen:
         stream = MarkdownStream()
         self.lines(draw([*stream.feed(sanitise(text)), *stream.finish()], self._page(), self.theme))
 
+    def thought(self, text: str) -> None:
+        """What was thought before an answer, dim."""
+        stream = MarkdownStream()
+        blocks = [*stream.feed(sanitise(text)), *stream.finish()]
+        lines = draw(blocks, self._page() - 2, load("none"))
+        self.lines(self.theme.ansi(self.theme.text(f"{BAR} {line}".rstrip(), "thinking")) for line in lines)
+
     def table(self, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:
         """Columns as wide as they need; at a terminal the last one wraps."""
         safe = [[sanitise_line(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
@@ -118,8 +120,7 @@ class Screen:
 
     def lines(self, lines: Iterable[str]) -> None:
         """Drawn lines, as they are."""
-        self._notes.write("".join(line + "\n" for line in lines))
-        self._notes.flush()
+        self.note_raw("".join(line + "\n" for line in lines))
 
     def waiting(self, line: str) -> AbstractContextManager[object]:
         """A spinner while the body runs; nothing off a terminal."""
@@ -161,178 +162,6 @@ class Screen:
         self.lines(self.theme.ansi(line) for line in lines)
 
 
-class AnswerLines:
-    """An answer on its way to a terminal: events in; out come lines to print once, and a tail to redraw below them."""
-
-    def __init__(
-        self,
-        theme: Theme,
-        *,
-        think: bool = False,
-        plain: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.text = ""  # of the answer, as it came
-        self.done: TurnDone | None = None
-        self._theme = theme
-        self._answer, self._sanitiser = PlainStream() if plain else MarkdownStream(), Sanitiser()
-        self._page = load("none") if plain else theme  # of the answer itself
-        self._thought = _Thought(theme, think, clock)
-        self._evicted = _Evictions()
-
-    def feed(self, event: Event, width: int) -> list[str]:
-        """Lines that are finished now."""
-        match event:
-            case TextDelta(text, thinking=True):
-                return self._thought.feed(text, width)
-            case TextDelta(text):
-                self.text += text
-                return self._thought.end(width) + self._finished(self._answer.feed(self._sanitiser.feed(text)), width)
-            case Evicted():
-                self._evicted.add(event)
-                return [] if self.text else self._notes(width)
-            case TurnDone():
-                self.done = event
-        return []
-
-    def tail(self, width: int) -> list[str]:
-        """Lines that are not: they may look different, or be others, after the next event."""
-        return self._thought.tail(width) or draw(self._answer.tail, width, self._page)
-
-    def finish(self, width: int) -> list[str]:
-        """The rest, also of an answer that was left off."""
-        thought = self._thought.end(width)
-        blocks = self._answer.feed(self._sanitiser.finish()) + self._answer.finish()
-        return thought + draw(blocks, width, self._page) + self._notes(width)
-
-    def _finished(self, blocks: Sequence[Block], width: int) -> list[str]:
-        lines: list[str] = []
-        for block in blocks:
-            if block.kind != "code":  # which is not cut in two by what happens meanwhile
-                lines += self._notes(width)
-            lines += draw(block, width, self._page)
-        return lines
-
-    def _notes(self, width: int) -> list[str]:
-        told = self._evicted.take()
-        return [self._theme.ansi(line) for line in wrap(self._theme.text(told, "warning"), width)] if told else []
-
-
-class _Thought:
-    """What a model thinks before it answers: folded to one line, or shown dim."""
-
-    def __init__(self, theme: Theme, shown: bool, clock: Callable[[], float]) -> None:
-        self._theme, self._shown, self._clock = theme, shown, clock
-        self._stream, self._sanitiser = MarkdownStream(), Sanitiser()
-        self._began = 0.0
-        self._pieces = 0
-
-    def feed(self, text: str, width: int) -> list[str]:
-        if not self._pieces:
-            self._began = self._clock()
-        self._pieces += 1
-        return self._drawn(self._stream.feed(self._sanitiser.feed(text)), width) if self._shown else []
-
-    def tail(self, width: int) -> list[str]:
-        if not self._pieces:
-            return []
-        return self._drawn(self._stream.tail, width) if self._shown else [self._line("thinking", width)]
-
-    def end(self, width: int) -> list[str]:
-        if not self._pieces:
-            return []
-        rest = self._stream.feed(self._sanitiser.finish()) + self._stream.finish()
-        lines = [*self._drawn(rest, width), self._line("thought", width), ""]
-        self._pieces = 0
-        return lines
-
-    def _drawn(self, blocks: Sequence[Block], width: int) -> list[str]:
-        if not self._shown:
-            return []
-        lines = draw(blocks, width - 2, load("none"))
-        return [self._theme.ansi(self._theme.text(f"┊ {line}".rstrip(), "thinking")) for line in lines]
-
-    def _line(self, verb: str, width: int) -> str:
-        line = cut(thought_line(verb, self._clock() - self._began, self._pieces), width)
-        return self._theme.ansi(self._theme.text(line, "note"))
-
-
-class _Evictions:
-    """Those that nobody was told of yet."""
-
-    def __init__(self) -> None:
-        self._sum = Evicted(0, 0)
-
-    def add(self, event: Evicted) -> None:
-        turns, tokens = self._sum.turns + event.turns, self._sum.tokens + event.tokens
-        self._sum = Evicted(turns, tokens, self._sum.refilled or event.refilled)
-
-    def take(self) -> str:
-        told, self._sum = self._sum, Evicted(0, 0)
-        return eviction_line(told) if told.tokens else ""
-
-
-class _PlainAnswer:
-    """One answer on its way out as plain text."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.evicted = _Evictions()
-        self._screen = screen
-        self._sanitiser, self._thoughts = Sanitiser(), Sanitiser()
-        self._in_line = False
-        self._thinking: float | None = None  # since when
-        self._pieces = 0
-
-    def think(self, text: str) -> None:
-        if self._thinking is None:
-            self._thinking, self._pieces = time.monotonic(), 0
-        self._pieces += 1
-        if self._screen.think:
-            self._screen.write_thought(self._thoughts.feed(text))
-
-    def write(self, text: str) -> None:
-        self._end_thought()
-        self._tell_evicted()
-        self._put(self._sanitiser.feed(text))
-
-    def end(self) -> None:
-        self._end_thought()
-        self._put(self._sanitiser.finish())
-        if self._in_line:
-            self._put("\n")
-        self._tell_evicted()
-
-    def _end_thought(self) -> None:
-        if self._thinking is None:
-            return
-        if self._screen.think:
-            self._screen.write_thought(self._thoughts.finish() + "\n")
-        if self._screen.at_terminal:
-            self._screen.note(thought_line("thought", time.monotonic() - self._thinking, self._pieces))
-        self._thinking = None
-
-    def _put(self, safe: str) -> None:
-        if safe:
-            self._screen.write(safe)
-            self._in_line = not safe.endswith("\n")
-
-    def _tell_evicted(self) -> None:
-        """Between lines only: an answer is not cut in two by what happens meanwhile."""
-        if not self._in_line and (told := self.evicted.take()):
-            self._screen.warning(told)
-
-
-def thought_line(verb: str, seconds: float, pieces: int) -> str:
-    """Like "thought for 3.2 s, about 120 tokens": a piece of text is nearly always a token."""
-    return f"{verb} for {seconds:.1f} s, about {count(pieces, 'token')}"
-
-
-def eviction_line(event: Evicted) -> str:
-    what = {0: "the start of this turn", 1: "the oldest turn"}.get(event.turns, f"the {event.turns} oldest turns")
-    anew = "; the rest was read anew" if event.refilled else ""
-    return f"no longer seen by the model: {what} ({count(event.tokens, 'token')}){anew}"
-
-
 def stats_line(done: TurnDone) -> str:
     """Like "12 tokens · 45.1 tok/s · first token 0.21 s · context 3% of 8192"."""
     stats = done.stats
@@ -349,14 +178,15 @@ def status_line(
     Where that is too wide it is said shorter, then the less important goes first; how full the context is stays longest.
     """
     name, scheme, memory = short_name(model), sanitise_line(scheme), sanitise_line(memory)
-    speed, first = (_speed(last), _first_token(last)) if last else ([], [])
+    speed, first, soon, brief = (_speed(last), *_before_answer(last)) if last else ([], [], [], [])
     share = f"{percent(used, size)} of {size}"
     named, *shorter = ([f"{cut(name, most)} {scheme}".rstrip()] for most in (cells(name), 24, 14))
     held, small = [memory] if memory else [], f"{meter(used, size, 5)} {share}"
-    soon = [part.replace(" token", "") for part in first]
     candidates = (
         [*named, *speed, *first, f"context {meter(used, size)} {share}", *held],
         *([*each, *speed, *soon, small, *held] for each in (named, *shorter)),
+        *([*each, *speed, *soon, small] for each in (named, *shorter)),
+        [*shorter[-1], *speed, *brief, small],
         [*shorter[-1], *speed, small],
         [*shorter[-1], small],
         [*shorter[-1], share],
@@ -377,10 +207,6 @@ def percent(used: int, size: int) -> str:
     return f"{share:.0f}%" if share >= 1 or not used else "<1%"
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def short_name(model: str) -> str:
     """A model's name, or the last part of its path."""
     return sanitise_line(model).rstrip("/").rpartition("/")[2]
@@ -388,6 +214,17 @@ def short_name(model: str) -> str:
 
 def _speed(stats: Stats) -> list[str]:
     return [f"{stats.decode_tok_s:.1f} tok/s"] if stats.decode_tok_s else []
+
+
+def _before_answer(stats: Stats) -> tuple[list[str], list[str], list[str]]:
+    """What one waited for, shorter and shorter: the thought, if there was one, else the first token."""
+    if stats.thought_tokens:
+        took = f"thought {duration(stats.thought_s)}"
+        whole = [f"{took}, {count(stats.thought_tokens, 'token')}"]
+        return whole, whole, [took]
+    first = _first_token(stats)
+    soon = [part.replace(" token", "") for part in first]
+    return first, soon, soon
 
 
 def _first_token(stats: Stats) -> list[str]:

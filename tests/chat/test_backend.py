@@ -37,6 +37,9 @@ class Far:
     def check(self) -> None:
         pass
 
+    def unheard(self, settings: Settings) -> str | None:
+        return f"far cannot be told to think {settings.think}" if settings.think != "auto" else None
+
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         self.sent.append(asked.messages)
         return self._events(asked)

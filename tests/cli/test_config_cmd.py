@@ -66,10 +66,12 @@ def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(
     assert seen()[0] == 20
     assert seen("--top-k", "30", "--stop", "x")[:3] == (30, 1.0, ["x"])
     assert parsed("chat")["no_history"] is True
-    write(file, "think = true")
-    assert parsed("chat")["think"] is True and parsed("chat", "--hide-thinking")["think"] is False
-    monkeypatch.setenv("LLAMACHAT_THINK", "0")
-    assert parsed("chat")["think"] is False
+    write(file, 'show-thinking = true\nthink = "off"\nthink-budget = 9')
+    assert parsed("chat")["show_thinking"] is True and parsed("chat", "--hide-thinking")["show_thinking"] is False
+    assert (parsed("complete")["think"], parsed("complete")["think_budget"]) == ("off", 9)
+    monkeypatch.setenv("LLAMACHAT_SHOW_THINKING", "0")
+    monkeypatch.setenv("LLAMACHAT_THINK", "on")
+    assert (parsed("chat")["show_thinking"], parsed("chat")["think"]) == (False, "on")
 
 
 def test_a_path_is_relative_to_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

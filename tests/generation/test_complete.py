@@ -261,6 +261,7 @@ def test_a_prompt_that_does_not_fit_is_an_error() -> None:
 def test_a_text_that_cannot_fit_is_refused_before_it_is_all_encoded(raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     run, encoded = completer(raw=raw, slots=1000), list[int]()
     encode = run.model.tokenizer.encode
+    assert run.model.dialog, "made before anything is counted"
 
     def counted(text: str, *, start: bool = True) -> list[int]:
         encoded.append(len(text))

@@ -130,6 +130,20 @@ def test_a_menu_that_comes_and_goes_between_two_paintings_moves_no_row() -> None
     terminal.check(["one", "two", "  three", "  four", "five"])
 
 
+@pytest.mark.parametrize("how", ["squeezed", "let go", "on the screen"])
+def test_what_passes_takes_nothing_of_what_is_said_with_it(how: str) -> None:
+    terminal = Terminal(rows=6)
+    passing = ["one thought", "two thoughts"]
+    terminal.stream.feed(terminal.flow.paint([], passing, 20, 6, terminal.place, passing=True).replace("\n", "\r\n"))
+    if how == "squeezed":
+        terminal.draw(["> typed", *["menu"] * 5])
+        terminal.draw(REGION)
+    elif how == "let go":
+        terminal.flow.let_go()
+    terminal.paint(["folded", ""], ["the answer"])
+    terminal.check([*(passing if how != "on the screen" else []), "folded", "", "the answer"])
+
+
 @pytest.mark.parametrize("rows", [4, 10])
 def test_more_rows_than_the_screen_has_go_to_the_scroll_back(rows: int) -> None:
     terminal = Terminal(rows=rows)

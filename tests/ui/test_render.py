@@ -1,8 +1,11 @@
 """Answers reach the screen as they are; our own lines are short, safe, and coloured only where that is wanted."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,9 +25,10 @@ from llamachat.events import (
     Turn,
     TurnDone,
 )
+from llamachat.ui.answer import Answer, Sheet, eviction_line
 from llamachat.ui.markdown.blocks import LIMIT
 from llamachat.ui.plain import PlainStream
-from llamachat.ui.render import AnswerLines, Screen, eviction_line, meter, percent, stats_line, status_line
+from llamachat.ui.render import Screen, meter, percent, stats_line, status_line
 from llamachat.ui.theme import load
 
 STATS = Stats(
@@ -247,9 +251,36 @@ def test_at_a_terminal_thinking_is_one_line_or_shown_dim() -> None:
     folded, whole = Terminal(), Terminal()
     Screen(folded, folded).answer(THOUGHT)
     Screen(whole, whole, think=True).answer(THOUGHT)
-    assert re.fullmatch(r"\x1b\[2mthought for 0\.\d s, about 2 tokens\x1b\[0m\nso 42\n", folded.getvalue())
+    assert re.fullmatch(r"\x1b\[2mthought for 0\.\d s · 2 tokens\x1b\[0m\nso 42\n", folded.getvalue())
     assert "\x1b[2;3mthink \x1b[0m" in whole.getvalue()
-    assert whole.getvalue().endswith("about 2 tokens\x1b[0m\nso 42\n")
+    assert whole.getvalue().endswith("· 2 tokens\x1b[0m\nso 42\n")
+
+
+class Live:
+    """A markdown answer, and what it prints in lines."""
+
+    def __init__(self, theme: str = "none", width: int = 80, **options: Any) -> None:
+        self._printed: list[str] = []
+        put = self._printed.append
+        self.answer = Answer(Sheet(load(theme), lambda: width, put, put, "markdown"), **options)
+
+    def feed(self, event: Event) -> list[str]:
+        self.answer.feed(event)
+        return self._lines()
+
+    def finish(self) -> list[str]:
+        self.answer.finish()
+        return self._lines()
+
+    @property
+    def tail(self) -> list[str]:
+        return self.answer.tail
+
+    def _lines(self) -> list[str]:
+        text = "".join(self._printed)
+        assert text.endswith("\n") or not text, "whole lines"
+        self._printed.clear()
+        return text.split("\n")[:-1]
 
 
 class Clock:
@@ -261,64 +292,86 @@ class Clock:
         return self.now
 
 
-def test_a_live_thought_is_counted_and_then_folded() -> None:
-    lines = AnswerLines(load("none"), clock=Clock())
-    assert lines.feed(THOUGHT[0], 80) == []
-    assert lines.tail(80) == ["thinking for 1.0 s, about 1 token"]
-    assert lines.feed(THOUGHT[1], 80) == []
-    assert lines.feed(THOUGHT[2], 80) == ["thought for 2.0 s, about 2 tokens", ""]
-    assert (lines.tail(80), lines.text) == (["so 42"], "so 42")
+def test_the_last_lines_of_a_live_thought_are_shown_until_it_is_folded() -> None:
+    lines = Live(clock=Clock())
+    assert not lines.answer.thinking and not lines.answer.passing
+    assert lines.feed(THOUGHT[0]) == []
+    assert (lines.tail, lines.answer.thinking) == (["┊ Let me"], "thinking for 1.0 s · 1 token")
+    for number in range(9):
+        assert lines.feed(TextDelta(f"- line {number}\n\n", thinking=True, ids=(1, 2))) == []
+    assert lines.tail == ["┊ • line 6", "┊ • line 7", "┊ • line 8"] and lines.answer.passing
+    assert lines.feed(THOUGHT[2]) == ["thought for 2.0 s · 19 tokens", ""]
+    assert (lines.tail, lines.answer.text, lines.answer.thinking) == (["so 42"], "so 42", "")
+    assert not lines.answer.passing
 
 
-def test_a_live_thought_is_shown_where_that_is_wanted() -> None:
-    lines = AnswerLines(load("none"), think=True, clock=Clock())
-    assert lines.feed(THOUGHT[0], 80) + lines.tail(80) == ["┊ Let me"]
-    assert lines.feed(THOUGHT[1], 80) + lines.tail(80) == ["┊ Let me", "┊ think"]
-    assert lines.feed(THOUGHT[2], 80) == ["┊ Let me", "┊ think", "thought for 1.0 s, about 2 tokens", ""]
+def test_a_live_thought_stays_where_that_is_wanted() -> None:
+    lines = Live(think=True, clock=Clock())
+    assert lines.feed(THOUGHT[0]) + lines.tail == ["┊ Let me"]
+    assert lines.feed(THOUGHT[1]) + lines.tail == ["┊ Let me", "┊ think"]
+    assert not lines.answer.passing
+    assert lines.feed(THOUGHT[2]) == ["┊ Let me", "┊ think", "thought for 1.0 s · 2 tokens", ""]
 
 
-def test_an_answer_that_is_only_thought_says_how_long() -> None:
-    lines = AnswerLines(load("none"), clock=Clock())
-    lines.feed(THOUGHT[0], 80)
-    assert lines.finish(80) == ["thought for 1.0 s, about 1 token", ""]
-    assert lines.tail(80) == []
+def test_an_answer_that_is_only_thought_says_how_long_and_an_empty_thought_nothing() -> None:
+    lines = Live(clock=Clock())
+    lines.feed(THOUGHT[0])
+    assert lines.finish() == ["thought for 1.0 s · 1 token", ""]
+    assert lines.tail == []
+    lines.feed(TextDelta("\n\n", thinking=True))
+    assert lines.feed(TextDelta("\n\nYes")) == [] and lines.tail == ["Yes"]
+
+
+def test_a_thought_is_shown_whole_and_dim_when_it_is_asked_for() -> None:
+    assert printed(lambda screen: screen.thought("Let me\n\n- think \x1b[2J")) == ["┊ Let me", "┊", "┊ • think"]
+
+
+def test_the_status_line_says_how_long_the_thought_was_in_place_of_the_first_token() -> None:
+    stats = replace(STATS, thought_tokens=340, thought_s=12.4)
+    line = functools.partial(status_line, "Qwen3-4B", stats, 256, 512, scheme="Q4_K", memory="2.9 GB")
+    assert (
+        line(width=99)
+        == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · context █████░░░░░ 50% of 512 · 2.9 GB"
+    )
+    assert line(width=79) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · ███░░ 50% of 512"
+    assert line(width=62) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s · ███░░ 50% of 512"
 
 
 # ---- live answers ----
 
 
 def test_finished_lines_come_once_and_the_tail_is_what_is_left() -> None:
-    lines = AnswerLines(load("dark"))
-    assert lines.feed(TextDelta("# He"), 80) == []
-    assert lines.tail(80) == ["\x1b[1;4;36mHe\x1b[0m"]
-    assert lines.feed(TextDelta("ad\nsome **te"), 80) == ["\x1b[1;4;36mHead\x1b[0m"]
-    assert lines.tail(80) == ["some \x1b[1mte\x1b[0m"]
-    assert lines.feed(TextDelta("xt**\n\n"), 80) == ["some \x1b[1mtext\x1b[0m"]
-    assert lines.feed(DONE, 80) == lines.tail(80) == lines.finish(80) == []
-    assert lines.done is DONE
-    assert lines.text == "# Head\nsome **text**\n\n"
+    lines = Live("dark")
+    assert lines.feed(TextDelta("# He")) == []
+    assert lines.tail == ["\x1b[1;4;36mHe\x1b[0m"]
+    assert lines.feed(TextDelta("ad\nsome **te")) == ["\x1b[1;4;36mHead\x1b[0m"]
+    assert lines.tail == ["some \x1b[1mte\x1b[0m"]
+    assert lines.feed(TextDelta("xt**\n\n")) == ["some \x1b[1mtext\x1b[0m"]
+    assert lines.feed(DONE) == lines.tail == lines.finish() == []
+    assert lines.answer.done is DONE
+    assert lines.answer.text == "# Head\nsome **text**\n\n"
 
 
 def test_a_live_answer_is_filtered_across_its_pieces() -> None:
-    lines = AnswerLines(load("none"))
+    lines = Live()
     found = [
         line
         for piece in ("a\x1b", "]0;ow", "ned\x1b", "\\b\n\n", "\x1b[", "31mc\x1b")
-        for line in lines.feed(TextDelta(piece), 80)
+        for line in lines.feed(TextDelta(piece))
     ]
-    assert found + lines.finish(80) == ["ab", "", "c⟨U+001B⟩"]
+    assert found + lines.finish() == ["ab", "", "c⟨U+001B⟩"]
 
 
 def test_a_live_eviction_is_told_at_once_or_between_blocks_but_never_inside_code() -> None:
     told = eviction_line(Evicted(1, 5))
-    assert AnswerLines(load("none")).feed(Evicted(1, 5), 99) == [told]
-    lines = AnswerLines(load("none"))
-    lines.feed(TextDelta("```\n"), 99)
-    assert lines.feed(Evicted(1, 5), 99) == []
-    assert lines.feed(TextDelta("x\n"), 99) == ["x"]
-    assert lines.feed(TextDelta("```\nend"), 99) == [told, "```"]
-    lines.feed(Evicted(1, 2, refilled=True), 99)
-    assert lines.finish(99) == [
+    assert Live(width=99).feed(Evicted(1, 5)) == [told]
+    lines = Live(width=99)
+    lines.feed(TextDelta("```\n"))
+    assert lines.feed(Evicted(1, 5)) == []
+    assert lines.feed(TextDelta("x\n")) == ["x"]
+    assert lines.feed(TextDelta("```\nend")) == [told, "```"]
+    lines.feed(Evicted(1, 2, refilled=True))
+    assert lines.finish() == [
         "end",
         "no longer seen by the model: the oldest turn (2 tokens); the rest was read anew",
     ]

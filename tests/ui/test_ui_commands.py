@@ -264,10 +264,30 @@ def test_a_hostile_system_prompt_is_shown_safely(desk: Desk) -> None:
     assert desk.type("/system") == ["ab", "c"]
 
 
+def test_think_says_whether_the_model_thinks_and_thoughts_shows_what(desk: Desk) -> None:
+    assert desk.type("/think") == ["  think         auto", "  think_budget  none"]
+    assert desk.type("/think Off") == ["  think         off", "  think_budget  none"]
+    assert desk.type("/set think_budget 512")[-1] == "  think_budget  512"
+    assert desk.session.parameters()["think"] == "off" and desk.session.parameters()["think_budget"] == 512
+    with pytest.raises(UsageError, match=r"think cannot be .*maybe.*; give one of auto, on, off"):
+        desk.type("/think maybe")
+    assert desk.complete("/think ") == ["/think off", "/think auto", "/think on"]
+    with pytest.raises(UsageError, match="there is no answer yet"):
+        desk.type("/thoughts")
+    desk.session.enqueue(TextDelta("Let me see.", thinking=True), "Yes.")
+    desk.type("Is it?")
+    assert desk.type("/thoughts") == ["┊ Let me see."]
+    assert "  thought  1 token of the answer's; 0.0 s" in desk.type("/stats")
+    desk.type("plain")
+    with pytest.raises(UsageError, match="came without a thought"):
+        desk.type("/thoughts")
+
+
 def test_set_shows_and_changes_parameters(desk: Desk) -> None:
     settings = [
         ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
         ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
+        ("think", "auto"), ("think_budget", "none"),
     ]  # fmt: skip
     assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]

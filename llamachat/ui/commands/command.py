@@ -39,6 +39,11 @@ class Persona(Protocol):
     @property
     def model(self) -> str | None: ...
 
+    @property
+    def think(self) -> str | None:
+        """Whether the model is to think before it answers: "on", "off" or "auto"; None: as it is set."""
+        ...
+
 
 class Library(Protocol):
     """What can be asked for by name besides saved dialogs. Its methods raise LlamachatError."""

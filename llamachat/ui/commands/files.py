@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from llamachat.errors import UsageError
 from llamachat.events import SavedDialog
 from llamachat.ui import attach, clipboard
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import first_line, number
 from llamachat.ui.commands.turns import question_words
-from llamachat.ui.render import count
 
 
 def _save(context: Context, argument: str) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from llamachat.errors import UsageError
 from llamachat.events import Event, TokenView
+from llamachat.ui.answer import duration
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.text import described, number
-from llamachat.ui.render import count, percent
+from llamachat.ui.render import percent
 
 
 def _stats(context: Context, argument: str) -> None:
@@ -18,6 +20,10 @@ def _stats(context: Context, argument: str) -> None:
         prompt = f"{count(last.prompt_tokens, 'token')}, {last.reused_tokens} of them already in the cache"
         answer = count(last.completion_tokens, "token")
         rows.append(("prompt", f"{prompt}; {last.prefill_s:.2f} s, {last.prefill_tok_s:.1f} tok/s"))
+        if last.thought_tokens:
+            rows.append(
+                ("thought", f"{count(last.thought_tokens, 'token')} of the answer's; {duration(last.thought_s)}")
+            )
         rows.append(("answer", f"{answer}; {last.decode_s:.2f} s, {last.decode_tok_s:.1f} tok/s"))
     context.screen.table(rows)
 
@@ -51,6 +57,10 @@ def _alternatives(context: Context, argument: str) -> Iterator[Event] | None:
     return None
 
 
+def _thoughts(context: Context, argument: str) -> None:
+    context.screen.thought(context.session().thought())
+
+
 def _why(context: Context, argument: str) -> None:
     context.screen.why(context.session().why())
 
@@ -78,5 +88,6 @@ INSIDE = (
         _alternatives,
         "Tokens of the last answer count from 1. Going on from another makes a branch: see /branches.",
     ),
+    Command(("thoughts",), "", "show what was thought before the last answer", _thoughts),
     Command(("why",), "", "show which settings shaped the last answer", _why),
 )

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from llamachat.errors import UsageError
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Persona, Word
 from llamachat.ui.commands.text import described, unquoted
-from llamachat.ui.render import count
 
 _VALUES = {  # to choose from; others may be typed
     "temperature": ("0", "0.2", "0.6", "0.8", "1.0"),
@@ -17,6 +17,8 @@ _VALUES = {  # to choose from; others may be typed
     "frequency_penalty": ("0", "0.5"),
     "seed": ("none", "0"),
     "max_tokens": ("none", "256", "1024"),
+    "think": ("auto", "on", "off"),
+    "think_budget": ("none", "0", "512", "2048"),
 }
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
@@ -28,6 +30,8 @@ _MEANINGS = {
     "frequency_penalty": "subtracted for each time it was generated",
     "seed": "same seed, same text; none: different each time",
     "max_tokens": "of an answer; none: to its end",
+    "think": "on or off: whether the model thinks first; auto: as its template has it",
+    "think_budget": "tokens at which a thought is ended; none: no limit",
 }
 
 
@@ -61,6 +65,17 @@ def _set(context: Context, argument: str) -> None:
     if name and name not in settings:
         raise UsageError(f"no parameter is called {name[:40]}", remedy="/set lists them")
     context.screen.table([(name, settings[name])] if name else settings.items())
+
+
+def _think(context: Context, argument: str) -> None:
+    if argument:
+        context.session().set_parameter("think", argument)
+    settings = _parameters(context)
+    context.screen.table((name, settings[name]) for name in ("think", "think_budget"))
+
+
+def _think_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    return _set_words(context, ["think"]) if not before else iter(())
 
 
 def _show(context: Context, argument: str) -> None:
@@ -127,7 +142,7 @@ def apply(context: Context, persona: Persona) -> None:
     if persona.model:
         _use_model(context, persona.model)
     session = context.session()
-    for name, value in persona.sampling.items():
+    for name, value in {**persona.sampling, **({"think": persona.think} if persona.think else {})}.items():
         session.set_parameter(name, str(value))
     session.set_system(persona.system)
     session.begin(persona.said)
@@ -148,6 +163,14 @@ SETTINGS = (
         _set,
         "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items()),
         _set_words,
+    ),
+    Command(
+        ("think",),
+        "[on|off|auto]",
+        "show or say whether the model thinks before it answers",
+        _think,
+        "auto: as the model's template has it. /set think_budget N ends a thought at N tokens; /thoughts shows the last one.",
+        _think_words,
     ),
     Command(("show",), "[NAME]", "show what is set: model, system, parameters", _show, words=_show_words),
     Command(
@@ -176,7 +199,8 @@ SETTINGS = (
         '  system = "You are …"\n'
         "  sampling = { temperature = 0.9 }\n"
         '  messages = [["first question", "first answer"]]\n'
-        '  model = "name"',
+        '  model = "name"\n'
+        '  think = "off"',
         _persona_words,
     ),
 )

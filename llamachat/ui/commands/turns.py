@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import first_line, first_then, number, unquoted, with_files
-from llamachat.ui.render import count
 
 
 def _questions(session: Session) -> dict[int, str]:
