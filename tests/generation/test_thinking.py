@@ -1,7 +1,6 @@
 """thinking.py: thoughts told from answers however the text is cut, and ended at their budget."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hash_engine import HashEngine, byte_tokenizer, hash_model
+from hash_engine import byte_tokenizer, hash_model
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from thinkers import CLOSE, END, OPEN, SIZE, thinking_model
 
 from llamachat.core.cache import Cache
-from llamachat.core.dialog import ChatML, Message
+from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import HARMONY, TAGGED, Thoughts
 from llamachat.generation.batch import Answered, Batch, Request
@@ -113,35 +113,6 @@ def test_control_tokens_that_marks_are_made_of_are_spelled_out() -> None:
 
 
 # ---- the budget ----
-
-SIZE = 261
-OPEN, CLOSE, END = 259, 260, 257
-
-
-def thinking_model(*said: int) -> LoadedModel:
-    """A ChatML model with the tags of Qwen3 as tokens. It says these tokens, over again, and ends one token after a thought."""
-
-    class Script(HashEngine):
-        def row(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-            logits = np.zeros(SIZE, np.float32)
-            start = max(i for i, token in enumerate(tokens) if token == 256) + 1 + len("assistant\n")
-            answer = list(tokens[start:])
-            over = CLOSE in answer and len(answer) - answer.index(CLOSE) > 4
-            logits[END if over else said[len(answer) % len(said)]] = 9
-            return logits
-
-    model = hash_model()
-    model.engine = Script(512, SIZE)
-    specials = {**model.tokenizer.specials, "<think>": OPEN, "</think>": CLOSE}
-    model.tokenizer = type(byte_tokenizer())(
-        ids=lambda text, start: list(text.encode()),
-        piece=lambda token: bytes([token]) if token < 256 else b"",
-        vocab_size=SIZE,
-        specials=specials,
-        eos_ids=frozenset({END, 258}),
-    )
-    model.dialog = ChatML(model.tokenizer)
-    return model
 
 
 def request(model: LoadedModel, budget: int | None, thinking: bool | None = None) -> Request:
