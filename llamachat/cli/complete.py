@@ -15,6 +15,7 @@ from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
+    from llamachat.models.load import LoadedModel
 
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
@@ -80,7 +81,6 @@ def complete(
         write_json,
     )
     from llamachat.generation.jsonl import Lines, open_results
-    from llamachat.generation.thinking import unheard
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
@@ -100,9 +100,7 @@ def complete(
     entry = obtain(options)
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
     thinking = None if raw else THINKING[think_of(options, entry)]
-    unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
-    for line in [*model.notes, *([unknown] if unknown else [])]:
-        note(f"note: {line}")
+    _tell_notes(model, thinking)
     interrupted = _count_interrupts()
     settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
@@ -125,6 +123,15 @@ def complete(
         raise typer.Exit(INTERRUPTED)
     if not good:
         raise typer.Exit(UsageError.exit_code)
+
+
+def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:
+    """What a person should know before the answer."""
+    from llamachat.generation.thinking import unheard
+
+    unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
+    for line in [*model.notes, *([unknown] if unknown else [])]:
+        note(f"note: {line}")
 
 
 def _behind(prefix: str, text: str, completer: "Completer") -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hash_engine import byte_tokenizer, hash_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from thinkers import CLOSE, END, OPEN, SIZE, thinking_model
@@ -140,6 +140,24 @@ def test_without_a_budget_or_within_it_nothing_is_forced() -> None:
     model = thinking_model(OPEN, *b"hm", CLOSE, *b"Yes, I")
     free = alone(model, None)
     assert free[1:] == ("hm", "Yes,") and alone(model, 3)[0].ids == free[0].ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 30))
+def test_no_thought_is_longer_than_its_budget_and_none_that_is_not_is_changed(
+    long: int, budget: int, most: int
+) -> None:
+    model = thinking_model(OPEN, *(b"abcdefghijkl"[:long]), CLOSE, *b"Yes, I do.")
+    free = request(model, None).answer(model, Cache(512))
+    limited = request(model, budget).answer(model, Cache(512))
+    for answer in (free, limited):
+        answer.settings = replace(answer.settings, max_tokens=most)
+        _ = list(answer)
+    thought = 1 + min(long, budget)
+    assert limited.ids[:thought] == free.ids[:thought] and len(limited.ids) <= most
+    rest = limited.ids[thought:]
+    closing = [*b"\n", CLOSE, *b"\n\n"]
+    assert rest == free.ids[thought:] if long < budget else rest[: len(closing)] == closing[: len(rest)]
 
 
 def test_a_thought_is_not_begun_again_once_the_budget_is_spent() -> None:
