@@ -15,6 +15,7 @@ from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
+    from llamachat.generation.completion import Answer
     from llamachat.models.load import LoadedModel
 
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
@@ -116,9 +117,7 @@ def complete(
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
         answer = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
-        if options.verbose:
-            stats = answer.stats()
-            note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
+        _tell_end(answer, options.verbose)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if not good:
@@ -132,6 +131,14 @@ def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:
     unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
     for line in [*model.notes, *([unknown] if unknown else [])]:
         note(f"note: {line}")
+
+
+def _tell_end(answer: "Answer", verbose: bool) -> None:
+    if answer.all_thought and answer.reason == "length":
+        note("note: the tokens ended within the thought; raise --max-tokens, or give a --think-budget below it")
+    if verbose:
+        stats = answer.stats()
+        note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
 
 
 def _behind(prefix: str, text: str, completer: "Completer") -> str:

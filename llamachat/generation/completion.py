@@ -58,6 +58,7 @@ class Answer:
     reused: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    all_thought: bool = False  # `parts` ended within a thought
 
     def __post_init__(self) -> None:
         if self.thoughts:
@@ -94,6 +95,7 @@ class Answer:
         for piece in pieces:
             yield from splitter.add(piece)
         yield from splitter.finish()
+        self.all_thought = splitter.thinking
 
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()

@@ -254,7 +254,8 @@ def test_complete_gives_the_answer_alone_and_the_thought_where_it_is_asked_for()
     completer(model).stream("q", out)
     assert out.getvalue() == "Ye\n"
     out, thoughts = StringIO(), StringIO()
-    completer(model, max_tokens=5).stream("q", out, thoughts)
+    cut = completer(model, max_tokens=5).stream("q", out, thoughts)
+    assert cut.all_thought and cut.reason == "length" and not answer.all_thought
     assert (out.getvalue(), thoughts.getvalue()) == ("\n", "hm, \n"), "a thought that is cut off ends its line too"
 
 
