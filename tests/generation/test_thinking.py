@@ -259,6 +259,13 @@ def test_complete_gives_the_answer_alone_and_the_thought_where_it_is_asked_for()
     assert (out.getvalue(), thoughts.getvalue()) == ("\n", "hm, \n"), "a thought that is cut off ends its line too"
 
 
+@pytest.mark.parametrize("stop", [",", "es", "\n", "<think>"])
+def test_a_stop_string_ends_the_answer_and_not_the_thought_before_it(stop: str) -> None:
+    model = thinking_model(OPEN, *b"hm, yes\n", CLOSE, *b"Yes,")
+    found = completer(model, stop_strings=[stop]).result([Message("user", "q")])
+    assert found["reasoning"] == "hm, yes" and found["text"] == {",": "Yes", "es": "Y"}.get(stop, "Yes,")
+
+
 def test_json_has_a_thought_only_where_there_was_one() -> None:
     found = completer(thinking_model(*THINKS)).result([Message("user", "q")])
     assert (found["text"], found["reasoning"]) == ("Ye", "hm, well, so")
