@@ -198,11 +198,12 @@ def test_what_an_answer_must_be_is_asked_of_it_once_the_thought_of_its_header_is
     inner = Digits()
     guide = Thinking(thinking_model(0).tokenizer, SIZE, TAGGED, "<think>", 2, inner).begin()
     for token in b"ab":
-        assert guide.allowed().all() and not guide.forced() and not guide.complete
+        assert guide.allowed() is None and not guide.forced() and not guide.complete
         guide.add(token)
     assert guide.forced() == [*b"\n", CLOSE, *b"\n\n"]
     for token in [*b"\n", CLOSE, *b"\n\n"]:
-        assert list(np.flatnonzero(guide.allowed())) == [token] and not inner.added
+        mask = guide.allowed()
+        assert mask is not None and list(np.flatnonzero(mask)) == [token] and not inner.added
         guide.add(token)
     assert (guide.allowed() == inner.allowed()).all()
     guide.add(ord("7"))
