@@ -91,7 +91,10 @@ class LocalBackend:
     def unheard(self, settings: Settings) -> str | None:
         """See Backend."""
         thinking = THINKING[settings.think]
-        return None if thinking is None else unheard(self.name, self.model.dialog, thinking)
+        try:
+            return None if thinking is None else unheard(self.name, self.model.dialog, thinking)
+        except LlamachatError as error:  # of its chat template
+            return str(error)
 
     # ---- answering ----
 

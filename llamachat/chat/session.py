@@ -38,6 +38,7 @@ class Session(Dialog):
         super().__init__(settings, archive)
         self.last_stats: Stats | None = None  # of the last answer, if there was one
         self._another, self._stop_asked = another, False
+        self._unheard: str | None = None  # what the person has been told of
         self._notices += backend.notes
         self._adopt(backend, settings)
         self.set_system(system)
@@ -47,11 +48,6 @@ class Session(Dialog):
         self.backend, self.settings = backend, settings
         self._do({"type": "model", "name": backend.reference, "tokenizer": backend.tokenizer})
         self._do({"type": "parameters", "values": dict(self.parameters())})
-        self._say_unheard()
-
-    def _say_unheard(self) -> None:
-        if line := self.backend.unheard(self.settings):
-            self._notices.append(line)
 
     # ---- what it is ----
 
@@ -168,11 +164,11 @@ class Session(Dialog):
 
     # ---- the dialog ----
 
-    def set_parameter(self, name: str, value: str) -> None:
-        """See Dialog; a notice says where the backend cannot do so."""
-        super().set_parameter(name, value)
-        if name.startswith("think"):
-            self._say_unheard()
+    def notices(self) -> Sequence[str]:
+        """See Dialog; one says, when it becomes so, what the backend cannot do of the settings in force."""
+        before, self._unheard = self._unheard, self.backend.unheard(self.settings)
+        new = [self._unheard] if self._unheard and self._unheard != before else []
+        return [*super().notices(), *new]
 
     def use_model(self, name: str) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""

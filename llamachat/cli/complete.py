@@ -15,6 +15,8 @@ from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
+    from llamachat.generation.completion import Answer
+    from llamachat.models.load import LoadedModel
 
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
@@ -80,7 +82,6 @@ def complete(
         write_json,
     )
     from llamachat.generation.jsonl import Lines, open_results
-    from llamachat.generation.thinking import unheard
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
@@ -100,9 +101,7 @@ def complete(
     entry = obtain(options)
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
     thinking = None if raw else THINKING[think_of(options, entry)]
-    unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
-    for line in [*model.notes, *([unknown] if unknown else [])]:
-        note(f"note: {line}")
+    _tell_notes(model, thinking)
     interrupted = _count_interrupts()
     settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
@@ -118,13 +117,28 @@ def complete(
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
         answer = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
-        if options.verbose:
-            stats = answer.stats()
-            note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
+        _tell_end(answer, options.verbose)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if not good:
         raise typer.Exit(UsageError.exit_code)
+
+
+def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:
+    """What a person should know before the answer."""
+    from llamachat.generation.thinking import unheard
+
+    unknown = None if thinking is None else unheard(model.name, model.dialog, thinking)
+    for line in [*model.notes, *([unknown] if unknown else [])]:
+        note(f"note: {line}")
+
+
+def _tell_end(answer: "Answer", verbose: bool) -> None:
+    if answer.all_thought and answer.reason == "length":
+        note("note: the tokens ended within the thought; raise --max-tokens, or give a --think-budget below it")
+    if verbose:
+        stats = answer.stats()
+        note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
 
 
 def _behind(prefix: str, text: str, completer: "Completer") -> str:

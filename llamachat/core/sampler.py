@@ -123,8 +123,8 @@ class Constraint(Protocol):
         """Nothing may follow, not even more of the same."""
         ...
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """[vocab_size] which tokens may come next; those that end the answer too, where it may end."""
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """[vocab_size] which tokens may come next; those that end the answer too, where it may end. None: any."""
         ...
 
     def forced(self) -> list[int]:
@@ -181,8 +181,9 @@ class Sampler:
         """Logits with constraint, bias and penalties; the same array when there are none."""
         params = self.params
         counting = bool(params.frequency_penalty or params.presence_penalty)
-        if self._constraint:
-            logits = np.where(self._constraint.allowed(), logits, -np.inf)
+        allowed = self._constraint.allowed() if self._constraint else None
+        if allowed is not None:
+            logits = np.where(allowed, logits, -np.inf)
         if params.repetition_penalty == 1 and not counting and not len(self._biased):
             return logits
         logits = logits.copy()

@@ -47,7 +47,8 @@ class Thoughts:
 
 
 # Tags that models put around their thoughts: DeepSeek-R1 and Qwen distillations, Nemotron; Magistral; Kimi; NovaSky and
-# OpenThoughts; Reflection; others' spellings of the same. A dialog that is kept has one of these, whatever the model wrote.
+# OpenThoughts; Reflection; others' spellings of the same; Granite 3.2. A dialog that is kept has one of these, whatever
+# the model wrote.
 TAGGED = Thoughts(
     {
         "<think>": "</think>",
@@ -57,6 +58,7 @@ TAGGED = Thoughts(
         "<thinking>": "</thinking>",
         "<thought>": "</thought>",
         "<reasoning>": "</reasoning>",
+        "Here is my thought process:": "Here is my response:",
     }
 )
 

@@ -58,14 +58,20 @@ class Answer:
     reused: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    all_thought: bool = False  # `parts` ended within a thought
 
     def __post_init__(self) -> None:
         if self.thoughts:
             self.spelled = {**self.spelled, **spelled_marks(self.tokenizer, self.thoughts)}
         self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
-        for token in self.begun:
-            self._detokenizer.add(token)
         self._stops = StopMatcher(self.settings.stop_strings)
+        self._watch = (
+            ThinkSplitter(self.thoughts, self.opened) if self.thoughts and self.settings.stop_strings else None
+        )
+        for token in self.begun:
+            text = self._detokenizer.add(token)
+            if self._watch:
+                self._watch.add(text)
         self._constraint = self._thinking(self.settings.constraint and self.settings.constraint())
 
     def _thinking(self, inner: Constraint | None) -> Constraint | None:
@@ -94,6 +100,7 @@ class Answer:
         for piece in pieces:
             yield from splitter.add(piece)
         yield from splitter.finish()
+        self.all_thought = splitter.thinking
 
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()
@@ -145,12 +152,21 @@ class Answer:
         self.ids.append(token.id)
         if token.logprobs is not None:
             self.logprobs.append(token.logprobs)
-        text, stopped = self._stops.add(self._detokenizer.add(token.id))
+        text, stopped = self._matched(self._detokenizer.add(token.id))
         if stopped:
             self.reason = "stop"
         elif self._constraint and self._constraint.complete:
             text += self.finish("stop")
         return text
+
+    def _matched(self, text: str) -> tuple[str, bool]:
+        """As of StopMatcher: a stop string ends the answer, not the thought before it."""
+        if self._watch:
+            was = self._watch.thinking
+            self._watch.add(text)
+            if was or self._watch.thinking:
+                return self._stops.finish() + text, False
+        return self._stops.add(text)
 
     def finish(self, reason: FinishReason) -> str:
         """End the answer; returns the text that was held back."""

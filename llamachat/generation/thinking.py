@@ -158,7 +158,7 @@ class Thinking:
         self._tokenizer, self._thoughts, self._budget, self._inner = tokenizer, thoughts, budget, inner
         self._text = Detokenizer(tokenizer, continues=True, spelled=spelled_marks(tokenizer, thoughts))
         self._splitter = ThinkSplitter(thoughts, began)
-        self._free, self._none = np.ones(size, bool), np.zeros(size, bool)
+        self._size = size
         self._tokens = 0  # of thoughts so far
         self._closing: list[int] = []  # what has to come
 
@@ -174,15 +174,15 @@ class Thinking:
         """See Constraint."""
         return self._follows is not None and self._follows.complete
 
-    def allowed(self) -> NDArray[np.bool_]:
+    def allowed(self) -> NDArray[np.bool_] | None:
         """See Constraint."""
         if self._closing:
-            mask = self._none.copy()
+            mask = np.zeros(self._size, bool)
             mask[self._closing[0]] = True
             return mask
         if self._follows is not None:
             return self._follows.allowed()
-        return self._unthinking if self._spent else self._free
+        return self._unthinking if self._spent else None
 
     def forced(self) -> list[int]:
         """See Constraint."""
@@ -209,7 +209,7 @@ class Thinking:
     def _unthinking(self) -> NDArray[np.bool_]:
         """[size] all tokens but those that begin a thought alone."""
         written = [self._tokenizer.encode_skeleton(mark, start=False) for mark in self._thoughts.marks]
-        mask = self._free.copy()
+        mask = np.ones(self._size, bool)
         mask[[ids[0] for ids in written if len(ids) == 1]] = False
         return mask
 

@@ -78,7 +78,7 @@ class Jinja(Format):
         if thinking not in self._havings:
             other = copy.copy(self)
             other.thinking = thinking
-            for learnt in ("_learnt", "_lead"):
+            for learnt in ("_learnt", "_lead", "_guard"):
                 other.__dict__.pop(learnt, None)
             self._havings[thinking] = other
         return self._havings[thinking]  # type: ignore[return-value]

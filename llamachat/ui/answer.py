@@ -71,6 +71,7 @@ class Answer:
         self._thought = _Thought(sheet, think, clock or time.monotonic)
         self._evicted = _Evictions()
         self._in_line = False
+        self._fresh = False  # right behind a thought, where space says nothing
 
     @property
     def thinking(self) -> str:
@@ -84,8 +85,10 @@ class Answer:
                 self._thought.feed(event)
             case TextDelta(text):
                 self.text += text
-                self._thought.end()
-                self._print(self._stream.feed(self._sanitiser.feed(text)))
+                self._fresh = self._thought.end() or self._fresh
+                said = text.lstrip() if self._fresh else text
+                self._fresh = self._fresh and not said
+                self._print(self._stream.feed(self._sanitiser.feed(said)))
             case Evicted():
                 self._evicted.add(event)
                 if not (self.text or self._sheet.raw):
@@ -162,13 +165,15 @@ class _Thought:
         lines = self._drawn(self._stream.tail)
         return lines if self._shown else _last([*self._last, *lines])
 
-    def end(self) -> None:
+    def end(self) -> bool:
+        """Fold it; whether there was one."""
         if self._began is None:
-            return
+            return False
         self._print(self._stream.feed(self._sanitiser.finish() + "\n" * self._sheet.raw) + self._stream.finish())
         if self._sheet.told and not self._blank:
             self._sheet.note(self._line() + ("" if self._sheet.raw else "\n"))
         self._began, self._last = None, []
+        return True
 
     def told(self, verb: str) -> str:
         return "" if self._began is None else thought_line(verb, self._clock() - self._began, self._tokens)

@@ -13,6 +13,7 @@ system = "You are a pirate."
 model = "smollm2-135m"
 sampling = { temperature = 0.9, top_k = 40, seed = 1 }
 messages = [["Who are you?", "A pirate."], ["Where?", "At sea."]]
+think = "off"
 """
 
 
@@ -30,6 +31,7 @@ def test_every_key_is_read_and_all_may_be_left_out(tmp_path: Path) -> None:
         {"temperature": 0.9, "top_k": 40, "seed": 1},
         (("Who are you?", "A pirate."), ("Where?", "At sea.")),
         "smollm2-135m",
+        "off",
     )
     assert persona.load("empty", tmp_path) == Persona("empty")
     assert persona.names(tmp_path) == ["empty", "pirate"]
@@ -45,6 +47,8 @@ def test_every_key_is_read_and_all_may_be_left_out(tmp_path: Path) -> None:
         ("name = 'x'", "unknown key name"),
         ("system = 3", "system = 3 in "),
         ("model = ['a']", "model = "),
+        ("think = true", "think = True in .*p.toml; the persona cannot be used; write one of auto, on, off"),
+        ("think = 'no'", "think = 'no' in "),
         ("sampling = 3", "sampling = 3"),
         ("sampling = { warmth = 1 }", "sampling in .*p.toml: sampling parameter is 'warmth'"),
         ("sampling = { self = 1 }", "sampling parameter is 'self'"),

@@ -202,13 +202,14 @@ def test_another_wish_is_the_next_answers_and_costs_what_the_template_changes(
     library: Library, reference: Callable[..., list[int]], tmp_path: Path, kind: str
 ) -> None:
     dialog, _, plain = ANSWERS[kind]
-    chat = Chat(library, tmp_path, dialog)
+    chat, notices = Chat(library, tmp_path, dialog), list[str]()
     for number, think in enumerate(["auto", "off", "on", "off", "auto"]):
         chat.session.set_parameter("think", think)
         chat.ask(f"question {number}", plain)
         assert chat.prompt == reference(chat.template, chat.messages(kind != "channels"), **chat.told()), think
         assert chat.computed == chat.differing
-    assert chat.session.notices() == (
+        notices += chat.session.notices()
+    assert notices == (
         ["hash always thinks; told not to, it thinks as little as it can"] * 2 if kind == "channels" else []
     )
 
@@ -218,6 +219,7 @@ def test_where_there_is_no_switch_one_line_says_so(library: Library, tmp_path: P
     chat.session.set_parameter("think", "off")
     (line,) = chat.session.notices()
     assert line.startswith("hash has no switch for thinking") and "\n" not in line
+    assert not chat.session.notices(), "once"
     chat.ask("a", "No.<|im_end|>")
     assert chat.session.turns()[-1].text == "No."
 

@@ -145,9 +145,14 @@ def test_a_persona_goes_after_what_is_typed_and_before_all_else() -> None:
         context = SimpleNamespace(get_parameter_source=lambda name: "COMMANDLINE" if name in typed else "DEFAULT_MAP")
         return as_persona(Options(model="mine", system="S", temperature=0.1, top_k=5), pirate, context)  # type: ignore[arg-type]
 
+    def as_thinker(think: str, *typed: str) -> Options:
+        context = SimpleNamespace(get_parameter_source=lambda name: "COMMANDLINE" if name in typed else "DEFAULT_MAP")
+        return as_persona(Options(), Persona("thinker", think=think), context)  # type: ignore[arg-type]
+
     pirate = Persona("pirate", "Arr.", {"temperature": 0.9}, (), "theirs")
     assert told() == Options(model="theirs", system="Arr.", temperature=0.9, top_k=5)
     assert told("model", "temperature") == Options(model="mine", system="Arr.", temperature=0.1, top_k=5)
+    assert (told().think, as_thinker("off").think, as_thinker("off", "think").think) == (None, "off", None)
     assert told("system").system == told("system_file").system == "S"
 
 

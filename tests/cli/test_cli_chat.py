@@ -1,6 +1,7 @@
 """`llamachat chat` with saved dialogs: what it leaves on disk, and how it goes on from there."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_what_is_typed_goes_before_what_was_saved(run: Run, tmp_path: Path) -> N
     values = [each["values"] for each in records if each["type"] == "parameters"][-1]
     assert (values["temperature"], values["max_tokens"]) == (0.5, 6)
     assert [each["text"] for each in records if each["type"] == "system"][-1] == "New."
+
+
+def test_whether_to_think_is_kept_with_the_dialog_and_what_no_switch_can_do_is_said(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("chat", *CHAT, "--think", "off", "--think-budget", "7", stdin="one\n")
+    assert code == 0 and len(re.findall("has no switch for thinking", err)) == 1
+    (path,) = sessions(tmp_path)
+    held = [json.loads(line) for line in path.read_text().splitlines()]
+    values = [each["values"] for each in held if each["type"] == "parameters"][-1]
+    assert (values["think"], values["think_budget"]) == ("off", 7)
+    code, _, err = run("chat", "--continue", "--think", "auto", stdin="two\n")
+    assert code == 0 and "no switch" not in err
+    code, _, err = run("complete", "x", *CHAT, "--think", "on")
+    assert code == 0 and "has no switch for thinking" in err and err.count("\n") == 1
+    assert run("complete", "x", *CHAT, "--think", "maybe")[0] == 2
+    assert run("complete", "x", *CHAT, "--raw", "--think", "on")[::2] == (0, "")
 
 
 def test_a_named_session_is_begun_and_opened_again(run: Run, tmp_path: Path) -> None:

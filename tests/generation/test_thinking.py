@@ -1,7 +1,6 @@
 """thinking.py: thoughts told from answers however the text is cut, and ended at their budget."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hash_engine import HashEngine, byte_tokenizer, hash_model
-from hypothesis import given
+from hash_engine import byte_tokenizer, hash_model
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from thinkers import CLOSE, END, OPEN, SIZE, thinking_model
 
 from llamachat.core.cache import Cache
-from llamachat.core.dialog import ChatML, Message
+from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import HARMONY, TAGGED, Thoughts
 from llamachat.generation.batch import Answered, Batch, Request
@@ -114,35 +114,6 @@ def test_control_tokens_that_marks_are_made_of_are_spelled_out() -> None:
 
 # ---- the budget ----
 
-SIZE = 261
-OPEN, CLOSE, END = 259, 260, 257
-
-
-def thinking_model(*said: int) -> LoadedModel:
-    """A ChatML model with the tags of Qwen3 as tokens. It says these tokens, over again, and ends one token after a thought."""
-
-    class Script(HashEngine):
-        def row(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-            logits = np.zeros(SIZE, np.float32)
-            start = max(i for i, token in enumerate(tokens) if token == 256) + 1 + len("assistant\n")
-            answer = list(tokens[start:])
-            over = CLOSE in answer and len(answer) - answer.index(CLOSE) > 4
-            logits[END if over else said[len(answer) % len(said)]] = 9
-            return logits
-
-    model = hash_model()
-    model.engine = Script(512, SIZE)
-    specials = {**model.tokenizer.specials, "<think>": OPEN, "</think>": CLOSE}
-    model.tokenizer = type(byte_tokenizer())(
-        ids=lambda text, start: list(text.encode()),
-        piece=lambda token: bytes([token]) if token < 256 else b"",
-        vocab_size=SIZE,
-        specials=specials,
-        eos_ids=frozenset({END, 258}),
-    )
-    model.dialog = ChatML(model.tokenizer)
-    return model
-
 
 def request(model: LoadedModel, budget: int | None, thinking: bool | None = None) -> Request:
     settings = AnswerSettings(SamplingParams(temperature=0), frozenset({END}), max_tokens=40, think_budget=budget)
@@ -169,6 +140,24 @@ def test_without_a_budget_or_within_it_nothing_is_forced() -> None:
     model = thinking_model(OPEN, *b"hm", CLOSE, *b"Yes, I")
     free = alone(model, None)
     assert free[1:] == ("hm", "Yes,") and alone(model, 3)[0].ids == free[0].ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 30))
+def test_no_thought_is_longer_than_its_budget_and_none_that_is_not_is_changed(
+    long: int, budget: int, most: int
+) -> None:
+    model = thinking_model(OPEN, *(b"abcdefghijkl"[:long]), CLOSE, *b"Yes, I do.")
+    free = request(model, None).answer(model, Cache(512))
+    limited = request(model, budget).answer(model, Cache(512))
+    for answer in (free, limited):
+        answer.settings = replace(answer.settings, max_tokens=most)
+        _ = list(answer)
+    thought = 1 + min(long, budget)
+    assert limited.ids[:thought] == free.ids[:thought] and len(limited.ids) <= most
+    rest = limited.ids[thought:]
+    closing = [*b"\n", CLOSE, *b"\n\n"]
+    assert rest == free.ids[thought:] if long < budget else rest[: len(closing)] == closing[: len(rest)]
 
 
 def test_a_thought_is_not_begun_again_once_the_budget_is_spent() -> None:
@@ -209,11 +198,12 @@ def test_what_an_answer_must_be_is_asked_of_it_once_the_thought_of_its_header_is
     inner = Digits()
     guide = Thinking(thinking_model(0).tokenizer, SIZE, TAGGED, "<think>", 2, inner).begin()
     for token in b"ab":
-        assert guide.allowed().all() and not guide.forced() and not guide.complete
+        assert guide.allowed() is None and not guide.forced() and not guide.complete
         guide.add(token)
     assert guide.forced() == [*b"\n", CLOSE, *b"\n\n"]
     for token in [*b"\n", CLOSE, *b"\n\n"]:
-        assert list(np.flatnonzero(guide.allowed())) == [token] and not inner.added
+        mask = guide.allowed()
+        assert mask is not None and list(np.flatnonzero(mask)) == [token] and not inner.added
         guide.add(token)
     assert (guide.allowed() == inner.allowed()).all()
     guide.add(ord("7"))
@@ -265,8 +255,16 @@ def test_complete_gives_the_answer_alone_and_the_thought_where_it_is_asked_for()
     completer(model).stream("q", out)
     assert out.getvalue() == "Ye\n"
     out, thoughts = StringIO(), StringIO()
-    completer(model, max_tokens=5).stream("q", out, thoughts)
+    cut = completer(model, max_tokens=5).stream("q", out, thoughts)
+    assert cut.all_thought and cut.reason == "length" and not answer.all_thought
     assert (out.getvalue(), thoughts.getvalue()) == ("\n", "hm, \n"), "a thought that is cut off ends its line too"
+
+
+@pytest.mark.parametrize("stop", [",", "es", "\n", "<think>"])
+def test_a_stop_string_ends_the_answer_and_not_the_thought_before_it(stop: str) -> None:
+    model = thinking_model(OPEN, *b"hm, yes\n", CLOSE, *b"Yes,")
+    found = completer(model, stop_strings=[stop]).result([Message("user", "q")])
+    assert found["reasoning"] == "hm, yes" and found["text"] == {",": "Yes", "es": "Y"}.get(stop, "Yes,")
 
 
 def test_json_has_a_thought_only_where_there_was_one() -> None:

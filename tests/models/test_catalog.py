@@ -236,6 +236,7 @@ WRONG = [
     ("[models.x]\n" + HUB + "context = 1.5", "context = 1.5 in .* is not a positive whole number"),
     ("[models.x]\n" + HUB + 'gated = "yes"', "gated = 'yes' in .* is not true or false"),
     ("[models.x]\n" + HUB + "licence = 2", "licence = 2 in .* is not text"),
+    ("[models.x]\n" + HUB + "think = true", "think = True in .* is not one of on, off"),
     ("[models.x]\n" + HUB + 'format = "onnx"', "format = 'onnx' in .* is not one of gguf, hf, meta, lit, packed"),
     ("[models.x]\n" + HUB + 'dialog = "llama4"', "dialog = 'llama4' in .* is not one of llama3, llama2, chatml"),
     ("[models.x]\n" + HUB + 'quant_config = { scheme = "int3" }', "scheme = 'int3' in quant_config .* not one of int8"),

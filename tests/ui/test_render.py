@@ -247,6 +247,12 @@ def test_off_a_terminal_thinking_is_not_shown_unless_asked_for_and_never_on_stdo
     assert (out.getvalue(), notes.getvalue()) == ("so 42\n", "Let me\nthink \n")
 
 
+def test_space_between_a_thought_and_its_answer_is_not_printed_and_none_else() -> None:
+    thought = TextDelta("hm", thinking=True)
+    assert shown(thought, "\n", "\n", "  Yes\n", "\n", " so") == ("Yes\n\n so\n", "")
+    assert shown("\n", " Yes")[0] == "\n Yes\n"
+
+
 def test_at_a_terminal_thinking_is_one_line_or_shown_dim() -> None:
     folded, whole = Terminal(), Terminal()
     Screen(folded, folded).answer(THOUGHT)

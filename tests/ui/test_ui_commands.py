@@ -57,7 +57,7 @@ class Library:
         if name != "pirate":
             raise UsageError(f"no persona is called {name}")
         messages = (("Who are you?", "A pirate."), ("Where?", "At sea."))
-        return Persona(name, "You are a pirate.", {"temperature": 0.9}, messages, "Fake-7B")
+        return Persona(name, "You are a pirate.", {"temperature": 0.9}, messages, "Fake-7B", "off")
 
 
 class Desk:
@@ -326,6 +326,7 @@ def test_persona_begins_a_dialog_in_its_manner(desk: Desk) -> None:
     desk.type("hi")
     lines = ["Fake-7B goes on with the dialog", "a new dialog with pirate, 4 messages already said"]
     assert desk.type("/persona pirate") == lines
+    assert desk.session.parameters()["think"] == "off"
     assert [turn.text for turn in desk.session.turns()] == [
         "You are a pirate.", "Who are you?", "A pirate.", "Where?", "At sea.",
     ]  # fmt: skip
