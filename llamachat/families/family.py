@@ -210,4 +210,6 @@ def gguf_experts(own: Fields, key: Key, **ways: bool) -> Changes:
     if not count:
         own.neutral(key("expert_used_count"), 0)
         return {}
+    if not each:
+        own.refuse(key("expert_count"), "0 where expert_used_count is")
     return {"experts": Experts(count, each, width or own.size(key("feed_forward_length"), "intermediate_size"), **ways)}
