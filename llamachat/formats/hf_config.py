@@ -116,7 +116,6 @@ def _with_defaults(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 OWN = "llamachat"  # in the config.json of a converted model: what Hugging Face's keys cannot say of it
 BIASES = ("qkv_bias", "attention_out_bias", "mlp_bias")
-OWN_FIELDS = (*BIASES, "sliding_window", "layer_types")
 
 
 def _extended(told: Translated, own: Fields) -> Translated:
@@ -133,6 +132,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
             **biases,
             sliding_window=window,
             layer_types=types,
+            norm_offset=own.number("norm_offset", config.norm_offset),
             dtypes=_dtypes(own.inside("dtypes")),
             quantization=quantized and replace(quantized, kv_bits=own.get("kv_bits") or quantized.kv_bits),
         )
