@@ -124,8 +124,8 @@ def logits(model: Any, ids: list[int]) -> NDArray[np.float32]:
     return rows
 
 
-def save_family_gguf(model: Any, arch: str, path: Path) -> Path:
-    """All in F32; names by the gguf package's own map."""
+def save_family_gguf(model: Any, arch: str, path: Path, experts: str = "F32") -> Path:
+    """All in F32 but the experts' matrices; names by the gguf package's own map."""
     config, number = model.config, next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names, writer = gguf.get_tensor_name_map(number, config.num_hidden_layers), gguf.GGUFWriter(path, arch)
     for key, value in metadata(config, arch).items():
@@ -133,7 +133,10 @@ def save_family_gguf(model: Any, arch: str, path: Path) -> Path:
     for name, data in converted(model, arch):
         stem, dot, kind = name.rpartition(".")
         found = names.get_name(stem) or f"blk.{name.split('.')[2]}.attn_sinks"
-        writer.add_tensor(f"{found}{dot}{kind}", np.ascontiguousarray(data))
+        stack = gguf.GGMLQuantizationType[experts if data.ndim == 3 else "F32"]
+        writer.add_tensor(
+            f"{found}{dot}{kind}", gguf.quants.quantize(np.ascontiguousarray(data), stack), raw_dtype=stack
+        )
     rope = getattr(config, "rope_parameters", {})
     for length in ("long", "short") if "long_factor" in rope else ():
         writer.add_tensor(f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
@@ -207,11 +210,11 @@ def _scaling(rope: Settings, config: Any) -> Settings:
         return {}
     if kind == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
-    found = {"rope.scaling.type": kind, "rope.scaling.original_context_length": original}
-    if kind == "longrope":
+    found = {"rope.scaling.original_context_length": original}
+    if kind == "longrope":  # whose type the converter leaves out
         stretch = np.log(config.max_position_embeddings / original) / np.log(original)
         return found | {"rope.scaling.attn_factor": float(np.sqrt(1 + stretch))}
-    found |= {"rope.scaling.factor": rope["factor"]}
+    found |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
     found |= {f"rope.scaling.yarn_{key}": rope[key] for key in ("beta_fast", "beta_slow")}
     if beta := rope.get("llama_4_scaling_beta"):
         found |= {"rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"], "attention.temperature_scale": beta}

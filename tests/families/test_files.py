@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoints import same_coding
 from family_files import CASES, logits, model_of, save_family_gguf
 from safetensors.torch import load_file, save_file
 
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
+from llamachat.core.tensors import dequantize
 from llamachat.engines.torch.engine import TorchEngine
 from llamachat.errors import ConfigError, FormatError, ModelError
 from llamachat.formats.detect import open_checkpoint
@@ -35,6 +37,23 @@ def test_a_gguf_file_gives_the_logits_of_the_model_that_it_was_made_of(case: str
     model = model_of(case, **changes)
     path = save_family_gguf(model, arch, tmp_path / "model.gguf")
     np.testing.assert_allclose(ours(path), logits(model, IDS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("case", "quant", "bits"), [("gpt-oss", "MXFP4", 4), ("mixtral", "Q8_0", 8)])
+def test_each_expert_of_a_packed_stack_is_read_by_itself(case: str, quant: str, bits: int, tmp_path: Path) -> None:
+    arch, changes = CASES[case][2] or ("", {})
+    path = save_family_gguf(model_of(case, **changes), arch, tmp_path / "model.gguf", quant)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    checkpoint = open_checkpoint(path)
+    for ours, theirs in (("gate_proj", "ffn_gate_exps"), ("down_proj", "ffn_down_exps")):
+        tensor = stored[f"blk.1.{theirs}.weight"]
+        stack = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        for number, right in enumerate(stack):
+            name = f"model.layers.1.mlp.experts.{number}.{ours}.weight"
+            packed = checkpoint.entries[name].read()
+            same_coding(checkpoint.index()[name].packing, packed)
+            assert packed.bits == bits
+            np.testing.assert_array_equal(dequantize(packed), right)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,6 +148,9 @@ def test_gpt_oss_in_mxfp4_is_what_its_blocks_stand_for_and_stays_in_4_bits(tmp_p
     tensors = dict(checkpoint.tensors())
     assert all(tensors[name].bits == 4 for name in packed)
     np.testing.assert_allclose(ours(tmp_path), logits(model, IDS), atol=2e-4, rtol=1e-4)
+    convert(checkpoint, tmp_path / "out", Recipe("int8"))
+    quantized = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert quantized["quant_method"] == "llamachat"
 
 
 def test_mxfp4_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
