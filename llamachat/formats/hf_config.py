@@ -46,10 +46,13 @@ SHARED = (
 )  # fmt: skip
 
 
+KNOWN = FAMILIES | {name: FAMILIES[inner] for name, inner in WITH_PICTURES.items()}
+
+
 def hf(raw: Mapping[str, Any], where: str) -> Translated:
     """config.json of a model of FAMILIES. Raises ConfigError, naming `where`."""
     given, unread = text_part(raw, where)
-    family = Fields(given, where).choice("model_type", FAMILIES)
+    family = Fields(given, where).choice("model_type", KNOWN)
     fields = Fields(_with_defaults(given, family), where)
     fields.get("model_type")
     layers = fields.size("num_hidden_layers", "num_hidden_layers")
