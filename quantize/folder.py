@@ -11,7 +11,7 @@ from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
-from llamachat.formats.hf_config import OWN
+from llamachat.formats.hf_config import OWN, text_part
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json
 from llamachat.tokenizers.open import GGUF_VOCABULARY
@@ -79,7 +79,7 @@ def _write_tokenizer(source: Checkpoint, folder: Path) -> None:
 
 def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[str, Any]:
     """The source's own, or one made from its configuration, with how the weights are quantized now."""
-    theirs = dict(read_json(source.path / CONFIG)) if (source.path / CONFIG).is_file() else {}
+    theirs = _text_config(source.path / CONFIG)
     stored = theirs.get("dtype") or theirs.get("torch_dtype")
     compute = source.config.dtypes.compute or (str(stored) if stored in get_args(Dtype) else "float32")
     config = theirs if own else hf_config(source.config) | ({"dtype": stored} if stored else {})
@@ -91,6 +91,11 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
     config |= {"tie_word_embeddings": source.config.tie_word_embeddings, OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}
+
+
+def _text_config(path: Path) -> dict[str, Any]:
+    """A config.json's keys; of a model that sees pictures too, those of its text."""
+    return dict(text_part(read_json(path), str(path))[0]) if path.is_file() else {}
 
 
 def _generation(source: Checkpoint) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from llamachat.formats.prequantized.schemes import CODEBOOKS, OURS, OWN, SCHEMES
 from llamachat.formats.quant_sources import quantization
 from llamachat.system.metadata import Fields, read_json
 from quantize.schemes import OUTER
-from quantize.to_hf import beyond_hf
+from quantize.to_hf import beyond_hf, joined_in_hf
 
 EMBEDDING, HEAD = OUTER
+ROUTER = ".mlp.gate"  # small, and what it picks turns on small differences
 FLOAT = "float"  # stands where a scheme may: not quantized
 CODED = [name for name in OWN if SCHEMES[name].codebook]  # whose codebook may be chosen
 PLAIN = [name for name in OWN if not SCHEMES[name].calibrated]
@@ -96,6 +97,8 @@ class Recipe:
             return FLOAT
         if any(in_transformers(pattern, module) for pattern in self.skip_modules):
             return FLOAT
+        if module.endswith(ROUTER):
+            return FLOAT
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
             return chosen or (FLOAT if self.foreign else "int8")
@@ -130,6 +133,12 @@ class Recipe:
             cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
             raise ModelError(
                 cause, f"{self.scheme} would write what nothing else can load", f"use {' or '.join(PLAIN)}"
+            )
+        if self.foreign and joined_in_hf(config):
+            raise ModelError(
+                "transformers joins or stacks this model's matrices before bitsandbytes packs them",
+                f"{self.scheme} would write what nothing else can load",
+                f"use {' or '.join(PLAIN)}",
             )
         self._check_work(config.tensor_shapes())
 

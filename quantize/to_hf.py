@@ -5,13 +5,15 @@ under a key of our own, so that the inverse is exact for every configuration.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from llamachat.core.spec import BEYOND_LLAMA, Dtypes, ModelSpec, RopeScaling
+from llamachat.core.spec import Dtypes, ModelSpec, RopeScaling
+from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES
-from llamachat.families.family import Family
-from llamachat.formats.hf_config import OWN, OWN_FIELDS, hf
+from llamachat.families.family import Family, Layout
+from llamachat.formats.hf_config import OWN, hf
+from llamachat.formats.hf_rope import PART, ROPES
 
 SAME_NAME = (
     "vocab_size",
@@ -61,28 +63,42 @@ def beyond_hf(config: ModelSpec) -> list[str]:
     return _beyond(config, _family(config))
 
 
+def joined_in_hf(config: ModelSpec) -> bool:
+    """Whether transformers joins, stacks or orders this model's matrices in its own way."""
+    return _family(config).layout != Layout()
+
+
 def _family(config: ModelSpec) -> Family:
     """The first whose config.json says most of it."""
     return min(FAMILIES.values(), key=lambda family: len(_beyond(config, family)))
 
 
 def _beyond(config: ModelSpec, family: Family) -> list[str]:
-    """Fields that this family's config.json cannot say."""
-    read = hf(_plain(config, family), "the configuration").config
-    return [name for name in (*OWN_FIELDS, *BEYOND_LLAMA) if getattr(read, name) != getattr(config, name)]
+    """Fields that this family's config.json cannot say; all, where it cannot be such a model at all."""
+    names = [each.name for each in fields(ModelSpec) if each.name not in ("dtypes", "quantization")]
+    try:
+        read = hf(_plain(config, family), "the configuration").config
+    except ConfigError:
+        return names
+    return [name for name in names if getattr(read, name) != getattr(config, name)]
 
 
 def _plain(config: ModelSpec, family: Family) -> dict[str, Any]:
-    raw = {
-        "architectures": [f"{family.name.capitalize()}ForCausalLM"],
+    architecture = family.architecture or family.name.capitalize()
+    own = family.write(config)
+    scaling = config.rope_scaling and _rope(config.rope_scaling, config.max_position_embeddings)
+    rope = {**(scaling or {}), **own.get("rope_scaling", {})}
+    part = {PART: config.rotary_dim / config.head_dim} if config.rotary_dim else {}
+    return {
+        "architectures": [f"{architecture}ForCausalLM"],
         "model_type": family.name,
         **{name: getattr(config, name) for name in SAME_NAME},
         "eos_token_id": list(config.eos_token_ids) or None,  # an absent one has a default
         "hidden_act": "silu",
-        **family.write(config),
+        **part,
+        **own,
+        "rope_scaling": rope or ({"rope_type": "default"} if family.defaults.keys() & set(ROPES) else None),
     }
-    scaling = config.rope_scaling and _rope(config.rope_scaling, config.max_position_embeddings)
-    return {**raw, "rope_scaling": scaling} if scaling else raw
 
 
 def _rope(scaling: RopeScaling, context: int) -> Mapping[str, Any]:

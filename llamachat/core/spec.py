@@ -168,6 +168,12 @@ class QuantConfig:
         require_choice("kv_bits", self.kv_bits, (None, 8, 16, 32))
 
 
+FACTORS = (
+    "attention_scale", "attention_softcap", "swiglu_limit", "embedding_multiplier", "residual_multiplier",
+    "logit_multiplier", "logit_softcap",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Shape and arithmetic of a decoder; a Llama's where nothing else is said."""
@@ -227,6 +233,10 @@ class ModelSpec:
         require_number("rope_theta", self.rope_theta, 1.001, 1e15)
         for name in ("tie_word_embeddings", "qkv_bias", "attention_out_bias", "mlp_bias"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        for name in FACTORS:
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), 1e-9, 1e9)
+        require_number("norm_offset", self.norm_offset, -100, 100)
         self._check_layers()
         self._check_ids()
         self._check_rope_factors()

@@ -90,6 +90,12 @@ def has_attention_bias(spec: ModelSpec) -> Changes:
     return {"attention_bias": spec.qkv_bias and spec.attention_out_bias}
 
 
+def factor(fields: Fields, key: str, default: float = 1.0) -> float:
+    """A number to multiply or to divide by."""
+    value = fields.number(key, default)
+    return value if value > 0 else fields.refuse(key, "a number above 0")
+
+
 def named(fields: Fields, default: int, *names: str) -> int:
     """A count that writers call by one of these names, or by several."""
     found = {fields.whole(name, low=1): name for name in reversed(names) if fields.get(name) is not None}
@@ -210,4 +216,6 @@ def gguf_experts(own: Fields, key: Key, **ways: bool) -> Changes:
     if not count:
         own.neutral(key("expert_used_count"), 0)
         return {}
+    if not each:
+        own.refuse(key("expert_count"), "0 where expert_used_count is")
     return {"experts": Experts(count, each, width or own.size(key("feed_forward_length"), "intermediate_size"), **ways)}

@@ -8,6 +8,7 @@ from llamachat.families.family import (
     Gguf,
     Key,
     every,
+    factor,
     gguf_windows,
     typed_layers,
     types_layers,
@@ -30,7 +31,7 @@ def common(fields: Fields) -> Changes:
         "norms": "both",
         "norm_offset": 1.0,
         "embedding_multiplier": hidden**0.5,
-        "attention_scale": scale(fields.number("query_pre_attn_scalar", 256), size),
+        "attention_scale": scale(factor(fields, "query_pre_attn_scalar", 256), size),
         "attention_softcap": attention,
         "logit_softcap": final,
     }

@@ -1,4 +1,4 @@
-"""GLM-4 of 2025 (arXiv 2406.12793): four norms a layer, half of a head rotates, in interleaved pairs, gate and up are joined."""
+"""GLM-4 of 2025 (arXiv 2406.12793): four norms a layer, half of each head rotates in interleaved pairs, joined gate and up."""
 
 from llamachat.core.spec import ModelSpec
 from llamachat.families.family import FUSED_MLP, Changes, Family, Gguf, Layout, no_window

@@ -8,6 +8,7 @@ from llamachat.families.family import (
     Key,
     Layout,
     attention_bias,
+    factor,
     has_attention_bias,
     no_window,
 )
@@ -17,10 +18,10 @@ from llamachat.system.metadata import Fields
 def read(fields: Fields, layers: int) -> Changes:
     biases = attention_bias(fields) | {"mlp_bias": fields.flag("mlp_bias", False)}
     scalars = {
-        "embedding_multiplier": fields.number("embedding_multiplier", 1.0),
-        "residual_multiplier": fields.number("residual_multiplier", 1.0),
-        "attention_scale": fields.number("attention_multiplier", 1.0),
-        "logit_multiplier": 1 / fields.number("logits_scaling", 1.0),
+        "embedding_multiplier": factor(fields, "embedding_multiplier"),
+        "residual_multiplier": factor(fields, "residual_multiplier"),
+        "attention_scale": factor(fields, "attention_multiplier"),
+        "logit_multiplier": 1 / factor(fields, "logits_scaling"),
     }
     return biases | scalars | no_window(fields, layers)
 

@@ -5,7 +5,8 @@ from llamachat.system.metadata import Fields
 
 
 def read(fields: Fields, layers: int) -> Changes:
-    fields.neutral("attention_bias", False)
+    for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        fields.neutral(key, False)
     return always_slides(fields, layers, None)
 
 
@@ -26,6 +27,7 @@ FAMILY = Family(
         "eos_token_id": 32000,
         "pad_token_id": 32000,
     },
+    no_effect=frozenset({"full_attn_mod", "interpolate_factor"}),
     layout=Layout(FUSED_QKV | FUSED_MLP),
     gguf=Gguf("phi3", Layout({"ffn_up": ("mlp.gate_proj", "mlp.up_proj")}), read=read_gguf, partial=True),
 )

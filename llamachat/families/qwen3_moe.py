@@ -13,7 +13,7 @@ def read(fields: Fields, layers: int) -> Changes:
         fields.size("moe_intermediate_size", "intermediate_size", 768),
         normalized=fields.flag("norm_topk_prob", False),
     )
-    step, dense = fields.whole("decoder_sparse_step", 1, 1), fields.wholes("mlp_only_layers")
+    step, dense = fields.whole("decoder_sparse_step", 1, 1), set(fields.wholes("mlp_only_layers"))
     plain = tuple(layer for layer in range(layers) if layer in dense or (layer + 1) % step)
     return qwen3.read(fields, layers) | {"experts": experts, "dense_layers": plain}
 

@@ -59,5 +59,6 @@ FAMILY = Family(
         "pad_token_id": 128004,
     },
     "SmolLM3",
+    no_effect=frozenset({"max_window_layers"}),
     gguf=Gguf("smollm3", Layout(interleaved=True), read=read_gguf),
 )

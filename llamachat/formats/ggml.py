@@ -166,6 +166,16 @@ def _q6_k(blocks: Array) -> Pieces:
     return (low | high << 4) - np.uint8(32), _scaled(blocks, "d", blocks["scales"])
 
 
+def half_powers(exponents: Array) -> Array:
+    """E8M0: a byte e is 2^(e - 127); as float32, and halved as MXFP4's values are doubled here."""
+    powers: Array = np.ldexp(np.float32(0.5), exponents.astype(np.int32) - 127)
+    return powers
+
+
+def _mxfp4(blocks: Array) -> Pieces:
+    return blocks["qs"][:, None], half_powers(blocks["e"])[:, None]
+
+
 def _iq4_xs(blocks: Array) -> Pieces:
     low = np.stack([blocks["scales_l"] & 15, blocks["scales_l"] >> 4], axis=-1).reshape(-1, 8)
     high = (blocks["scales_h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
@@ -175,6 +185,9 @@ def _iq4_xs(blocks: Array) -> Pieces:
 _SYMMETRIC = np.arange(-8, 8, dtype=np.float32)
 _AFFINE = np.arange(16, dtype=np.float32)
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+# E2M1, doubled, so that all are whole: as ggml's
+MXFP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 def _layout(fields: str) -> np.dtype[np.void]:
@@ -197,12 +210,13 @@ TYPES: dict[int, GGMLType] = {
     14: GGMLType("Q6_K", 256, _layout("ql:128u1 qh:64u1 scales:16i1 d:<f2"), _q6_k),
     20: GGMLType("IQ4_NL", 32, _layout("d:<f2 qs:V16"), _plain, _IQ4),
     23: GGMLType("IQ4_XS", 256, _layout("d:<f2 scales_h:<u2 scales_l:4u1 qs:128u1"), _iq4_xs, _IQ4),
+    39: GGMLType("MXFP4", 32, _layout("e:u1 qs:V16"), _mxfp4, MXFP4),
     30: GGMLType("BF16", 1, _layout("values:<u2")),
 }
 
 # The other types that GGUF files are found with, so that an error can name them.
 UNSUPPORTED: dict[int, str] = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
-    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4",
     41: "Q1_0",
 }  # fmt: skip

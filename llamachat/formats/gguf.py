@@ -245,7 +245,7 @@ def _rope_scaling(arch: str, own: Fields, tables: Mapping[str, tuple[float, ...]
     factor = 1.0 if kind == "none" else factor
     if kind == "yarn" and not tables:
         return _yarn(key, own, factor, original, attention)
-    if kind == "longrope" and tables.keys() == {LONG, SHORT} and factor == 1:
+    if kind in ("longrope", "linear") and tables.keys() == {LONG, SHORT} and factor == 1:
         reach = max(1.0, context / original)
         return RopeScaling.longrope(reach, original, attention, tables[SHORT], tables[LONG])
     if kind in ("none", "linear") and attention == 1:

@@ -19,7 +19,7 @@ from llamachat.formats import hf_config
 from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
-from llamachat.formats.prequantized.schemes import OURS, SCHEMES
+from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json, read_text
@@ -92,7 +92,7 @@ def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layou
     if config.quantization is None:
         entries = {name: float_entry(name, array) for name, array in arrays.items()}
     else:
-        storage = SCHEMES[config.quantization.scheme].storage
+        storage = STORAGES[config.quantization.scheme]
         entries = storage.entries(arrays, str(folder))
         layout = Layout() if storage is OURS else layout
     if layout == Layout():

@@ -46,10 +46,13 @@ SHARED = (
 )  # fmt: skip
 
 
+KNOWN = FAMILIES | {name: FAMILIES[inner] for name, inner in WITH_PICTURES.items()}
+
+
 def hf(raw: Mapping[str, Any], where: str) -> Translated:
     """config.json of a model of FAMILIES. Raises ConfigError, naming `where`."""
     given, unread = text_part(raw, where)
-    family = Fields(given, where).choice("model_type", FAMILIES)
+    family = Fields(given, where).choice("model_type", KNOWN)
     fields = Fields(_with_defaults(given, family), where)
     fields.get("model_type")
     layers = fields.size("num_hidden_layers", "num_hidden_layers")
@@ -116,7 +119,6 @@ def _with_defaults(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 OWN = "llamachat"  # in the config.json of a converted model: what Hugging Face's keys cannot say of it
 BIASES = ("qkv_bias", "attention_out_bias", "mlp_bias")
-OWN_FIELDS = (*BIASES, "sliding_window", "layer_types")
 
 
 def _extended(told: Translated, own: Fields) -> Translated:
@@ -133,6 +135,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
             **biases,
             sliding_window=window,
             layer_types=types,
+            norm_offset=own.number("norm_offset", config.norm_offset),
             dtypes=_dtypes(own.inside("dtypes")),
             quantization=quantized and replace(quantized, kv_bits=own.get("kv_bits") or quantized.kv_bits),
         )

@@ -75,7 +75,8 @@ def _turning(fields: Fields, family: Family, plain: Turning, context: int, origi
 def _part(fields: Fields, family: Family, default: float) -> float:
     """Only of some families' heads a part rotates."""
     if PART in family.defaults:
-        return fields.number(PART, default)
+        part = fields.number(PART, default)
+        return part if 0 < part <= 1 else fields.refuse(PART, "a number above 0, to 1")
     fields.neutral(PART, 1.0, 1)
     return 1.0
 

@@ -13,6 +13,7 @@ from llamachat.checks import require_number
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Dtype, Dtypes, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
+from llamachat.formats.mindformers_experts import experts
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.translated import Translated, feed_forward, head_share
 from llamachat.system.metadata import Fields, names, naming
@@ -121,9 +122,8 @@ def translate(source: Mapping[str, Any], where: str) -> Translated:
     if arch := model.inside("arch"):
         arch.choice("type", dict.fromkeys(("LlamaForCausalLM", "ParallelLlamaForCausalLM")))
         arch.finish(("auto_register",))
-    _refuse_experts(file)  # which MindFormers puts in the place of model_config's own
     file.neutral("adapter_id")
-    translated = _model_config(inner)
+    translated = _model_config(inner, file.inside("moe_config"))  # which it puts in the place of model_config's own
     if file.get("seed") is not None:
         translated.sampling["seed"] = file.whole("seed", high=2**32 - 1)
     model.finish(())
@@ -132,27 +132,24 @@ def translate(source: Mapping[str, Any], where: str) -> Translated:
     )
 
 
-def _refuse_experts(fields: Fields) -> None:
-    """A moe_config stands in every file of some versions; with one expert the feed-forward is the usual one."""
-    if moe := fields.inside("moe_config"):
-        moe.neutral("expert_num", 1)
-
-
-def _model_config(fields: Fields) -> Translated:
+def _model_config(fields: Fields, moe: Fields | None = None) -> Translated:
     fields = Fields({key: None if value == "None" else value for key, value in fields.raw.items()}, fields.where)
     fields.choice("type", {"LlamaConfig": None}, "LlamaConfig")
     fields.choice("model_type", {"llama": None}, "llama")
     for key, values in NEUTRAL.items():
         fields.neutral(key, *values)
-    _refuse_experts(fields)
+    own = fields.inside("moe_config")
+    moe = moe or own
     hidden, heads = fields.size("hidden_size", "hidden_size", 4096), fields.size("num_heads", "num_attention_heads", 32)
     sequence = fields.size("seq_length", "max_position_embeddings", 2048)
     theta, scaling, context = *_rope(fields), fields.size("max_position_embedding", "max_position_embeddings", sequence)
+    width = _intermediate_size(fields, hidden)
     with naming(fields.where):
         config = ModelSpec(
             vocab_size=fields.size("vocab_size", "vocab_size", 32000),
             hidden_size=hidden,
-            intermediate_size=_intermediate_size(fields, hidden),
+            intermediate_size=width,
+            experts=experts(moe, width),
             num_hidden_layers=fields.size("num_layers", "num_hidden_layers", 32),
             num_attention_heads=heads,
             num_key_value_heads=fields.size("n_kv_heads", "num_key_value_heads", heads),
@@ -172,7 +169,9 @@ def _model_config(fields: Fields) -> Translated:
         )
     sampling, decode = _sampling(fields), fields.whole("max_decode_length", 1024, 1)
     max_length = fields.whole("max_length", decode, 1)
-    ignored = fields.finish(NO_EFFECT.keys() | {"moe_config"} | _without_effect_on_rope(fields))
+    ignored = fields.finish(
+        NO_EFFECT.keys() | (set() if config.experts else {"moe_config"}) | _without_effect_on_rope(fields)
+    )
     return Translated(config, sampling, ignored, min(max_length, sequence))
 
 

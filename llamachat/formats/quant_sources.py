@@ -1,11 +1,11 @@
-"""Quantization settings of Hugging Face (bitsandbytes), MindFormers and our own checkpoints -> QuantConfig."""
+"""Quantization settings of Hugging Face (bitsandbytes, MXFP4), MindFormers and our own checkpoints -> QuantConfig."""
 
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 from llamachat.core.spec import QuantConfig
-from llamachat.formats.prequantized.schemes import BITSANDBYTES, OURS, OWN, SCHEMES
+from llamachat.formats.prequantized.schemes import BITSANDBYTES, MXFP4, OURS, OWN, SCHEMES
 from llamachat.system.metadata import Fields, naming
 
 
@@ -18,6 +18,7 @@ def quantization(raw: Mapping[str, Any], where: str) -> QuantConfig | None:
     methods = {
         OURS.method: _ours,
         BITSANDBYTES.method: _bitsandbytes,
+        MXFP4.method: _mxfp4,
         **dict.fromkeys(("rtn", "ptq", "smooth_quant"), _mindformers),
     }
     old_bitsandbytes = "load_in_4bit" in raw or "load_in_8bit" in raw  # older files do not name the method
@@ -56,6 +57,12 @@ def _bitsandbytes(fields: Fields) -> QuantConfig | None:
     if four and eight:
         fields.refuse("load_in_8bit", "false, as load_in_4bit is true")
     return QuantConfig(kind if four else "bnb-int8", skip=skip) if four or eight else None
+
+
+def _mxfp4(fields: Fields) -> QuantConfig:
+    """Which tensors are packed, they say themselves."""
+    fields.finish(("modules_to_not_convert", "dequantize"))
+    return QuantConfig(MXFP4.method)
 
 
 # Of MindFormers' options, those that have no effect on weights and activations as they are used here.

@@ -206,8 +206,9 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     control = {tokens[i]: Added(i, True) for i, kind in enumerate(types) if kind == CONTROL}
+    spaced = [name.replace(" ", "▁") if types[i] == USER_DEFINED else name for i, name in enumerate(tokens)]
     with library_errors(_WHERE):
-        library = spm.assemble(tokens, scores, types)
+        library = spm.assemble(spaced, scores, types)  # converters write spaces as such in what the user defined
         return spm.from_library(
             library, user_defined, control, dummy_prefix=bool(prefix), prefix_after_bos=True, **common
         )

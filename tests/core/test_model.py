@@ -1,31 +1,53 @@
 """model.py beside transformers: what a spec can say of a layer, on tiny random models of the families that have it."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
-from family_cases import IDS, case_of, every_case
+from family_files import CASES, logits, model_of
+from numpy.typing import NDArray
 
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.core.model import PlainEngine
+from llamachat.core.rope import query_scales
+from llamachat.core.spec import ModelSpec, QueryScale
+from llamachat.core.tensors import Tensor
 from llamachat.engines.torch.engine import TorchEngine
+from llamachat.formats.detect import open_checkpoint
+
+BASE = ModelSpec(
+    vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+)  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 97, 40).tolist()
+Case = tuple[ModelSpec, dict[str, Tensor], NDArray[np.float32]]
 
 
-@every_case
-def test_logits_are_transformers(case: str) -> None:
-    spec, weights, right = case_of(case)
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Spec and weights from the folder that transformers writes, and the logits that are right."""
+    folder, model = tmp_path_factory.mktemp("model"), model_of(request.param)
+    model.save_pretrained(folder)
+    checkpoint = open_checkpoint(folder)
+    return checkpoint.config, dict(checkpoint.tensors()), logits(model, IDS)
+
+
+def test_logits_are_transformers(case: Case) -> None:
+    spec, weights, right = case
     for engine in (
-        PlainEngine.build(spec, weights.items(), 32),
-        TorchEngine.build(spec, weights.items(), slots=32, dtype="float32"),
+        PlainEngine.build(spec, weights.items(), 64),
+        TorchEngine.build(spec, weights.items(), slots=64, dtype="float32"),
     ):
-        cache = Cache(32)
+        cache = Cache(64)
         rows = [advance(engine, cache, part, "all") for part in (IDS[:9], IDS[9:10], IDS[10:])]
-        np.testing.assert_allclose(np.concatenate(rows), right, atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(np.concatenate(rows), right, atol=1e-4, rtol=1e-4)
 
 
-@every_case
-def test_it_rolls_as_a_dense_forward_over_the_history_does(case: str) -> None:
+def test_it_rolls_as_a_dense_forward_over_the_history_does(case: Case) -> None:
     """A window of 12 with 3 pinned tokens, after many evictions, in both engines; the plain one in float64 is the measure."""
-    spec, weights, _ = case_of(case)
+    spec, weights, _ = case
     exact = PlainEngine.build(spec, weights.items(), 12, torch.float64)
     single = PlainEngine.build(spec, weights.items(), 12)
     fast = TorchEngine.build(spec, weights.items(), slots=12, dtype="float32")
@@ -33,10 +55,31 @@ def test_it_rolls_as_a_dense_forward_over_the_history_does(case: str) -> None:
     rng = np.random.default_rng(2)
     for cache in caches:
         cache.pin(3)
-    for token in rng.integers(0, 97, 200).tolist():
+    for token in rng.integers(0, 97, 80).tolist():
         for cache in caches:
             if not cache.free:
                 cache.evict(4)
         rows = [advance(engine, cache, [token]) for engine, cache in zip((exact, single, fast), caches, strict=True)]
     np.testing.assert_allclose(rows[1], rows[0], atol=2e-4, rtol=1e-4)
     np.testing.assert_allclose(rows[2], rows[0], atol=2e-4, rtol=1e-4)
+
+
+def test_texts_of_a_batch_are_as_they_are_alone(case: Case) -> None:
+    spec, weights, right = case
+    engine = TorchEngine.build(spec, weights.items(), slots=128, dtype="float32")
+    caches = [Cache(64), Cache(64, 64)]
+    advance(engine, caches[0], IDS[:30])
+    advance(engine, caches[1], IDS[:11])
+    steps = [caches[0].plan(1), caches[1].plan(7)]
+    rows = engine.forward_many([IDS[30:31], IDS[11:18]], steps)
+    np.testing.assert_allclose(rows, right[[30, 17]], atol=1e-4, rtol=1e-4)
+
+
+def test_queries_grow_beyond_the_original_length_alone() -> None:
+    spec = replace(BASE, query_scale=QueryScale(0.5, 16))
+    positions = np.array([0, 15, 16, 40])
+    scales = query_scales(spec, 17, positions)
+    assert scales is not None
+    np.testing.assert_allclose(scales, 1 + 0.5 * np.log([1, 1, 2, 3]))
+    assert query_scales(spec, 16, positions) is None, "a window of it may roll"
+    assert (spec.depends_on_length(16), spec.depends_on_length(17)) == (False, True)

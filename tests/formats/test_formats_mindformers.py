@@ -1,5 +1,6 @@
 """formats/mindformers.py: a YAML file's configuration over weights in another format."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import yaml
 from checkpoints import save_hf, save_tokenizer, tiny_model
+from family_files import logits as right_logits
+from family_files import model_of
 
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.engines.native import build
+from llamachat.engines.torch.engine import TorchEngine
 from llamachat.errors import ConfigError, FormatError, UsageError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models.load import LoadedModel
@@ -149,14 +153,23 @@ def test_a_forced_native_engine_takes_a_configuration_that_names_types(tmp_path:
 
 
 @pytest.mark.parametrize("where", ["file", "model_config"])
-def test_experts_are_refused_in_one_line(tmp_path: Path, where: str) -> None:
-    file = write(tmp_path)
+def test_experts_are_those_of_the_weights_and_in_the_yaml_as_its_own_mixtral_has_them(
+    tmp_path: Path, where: str
+) -> None:
+    model = model_of("mixtral", head_dim=None, tie_word_embeddings=False)
+    file = write(
+        tmp_path, vocab_size=97, intermediate_size=96, num_layers=4, n_kv_heads=2, theta=1000000, rms_norm_eps=1e-6
+    )
+    shutil.rmtree(tmp_path / "weights")
+    model.save_pretrained(tmp_path / "weights")
     source = yaml.safe_load(file.read_text())
-    (source if where == "file" else source["model"]["model_config"])["moe_config"] = {"expert_num": 8}
+    moe = {"expert_num": 5, "num_experts_chosen": 2, "capacity_factor": 1.1, "routing_policy": "TopkRouterV2"}
+    (source if where == "file" else source["model"]["model_config"])["moe_config"] = moe
     file.write_text(yaml.safe_dump(source))
-    with pytest.raises(ConfigError, match="expert_num is 8, which is not supported") as caught:
-        load(str(file))
-    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+    checkpoint = open_checkpoint(file)
+    engine = TorchEngine.build(checkpoint.config, checkpoint.tensors(), slots=32, dtype="float32")
+    ids = [3, 17, 30, 4, 4, 90]
+    np.testing.assert_allclose(advance(engine, Cache(32), ids, "all"), right_logits(model, ids), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

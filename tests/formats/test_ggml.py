@@ -23,6 +23,8 @@ def random_blocks(kind: ggml.GGMLType, blocks: int, seed: int) -> Array:
     for field in set(HALVES) & set(kind.layout.names or ()):
         exponent, rest = random.integers(0, 31, blocks), random.integers(0, 1 << 10, blocks)
         data[field] = (exponent << 10 | rest | random.integers(0, 2, blocks) << 15).astype(np.uint16).view(np.float16)
+    if "e" in (kind.layout.names or ()):
+        data["e"] %= 250  # beyond, values are not finite
     return data
 
 
@@ -56,7 +58,8 @@ def test_packed_form_is_4_or_8_bits_with_small_scales(name: str) -> None:
     tensor = ggml.read_blocks(io.BytesIO(random_blocks(kind, 2, 0).tobytes()), kind, 1, 2 * kind.columns, name)
     assert tensor.bits == (4 if "4" in name else 8)
     assert tensor.group in (16, 32)
-    assert tensor.scale.dtype == (np.float32 if kind.columns == 256 else np.float16)
+    whole = kind.columns == 256 or name == "MXFP4"  # whose powers of two are beyond float16
+    assert tensor.scale.dtype == (np.float32 if whole else np.float16)
     assert tensor.codes.flags.c_contiguous and tensor.codes.dtype == (np.uint8 if tensor.bits == 4 else np.int8)
 
 
@@ -77,7 +80,7 @@ def test_a_short_file_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("name", QUANTIZED.keys() - {"MXFP4"})  # which has no such scale
 def test_a_scale_that_is_not_finite_is_an_error(name: str, scale: float) -> None:
     data = random_blocks(QUANTIZED[name], 1, 0)
     data["d"] = scale

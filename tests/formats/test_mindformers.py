@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llamachat.core.rope import cos_sin, frequencies
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtypes, ModelSpec, QuantConfig, RopeScaling
+from llamachat.core.spec import Dtypes, Experts, ModelSpec, QuantConfig, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.formats import mindformers_config as mindformers
 from llamachat.formats.translated import Translated
@@ -63,7 +63,9 @@ CONSTRUCTOR = {
     "attn_proj_has_bias": Parameter(False, True, {"attention_out_bias": True}),
     "parallel_config": Parameter({"data_parallel": 1}, {"data_parallel": 2, "model_parallel": 4}),
     "moe_config": Parameter(
-        {"expert_num": 1, "num_experts_chosen": 1}, {"expert_num": 8}, refused="moe_config: expert_num is 8"
+        {"expert_num": 1, "num_experts_chosen": 1},
+        {"expert_num": 8, "routing_policy": "TopkRouterV2"},
+        {"experts": Experts(8, 1, 11008, normalized=False)},
     ),
     "use_past": Parameter(False, True),
     "extend_method": Parameter("None", "PI", {"rope_scaling": RopeScaling("linear", 1.0)}),
@@ -454,8 +456,12 @@ def test_a_whole_yaml_file_is_read(tmp_path: Path) -> None:
         ("activation_dtype: None", "activation_dtype: int8", "activation_dtype"),
         ("  model_config:", "  other:", "no model.model_config"),
         ("seed: 0", "seed: -1", "seed is -1"),
-        ("run_mode:", "moe_config: {expert_num: 8}\nrun_mode:", "yaml: moe_config: expert_num is 8"),
-        ("    type: LlamaConfig", "    type: LlamaConfig\n    moe_config: {expert_num: 2}", "expert_num is 2"),
+        ("run_mode:", "moe_config: {expert_num: 8}\nrun_mode:", "yaml: moe_config: routing_policy is"),
+        (
+            "    type: LlamaConfig",
+            "    type: LlamaConfig\n    moe_config: {expert_num: 2, routing_policy: TopkRouterV2, shared_expert_num: 1}",
+            "shared_expert_num is 1",
+        ),
         (
             "  arch:",
             "  moe_config: {expert_num: 8}\n  arch:",

@@ -28,6 +28,12 @@ def _read_bitsandbytes(arrays: "Mapping[str, Array]", where: str) -> Entries:
     return bnb.entries(arrays, where)
 
 
+def _read_mxfp4(arrays: "Mapping[str, Array]", where: str) -> Entries:
+    from llamachat.formats.prequantized import mxfp4
+
+    return mxfp4.entries(arrays, where)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A way to keep quantized matrices: `method` is config.json's quant_method, `entries` its reader.
@@ -41,6 +47,7 @@ class Storage:
 
 OURS = Storage("llamachat", _read_ours)
 BITSANDBYTES = Storage("bitsandbytes", _read_bitsandbytes)
+MXFP4 = Storage("mxfp4", _read_mxfp4)  # which is read only
 
 
 @dataclass(frozen=True)
@@ -78,5 +85,6 @@ SCHEMES = {
     "bnb-fp4": Scheme(4, 64, "fp4", search=False, any_width=True, storage=BITSANDBYTES),
     "bnb-int8": Scheme(8, None, search=False, any_width=True, storage=BITSANDBYTES),
 }
+STORAGES = {name: scheme.storage for name, scheme in SCHEMES.items()} | {MXFP4.method: MXFP4}  # of all that is read
 OWN = tuple(name for name, scheme in SCHEMES.items() if not scheme.foreign)  # may stand beside each other in one model
 CODEBOOKS = ("gauss", "nf4", "iq4nl", "int4", "affine")  # that may be chosen; their values are in quantize/schemes.py
