@@ -111,6 +111,7 @@ FUNCTIONS = {
     "single_product": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _INT, _INT, _POINTER]),
     "single_rows": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _POINTER]),
     "single_attend": (_TEXT, [_TEXT, ctypes.POINTER(Keys), _POINTER, _POINTER, _INT, _INT, _POINTER]),
+    "single_activate": (_TEXT, [_TEXT, _INT, ctypes.c_float, _POINTER, _POINTER, _INT, _POINTER]),
     "profile": (None, [_INT]),
     "profile_start": (None, [ctypes.POINTER(Matrix), _POINTER, _INT]),
     "profile_read": (None, [_INT, _POINTER]),
