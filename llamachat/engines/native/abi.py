@@ -63,8 +63,11 @@ class Model(ctypes.Structure):
             (name, _INT)
             for name in ("slots", "kv_kind", "threads", "batch", "activation", "ropes", "fine", "whole_norms")
         ),
-        *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax")),
-        *((name, ctypes.c_float) for name in ("eps", "query_scale", "softcap", "logit_softcap", "swiglu_limit")),
+        *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax", "query_span")),
+        *(
+            (name, ctypes.c_float)
+            for name in ("query_growth", "eps", "query_scale", "softcap", "logit_softcap", "swiglu_limit")
+        ),
         ("rope", ctypes.POINTER(Rope)),
         ("layer", ctypes.POINTER(Layer)),
         ("norm", _POINTER),

@@ -17,7 +17,7 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     WHOLE(Model), FIELD(Model, vocab), FIELD(Model, hidden), FIELD(Model, inner), FIELD(Model, layers), FIELD(Model, heads),
     FIELD(Model, kv_heads), FIELD(Model, head_dim), FIELD(Model, slots), FIELD(Model, kv_kind), FIELD(Model, threads),
     FIELD(Model, batch), FIELD(Model, activation), FIELD(Model, ropes), FIELD(Model, fine), FIELD(Model, whole_norms),
-    FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner), FIELD(Model, whole_softmax), FIELD(Model, eps),
+    FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner), FIELD(Model, whole_softmax), FIELD(Model, query_span), FIELD(Model, query_growth), FIELD(Model, eps),
     FIELD(Model, query_scale), FIELD(Model, softcap), FIELD(Model, logit_softcap), FIELD(Model, swiglu_limit),
     FIELD(Model, rope), FIELD(Model, layer), FIELD(Model, norm), FIELD(Model, embed), FIELD(Model, head),
     WHOLE(Step), FIELD(Step, ids), FIELD(Step, slots), FIELD(Step, positions), FIELD(Step, visible), FIELD(Step, runs),
