@@ -19,7 +19,20 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 TESTS = (ROOT, ROOT / "tests", ROOT / "tests" / "engines")  # whose modules the sanitized process imports
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
-KINDS = ("float32", "float16", "bfloat16", "int8", "int8+min", "q4_0", "q4_1", "iq4_nl", "zero point", "nf4", "fp4")
+KINDS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8+min",
+    "int6",
+    "q4_0",
+    "q4_1",
+    "iq4_nl",
+    "zero point",
+    "nf4",
+    "fp4",
+)
 LARGE = (
     {"head_dim": 1024},
     {"head_dim": 1022},

@@ -20,7 +20,7 @@ class Matrix(ctypes.Structure):
         ("unit", ctypes.c_float),
         ("table", ctypes.c_uint8 * 16),
         ("low", ctypes.c_uint8 * 16),
-        ("wide", _INT),
+        *((name, _INT) for name in ("wide", "narrow")),
     ]
 
 

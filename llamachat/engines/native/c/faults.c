@@ -10,7 +10,7 @@ const char *matrix_fault(const Matrix *w) {
     if (!within(w->kind, F32, Q4)) return "a kind of weights that is not known";
     if (!within(w->rows, 1, MAX_VOCAB) || !within(w->columns, 1, MAX_INNER)) return "a matrix of impossible size";
     if (w->subs != 2 && w->subs != 4) return "scales for neither 16 nor 32 columns";
-    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4)) return "a flag that is none";
+    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4) || !within(w->narrow, 0, w->kind == Q8)) return "a flag that is none";
     if (w->wide && w->subs != 2) return "a table of its own for groups of 16 columns";
     if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w))) return "packed weights that are cut off or not aligned";
     return NULL;
