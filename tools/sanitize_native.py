@@ -19,7 +19,20 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 TESTS = (ROOT, ROOT / "tests", ROOT / "tests" / "engines")  # whose modules the sanitized process imports
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
-KINDS = ("float32", "float16", "bfloat16", "int8", "int8+min", "q4_0", "q4_1", "iq4_nl", "zero point", "nf4", "fp4")
+KINDS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8+min",
+    "int6",
+    "q4_0",
+    "q4_1",
+    "iq4_nl",
+    "zero point",
+    "nf4",
+    "fp4",
+)
 LARGE = (
     {"head_dim": 1024},
     {"head_dim": 1022},
@@ -44,7 +57,33 @@ def random_config(rng: np.random.Generator) -> Any:
         sliding_window=int(rng.integers(1, 60)) if rng.random() < 0.3 else None,
         rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=32) if rng.random() < 0.3 else None,
     )  # fmt: skip
-    return replace(config, **LARGE[rng.integers(len(LARGE))]) if rng.random() < 0.1 else config
+    config = replace(config, **LARGE[rng.integers(len(LARGE))]) if rng.random() < 0.1 else config
+    return replace(config, **beyond_llama(config, rng))
+
+
+def beyond_llama(config: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Some of what families have beside a Llama's."""
+    from llamachat.core.spec import Experts, Rope
+
+    layers, count = config.num_hidden_layers, int(rng.integers(1, 20))
+    dims = 2 * rng.integers(1, config.head_dim // 2 + 1, 2)
+    kinds = rng.choice(["full_attention", "sliding_attention"], layers)
+    experts = Experts(
+        count, int(rng.integers(1, count + 1)), int(rng.integers(1, 90)), *(bool(i) for i in rng.integers(0, 2, 3))
+    )
+    choices: dict[str, Any] = {
+        "rotary_dim": int(dims[0]), "unrotated_layers": (int(rng.integers(layers)),), "norm_offset": 1.0,
+        "norms": str(rng.choice(["after", "both"])), "qk_norm": str(rng.choice(["head", "projection"])),
+        "attention_scale": 0.3, "attention_softcap": 5.0, "attention_sinks": True, "logit_softcap": 3.0,
+        "hidden_act": str(rng.choice(["gelu", "gelu_pytorch_tanh", "clamped_swiglu"])), "experts": experts,
+        "embedding_multiplier": 5.0, "residual_multiplier": 0.5, "logit_multiplier": 0.2,
+    }  # fmt: skip
+    if config.sliding_window:
+        choices |= {"sliding_rope": Rope(500.0, None, int(dims[1])), "layer_types": tuple(map(str, kinds))}
+    fields = {name: value for name, value in choices.items() if rng.random() < 0.3}
+    return fields | (
+        {"dense_layers": (int(rng.integers(layers)),)} if "experts" in fields and rng.random() < 0.3 else {}
+    )
 
 
 def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:

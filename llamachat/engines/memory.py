@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamachat.core.spec import ModelSpec
 from llamachat.errors import DoesNotFitError
 
 DEFAULT_CONTEXT = 8192  # a model made for more gets this many tokens unless --ctx-size says otherwise
@@ -21,6 +23,7 @@ class Plan:
     available: int
     slots: int  # tokens of context that `kv` is for
     kv_bits: int = 16
+    active: int | None = None  # of the weights, bytes that a token reads; None: all
 
     @property
     def needed(self) -> int:
@@ -29,6 +32,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.needed <= self.available
+
+    @property
+    def fits_active(self) -> bool:
+        """Whether that part of a mixture fits that a token reads; the rest can stay on the disk until it is needed."""
+        return self.active is not None and self.needed - self.weights + self.active <= self.available
 
     @property
     def largest_context(self) -> int:
@@ -52,6 +60,17 @@ def plan(
     return Plan(weights, kv, workspace, available_memory() if available is None else available, slots, kv_bits)
 
 
+def active_bytes(spec: ModelSpec, sizes: Mapping[str, int]) -> int | None:
+    """Of weights of these sizes, the bytes that one token reads: all but the experts not picked, and the embedding where it is
+    only looked up in. None for a model without experts, which reads all."""
+    if spec.experts is None:
+        return None
+    idle = () if spec.tie_word_embeddings else ("model.embed_tokens.weight",)
+    chosen = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
+    rest = sum(size for name, size in sizes.items() if ".mlp.experts." not in name and name not in idle)
+    return rest + chosen * spec.experts.per_token // spec.experts.count
+
+
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, slots: int, bits: int) -> int:
     """Of the keys and values of so many tokens; a vector (one head, one token) in 8 bits carries one float32 scale."""
     vector = head_dim * bits // 8 + (4 if bits == 8 else 0)
@@ -69,12 +88,18 @@ def advice(plan: Plan) -> str:
     remedies = [f"--ctx-size {plan.largest_context}"] if plan.largest_context else []
     if plan.kv_bits > 8 and plan.needed - plan.kv // 2 <= plan.available:
         remedies.append("--kv-bits 8")
-    remedies += ["a smaller model or fewer bits (llamachat quantize)", "--force to try all the same"]
+    forced = "--force to try all the same"
+    if plan.fits_active:
+        forced = f"--force (what a token reads, {size(plan.active or 0)}, fits; other experts come from the disk when needed)"
+    remedies += ["a smaller model or fewer bits (llamachat quantize)", forced]
     return " or ".join([", ".join(remedies[:-1]), remedies[-1]])
 
 
 def describe(plan: Plan) -> str:
-    parts = f"weights {size(plan.weights)}, cache of {plan.slots} tokens {size(plan.kv)}, work {size(plan.workspace)}"
+    read = "" if plan.active is None else f" of which a token reads {size(plan.active)}"
+    parts = (
+        f"weights {size(plan.weights)}{read}, cache of {plan.slots} tokens {size(plan.kv)}, work {size(plan.workspace)}"
+    )
     return f"{size(plan.needed)} of memory ({parts}), and {size(plan.available)} is free"
 
 

@@ -40,9 +40,9 @@ class Wish:
     say: Report
     pack: Packer
 
-    def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE) -> memory.Plan:
+    def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE, active: int | None = None) -> memory.Plan:
         """In bytes, beside what this machine has."""
-        return memory.Plan(weights, kv, workspace, memory.available_memory(), self.slots, self.bits or 16)
+        return memory.Plan(weights, kv, workspace, memory.available_memory(), self.slots, self.bits or 16, active)
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,12 @@ def _native_supports(checkpoint: Checkpoint) -> str | None:
 
 def _native_plan(wish: Wish) -> memory.Plan:
     from llamachat.engines.native.engine import KV_TYPES, planned_bytes
+    from llamachat.engines.native.pack import packed_bytes
 
-    config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
-    weights, cache, workspace = planned_bytes(config, wish.checkpoint.index(), wish.slots, kv, wish.threads)
-    return wish.plan(weights, cache, max(memory.WORKSPACE, memory.WORKSPACE // 2 + workspace))
+    config, index, kv = wish.checkpoint.config, wish.checkpoint.index(), KV_TYPES[wish.bits or 16]
+    weights, cache, workspace = planned_bytes(config, index, wish.slots, kv, wish.threads)
+    active = memory.active_bytes(config, {name: packed_bytes(info) for name, info in index.items()})
+    return wish.plan(weights, cache, max(memory.WORKSPACE, memory.WORKSPACE // 2 + workspace), active)
 
 
 def _native(wish: Wish) -> "Engine":

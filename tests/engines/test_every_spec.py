@@ -16,11 +16,13 @@ from test_native import KERNELS
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.core.generate import advance
-from llamachat.core.model import PlainEngine
-from llamachat.core.spec import Experts, ModelSpec, Rope, RopeScaling
+from llamachat.core.model import PlainEngine, gated
+from llamachat.core.spec import Activation, Experts, ModelSpec, Rope, RopeScaling
 from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, pack_nibbles
+from llamachat.engines import memory
+from llamachat.engines.memory import active_bytes
 from llamachat.engines.native import description
-from llamachat.engines.native.engine import NativeEngine, supports
+from llamachat.engines.native.engine import NativeEngine, single_activate, single_attend, supports
 from llamachat.engines.native.pack import pack
 from llamachat.engines.native.packed_file import PackedWeights
 
@@ -118,7 +120,7 @@ def activations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("activations")
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", KERNELS[:1])
 @every_case
 def test_chunks_batches_and_threads_do_not_change_a_bit(case: str, kernels: str) -> None:
     spec, weights, _ = coded(case, "int4")
@@ -198,6 +200,67 @@ def test_codes_of_mxfp4_are_packed_as_they_are() -> None:
     header, _ = pack(encoded(np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32), "mxfp4"))
     assert header.low == ()
     assert [code - 128 for code in header.table] == (2 * MXFP4).tolist()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("activation", description.ACTIVATIONS)
+def test_activation_functions_are_exact_to_a_millionth(activation: Activation, kernels: str) -> None:
+    rng = np.random.default_rng(1)
+    gate = np.concatenate([rng.normal(0, 10.0**scale, 1600) for scale in (-6, -2, 0, 0.5, 1)]).astype(np.float32)
+    gate, up = gate[np.abs(gate) < 11], rng.normal(size=8000).astype(np.float32)
+    gate = gate[: len(gate) // 16 * 16]
+    up = up[: len(gate)]
+    right, alone = (
+        gated(torch.from_numpy(gate).double(), torch.from_numpy(x).double(), activation, 7.0).numpy()
+        for x in (up, 1 + 0 * up)
+    )
+    bound = (1e-6 * np.abs(alone) + 1e-8) * (1 + np.abs(up))  # the latter where next to nothing is left of it
+    assert np.all(np.abs(single_activate(kernels, activation, 7.0, gate, up) - right) <= bound)
+    for value in (np.nan, np.inf):
+        odd = np.full(16, value, np.float32)
+        assert not np.isfinite(single_activate(kernels, activation, np.inf, odd, up[:16])).any()
+        assert not np.isfinite(single_activate(kernels, activation, np.inf, gate[:16], odd)).any()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_scores_are_capped(kernels: str) -> None:
+    rng = np.random.default_rng(2)
+    keys, values, q = (rng.normal(0, 3, (rows, 16)).astype(np.float32) for rows in (32, 32, 4))
+    seen, last = np.arange(32, dtype=np.int32), np.full(4, 31, np.int32)
+    blocks = np.concatenate((keys, keys)).reshape(4, 16, 16).transpose(0, 2, 1)
+    part = single_attend(
+        kernels,
+        "float32",
+        np.ascontiguousarray(blocks),
+        values,
+        np.ones((2, 32), np.float32),
+        seen,
+        q,
+        last,
+        2**31 - 1,
+        5.0,
+    )
+    scores = 5 * np.tanh(q.astype(np.float64) @ keys.T / 5)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    np.testing.assert_allclose(part[:, 16:] / part[:, 1:2], weights @ values / weights.sum(1, keepdims=True), atol=1e-4)
+
+
+def test_a_mixture_says_what_a_token_reads() -> None:
+    spec = spec_of("mixtral")
+    engine = NativeEngine.build(spec, random_tensors(spec).items(), slots=16)
+    sizes = {name: data.nbytes for name, (_, data) in engine.weights.tensors.items()}
+    expert = sum(size for name, size in sizes.items() if ".experts.0." in name)
+    read = engine.weight_bytes - 3 * expert - sizes["model.embed_tokens.weight"]  # 2 of 5 experts
+    assert engine.active_bytes == active_bytes(spec, sizes) == read
+    assert f"of which a token reads {read / 1e6:.0f} MB" in engine.describe()
+    assert active_bytes(BASE, sizes) is None
+
+
+def test_a_mixture_that_does_not_fit_may_be_forced() -> None:
+    plan = memory.Plan(weights=900, kv=50, workspace=50, available=500, slots=256, active=300)
+    assert not plan.fits and "of which a token reads 0 kB" in memory.describe(plan)
+    assert "other experts come from the disk" in memory.advice(plan)
+    assert "other experts" not in memory.advice(replace(plan, active=450))
 
 
 def test_a_head_that_classifies_is_refused_with_the_reason() -> None:

@@ -48,7 +48,7 @@ TABLES = {
 def random_matrix(
     rng: np.random.Generator, rows: int, columns: int, kind: str, group: int, spread: float = 1.0
 ) -> Tensor:
-    """kind: float32, float16, bfloat16, int8, int8+min, or a name of TABLES; `spread` scales the weights."""
+    """kind: float32, float16, bfloat16, int8, int8+min, int6, or a name of TABLES; `spread` scales the weights."""
     normal = rng.standard_normal((rows, columns)).astype(np.float32) * spread
     if kind == "bfloat16":
         return FloatTensor((normal.view(np.uint32) >> 16).astype(np.uint16))
@@ -60,6 +60,8 @@ def random_matrix(
     if kind.startswith("int8"):
         codes = rng.integers(-128, 128, (rows, columns), dtype=np.int8)
         return QuantTensor(codes, scale, group, 8, minimum=minimum)
+    if kind == "int6":  # in 8 bits
+        return QuantTensor(rng.integers(-32, 32, (rows, columns), dtype=np.int8), scale, group, 8)
     packed = rng.integers(0, 256, (rows, columns // 2), dtype=np.uint8)
     return QuantTensor(packed, scale, group, 4, TABLES[kind], minimum)
 
@@ -67,7 +69,7 @@ def random_matrix(
 @st.composite
 def matrices(draw: st.DrawFn) -> tuple[Tensor, Array]:
     """A matrix and activations [T, columns] of odd sizes and extreme scales; large ones have streams of several strips."""
-    kind = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int8+min", *TABLES]))
+    kind = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int8+min", "int6", *TABLES]))
     rows, tokens = draw(st.integers(1, 70) | st.integers(113, 210)), draw(st.integers(1, 37))
     columns = 32 * draw(st.integers(1, 9))
     groups = [g for g in (16, 32, 64, columns) if columns % g == 0 and (g % 32 == 0 or kind not in CODEBOOKS)]

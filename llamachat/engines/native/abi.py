@@ -20,7 +20,7 @@ class Matrix(ctypes.Structure):
         ("unit", ctypes.c_float),
         ("table", ctypes.c_uint8 * 16),
         ("low", ctypes.c_uint8 * 16),
-        ("wide", _INT),
+        *((name, _INT) for name in ("wide", "narrow")),
     ]
 
 
@@ -63,8 +63,11 @@ class Model(ctypes.Structure):
             (name, _INT)
             for name in ("slots", "kv_kind", "threads", "batch", "activation", "ropes", "fine", "whole_norms")
         ),
-        *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax")),
-        *((name, ctypes.c_float) for name in ("eps", "query_scale", "softcap", "logit_softcap", "swiglu_limit")),
+        *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax", "query_span")),
+        *(
+            (name, ctypes.c_float)
+            for name in ("query_growth", "eps", "query_scale", "softcap", "logit_softcap", "swiglu_limit")
+        ),
         ("rope", ctypes.POINTER(Rope)),
         ("layer", ctypes.POINTER(Layer)),
         ("norm", _POINTER),
@@ -111,6 +114,7 @@ FUNCTIONS = {
     "single_product": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _INT, _INT, _POINTER]),
     "single_rows": (_TEXT, [_TEXT, ctypes.POINTER(Matrix), _POINTER, _INT, _POINTER]),
     "single_attend": (_TEXT, [_TEXT, ctypes.POINTER(Keys), _POINTER, _POINTER, _INT, _INT, _POINTER]),
+    "single_activate": (_TEXT, [_TEXT, _INT, ctypes.c_float, _POINTER, _POINTER, _INT, _POINTER]),
     "profile": (None, [_INT]),
     "profile_start": (None, [ctypes.POINTER(Matrix), _POINTER, _INT]),
     "profile_read": (None, [_INT, _POINTER]),

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import Activation, ModelSpec
 from llamachat.core.tensors import Array, Tensor, TensorInfo
-from llamachat.engines.memory import kv_bytes
+from llamachat.engines.memory import active_bytes, kv_bytes
 from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
-from llamachat.engines.native.description import Description, sized
+from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, Saved, pinned_among
@@ -71,6 +71,11 @@ class NativeEngine:
     @property
     def weight_bytes(self) -> int:
         return self.weights.nbytes
+
+    @property
+    def active_bytes(self) -> int | None:
+        """Of a mixture's weights, what one token reads."""
+        return active_bytes(self.config, {name: data.nbytes for name, (_, data) in self.weights.tensors.items()})
 
     @property
     def kv_bytes(self) -> int:
@@ -186,6 +191,8 @@ class NativeEngine:
         asked = self.config.dtypes.compute
         types = self.types + (f" ({asked} is asked for)" if asked not in (None, self.types) else "")
         size = f"{self.weight_bytes / 1e6:.0f} MB of weights"
+        if (active := self.active_bytes) is not None:
+            size += f", of which a token reads {active / 1e6:.0f} MB"
         kernels = f"native ({self.kernels}, {self.threads} threads)"
         return f"{kernels}; computes in {types}; {size}; keys and values {self.kv}"
 
@@ -310,4 +317,13 @@ def single_attend(
     )
     lib = native_library()
     checked(lib.single_attend(kernels.encode(), held, address(q), address(positions), len(q), len(mask), address(out)))
+    return out
+
+
+def single_activate(kernels: str, activation: Activation, limit: float, gate: Array, up: Array) -> NDArray[np.float32]:
+    """act(gate) * up [n], n a multiple of 16."""
+    out, lib = np.empty(len(gate), np.float32), native_library()
+    kind = ACTIVATIONS.index(activation)
+    arrays = address(gate), address(up), len(gate), address(out)
+    checked(lib.single_activate(kernels.encode(), kind, limit, *arrays))
     return out

@@ -26,6 +26,7 @@ class Header:
     unit: float = 1.0
     table: tuple[int, ...] = ()
     low: tuple[int, ...] = ()  # 256ths beside the table, where 8 bits are too coarse
+    narrow: bool = False  # codes of 8 bits that 6 would do for
 
     def matrix(self, data: Array | None = None, bias: Array | None = None) -> Matrix:
         """For the C side; the arrays must outlive it."""
@@ -42,6 +43,7 @@ class Header:
             (ctypes.c_uint8 * 16)(*self.table),
             (ctypes.c_uint8 * 16)(*self.low),
             bool(self.low),
+            self.narrow,
         )
 
 
@@ -100,7 +102,8 @@ def _plan(tensor: Tensor) -> tuple[Header, Source, list[Array]]:
     unit = 1.0 if half and factor == 1.0 and offset == 0.0 else _unit(tensor, factor, offset)
     group = columns if tensor.group >= columns else tensor.group
     subs = 2 if group % 32 == 0 or group == columns else 4
-    header = Header(rows, columns, Q4 if tensor.bits == 4 else Q8, subs, minimum, unit, table, low)
+    narrow = tensor.bits == 8 and bool(kept[0].min(initial=0) >= -32 and kept[0].max(initial=0) < 32)
+    header = Header(rows, columns, Q4 if tensor.bits == 4 else Q8, subs, minimum, unit, table, low, narrow)
     pointers = [part.ctypes.data for part in kept]
     lowest = pointers[2] if len(pointers) > 2 else None
     source = Source(pointers[0], pointers[1], lowest, kept[0].nbytes, kept[1].size, group, half, factor, offset)

@@ -22,13 +22,13 @@ import numpy as np
 
 from llamachat.checks import LARGEST, is_number, is_whole, shown
 from llamachat.core.tensors import Array, Tensor
-from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Header, bytes_of, pack
+from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Q8, Header, bytes_of, pack
 from llamachat.errors import FormatError
 from llamachat.system import private
 from llamachat.system.mapped import map_file
 from llamachat.system.metadata import parse_json
 
-MAGIC = b"llamachat arena3"
+MAGIC = b"llamachat arena4"
 BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which are read a quarter faster
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
 SIZES = max(LARGEST.values())  # no row or column number is larger
@@ -142,13 +142,14 @@ def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Header, Ar
 
 def _header(name: str, fields: dict[str, Any]) -> Header:
     """Raises ValueError for what `pack` never makes: the C side believes it."""
-    rows, columns, kind, subs, minimum, unit, table, low = fields.values()
+    rows, columns, kind, subs, minimum, unit, table, low, narrow = fields.values()
     good = is_whole(rows) and is_whole(columns) and 0 <= rows <= SIZES and 0 < columns <= SIZES
     good = good and is_whole(kind) and F32 <= kind <= Q4 and is_whole(subs) and subs in (2, 4)
     good = good and isinstance(minimum, bool) and is_number(unit) and 2.0**-149 <= unit < 2.0**128  # as float32
     for codes in (table, low):
         good = good and isinstance(codes, list) and all(is_whole(code) and 0 <= code <= 255 for code in codes)
     good = good and len(table) == (16 if kind == Q4 else 0) and len(low) in (0, 16 if kind == Q4 and subs == 2 else 0)
+    good = good and isinstance(narrow, bool) and (kind == Q8 or not narrow)
     if not good or (kind <= BF16 and (subs, minimum, unit) != (2, False, 1.0)) or (rows == 0 and kind != F32):
         raise ValueError(f"{shown(name)} is packed in no way that there is")
     return Header(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})

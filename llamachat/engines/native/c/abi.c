@@ -9,7 +9,7 @@
 static const struct { const char *type, *name; size_t offset, size; } fields[] = {
     WHOLE(Matrix), FIELD(Matrix, data), FIELD(Matrix, bytes), FIELD(Matrix, bias), FIELD(Matrix, rows), FIELD(Matrix, columns),
     FIELD(Matrix, kind), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, unit), FIELD(Matrix, table),
-    FIELD(Matrix, low), FIELD(Matrix, wide),
+    FIELD(Matrix, low), FIELD(Matrix, wide), FIELD(Matrix, narrow),
     WHOLE(Rope), FIELD(Rope, frequency), FIELD(Rope, factor), FIELD(Rope, dim),
     WHOLE(Layer), FIELD(Layer, attention_in), FIELD(Layer, attention_out), FIELD(Layer, mlp_in), FIELD(Layer, mlp_out),
     FIELD(Layer, q_norm), FIELD(Layer, k_norm), FIELD(Layer, sinks), FIELD(Layer, attention), FIELD(Layer, mlp),
@@ -17,7 +17,7 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     WHOLE(Model), FIELD(Model, vocab), FIELD(Model, hidden), FIELD(Model, inner), FIELD(Model, layers), FIELD(Model, heads),
     FIELD(Model, kv_heads), FIELD(Model, head_dim), FIELD(Model, slots), FIELD(Model, kv_kind), FIELD(Model, threads),
     FIELD(Model, batch), FIELD(Model, activation), FIELD(Model, ropes), FIELD(Model, fine), FIELD(Model, whole_norms),
-    FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner), FIELD(Model, whole_softmax), FIELD(Model, eps),
+    FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner), FIELD(Model, whole_softmax), FIELD(Model, query_span), FIELD(Model, query_growth), FIELD(Model, eps),
     FIELD(Model, query_scale), FIELD(Model, softcap), FIELD(Model, logit_softcap), FIELD(Model, swiglu_limit),
     FIELD(Model, rope), FIELD(Model, layer), FIELD(Model, norm), FIELD(Model, embed), FIELD(Model, head),
     WHOLE(Step), FIELD(Step, ids), FIELD(Step, slots), FIELD(Step, positions), FIELD(Step, visible), FIELD(Step, runs),

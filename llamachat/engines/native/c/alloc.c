@@ -83,7 +83,8 @@ void engine_free(Engine *e) {
     }
     free_acts(&e->acts), free_acts(&e->mlp), free_acts(&e->gathered), free_acts(&e->expert_acts), free_route(&e->route);
     free(e->scores), free(e->expert_row), free(e->expert_gate), free(e->expert_out);
-    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->parts);
+    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->query_scale);
+    free(e->parts);
     free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
     release(e->kv, e->kv_bytes);
     free(e);
@@ -118,6 +119,7 @@ static void claim_all(Engine *e, Claims *c) {
     e->gate = claim(c, batch * 2 * e->inner * 4);
     e->cosine = claim(c, batch * m->ropes * m->head_dim * 2);
     e->sine = claim(c, batch * m->ropes * m->head_dim * 2);
+    e->query_scale = claim(c, batch * 4);
     e->parts = claim(c, (size_t)cut_units(e) * ROWS * chunks * part_size(e) * 4);
     e->runs = claim(c, batch * sizeof *e->runs);
     e->position = claim(c, (size_t)e->cap * 8);

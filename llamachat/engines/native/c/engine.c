@@ -32,10 +32,11 @@ static void multiply(const Task *t, const Acts *a, int fine, const Product *prod
 
 static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of(w + KEY) + strips_of(w + VALUE); }
 
-/* The tokens' rows of the embedding become the residual stream x [tokens][hidden]; beside it, what RoPE rotates by. */
+/* The tokens' rows of the embedding become the residual stream x [tokens][hidden]; beside it, what RoPE rotates by and queries are scaled by. */
 static void embed(const Task *t) {
     const Engine *e = t->e;
     EACH_TOKEN(t, i) e->k->dequantize_row(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
+    for (int i = t->thread; i < t->tokens; i += t->threads) e->query_scale[i] = query_scale(e, t->s->positions[i]);
     for (int i = t->thread; i < t->tokens * e->m.ropes; i += t->threads) {
         const Rope *rope = e->m.rope + i / t->tokens;
         size_t at = angles_at(e, i / t->tokens, i % t->tokens);

@@ -42,6 +42,7 @@ typedef struct Engine {
     float *qkv_out;                          /* queries, keys and values [batch][qkv], see key_column */
     float *gate;                             /* gate and up [batch][2][inner] */
     float *cosine, *sine;                    /* of the tokens' angles [ropes][batch][head_dim / 2], see angles_at */
+    float *query_scale;                      /* of the tokens [batch] */
     float *scores;                           /* the router's [batch][scored] */
     Route route;                             /* of a batch; that of one token is each thread's own */
     int *expert_row;                         /* [experts], while tokens are grouped */

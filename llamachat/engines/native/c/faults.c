@@ -10,7 +10,7 @@ const char *matrix_fault(const Matrix *w) {
     if (!within(w->kind, F32, Q4)) return "a kind of weights that is not known";
     if (!within(w->rows, 1, MAX_VOCAB) || !within(w->columns, 1, MAX_INNER)) return "a matrix of impossible size";
     if (w->subs != 2 && w->subs != 4) return "scales for neither 16 nor 32 columns";
-    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4)) return "a flag that is none";
+    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4) || !within(w->narrow, 0, w->kind == Q8)) return "a flag that is none";
     if (w->wide && w->subs != 2) return "a table of its own for groups of 16 columns";
     if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w))) return "packed weights that are cut off or not aligned";
     return NULL;
@@ -34,6 +34,7 @@ const char *model_fault(const Model *m) {
     if (!within(m->ropes, 0, MAX_ROPES)) return "more than two ways to rotate";
     if (!within(m->experts, 0, MAX_EXPERTS)) return "more than 4096 experts";
     if (!within(m->picked, m->experts ? 1 : 0, m->experts)) return "more experts a token than there are";
+    if (!within(m->query_span, 0, INT32_MAX)) return "a span of positions that is none";
     if (!within(m->fine, 0, FINE_ALL) || !within(m->whole_norms, 0, 1) || !within(m->whole_softmax, 0, 1)) return "a flag that is none";
     int64_t units = (int64_t)m->kv_heads * up(m->heads / m->kv_heads, ROWS) / ROWS, chunks = up(m->slots, CHUNK) / CHUNK;
     if ((units > 4 * m->threads ? units : 4 * m->threads) * chunks > INT32_MAX) return "too many heads for so long a context";

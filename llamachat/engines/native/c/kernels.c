@@ -204,14 +204,16 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
 }
 
 /* EVEN: 4 bits whose table is consecutive numbers: the codes themselves are multiplied, those of high nibbles sixteenfold.
-   WIDE: 4 bits whose values have a low byte too, which is multiplied for itself. */
-enum { EVEN = Q4 + 1, WIDE };
+   WIDE: 4 bits whose values have a low byte too, which is multiplied for itself. NARROW: 8 bits of which 6 are used; 32 is added
+   to its codes. FLAT: as EVEN, but with nibbles taken apart, as for NARROW. */
+enum { NARROW = -1, EVEN = Q4 + 1, WIDE, FLAT };
 
 static int coding(const Matrix *w) {
-    int even = BIASED && w->kind == Q4;
+    int even = (BIASED || NARROWS) && w->kind == Q4;
     if (w->wide) return WIDE;
+    if (NARROWS && w->narrow) return NARROW;
     for (int i = 1; i < 16; i++) even &= w->table[i] == w->table[0] + i;
-    return even ? EVEN : w->kind;
+    return even ? NARROWS ? FLAT : EVEN : w->kind;
 }
 
 /* The first four of 4 bits come from low nibbles, the others from high ones. */
@@ -223,6 +225,10 @@ INLINE void unpack(int kind, vb table, const uint8_t *codes, int half, int part,
             quads[v + 4] = lookup(table, (vb)((vi)bytes >> 4 & 0x0f0f0f0f));
         } else if (kind == EVEN) {
             quads[v] = bytes & 15, quads[v + 4] = bytes & 0xf0;
+        } else if (kind == FLAT) {
+            quads[v] = bytes & 15, quads[v + 4] = (vb)((vi)bytes >> 4 & 0x0f0f0f0f);
+        } else if (kind == NARROW) {
+            quads[v] = bytes - 96;
         } else {
             quads[v] = bytes ^ (BIASED ? 0 : 128);
         }
@@ -242,7 +248,7 @@ typedef struct { const int8_t *high, *low; const float *scale, *mass; const int3
    constants once inlined. */
 INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, int low, const Matrix *w, vb table, const uint8_t *tile,
                       int half, const Inputs *in, vf sums[8][PARTS]) {
-    int per = subs / 2, first = w->table[0] - 128;  /* of EVEN: what code 0 stands for */
+    int per = subs / 2, pairs = kind == NARROW || kind == FLAT, first = w->table[0] - 128;  /* of EVEN: what code 0 stands for */
     size_t lanes = in->lanes;
     UNROLL
     for (int part = 0; part < PARTS; part++) {
@@ -260,8 +266,17 @@ INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, int
                 int32_t lift = in->bias[at];
                 vi sum[2] = {splat_int(0), splat_int(0)}, above[2] = {splat_int(0), splat_int(0)};
                 if (BIASED) sum[0] = splat_int(kind == EVEN ? (lift >> 7) * -first : lift);
+                if (pairs) sum[0] = splat_int(kind == FLAT ? (lift >> 7) * -first : lift >> 2);
                 UNROLL
-                for (int v = 8 / per * sub; v < 8 / per * (sub + 1); v++) {
+                for (int v = 8 / per * sub; pairs && v < 8 / per * (sub + 1); v += 2) {
+                    const int8_t *high = in->high + group * GROUP + 4 * v, *x = fine ? in->low + group * GROUP + 4 * v : high;
+                    vi *to = above + v / 4;
+                    if (fine) *to = dot4_twice(*to, quads[v], splat_quad(high), quads[v + 1], splat_quad(high + 4));
+                    to = sum + v / 4;
+                    *to = dot4_twice(*to, quads[v], splat_quad(x), quads[v + 1], splat_quad(x + 4));
+                }
+                UNROLL
+                for (int v = 8 / per * sub; !pairs && v < 8 / per * (sub + 1); v++) {
                     if (fine) above[v / 4] = dot4(above[v / 4], quads[v], splat_quad(in->high + group * GROUP + 4 * v));
                     sum[v / 4] = dot4(sum[v / 4], quads[v], splat_quad((fine ? in->low : in->high) + group * GROUP + 4 * v));
                 }
@@ -279,7 +294,7 @@ INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, int
 INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int tokens, int fine, const Matrix *w, const Acts *a,
                          int token, float *y, size_t stride, int strip, int count) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    size_t bytes = 32 * subs * (1 + minimum) + (kind == Q8 ? 1024 : 512), next = strip_bytes(w) * count, lanes = a->lanes;
+    size_t bytes = 32 * subs * (1 + minimum) + (kind < Q4 ? 1024 : 512), next = strip_bytes(w) * count, lanes = a->lanes;
     size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
     int wide = subs == 2, tiles = up(w->columns, TILE) / TILE;
     vb table = load_table(w->table), below = load_table(w->low);
@@ -356,11 +371,14 @@ INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, con
     if (!decoding && kind == F32) strips_float(F32, tokens, w, a, token, y, stride, strip, count);
     else if (!decoding && kind == F16) strips_float(F16, tokens, w, a, token, y, stride, strip, count);
     else if (!decoding && kind == BF16) strips_float(BF16, tokens, w, a, token, y, stride, strip, count);
+    else if (NARROWS && kind == NARROW && w->subs == 4) WAY(NARROW, 4, w->minimum);
+    else if (NARROWS && kind == NARROW) WAY(NARROW, 2, w->minimum);
     else if (kind == Q8 && w->subs == 4) WAY(Q8, 4, w->minimum);
     else if (decoding && kind == Q8 && !w->minimum) WAY(Q8, 2, 0);
     else if (kind == Q8) WAY(Q8, 2, w->minimum);
     else if (!decoding && kind == WIDE) WAY(WIDE, 2, w->minimum);
     else if (w->subs == 4) WAY(Q4, 4, w->minimum);
+    else if (NARROWS && kind == FLAT) WAY(FLAT, 2, w->minimum);
     else if (decoding && kind == EVEN && w->minimum) WAY(EVEN, 2, 1);
     else if (decoding && kind == EVEN) WAY(EVEN, 2, 0);
     else if (decoding && !w->minimum) WAY(Q4, 2, 0);

@@ -43,6 +43,11 @@ void rotation_angles(const Rope *rope, double position, float factor, float *cos
     }
 }
 
+float query_scale(const Engine *e, int64_t position) {
+    int64_t spans = e->m.query_span ? position / e->m.query_span : 0;
+    return e->m.query_scale * (float)(1.0 + e->m.query_growth * log1p((double)spans));
+}
+
 /* A head of a token's queries or keys: normed, rotated by its position, as far as the layer does these, and times `scale`. */
 static void norm_and_rotate(const Engine *e, const Layer *l, const float *norm, int token, float scale, float *x) {
     int dim = e->m.head_dim, rotated = 0;
@@ -59,7 +64,7 @@ static void norm_and_rotate(const Engine *e, const Layer *l, const float *norm, 
 /* The scale of attention's scores is that of the queries. */
 static void rotate_query(const Engine *e, const Layer *l, int token, int head) {
     float *x = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
-    norm_and_rotate(e, l, l->q_norm, token, e->m.query_scale, x);
+    norm_and_rotate(e, l, l->q_norm, token, e->query_scale[token], x);
 }
 
 static void rotate_and_store_key(const Engine *e, int layer, int token, int head, int64_t slot) {

@@ -27,6 +27,8 @@ static inline size_t kv_offset(const Engine *e, int value, int64_t slot, int d) 
 #pragma GCC visibility push(hidden)
 /* cos and sin [dim / 2], times `factor`, of the angles by which RoPE rotates at a position. */
 void rotation_angles(const Rope *rope, double position, float factor, float *cosine, float *sine);
+/* What a query at a position is multiplied by: the scale of attention's scores, which may grow. */
+float query_scale(const Engine *e, int64_t position);
 /* In a step: norms queries and keys in qkv_out, where a norm is of all heads together. */
 void norm_projections(const Task *t, const Layer *l);
 /* In a step: norms, where each head has a norm, and rotates queries and keys, and stores keys and values in the tokens' slots. */

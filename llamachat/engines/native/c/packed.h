@@ -27,6 +27,7 @@ typedef struct {
     uint8_t table[16];    /* Q4: value + 128 of each code */
     uint8_t low[16];      /* Q4, if wide: 256ths + 128 of each code, for tables that 8 bits are too coarse for */
     int32_t wide;
+    int32_t narrow;       /* Q8: all codes are within -32..31, whose products sum in fewer instructions on some processors */
 } Matrix;
 
 /* What pack.c makes a matrix of: a tensor in the bit layout of llamachat/core/tensors.py. */

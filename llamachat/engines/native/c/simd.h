@@ -10,6 +10,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* NARROWS: codes of 6 bits are multiplied in another way than those of 8. */
+#define NARROWS (VL == 8 && !BIASED)
+
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define VL 16
@@ -74,6 +77,11 @@ INLINE vi dot4(vi sum, vb w, vi x) {
     return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #endif
 }
+/* Twice dot4, of weights 0..63: four products fit 16 bits, 63 * 127 * 4 < 2^15. */
+INLINE vi dot4_twice(vi sum, vb w, vi x, vb w2, vi x2) {
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)w, (__m256i)x), _mm256_maddubs_epi16((__m256i)w2, (__m256i)x2));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
 INLINE vb lookup(vb table, vb index) { return (vb)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
 INLINE vf plus(vf sum, vf a, vf b) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
@@ -111,6 +119,9 @@ INLINE vb lookup(vb table, vb index) {
 #endif
 #endif
 
+#if VL != 8
+INLINE vi dot4_twice(vi sum, vb w, vi x, vb w2, vi x2) { return dot4(dot4(sum, w, x), w2, x2); }
+#endif
 INLINE vf load_bfloat(const void *p) { return (vf)(__builtin_convertvector(*(const vh_u *)p, vi) << 16); }
 INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the i-th */
     switch (kind) {

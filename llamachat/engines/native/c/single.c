@@ -57,3 +57,11 @@ const char *single_attend(const char *kernels, const Keys *keys, const float *q,
     k->attend(keys, each, position, rows, slots, part);
     return NULL;
 }
+
+/* An activation function of n elements. */
+const char *single_activate(const char *kernels, int activation, float limit, const float *gate, const float *upper, int n, float *out) {
+    const Kernels *k = select_kernels(kernels);
+    if (!k || activation < SILU || activation >= ACTIVATIONS || n < 0 || n % LANES) return "an impossible activation function";
+    k->activate(activation, limit, gate, upper, out, n);
+    return NULL;
+}
