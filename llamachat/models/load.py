@@ -110,9 +110,13 @@ class LoadedModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that ends an answer: those that end a text, and those that end a turn in the model's dialog format."""
+        """Every id that ends an answer: those that end a text, and those that end a turn in the model's dialog format.
+
+        What ends a thought there does not, though metadata may name it: gpt-oss's <|end|>.
+        """
         try:
-            return self.text_stop_ids | self.dialog.stop_ids
+            names = [name for name in self.dialog.thoughts.marks.values() if name in self.tokenizer.specials]
+            return (self.text_stop_ids | self.dialog.stop_ids) - {self.tokenizer.specials[name] for name in names}
         except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
             return self.text_stop_ids
 

@@ -32,19 +32,17 @@ MARKS = {  # a control token that one form alone has -> that form
 def choose(name: str | None, tokenizer: Tokenizer, chat_template: str | None) -> DialogFormat:
     """The format called `name` in the catalog ("jinja" is the model's own template), or what the model says itself.
 
-    That is its template, else what its control tokens tell. Harmony goes before its template, which does not say how an
-    answer's channels are told apart. Raises UsageError when nothing does, and ConfigError when the one named cannot be
-    used.
+    That is its template, else what its control tokens tell. Raises UsageError when nothing does, and ConfigError when
+    the one named cannot be used.
     """
     if name in BUILTIN:
         return BUILTIN[name](tokenizer)
     if name is not None and name not in NAMES:
         raise ConfigError(f"{name!r} is no dialog format", "", f"use one of {', '.join(NAMES)}")
-    told = next((kind for mark, kind in MARKS.items() if mark in tokenizer.specials), None)
-    if chat_template is not None and (name or told != "harmony"):
+    if chat_template is not None:
         return Jinja(tokenizer, chat_template)
     if name == "jinja":
         raise ConfigError("the model has no chat template", "", f"set `dialog` to {', '.join(BUILTIN)}")
-    if told is not None:
+    if told := next((kind for mark, kind in MARKS.items() if mark in tokenizer.specials), None):
         return BUILTIN[told](tokenizer)
     raise UsageError("the model has no dialog format", "it cannot chat", "let it continue text: complete --raw")

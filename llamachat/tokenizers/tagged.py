@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any, Literal
 
 from llamachat.core.dialog import Content, Format, Layout, Message, Part, Role
+from llamachat.core.thoughts import HARMONY, Switch
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import UsageError
 
@@ -130,7 +131,8 @@ class Harmony(Format):
     channels only the final one is written again, as the model's template does.
     """
 
-    effort = "medium"
+    thoughts = HARMONY
+    switch: Switch = "effort"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         needs = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
@@ -156,8 +158,9 @@ class Harmony(Format):
         return [start, Content(message.content, message.ids), end]
 
     def _own_system(self) -> str:
+        effort = {None: "medium", True: "high", False: "low"}[self.thinking]
         return (
             "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
-            f"Knowledge cutoff: 2024-06\nCurrent date: {date.today()}\n\nReasoning: {self.effort}\n\n"
+            f"Knowledge cutoff: 2024-06\nCurrent date: {date.today()}\n\nReasoning: {effort}\n\n"
             "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
         )

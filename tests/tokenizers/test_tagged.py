@@ -182,8 +182,10 @@ def test_answers_end_where_their_forms_say(written: dict[str, tuple[DialogFormat
             "phi3": "<|end|>", "phi4-mini": "<|end|>", "phi4": "<|im_end|>",
         }  # fmt: skip
         assert tokenizer.specials[ends.get(name, "</s>")] in built_in.stop_ids, name
-    harmony = written["harmony"]
-    assert harmony[2][0].specials["<|end|>"] not in harmony[0].stop_ids, "thoughts end there, the answer goes on"
+    for dialog in written["harmony"][:2]:
+        assert written["harmony"][2][0].specials["<|end|>"] not in dialog.stop_ids, (
+            "thoughts end there, the answer goes on"
+        )
 
 
 def test_harmony_tells_the_date(written: dict[str, tuple[DialogFormat, DialogFormat, Both]]) -> None:
@@ -215,18 +217,12 @@ def test_without_a_template_control_tokens_tell_the_form(
     assert set(MARKS.values()) <= BUILTIN.keys()
 
 
-def test_harmony_goes_before_its_template_unless_that_is_named(written: dict[str, Any], tokenizers: Any) -> None:
-    tokenizer = tokenizers[False][0]
-    for mark in ("<|im_start|>", "<|im_sep|>", "<start_of_turn>", "<|start_of_role|>", "[gMASK]"):
-        tokenizer = without(tokenizer, mark)
-    assert type(choose(None, tokenizer, TEMPLATES["harmony"])) is BUILTIN["harmony"]
-    assert isinstance(choose("jinja", tokenizer, TEMPLATES["harmony"]), Jinja)
-
-
-def without(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    from dataclasses import replace
-
-    return replace(tokenizer, specials={key: token for key, token in tokenizer.specials.items() if key != name})  # type: ignore[type-var]
+def test_harmony_is_told_how_much_to_think(written: dict[str, tuple[DialogFormat, DialogFormat, Both]]) -> None:
+    built_in, _, (tokenizer, _) = written["harmony"]
+    for thinking, effort in ((None, "medium"), (True, "high"), (False, "low")):
+        assert f"Reasoning: {effort}\n" in tokenizer.decode(built_in.having(thinking).encode([user("a")]))
+    kept = [user("a"), answer("<think>hm</think>\n\nb"), user("c")]
+    assert built_in.encode(kept) == built_in.encode([user("a"), answer("b"), user("c")]), "thoughts are not sent again"
 
 
 def test_a_form_whose_tokens_are_not_there_is_one_line(spm: Tokenizer) -> None:
