@@ -23,28 +23,32 @@ _LLAMA3 = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = _TEKKEN.replace("]+|[", rf"]+{_ENDING}|[", 1).replace(r"]*|\p{N}|", rf"]*{_ENDING}|\p{{N}}{{1,3}}|")  # tiktoken's
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 # tokenizer.ggml.pre -> expressions that split a text, each the pieces of the one before
 SPLITS = {
     pre: patterns
     for patterns, names in (
-        ((_LLAMA3,), ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx")),
+        ((_LLAMA3,), ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx", "glm4", "chatglm-bpe")),
         ((_QWEN2,), ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2")),
         ((r"\p{N}", _GPT2), ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")),
         ((_GPT2,), ("gpt-2", "olmo", "mpt", "phi-2", "jais", "trillion", "granite-docling", "mellum", "exaone4")),
         ((_TEKKEN,), ("tekken",)),
+        ((_O200K,), ("gpt-4o", "llama4", "kanana2")),
         ((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"), ("default",)),
     )
     for pre in names
 }
-# of those: a word that is a token is not merged, and BOS comes first unless add_bos_token denies it
+# of those: BOS comes first unless add_bos_token denies it; and a word that is a token is not merged
 _LIKE_LLAMA3 = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"))
+_WHOLE_WORDS = _LIKE_LLAMA3 | {"glm4"}
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
@@ -125,7 +129,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     vocabulary[absent] = len(vocabulary) + len(tokens)
     undone = {vocabulary[name]: _undone(name, parts, vocabulary) for name in parts}
     with library_errors(_WHERE):
-        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _LIKE_LLAMA3))
+        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _WHOLE_WORDS))
         library.pre_tokenizer = _pre_tokenizer(pre)
         library.add_tokens([AddedToken(name, normalized=False) for name in texts])
 

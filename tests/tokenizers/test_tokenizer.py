@@ -346,6 +346,30 @@ def test_gguf_takes_every_way_of_splitting_it_lists() -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.fixture(scope="session")
+def o200k(smollm2_metadata: dict[str, Any]) -> tuple[Any, Any]:
+    """OpenAI's own way to split a text, over SmolLM2's merges; and the same as a GGUF file says it."""
+    import tiktoken
+    import tiktoken_ext.openai_public as public
+
+    ours = from_gguf(smollm2_metadata | {"tokenizer.ggml.pre": "gpt-4o"})
+    ranks = {ours.token_bytes(token): token for token in range(17, ours.vocab_size)}
+    ranks = {bytes([byte]): 10**6 + byte for byte in range(256)} | ranks  # a few control characters are no tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: ranks)
+        pattern = public.o200k_base()["pat_str"]
+    return ours, tiktoken.Encoding("o200k", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+@quick
+@given(text=st.one_of(spelling_text, st.text(), st.text("aAbBéÉ'sSdD 12\n/.\u0301\u01c5")))
+@example("WE'LL don'T say HelloWorld's 12345/\n\n x")
+def test_gpt_4os_way_of_splitting_is_tiktokens(o200k: tuple[Any, Any], text: str) -> None:
+    ours, theirs = o200k
+    expected = theirs.encode_ordinary(text)
+    assert ours.encode(text) == [token for token in expected if token < 10**6]
+
+
 MERGED: dict[str, Any] = {
     "tokens": [*byte_tokens(), "he", "ll", "hell", "hello", "ĊĊ", "<|b|>", "<|e|>"],
     "merges": ["hell o", "h e", "l l", "he ll", "Ċ Ċ"],  # products before their parts, too
