@@ -296,7 +296,7 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Counted(model).get()
         os.utime(known.stamp_file(place(model)), (1000 + age, 1000 + age))
     Counted(models[0]).get()  # used again: now the younger
-    monkeypatch.setattr(packed_weights, "LIMIT", 2.5 * store().entries()[0].stat().st_size)
+    monkeypatch.setattr(packed_weights, "LIMIT", 2.3 * store().entries()[0].stat().st_size)
     Counted(models[2]).get()
     assert set(store().entries()) == {place(models[0]), place(models[2])}
 
