@@ -5,6 +5,7 @@ knows fewer ways); None: no file of that kind is such a model's.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -13,6 +14,10 @@ import torch
 import transformers
 from gguf_files import add_value, interleaved
 from numpy.typing import NDArray
+
+from llamachat.core.spec import ModelSpec
+from llamachat.core.tensors import Tensor
+from llamachat.formats.detect import open_checkpoint
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 TYPES = [SLIDING, SLIDING, FULL, SLIDING]
@@ -25,6 +30,11 @@ WINDOWS = {"sliding_window": 7, "layer_types": TYPES}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 16,
         "beta_fast": 32.0, "beta_slow": 1.0}  # fmt: skip
+BASE = ModelSpec(
+    vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-6,
+)  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 97, 40).tolist()
 Settings = dict[str, Any]
 CASES: dict[str, tuple[str, Settings, tuple[str, Settings] | None]] = {
     "mistral": ("Mistral", {"sliding_window": 7, "head_dim": 32}, ("llama", {"sliding_window": None})),
@@ -116,6 +126,15 @@ def model_of(case: str, **changes: Any) -> Any:
             offset = "bias" in name or kind.startswith("Gemma")  # Gemma's norms are stored less 1
             torch.nn.init.normal_(weight, mean=float(not offset), std=0.3)
     return model
+
+
+def case_of(case: str) -> tuple[ModelSpec, dict[str, Tensor], NDArray[np.float32]]:
+    """Spec and weights as the folder that transformers writes is read, and the logits that are right."""
+    model = model_of(case)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        checkpoint = open_checkpoint(Path(folder))
+        return checkpoint.config, dict(checkpoint.tensors()), logits(model, IDS)
 
 
 def logits(model: Any, ids: list[int]) -> NDArray[np.float32]:

@@ -39,8 +39,8 @@ def theirs(python: str, file: Path, ids: list[int]) -> NDArray[np.float32]:
 
 def measure(python: str, folder: Path) -> bool:
     """Whether all are as close as they should be."""
-    from families.test_files import IDS, ours
-    from family_files import CASES, logits, model_of, save_family_gguf
+    from families.test_files import ours
+    from family_files import CASES, IDS, logits, model_of, save_family_gguf
 
     good = True
     for case, (_, _, gguf) in CASES.items():

@@ -339,11 +339,3 @@ class ModelSpec:
 def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
     weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
     return weight | {f"{name}.bias": (rows,)} if bias else weight
-
-
-# What a plain Llama has at its default.
-BEYOND_LLAMA = (
-    "rotary_dim", "sliding_rope", "unrotated_layers", "norms", "norm_offset", "qk_norm", "attention_scale",
-    "query_scale", "attention_softcap", "attention_sinks", "hidden_act", "experts", "embedding_multiplier", "residual_multiplier",
-    "logit_multiplier", "logit_softcap", "head",
-)  # fmt: skip

@@ -30,13 +30,18 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_O200K = _TEKKEN.replace("]+|[", rf"]+{_ENDING}|[", 1).replace(r"]*|\p{N}|", rf"]*{_ENDING}|\p{{N}}{{1,3}}|")  # tiktoken's
+_O200K = _TEKKEN.replace("]+|[", rf"]+{_ENDING}|[", 1).replace(
+    r"]*|\p{N}|", rf"]*{_ENDING}|\p{{N}}{{1,3}}|"
+)  # tiktoken's
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 # tokenizer.ggml.pre -> expressions that split a text, each the pieces of the one before
 SPLITS = {
     pre: patterns
     for patterns, names in (
-        ((_LLAMA3,), ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx", "glm4", "chatglm-bpe")),
+        (
+            (_LLAMA3,),
+            ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
+        ),
         ((_QWEN2,), ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2")),
         ((r"\p{N}", _GPT2), ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")),
         ((_GPT2,), ("gpt-2", "olmo", "mpt", "phi-2", "jais", "trillion", "granite-docling", "mellum", "exaone4")),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from family_files import CASES, logits, model_of
+from family_files import BASE, CASES, IDS, case_of
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Cache
@@ -15,23 +15,13 @@ from llamachat.core.rope import query_scales
 from llamachat.core.spec import ModelSpec, QueryScale
 from llamachat.core.tensors import Tensor
 from llamachat.engines.torch.engine import TorchEngine
-from llamachat.formats.detect import open_checkpoint
 
-BASE = ModelSpec(
-    vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
-)  # fmt: skip
-IDS = np.random.default_rng(0).integers(3, 97, 40).tolist()
 Case = tuple[ModelSpec, dict[str, Tensor], NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Spec and weights from the folder that transformers writes, and the logits that are right."""
-    folder, model = tmp_path_factory.mktemp("model"), model_of(request.param)
-    model.save_pretrained(folder)
-    checkpoint = open_checkpoint(folder)
-    return checkpoint.config, dict(checkpoint.tensors()), logits(model, IDS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return case_of(request.param)
 
 
 def test_logits_are_transformers(case: Case) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_cases import BASE, CASES, IDS, case_of, every_case
+from family_files import BASE, CASES, IDS
+from family_files import case_of as made
 from numpy.typing import NDArray
 from test_native import KERNELS
 
@@ -26,18 +27,20 @@ from llamachat.engines.native.engine import NativeEngine, single_activate, singl
 from llamachat.engines.native.pack import pack
 from llamachat.engines.native.packed_file import PackedWeights
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # columns that codes of 4 bits want
 MXFP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 CODES = {"int8": None, "int4": np.arange(16, dtype=np.float32), "mxfp4": MXFP4}
+every_case = pytest.mark.parametrize("case", CASES)
 every_code = pytest.mark.parametrize("code", CODES)
 Floats = NDArray[np.float32]
 
 
+@cache
+def case_of(case: str) -> tuple[ModelSpec, dict[str, Tensor], Floats]:
+    return made(case)
+
+
 def spec_of(case: str) -> ModelSpec:
-    fields = CASES[case][2] | SIZES
-    if experts := fields.get("experts"):
-        fields |= {"experts": replace(experts, intermediate_size=96)}
-    return replace(BASE, **fields)
+    return case_of(case)[0]
 
 
 def encoded(weight: Floats, code: str) -> QuantTensor:
@@ -92,7 +95,7 @@ def test_logits_are_transformers(case: str) -> None:
     spec, weights, right = case_of(case)
     assert supports(spec, {}) is None
     for kernels in KERNELS:
-        engine = NativeEngine.build(spec, weights.items(), slots=32, kv="float32", threads=2, kernels=kernels)
+        engine = NativeEngine.build(spec, weights.items(), slots=64, kv="float32", threads=2, kernels=kernels)
         np.testing.assert_allclose(in_parts(engine, IDS, 9, 1), right, atol=2e-4, rtol=1e-4)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import same_coding
-from family_files import CASES, logits, model_of, save_family_gguf
+from family_files import CASES, IDS, logits, model_of, save_family_gguf
 from safetensors.torch import load_file, save_file
 
 from llamachat.core.cache import Cache
@@ -21,8 +21,6 @@ from llamachat.errors import ConfigError, FormatError, ModelError
 from llamachat.formats.detect import open_checkpoint
 from quantize.convert import convert
 from quantize.recipe import Recipe
-
-IDS = np.random.default_rng(0).integers(3, 97, 40).tolist()
 
 
 def ours(path: Path, slots: int = 64) -> Any:

@@ -44,7 +44,7 @@ def sized(spec: ModelSpec, slots: int, kv_kind: int, threads: int, batch: int) -
     model.eps, model.query_scale = spec.rms_norm_eps, spec.attention_scale or spec.head_dim**-0.5
     model.softcap, model.logit_softcap = spec.attention_softcap or 0.0, spec.logit_softcap or 0.0
     model.swiglu_limit = spec.swiglu_limit
-    growth = getattr(spec, "query_scale", None)
+    growth = spec.query_scale
     if growth is not None and slots > growth.original:  # in a shorter context it has no effect
         model.query_span, model.query_growth = growth.original, growth.beta
     return model
