@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from llamachat.core.model import Context, Linear, Model, Precision, Rotation, Sight, build_block, rotation
+from llamachat.core.model import Context, Linear, Mask, Model, Precision, Rotation, build_block, rotation
 from llamachat.core.rope import frequencies
 from llamachat.core.spec import ModelSpec, Rope
 from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
@@ -135,8 +135,8 @@ class Calibration:
         near = (at[:, None] >= at) & (at[:, None] - at < (window or self.length))
         for start in range(0, len(keys), self.length):
             run = slice(start, start + self.length)
-            sight = Sight(near) if short else Sight(causal=True)
-            yield Context(run, keys[run].transpose(0, 1), values[run].transpose(0, 1), sight)
+            mask = Mask(near) if short else Mask(causal=True)
+            yield Context(run, keys[run].transpose(0, 1), values[run].transpose(0, 1), mask)
 
     def _linear(self, *modules: str) -> Linear:
         """Of matrices that share their input, which is then that of the whole text."""

@@ -28,10 +28,10 @@ Rotation = tuple[Tensor, Tensor] | None  # what `spread` gives; None: this layer
 SWIGLU_SLOPE = 1.702  # of clamped_swiglu's sigmoid
 
 
-class Sight(NamedTuple):
-    """What T queries see of S keys: where `mask` [T, S] is true; else all, or if `causal` those up to their own."""
+class Mask(NamedTuple):
+    """What T queries see of S keys: where `visible` [T, S] is true; else all, or if `causal` those up to their own."""
 
-    mask: Tensor | None = None
+    visible: Tensor | None = None
     causal: bool = False
 
 
@@ -41,7 +41,7 @@ class Context(NamedTuple):
     queries: slice
     keys: Tensor
     values: Tensor
-    sight: Sight
+    mask: Mask
 
 
 class Scores(NamedTuple):
@@ -56,7 +56,7 @@ class Scores(NamedTuple):
 # Keeps a layer's new keys and values [T, G, D]; gives the context of every query, runs of them in order.
 Memory = Callable[[int, Tensor, Tensor], Iterable[Context]]
 # Queries [T, H, D] over keys and values [G, S, D] -> [T, H * D].
-Attention = Callable[[Tensor, Tensor, Tensor, Sight, Scores], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, Mask, Scores], Tensor]
 
 
 @dataclass(frozen=True)
@@ -253,16 +253,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
 
 
-def plain_attention(q: Tensor, keys: Tensor, values: Tensor, sight: Sight, scores: Scores) -> Tensor:
+def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """See Attention: softmax(scale * q k^T) v, step by step."""
     tokens, heads, size = q.shape
     keys, values = (x.repeat_interleave(heads // len(x), 0) for x in (keys, values))
     products = (q.transpose(0, 1) @ keys.mT) * scores.scale
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
-    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril() if sight.causal else sight.mask
-    if mask is not None:
-        products = products.masked_fill(~mask, -torch.inf)
+    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril() if mask.causal else mask.visible
+    if visible is not None:
+        products = products.masked_fill(~visible, -torch.inf)
     if scores.sinks is not None:
         sinks = scores.sinks[:, None, None].to(products.dtype).expand(heads, tokens, 1)
         shares = torch.cat((products, sinks), -1).softmax(-1, dtype=scores.softmax)[..., :-1]
@@ -363,7 +363,7 @@ class PlainEngine:
             window = self.config.window(layer)
             seen = (ahead >= 0) & (ahead < (window or np.iinfo(np.int64).max))
             held = self.kept[layer][:, :, slots]
-            yield Context(slice(None), held[0], held[1], Sight(torch.from_numpy(seen)))
+            yield Context(slice(None), held[0], held[1], Mask(torch.from_numpy(seen)))
 
         return memory
 
@@ -378,8 +378,8 @@ class PlainEngine:
 
     def _rotated(self, keys: Tensor, by: NDArray[np.int64]) -> Tensor:
         """[layers, G, n, D]."""
-        turned = keys.clone()
+        rotated = keys.clone()
         for layer, rotation in enumerate(self._rotations(by, factor=False)):
             if rotation is not None:
-                turned[layer] = rotate(keys[layer].transpose(0, 1), *rotation).transpose(0, 1)
-        return turned
+                rotated[layer] = rotate(keys[layer].transpose(0, 1), *rotation).transpose(0, 1)
+        return rotated

@@ -1,6 +1,6 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864): frequencies and angles in fp64, for every engine. numpy only.
 
-Pair i of a head turns by position * frequency[i]. Angles are computed as positions come, so no table bounds them.
+Pair i of a head rotates by position * frequency[i]. Angles are computed as positions come, so no table bounds them.
 """
 
 import math

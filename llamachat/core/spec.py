@@ -228,7 +228,7 @@ class ModelSpec:
                 require_whole(name, getattr(self, name), 1, largest)
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         require(heads % shared == 0, "num_key_value_heads", shared, f"a divisor of num_attention_heads ({heads})")
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number, as RoPE turns pairs")
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number, as RoPE rotates pairs")
         require_number("rms_norm_eps", self.rms_norm_eps, 1e-12, 0.1)
         require_number("rope_theta", self.rope_theta, 1.001, 1e15)
         for name in ("tie_word_embeddings", "qkv_bias", "attention_out_bias", "mlp_bias"):

@@ -6,9 +6,9 @@ pinned  [2] int64: of the slots, the first of a pinned block that has been rotat
 master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is rotated again
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from llamachat.core.spec import ModelSpec
 from llamachat.errors import FormatError
 
 Saved = Mapping[str, NDArray[Any]]
+Keys = TypeVar("Keys")  # an engine's own kind of array
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,35 @@ class Layout:
         return block
 
 
-def pinned_among(slots: Integers, block: range) -> NDArray[np.int64] | None:
-    """`pinned`, if all slots of the block are among these, side by side."""
-    (at,) = np.nonzero(slots == block.start)
-    found = len(at) > 0 and np.array_equal(slots[at[0] : at[0] + len(block)], block)
-    return np.array([at[0], len(block)], np.int64) if found else None
+class PinnedKeys(Generic[Keys]):
+    """The un-rotated keys of a pinned block of slots, from which it is rotated each time, so that rounding never adds up."""
+
+    def __init__(self) -> None:
+        self.block = range(0)
+        self.keys: Keys | None = None
+
+    def of(self, block: range, unrotated: Callable[[], Keys]) -> Keys:
+        """Those of this block; `unrotated` makes them where it is another one than before."""
+        if self.keys is None or self.block != block:
+            self.hold(block, unrotated())
+        assert self.keys is not None
+        return self.keys
+
+    def hold(self, block: range, keys: Keys) -> None:
+        """Of a block that comes back from a file, say."""
+        self.block, self.keys = block, keys
+
+    def written(self, slots: Iterable[int]) -> None:
+        """A block that is written to begins anew."""
+        if self.keys is not None and any(slot in self.block for slot in slots):
+            self.keys = None
+
+    def saved(self, slots: Integers, to_numpy: Callable[[Keys], NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """`pinned` and `master`, if all slots of the block are among these, side by side."""
+        (at,) = np.nonzero(slots == self.block.start)
+        if self.keys is None or not len(at) or not np.array_equal(slots[at[0] : at[0] + len(self.block)], self.block):
+            return {}
+        return {"pinned": np.array([at[0], len(self.block)], np.int64), "master": to_numpy(self.keys)}
 
 
 def _pinned(saved: Saved, slots: Integers) -> range:

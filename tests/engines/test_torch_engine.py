@@ -22,7 +22,7 @@ from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from llamachat.core.cache import CacheStep
-from llamachat.core.model import Context, Precision, Scores, Sight, plain_attention
+from llamachat.core.model import Context, Mask, Precision, Scores, plain_attention
 from llamachat.core.spec import Dtypes, ModelSpec, RopeScaling
 from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo, dequantize, pack_nibbles
 from llamachat.engines.torch.attention import fused_attention
@@ -309,7 +309,7 @@ def test_int8_keys_and_values_equal_their_plain_twin() -> None:
         for x in (keys.numpy(), values.numpy()):
             scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
             rounded.append(torch.from_numpy(np.rint(x / scale).astype(np.int8) * scale).transpose(0, 1))
-        return [Context(slice(None), *rounded, Sight(causal=True))]
+        return [Context(slice(None), *rounded, Mask(causal=True))]
 
     with torch.inference_mode():
         twin = engine.model(some_ids(), engine.keys_values.rotations(np.arange(TOKENS)), memory)
@@ -353,9 +353,9 @@ def test_each_configured_dtype_is_used(field: str) -> None:
 def test_fused_attention_equals_the_plain_one(tokens: int, keys: int, heads: int, groups: int) -> None:
     torch.manual_seed(tokens)
     q, k, v = torch.randn(tokens, heads, 8), torch.randn(groups, keys, 8), torch.randn(groups, keys, 8)
-    mask = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
-    for sight in [Sight(), Sight(mask), *([Sight(causal=True)] if tokens == keys else [])]:
-        fused, plain = (run(q, k, v, sight, Scores(q.shape[-1] ** -0.5)) for run in (fused_attention, plain_attention))
+    visible = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
+    for mask in [Mask(), Mask(visible), *([Mask(causal=True)] if tokens == keys else [])]:
+        fused, plain = (run(q, k, v, mask, Scores(q.shape[-1] ** -0.5)) for run in (fused_attention, plain_attention))
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=0)
 
 

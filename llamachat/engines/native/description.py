@@ -71,9 +71,9 @@ class Description:
         scale = spec.residual_multiplier
         self._added = 1.0 if spec.norms != "before" else scale  # of matrices; a norm after them has it itself
         self._ways = ropes(spec)
-        turns = [frequencies(spec, model.slots, way) for way in self._ways]
-        self.kept += [frequency for frequency, _ in turns]
-        rope = (Rope * len(turns))(*(Rope(address(f), factor, 2 * len(f)) for f, factor in turns))
+        tables = [frequencies(spec, model.slots, way) for way in self._ways]
+        self.kept += [frequency for frequency, _ in tables]
+        rope = (Rope * len(tables))(*(Rope(address(f), factor, 2 * len(f)) for f, factor in tables))
         layers = (Layer * spec.num_hidden_layers)()
         self.matrices = self._matrices(layers)
         for number, layer in enumerate(layers):

@@ -16,7 +16,7 @@ from llamachat.engines.native.abi import Keys, Model, Step, address, checked, na
 from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
-from llamachat.engines.saved import Layout, Saved, pinned_among
+from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
@@ -57,7 +57,7 @@ class NativeEngine:
         checked(why.value)
         if not self._engine:
             raise MemoryError(f"a context of {slots} tokens does not fit in memory")
-        self._master: tuple[range, NDArray[np.float32]] | None = None
+        self._pinned = PinnedKeys[NDArray[np.float32]]()
 
     @classmethod
     def build(cls, config: ModelSpec, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
@@ -108,7 +108,7 @@ class NativeEngine:
         visible = np.array([(r.start, r.stop, i) for i, step in enumerate(steps) for r in step.visible], np.int64)
         if not len(tokens) == len(slots) == len(positions):
             raise ValueError(_UNPLACED)
-        self._overwritten(slots)
+        self._pinned.written(slots.tolist())
         checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
@@ -135,8 +135,7 @@ class NativeEngine:
         if not len(step.slots) == len(step.positions) == 1:
             raise ValueError(_UNPLACED)
         slot, position = int(step.slots[0]), int(step.positions[0])
-        if self._master is not None and slot in self._master[0]:
-            self._master = None
+        self._pinned.written((slot,))
         visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
         slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
         checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), 1))
@@ -159,20 +158,18 @@ class NativeEngine:
         if self._layout.scaled:
             saved["scale"] = np.empty(shape[:-1], np.float32)
         self._transfer(self._lib.engine_save_kv, slots, saved)
-        if self._master is not None and (pinned := pinned_among(slots, self._master[0])) is not None:
-            saved |= {"pinned": pinned, "master": self._master[1]}
-        return saved
+        return saved | self._pinned.saved(slots, lambda keys: keys)
 
     def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         block = self._layout.check(saved, slots)
         if len(positions) != len(slots) or positions.min() < 0 or positions.max() >= _INT32_MAX:
             raise FormatError("saved keys have impossible positions", "they cannot be used", "delete them")
-        self._overwritten(slots)
+        self._pinned.written(slots.tolist())
         self._transfer(self._lib.engine_load_kv, slots, saved)
         slots, positions = np.ascontiguousarray(slots, np.int64), np.ascontiguousarray(positions, np.int64)
         checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), len(slots)))
         if block is not None:
-            self._master = block, np.ascontiguousarray(saved["master"])
+            self._pinned.hold(block, np.ascontiguousarray(saved["master"]))
 
     def _transfer(self, function: Any, slots: Integers, saved: Saved) -> None:
         """Keys and values of these slots to or from the arrays of `saved`, as the C function does it."""
@@ -181,11 +178,6 @@ class NativeEngine:
         assert kv is not None
         factors = None if scale is None else address(scale)
         checked(function(self._engine, address(slots), len(slots), address(kv), factors))
-
-    def _overwritten(self, slots: Integers) -> None:
-        """A pinned block that is written to begins anew."""
-        if self._master is not None and any(slot in self._master[0] for slot in slots.tolist()):
-            self._master = None
 
     def describe(self) -> str:
         asked = self.config.dtypes.compute
@@ -206,11 +198,17 @@ class NativeEngine:
         """Rotates the keys of these slots to positions from `start` on, always from the same un-rotated copy of them."""
         if not 0 <= block.start < block.stop <= self.slots:
             raise ValueError("a pinned block of slots that are not there")
-        if self._master is None or self._master[0] != block:
-            shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, len(block), self.config.head_dim)
-            self._master = block, np.empty(shape, np.float32)
-            checked(self._lib.engine_unrotated_keys(self._engine, block.start, len(block), address(self._master[1])))
-        checked(self._lib.engine_rotate_keys(self._engine, block.start, len(block), start, address(self._master[1])))
+
+        def unrotated() -> NDArray[np.float32]:
+            config = self.config
+            keys = np.empty(
+                (config.num_hidden_layers, config.num_key_value_heads, len(block), config.head_dim), np.float32
+            )
+            checked(self._lib.engine_unrotated_keys(self._engine, block.start, len(block), address(keys)))
+            return keys
+
+        keys = self._pinned.of(block, unrotated)
+        checked(self._lib.engine_rotate_keys(self._engine, block.start, len(block), start, address(keys)))
 
 
 def supports(config: ModelSpec, index: Mapping[str, TensorInfo]) -> str | None:

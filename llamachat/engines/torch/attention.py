@@ -4,24 +4,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llamachat.core.model import Scores, Sight, plain_attention
+from llamachat.core.model import Mask, Scores, plain_attention
 
 
-def fused_attention(q: Tensor, keys: Tensor, values: Tensor, sight: Sight, scores: Scores) -> Tensor:
+def fused_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """See model.Attention. The kernels keep the softmax in float32 and know neither caps nor sinks: else step by step."""
     tokens, heads, size = q.shape
     groups = len(keys)
     if scores.softmax != torch.float32 or scores.softcap is not None or scores.sinks is not None:
-        return plain_attention(q, keys, values, sight, scores)
-    if tokens == 1 and sight.mask is None:  # the queries of a group see the same keys, so they can pose as a sequence
+        return plain_attention(q, keys, values, mask, scores)
+    if tokens == 1 and mask.visible is None:  # the queries of a group see the same keys, so they can pose as a sequence
         one = q.view(1, groups, -1, size)
         return scaled_dot_product_attention(one, keys[None], values[None], scale=scores.scale).view(1, -1)
     out = scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys[None],
         values[None],
-        sight.mask,
-        is_causal=sight.causal,
+        mask.visible,
+        is_causal=mask.causal,
         scale=scores.scale,
         enable_gqa=heads != groups,
     )[0]

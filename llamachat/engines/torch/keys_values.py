@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.model import Context, Memory, Precision, Rotation, Sight, rotate, rotation
+from llamachat.core.model import Context, Mask, Memory, Precision, Rotation, rotate, rotation
 from llamachat.core.rope import frequencies, query_scales
 from llamachat.core.spec import KvBits, ModelSpec
 from llamachat.engines.memory import kv_bytes
-from llamachat.engines.saved import Layout, Saved, pinned_among
+from llamachat.engines.saved import Layout, PinnedKeys, Saved
 
 Span = slice | Tensor  # slots of the cache: a run of them, or a list
 
@@ -39,7 +39,7 @@ class KeysValues:
         self.nbytes = self.planned(config, slots, precision, bits)
         self.windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
         self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
-        self.master: tuple[range, Tensor] | None = None
+        self.pinned = PinnedKeys[Tensor]()
 
     @staticmethod
     def planned(config: ModelSpec, slots: int, precision: Precision, bits: KvBits | None) -> int:
@@ -51,16 +51,16 @@ class KeysValues:
         """Note the positions of these texts' tokens, and give the memory that the model works on."""
         slots = np.concatenate([step.slots for step in steps])
         self.positions[slots] = np.concatenate([step.positions for step in steps])
-        self._overwritten(slots)
+        self.pinned.written(slots.tolist())
         where, ends = _span(slots), np.cumsum([len(step.slots) for step in steps]).tolist()
         runs = [slice(end - len(step.slots), end) for end, step in zip(ends, steps, strict=True)]
         views = {window: [self._view(step, window) for step in steps] for window in set(self.windows)}
 
         def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
             self._write((layer, slice(None), slice(None), where), torch.stack((keys, values)).transpose(1, 2))
-            for run, (spans, sight) in zip(runs, views[self.windows[layer]], strict=True):
+            for run, (spans, mask) in zip(runs, views[self.windows[layer]], strict=True):
                 keys, values = self._read(layer, spans)
-                yield Context(run, keys, values, sight)
+                yield Context(run, keys, values, mask)
 
         return memory
 
@@ -70,9 +70,7 @@ class KeysValues:
         saved = {"kv": _to_numpy(self.data[where])}
         if self.scale is not None:
             saved["scale"] = _to_numpy(self.scale[where][..., 0])
-        if self.master is not None and (pinned := pinned_among(slots, self.master[0])) is not None:
-            saved |= {"pinned": pinned, "master": _to_numpy(self.master[1])}
-        return saved
+        return saved | self.pinned.saved(slots, _to_numpy)
 
     def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
         """Raises FormatError."""
@@ -83,14 +81,9 @@ class KeysValues:
         if self.scale is not None:
             self.scale[where] = torch.from_numpy(saved["scale"]).to(self.device)[..., None]
         self.positions[slots] = positions
-        self._overwritten(slots)
+        self.pinned.written(slots.tolist())
         if block is not None:
-            self.master = block, torch.from_numpy(saved["master"]).to(self.device)
-
-    def _overwritten(self, slots: Integers) -> None:
-        """A pinned block that is written to begins anew."""
-        if self.master is not None and any(slot in self.master[0] for slot in slots.tolist()):
-            self.master = None
+            self.pinned.hold(block, torch.from_numpy(saved["master"]).to(self.device))
 
     def rotations(self, positions: Integers) -> list[Rotation]:
         """For each layer, of x [T, heads, D]."""
@@ -105,14 +98,14 @@ class KeysValues:
             return None
         return torch.from_numpy(scales).to(self.device, self.precision.compute)[:, None, None]
 
-    def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Sight]:
+    def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Mask]:
         """Which slots this step reads, and which of those each query sees."""
         spans = [slice(span.start, span.stop) for span in step.visible]
         own, held = step.positions, np.concatenate([self.positions[span] for span in spans])
         if window is not None and own.max() - held.min() < window:
             window = None
         if window is None and np.array_equal(held, own) and np.all(np.diff(own) > 0):
-            return spans, Sight(causal=len(own) > 1)
+            return spans, Mask(causal=len(own) > 1)
         seen = held <= own[:, None]
         if window is not None:
             seen &= held > own[:, None] - window
@@ -120,7 +113,7 @@ class KeysValues:
             used = np.flatnonzero(seen.any(0))
             spans = [slice(spans[0].start + used[0], spans[0].start + used[-1] + 1)]
             seen = seen[:, used[0] : used[-1] + 1]
-        return spans, Sight() if seen.all() else Sight(torch.from_numpy(seen).to(self.device))
+        return spans, Mask() if seen.all() else Mask(torch.from_numpy(seen).to(self.device))
 
     def _write(self, where: tuple[int | Span, ...], x: Tensor) -> None:
         if self.scale is None:
@@ -141,11 +134,13 @@ class KeysValues:
         Always from the un-rotated keys that are made when the block is first rotated, so that rounding never adds up.
         """
         where = (slice(None), 0, slice(None), slice(block.start, block.stop))
-        if self.master is None or self.master[0] != block:
+
+        def unrotated() -> Tensor:
             keys = self.data[where] if self.scale is None else self.data[where] * self.scale[where]
-            self.master = block, self._rotated(keys, -self.positions[block.start : block.stop])
-        positions = np.arange(start, start + len(block))
-        self._write(where, self._rotated(self.master[1], positions))
+            return self._rotated(keys, -self.positions[block.start : block.stop])
+
+        keys, positions = self.pinned.of(block, unrotated), np.arange(start, start + len(block))
+        self._write(where, self._rotated(keys, positions))
         self.positions[block.start : block.stop] = positions
 
     def _rotated(self, keys: Tensor, by: Integers) -> Tensor:
