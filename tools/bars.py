@@ -117,6 +117,10 @@ def _eight_b(lab: Lab) -> Iterator[Row]:
     yield from _decode(lab, "8b", "int4-head8", Work(decode=8, depth=8), 1.1)
 
 
+def _mixture(lab: Lab) -> Iterator[Row]:
+    yield from _decode(lab, "a3b", "int4-head8", Work(decode=24, depth=64), 1.2)
+
+
 def _decode(lab: Lab, shape: str, scheme: str, work: Work, bar: float) -> Iterator[Row]:
     with gguf_file(shape, eight=scheme == "int8") as file:
         specs = [lab.spec("llamachat", [work], shape=shape, scheme=scheme), lab.spec("llama.cpp", [work], str(file))]
@@ -203,6 +207,7 @@ PARTS: dict[str, Callable[[Lab], Iterator[Row]]] = {
     "1b": _one_b,
     "1b-int8": _one_b_int8,
     "8b": _eight_b,
+    "a3b": _mixture,
     "start": _start,
     "lookup": _lookup,
 }

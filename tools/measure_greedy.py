@@ -1,9 +1,10 @@
-"""Greedy text beside llama.cpp's on a real GGUF file: python tools/measure_greedy.py FILE PEER_PYTHON [--exact].
+"""Greedy text beside llama.cpp's on a real GGUF file: python tools/measure_greedy.py FILE PEER_PYTHON [--exact] [--save JSON].
 
 PEER_PYTHON is the interpreter of an environment with llama-cpp-python. Ten prompts are continued by 64 tokens there, and our
 torch engine says in float32 what it would have taken at each place. Where it parts, both margins are printed, in nats: how far
 each one's choice is ahead of its second. llama.cpp rounds activations to 8 bits for packed weights, which moves logits by
 tenths; --exact first writes the file anew with its weights unpacked to F32, and what is left is the arithmetic itself.
+--save keeps what llama.cpp said, as tests/engines/gemma3_texts.json has it.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def unpacked(file: Path, out: Path) -> Path:
     return out
 
 
-def measure(file: Path, python: str) -> None:
+def measure(file: Path, python: str, save: Path | None) -> None:
     checkpoint = open_checkpoint(file)
     tokenizer, job = (
         checkpoint.tokenizer(),
@@ -77,6 +78,11 @@ def measure(file: Path, python: str) -> None:
     )
     asked = subprocess.run([python, "-c", ASK], input=json.dumps(job), text=True, check=True, capture_output=True)
     engine = TorchEngine.build(checkpoint.config, checkpoint.tensors(), slots=CONTEXT, dtype="float32")
+    if save is not None:
+        rounded = [
+            {**said, "margins": [round(margin, 4) for margin in said["margins"]]} for said in json.loads(asked.stdout)
+        ]
+        save.write_text("[\n" + ",\n".join(map(json.dumps, rounded)) + "\n]\n")
     for prompt, theirs in zip(PROMPTS, json.loads(asked.stdout), strict=True):
         bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         assert bos + tokenizer.encode(prompt) == theirs["ids"], "tokens differ"
@@ -99,6 +105,9 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path)
     parser.add_argument("python")
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as where:
-        measure(unpacked(given.file, Path(where) / "exact.gguf") if given.exact else given.file, given.python)
+        measure(
+            unpacked(given.file, Path(where) / "exact.gguf") if given.exact else given.file, given.python, given.save
+        )

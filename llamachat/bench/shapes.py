@@ -1,5 +1,6 @@
 """Models of real shapes with random weights, for speed alone: packed for the native engine, or as a GGUF file for a peer."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from llamachat import paths
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import Experts, ModelSpec
 from llamachat.core.tensors import Array
+from llamachat.engines.memory import active_bytes
 from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Header, aligned, bytes_of
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
@@ -36,6 +38,11 @@ SHAPES = {
     "1b": _llama3(2048, 8192, 16, 32, True),
     "3b": _llama3(3072, 8192, 28, 24, True),
     "8b": _llama3(4096, 14336, 32, 32, False),
+    "a3b": ModelSpec(  # a third of Qwen3-30B-A3B's 48 layers, so that two of it fit 20 GB
+        vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, max_position_embeddings=8192, rope_theta=1e6, rms_norm_eps=1e-6,
+        qk_norm="head", experts=Experts(128, 8, 768),
+    ),
 }  # fmt: skip
 
 
@@ -62,6 +69,12 @@ class Noise:
             part = out[start : start + len(self.block)]
             part[:] = self.block[: len(part)]
 
+    def floats(self, count: int) -> Array:
+        """So many, evenly from -0.06 to 0.06."""
+        values = np.empty(count, np.int8)
+        self.fill(values.view(np.uint8))
+        return values.astype(np.float32) / 2048
+
 
 def random_weights(config: ModelSpec, scheme: Scheme) -> PackedWeights:
     """Packed weights in memory: every matrix of codes with a scale per 32 columns, norms of ones."""
@@ -84,6 +97,8 @@ def _header(name: str, shape: tuple[int, ...], scheme: Scheme) -> Header:
     if len(shape) == 1:
         return Header(0, shape[0], F32)
     rows, columns = shape
+    if name.endswith("mlp.gate.weight"):  # a router
+        return Header(rows, columns, F32)
     return (
         Header(rows, columns, Q8)
         if _is_eight(name, scheme)
@@ -94,6 +109,9 @@ def _header(name: str, shape: tuple[int, ...], scheme: Scheme) -> Header:
 def _fill(header: Header, out: Array, noise: Noise) -> None:
     if header.rows == 0:
         out.view(np.float32)[: header.columns] = 1.0
+        return
+    if header.kind == F32:
+        out.view(np.float32)[:] = noise.floats(len(out) // 4)
         return
     noise.fill(out)
     eight = header.kind == Q8
@@ -106,7 +124,10 @@ def _scale(eight: bool) -> float:
 
 
 def read_per_token(config: ModelSpec, sizes: dict[str, int]) -> int:
-    """Bytes of weights that a token's step reads, of tensors of these sizes: all but an embedding that is not the head too."""
+    """Bytes of weights that a token's step reads, of tensors of these sizes: all but an embedding that is not the head too, and
+    but the experts that are not picked."""
+    if (active := active_bytes(config, sizes)) is not None:
+        return active
     return sum(size for name, size in sizes.items() if config.tie_word_embeddings or "embed_tokens" not in name)
 
 
@@ -130,70 +151,77 @@ def _roomy() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of the file: its rows are of codes, but for vectors and routers."""
+
+    name: str
+    shape: tuple[int, ...]
+    plain: bool = False
+    outer: bool = False  # the embedding or the head
+
+    def kind(self, eight: bool) -> Any:
+        import gguf
+
+        kinds = gguf.GGMLQuantizationType
+        return kinds.F32 if self.plain else kinds.Q8_0 if eight or self.outer else kinds.Q4_0
+
+    def data(self, kind: Any, noise: Noise) -> Array:
+        import gguf
+
+        if len(self.shape) == 1:
+            return np.ones(self.shape, np.float32)
+        if self.plain:
+            return noise.floats(math.prod(self.shape)).reshape(self.shape)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        data = np.empty((math.prod(self.shape) // block, size), np.uint8)
+        noise.fill(data.reshape(-1))
+        data[:, :2] = np.array([_scale(kind == gguf.GGMLQuantizationType.Q8_0)], np.float16).view(np.uint8)
+        return data.reshape(*self.shape[:-1], -1)
+
+
 def write_gguf(path: Path, config: ModelSpec, eight: bool) -> None:
     """A random GGUF without a tokenizer: Q4_0 with Q8_0 embedding and head, or all Q8_0; written tensor by tensor."""
     import gguf
 
-    kinds = gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(path, "llama")
+    writer, noise = gguf.GGUFWriter(path, "qwen3moe" if config.experts else "llama"), Noise.drawn()
     _write_header(writer, config)
-    tensors = list(_gguf_tensors(config))
-    types = [
-        kinds.F32 if not columns else kinds.Q8_0 if eight or outer else kinds.Q4_0 for _, _, columns, outer in tensors
-    ]
-    for (name, rows, columns, _), kind in zip(tensors, types, strict=True):
-        size, dtype = (
-            (rows * 4, np.dtype(np.float32)) if not columns else (_quantized(rows, columns, kind), np.dtype(np.uint8))
-        )
-        shape = (rows, size // rows) if columns else (rows,)
-        writer.add_tensor_info(name, shape, dtype, size, kind)
+    stored = [(each, each.kind(eight)) for each in _gguf_tensors(config)]
+    for each, kind in stored:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        shape = each.shape if each.plain else (*each.shape[:-1], each.shape[-1] // block * size)
+        dtype = np.dtype(np.float32 if each.plain else np.uint8)
+        writer.add_tensor_info(each.name, shape, dtype, math.prod(each.shape) // block * size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    noise = Noise.drawn()
-    for (_, rows, columns, _), kind in zip(tensors, types, strict=True):
-        writer.write_tensor_data(_gguf_data(rows, columns, kind, noise))
+    for each, kind in stored:
+        writer.write_tensor_data(each.data(kind, noise))
     writer.close()
 
 
-def _quantized(rows: int, columns: int, kind: int) -> int:
-    import gguf
-
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-    return int(rows * columns // block * size)
-
-
-def _gguf_data(rows: int, columns: int, kind: int, noise: Noise) -> Array:
-    import gguf
-
-    if not columns:
-        return np.ones(rows, np.float32)
-    data = np.empty(_quantized(rows, columns, kind), np.uint8)
-    noise.fill(data)
-    eight = kind == gguf.GGMLQuantizationType.Q8_0
-    data.reshape(-1, 34 if eight else 18)[:, :2] = np.array([_scale(eight)], np.float16).view(np.uint8)
-    return data
-
-
-def _gguf_tensors(config: ModelSpec) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, rows, columns (0: a vector), and whether it is the embedding or the head."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    attention, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    yield "token_embd.weight", config.vocab_size, hidden, True
+def _gguf_tensors(config: ModelSpec) -> Iterator[_Stored]:
+    hidden, size, experts = config.hidden_size, config.head_dim, config.experts
+    attention, kv = config.num_attention_heads * size, config.num_key_value_heads * size
+    yield _Stored("token_embd.weight", (config.vocab_size, hidden), outer=True)
     for layer in range(config.num_hidden_layers):
         p = f"blk.{layer}."
-        yield p + "attn_norm.weight", hidden, 0, False
-        yield p + "ffn_norm.weight", hidden, 0, False
-        yield p + "attn_q.weight", attention, hidden, False
-        yield p + "attn_k.weight", kv, hidden, False
-        yield p + "attn_v.weight", kv, hidden, False
-        yield p + "attn_output.weight", hidden, attention, False
-        yield p + "ffn_gate.weight", inner, hidden, False
-        yield p + "ffn_up.weight", inner, hidden, False
-        yield p + "ffn_down.weight", hidden, inner, False
-    yield "output_norm.weight", hidden, 0, False
+        for name in ("attn_norm", "ffn_norm"):
+            yield _Stored(f"{p}{name}.weight", (hidden,), plain=True)
+        for name in ("attn_q_norm", "attn_k_norm") if config.qk_norm else ():
+            yield _Stored(f"{p}{name}.weight", (size,), plain=True)
+        for name, rows in (("attn_q", attention), ("attn_k", kv), ("attn_v", kv)):
+            yield _Stored(f"{p}{name}.weight", (rows, hidden))
+        yield _Stored(p + "attn_output.weight", (hidden, attention))
+        inner = experts.intermediate_size if experts else config.intermediate_size
+        stack, ending = ((experts.count,), "_exps") if experts else ((), "")
+        if experts:
+            yield _Stored(p + "ffn_gate_inp.weight", (experts.count, hidden), plain=True)
+        for name, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            yield _Stored(f"{p}ffn_{name}{ending}.weight", (*stack, rows, columns))
+    yield _Stored("output_norm.weight", (hidden,), plain=True)
     if not config.tie_word_embeddings:
-        yield "output.weight", config.vocab_size, hidden, True
+        yield _Stored("output.weight", (config.vocab_size, hidden), outer=True)
 
 
 def _write_header(writer: Any, config: ModelSpec) -> None:
@@ -206,5 +234,11 @@ def _write_header(writer: Any, config: ModelSpec) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    if config.experts:
+        writer.add_expert_count(config.experts.count)
+        writer.add_expert_used_count(config.experts.per_token)
+        writer.add_expert_feed_forward_length(config.experts.intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")

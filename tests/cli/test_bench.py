@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
 from llamachat.cli.main import app
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import Experts, ModelSpec
 from llamachat.engines.native.abi import native_library
 from llamachat.engines.native.engine import NativeEngine, single_rows
 from llamachat.engines.native.pack import aligned
@@ -32,17 +33,19 @@ TINY = ModelSpec(
     vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
 )  # fmt: skip
+MIXTURE = replace(TINY, qk_norm="head", experts=Experts(5, 2, 64))
 SCHEMES: tuple[shapes.Scheme, ...] = ("int4", "int4-head8", "int8")
 
 
 # ---- shapes ----
 
 
+@pytest.mark.parametrize("config", [TINY, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_random_weights_run_and_are_the_same_each_time(scheme: shapes.Scheme) -> None:
+def test_random_weights_run_and_are_the_same_each_time(scheme: shapes.Scheme, config: ModelSpec) -> None:
     logits = []
     for _ in range(2):
-        engine = NativeEngine(TINY, shapes.random_weights(TINY, scheme), slots=16, threads=1)
+        engine = NativeEngine(config, shapes.random_weights(config, scheme), slots=16, threads=1)
         logits.append(engine.forward([1, 2, 3], _plan(3), "last"))
     np.testing.assert_array_equal(logits[0], logits[1])
     assert np.isfinite(logits[0]).all() and logits[0].std() > 0
@@ -63,17 +66,21 @@ def test_random_weights_are_whole_codes_of_all_values_times_the_scale(scheme: sh
         assert (codes.min(), codes.max()) == (-most, most - 1)
 
 
+@pytest.mark.parametrize("config", [TINY, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("eight", [False, True])
-def test_the_gguf_file_is_llamas_of_that_shape_and_takes_the_bytes_that_ours_takes(tmp_path: Path, eight: bool) -> None:
-    shapes.write_gguf(path := tmp_path / "x.gguf", TINY, eight)
+def test_the_gguf_file_is_of_that_shape_and_takes_the_bytes_that_ours_takes(
+    tmp_path: Path, eight: bool, config: ModelSpec
+) -> None:
+    shapes.write_gguf(path := tmp_path / "x.gguf", config, eight)
     checkpoint = open_gguf(path)
-    assert {name: info.shape for name, info in checkpoint.index().items()} == TINY.tensor_shapes()
+    assert {name: info.shape for name, info in checkpoint.index().items()} == config.tensor_shapes()
+    assert (checkpoint.config.experts, checkpoint.config.qk_norm) == (config.experts, config.qk_norm)
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     assert kinds == ({"Q8_0", "F32"} if eight else {"Q4_0", "Q8_0", "F32"})
-    weights = shapes.random_weights(TINY, "int8" if eight else "int4-head8")
-    assert {name: data.nbytes for name, (_, data) in weights.tensors.items()} == {
-        name: info.nbytes for name, info in checkpoint.index().items()
-    }
+    weights = shapes.random_weights(config, "int8" if eight else "int4-head8")
+    taken = {name: data.nbytes for name, (_, data) in weights.tensors.items()}
+    padded = [name for name, info in checkpoint.index().items() if taken[name] != info.nbytes]
+    assert all(name.endswith(("q_norm.weight", "k_norm.weight", "mlp.gate.weight")) for name in padded)
     assert all(np.isfinite(tensor.data).all() for tensor in gguf.GGUFReader(path).tensors)
 
 
@@ -92,7 +99,7 @@ def test_an_embedding_is_read_each_token_only_where_it_is_the_head_too() -> None
 
 
 @pytest.mark.parametrize(
-    ("shape", "parameters"), [("135m", 134.5e6), ("1b", 1.236e9), ("3b", 3.213e9), ("8b", 8.030e9)]
+    ("shape", "parameters"), [("135m", 134.5e6), ("1b", 1.236e9), ("3b", 3.213e9), ("8b", 8.030e9), ("a3b", 10.59e9)]
 )
 def test_shapes_have_as_many_parameters_as_the_models_they_are_of(shape: str, parameters: float) -> None:
     count = sum(int(np.prod(each)) for each in shapes.config_of(shape).tensor_shapes().values())
@@ -253,6 +260,7 @@ class Pretended:
                 "resident, 1B"]),
         ("1b-int8", ["decode, 1B int8", "decode, 1B int8"]),
         ("8b", ["decode, 8B int4", "decode, 8B int4"]),
+        ("a3b", ["decode, A3B int4", "decode, A3B int4"]),
     ],
 )  # fmt: skip
 def test_every_part_gives_its_rows_from_one_contest(
