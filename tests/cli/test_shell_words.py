@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "llamachat/personas").mkdir(parents=True)
     (tmp_path / "llamachat/sessions").mkdir()
     (tmp_path / "llamachat/models.toml").write_text(
-        '[models.mine]\nsource = { path = "x" }\ndescription = "my own"\n[models.minimal]\nsource = { path = "x" }\n'
+        '[models.zine]\nsource = { path = "x" }\ndescription = "my own"\n[models.zinc]\nsource = { path = "x" }\n'
     )
     (tmp_path / "llamachat/personas/pirate.toml").write_text('system = "Arr."')
     (tmp_path / "llamachat/personas/broken.toml").write_text("system = 3")
@@ -58,10 +58,10 @@ def asked(
     [
         (["c"], ["chat", "complete", "config"]),
         ([""], ["chat", "complete", "models", "config", "quantize", "eval", "bench"]),
-        (["-m", "mi"], ["mistral-7b", "mine", "minimal"]),
-        (["complete", "--model", "min"], ["mine", "minimal"]),
-        (["chat", "--model=min"], ["mine", "minimal"]),
-        (["models", "show", "min"], ["mine", "minimal"]),
+        (["-m", "mistral-7"], ["mistral-7b"]),
+        (["complete", "--model", "zin"], ["zine", "zinc"]),
+        (["chat", "--model=zin"], ["zine", "zinc"]),
+        (["models", "show", "zin"], ["zine", "zinc"]),
         (["models", "p"], ["pull"]),
         (["chat", "--persona", ""], ["broken", "pirate"]),
         (["--session", ""], ["2026-01-01_10-00-00", "work"]),
@@ -71,7 +71,7 @@ def asked(
         (["complete", "--tem"], ["--temperature", "--temp"]),
         (["config", "set", "top"], ["top-k", "top-p"]),
         (["config", "get", "eng"], ["engine"]),
-        (["config", "set", "model", "min"], ["mine", "minimal"]),
+        (["config", "set", "model", "zin"], ["zine", "zinc"]),
         (["config", "set", "overflow", "s"], ["stop"]),
         (["config", "set", "offline", ""], ["true", "false"]),
         (["config", "set", "nonsense", ""], []),
@@ -86,9 +86,9 @@ def test_a_shell_is_offered_what_fits_and_else_its_own_files(
 
 
 def test_zsh_and_fish_are_told_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "mine\tmy own" in asked(monkeypatch, capsys, "-m", "min", shell="fish")
-    zsh = "".join(asked(monkeypatch, capsys, "-m", "min", shell="zsh"))
-    assert zsh == '_arguments \'*: :(("mine":"my own""minimal"))\''
+    assert "zine\tmy own" in asked(monkeypatch, capsys, "-m", "zin", shell="fish")
+    zsh = "".join(asked(monkeypatch, capsys, "-m", "zin", shell="zsh"))
+    assert zsh == '_arguments \'*: :(("zine":"my own""zinc"))\''
     assert asked(monkeypatch, capsys, "-m", "./", shell="zsh") == ["_files"]
 
 
@@ -108,11 +108,11 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
     (folder / "llamachat").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{LAUNCH}" "$@"\n')
     (folder / "llamachat").chmod(0o755)
     settings = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    words = ["llamachat", "chat", "-m", "min"]
+    words = ["llamachat", "chat", "-m", "zin"]
     done = subprocess.run(
         ["bash", "--norc", "-c", SCRIPT, "bash", *words], env=settings, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["mine", "minimal", "complete -o default -F _llamachat_completion llamachat"]
+    assert done.stdout.splitlines() == ["zine", "zinc", "complete -o default -F _llamachat_completion llamachat"]
 
 
 LAUNCH = "import sys; sys.argv[0] = 'llamachat'; from llamachat.cli.main import main; main()"
@@ -124,12 +124,12 @@ def test_an_answer_to_a_shell_imports_nothing_heavy() -> None:
     settings = {
         **os.environ,
         "_LLAMACHAT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "llamachat -m min",
+        "COMP_WORDS": "llamachat -m zin",
         "COMP_CWORD": "2",
     }
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
     first, second, modules = done.stdout.splitlines()
-    assert (first, second) == ("mine", "minimal")
+    assert (first, second) == ("zine", "zinc")
     assert not HEAVY & set(modules.split())
 
 
