@@ -19,6 +19,7 @@ class Shape(StrEnum):
     b1 = "1b"
     b3 = "3b"
     b8 = "8b"
+    a3b = "a3b"
 
 
 class Scheme(StrEnum):

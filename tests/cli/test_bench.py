@@ -19,6 +19,7 @@ from llamachat.bench import contest, lookup, machine, report, shapes
 from llamachat.bench.contest import Contender, Laps, Outcome, measure
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
+from llamachat.cli.bench import Shape
 from llamachat.cli.main import app
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Experts, ModelSpec
@@ -104,6 +105,10 @@ def test_an_embedding_is_read_each_token_only_where_it_is_the_head_too() -> None
 def test_shapes_have_as_many_parameters_as_the_models_they_are_of(shape: str, parameters: float) -> None:
     count = sum(int(np.prod(each)) for each in shapes.config_of(shape).tensor_shapes().values())
     assert count == pytest.approx(parameters, rel=1e-3)
+
+
+def test_the_command_offers_every_shape() -> None:
+    assert [each.value for each in Shape] == list(shapes.SHAPES)
 
 
 # ---- work ----

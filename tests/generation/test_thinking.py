@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,17 @@ def test_what_an_answer_must_be_leaves_the_thought_of_its_header_free() -> None:
     found = run.result([Message("user", "q")])
     assert found["text"] in ("yes", "no") and found["reasoning"]
     assert completer(model).result([Message("user", "q")])["reasoning"]
+
+
+def test_what_ends_a_thought_ends_no_answer_whatever_the_metadata_say() -> None:
+    model = hash_model()
+    model.tokenizer = type(byte_tokenizer())(
+        ids=lambda text, start: list(text.encode()),
+        piece=lambda token: bytes([token]) if token < 256 else b"",
+        vocab_size=261,
+        specials={**model.tokenizer.specials, "<|end|>": 259, "<|return|>": 260},
+        eos_ids=frozenset({259, 260}),
+    )
+    model.dialog = SimpleNamespace(stop_ids=frozenset({260}), thoughts=HARMONY)  # type: ignore[assignment]
+    assert 260 in model.stop_ids and 259 not in model.stop_ids
+    assert 259 in model.text_stop_ids, "a plain text ends there"
