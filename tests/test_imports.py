@@ -173,6 +173,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert "llamachat.cli.main" in modules and not modules & HEAVY
 
 
+def test_the_readme_reads_the_core_in_an_order_that_imports_only_what_was_read() -> None:
+    text = (TESTS.parent / "README.md").read_text()
+    files = re.findall(r"`(\w+)\.py`", text.split("in this order:")[1].split("It runs a model by itself")[0])
+    core = {name.rpartition(".")[2] for name in FILES if name.startswith("llamachat.core.")}
+    assert sorted(files) == sorted(core)
+    for at, name in enumerate(files):
+        inside = [each for each in imports(f"llamachat.core.{name}") if each.startswith("llamachat.core.")]
+        assert {each.rpartition(".")[2] for each in inside} <= {*files[:at]}, name
+
+
 OTHERS = {
     "torch",
     "metas",

@@ -80,7 +80,7 @@ def test_a_short_file_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
-@pytest.mark.parametrize("name", QUANTIZED.keys() - {"MXFP4"})  # which has no such scale
+@pytest.mark.parametrize("name", [name for name in QUANTIZED if name != "MXFP4"])  # which has no such scale
 def test_a_scale_that_is_not_finite_is_an_error(name: str, scale: float) -> None:
     data = random_blocks(QUANTIZED[name], 1, 0)
     data["d"] = scale
