@@ -13,7 +13,7 @@ from llamachat.core.generate import advance
 from llamachat.core.model import PlainEngine
 from llamachat.core.rope import query_scales
 from llamachat.core.spec import ModelSpec, QueryScale
-from llamachat.core.tensors import Tensor
+from llamachat.core.tensors import FloatTensor, Tensor, dequantize
 from llamachat.engines.torch.engine import TorchEngine
 
 Case = tuple[ModelSpec, dict[str, Tensor], NDArray[np.float32]]
@@ -73,3 +73,14 @@ def test_queries_grow_beyond_the_original_length_alone() -> None:
     np.testing.assert_allclose(scales, 1 + 0.5 * np.log([1, 1, 2, 3]))
     assert query_scales(spec, 16, positions) is None, "a window of it may roll"
     assert (spec.depends_on_length(16), spec.depends_on_length(17)) == (False, True)
+
+
+def test_a_residual_stream_beyond_float16_is_kept() -> None:
+    """As Gemma's grows: here by norms behind each part that multiply by thousands."""
+    spec, weights, _ = case_of("gemma3")
+    behind = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+    weights |= {name: FloatTensor(dequantize(x) + 8e3) for name, x in weights.items() if name.endswith(behind)}
+    exact = advance(PlainEngine.build(spec, weights.items(), 64), Cache(64), IDS, "all")
+    half = TorchEngine.build(spec, weights.items(), slots=64, dtype="float16")
+    rows = advance(half, Cache(64), IDS, "all")
+    assert np.isfinite(rows).all() and np.abs(rows - exact).max() < 0.05 * np.abs(exact).max()

@@ -147,7 +147,10 @@ def planned_bytes(
 
 
 def chosen_precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
+    """What the configuration or `dtype` asks for; but norms behind a layer's parts let the residual stream grow beyond float16
+    (Gemma's does), which is then float32."""
     asked = config.dtypes
     compute: Dtype = dtype or asked.compute or default_dtype(device)
-    names = (compute, asked.norm, asked.softmax, asked.rotary, asked.residual or compute)
+    residual = "float32" if compute == "float16" and config.norms != "before" else compute
+    names = (compute, asked.norm, asked.softmax, asked.rotary, asked.residual or residual)
     return Precision(*(getattr(torch, name) for name in names))
