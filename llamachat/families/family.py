@@ -128,13 +128,18 @@ def windowed(window: int | None, kinds: Sequence[LayerType]) -> Changes:
     return {"sliding_window": window, "layer_types": tuple(kinds) if whole in kinds else ()}
 
 
-def typed_layers(fields: Fields, layers: int, kinds: tuple[LayerType, ...]) -> Changes:
-    """layer_types says which layers have sliding_window, and `kinds` where it does not."""
+def layer_types(fields: Fields) -> tuple[LayerType, ...]:
+    """The key of that name, all of it known; () where it is absent."""
     known: dict[str, LayerType] = {kind: kind for kind in LAYER_TYPES}
     given = fields.strings("layer_types")
     if unknown := [kind for kind in given if kind not in known]:
         fields.refuse("layer_types", f"a list of {' and '.join(known)}, not {unknown[0]}")
-    return windowed(fields.whole("sliding_window", 0) or None, tuple(known[kind] for kind in given) or kinds)
+    return tuple(known[kind] for kind in given)
+
+
+def typed_layers(fields: Fields, layers: int, kinds: tuple[LayerType, ...]) -> Changes:
+    """layer_types says which layers have sliding_window, and `kinds` where it does not."""
+    return windowed(fields.whole("sliding_window", 0) or None, layer_types(fields) or kinds)
 
 
 def types_layers(spec: ModelSpec) -> Changes:

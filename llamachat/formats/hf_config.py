@@ -9,7 +9,7 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec
 from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES, WITH_PICTURES
-from llamachat.families.family import Family, first_full
+from llamachat.families.family import Family, first_full, layer_types
 from llamachat.formats.hf_rope import ROPES, rope_fields
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.translated import Translated, head_share
@@ -147,12 +147,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
 
 def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:
     """Which layers slide; models that were converted long ago name how many of the first do not."""
-    full = own.whole("full_attention_layers", -1, -1)
-    known: dict[str, LayerType] = {kind: kind for kind in get_args(LayerType)}
-    kinds = own.strings("layer_types")
-    if unknown := [kind for kind in kinds if kind not in known]:
-        own.refuse("layer_types", f"a list of {' and '.join(known)}, not {unknown[0]}")
-    given = tuple(known[kind] for kind in kinds)
+    full, given = own.whole("full_attention_layers", -1, -1), layer_types(own)
     return given or (config.layer_types if full < 0 else first_full(config.num_hidden_layers, full))
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from llamachat.core.dialog import ChatML, DialogFormat, Llama2, Llama3, Zephyr
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, UsageError
-from llamachat.tokenizers.jinja import Jinja
 from llamachat.tokenizers.tagged import FORMS, Harmony, Tagged
 
 BUILTIN: dict[str, Callable[[Tokenizer], DialogFormat]] = {
@@ -40,6 +39,8 @@ def choose(name: str | None, tokenizer: Tokenizer, chat_template: str | None) ->
     if name is not None and name not in NAMES:
         raise ConfigError(f"{name!r} is no dialog format", "", f"use one of {', '.join(NAMES)}")
     if chat_template is not None:
+        from llamachat.tokenizers.jinja import Jinja  # the catalog, at every start, wants the names alone
+
         return Jinja(tokenizer, chat_template)
     if name == "jinja":
         raise ConfigError("the model has no chat template", "", f"set `dialog` to {', '.join(BUILTIN)}")

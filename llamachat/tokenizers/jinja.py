@@ -67,11 +67,12 @@ class Jinja(Format):
     @cached_property
     def switch(self) -> Switch:  # type: ignore[override]
         """See DialogFormat: what its variables change of a dialog."""
-        read = self._read
-        said = [self.having(thinking)._sample([_USER], opened=True) for thinking in (None, True, False)]
-        if not read or said[0] == said[1] == said[2]:
+        if not self._read:
             return "none"
-        return "effort" if read == {"reasoning_effort"} else "full"
+        said = [self.having(thinking)._sample([_USER], opened=True) for thinking in (None, True, False)]
+        if said[0] == said[1] == said[2]:
+            return "none"
+        return "effort" if self._read == {"reasoning_effort"} else "full"
 
     def having(self, thinking: bool | None) -> "Jinja":
         """See DialogFormat."""
