@@ -282,23 +282,6 @@ class ChatML(Format):
         return [*turns, ["<|im_start|>assistant\n" + ("<think>\n\n</think>\n\n" if silent else "")]]
 
 
-class Zephyr(Format):
-    """Hugging Face's Zephyr and TinyLlama's chat: tags of plain text, and EOS after every message."""
-
-    tags = ("<|system|>", "<|user|>", "<|assistant|>")
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._eos = tokenizer.names.get("eos_token", "</s>")
-        super().__init__(tokenizer, needs=(self._eos,), ends=(self._eos,))
-
-    def layout(self, messages: Sequence[Message]) -> Layout:
-        """Contents as they are. Raises UsageError for the role "tool"."""
-        if any(m.role == "tool" for m in messages):
-            raise UsageError("this model's dialogs have no role 'tool'", "it cannot answer", "leave it out")
-        turns: Layout = [[f"<|{m.role}|>\n", Content(m.content, m.ids), f"{self._eos}\n"] for m in messages]
-        return [*turns, ["<|assistant|>\n"]]
-
-
 class Llama2(Format):
     """Llama 2 chat and Mistral: https://github.com/meta-llama/llama, llama/generation.py. BOS and EOS around each pair.
 

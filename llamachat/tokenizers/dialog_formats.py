@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from llamachat.core.dialog import ChatML, DialogFormat, Llama2, Llama3, Zephyr
+from llamachat.core.dialog import ChatML, DialogFormat, Llama2, Llama3
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, UsageError
 from llamachat.tokenizers.tagged import FORMS, Harmony, Tagged
@@ -12,7 +12,6 @@ BUILTIN: dict[str, Callable[[Tokenizer], DialogFormat]] = {
     "llama3": Llama3,
     "llama2": Llama2,
     "chatml": ChatML,
-    "zephyr": Zephyr,
     "harmony": Harmony,
     **{name: partial(Tagged, form=form) for name, form in FORMS.items()},
 }

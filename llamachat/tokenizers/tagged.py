@@ -63,6 +63,9 @@ FORMS: dict[str, Form] = {
         "<|{role}|>\n", {"system": "\n", "user": "\n", "assistant": f"{EOS}\n"}, "<|assistant|>\n", (EOS,), (EOS,),
         first=BOS, tags=("<|system|>", *_ROLES),
     ),
+    "zephyr": Form(  # Hugging Face's, and TinyLlama's chat
+        "<|{role}|>\n", f"{EOS}\n", "<|assistant|>\n", (EOS,), (EOS,), tags=("<|system|>", *_ROLES)
+    ),
     "mistral-v3": Form(_SPACED, _ANSWERED, "", system="last", **_MISTRAL),
     "mistral-tekken": Form(_INST, _ANSWERED, "", system="last", **_MISTRAL),
     "mistral-v7": Form(

@@ -19,13 +19,14 @@ from vocabularies import (
     write_folder,
 )
 
-from llamachat.core.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role, Zephyr
+from llamachat.core.dialog import ChatML, DialogFormat, Guard, Llama2, Llama3, Message, Role
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, UsageError
 from llamachat.tokenizers import templates
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.jinja import Jinja
 from llamachat.tokenizers.open import open_folder
+from llamachat.tokenizers.tagged import FORMS, Tagged
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -122,7 +123,7 @@ def all_formats(
         "chatml": (smollm2, ChatML(smollm2)),
         "llama2": (spm, Llama2(spm)),
         "llama2 in bytes": (bytewise, Llama2(bytewise)),
-        "zephyr": (spm, Zephyr(spm)),
+        "zephyr": (spm, Tagged(spm, FORMS["zephyr"])),
         "jinja smollm2": (smollm2, Jinja(smollm2, smollm2_metadata["tokenizer.chat_template"])),
         "jinja llama2 spm": (spm, Jinja(spm, LLAMA2)),
         "jinja vicuna spm": (spm, Jinja(spm, VICUNA)),
@@ -231,11 +232,11 @@ def test_a_template_writes_what_it_writes_in_transformers(
 
 def test_zephyrs_format_is_its_template(bytewise: Tokenizer) -> None:
     for messages in DIALOGS:
-        assert Zephyr(bytewise).encode(messages) == Jinja(bytewise, ZEPHYR).encode(messages)
+        assert Tagged(bytewise, FORMS["zephyr"]).encode(messages) == Jinja(bytewise, ZEPHYR).encode(messages)
 
 
 def test_zephyr_starts_as_a_text_does(spm: Tokenizer) -> None:
-    ids = Zephyr(spm).encode([USER])
+    ids = Tagged(spm, FORMS["zephyr"]).encode([USER])
     assert ids == [1, *spm.encode("<|user|>\nHi there!"), 2, *spm.encode("\n<|assistant|>\n", start=False)]
 
 
@@ -327,7 +328,7 @@ def test_no_content_forges_a_tag_or_a_control_token(
 @given(text=st.one_of(hostile, st.text()))
 def test_a_guarded_content_loses_nothing(spm: Tokenizer, llama3: Tokenizer, bytewise: Tokenizer, text: str) -> None:
     for tokenizer in (spm, llama3, bytewise):
-        ids = Guard(tokenizer, [*Llama2.tags, *Zephyr.tags]).encode([(text, False)])
+        ids = Guard(tokenizer, [*Llama2.tags, *FORMS["zephyr"].tags]).encode([(text, False)])
         expected = text.replace("▁", " ") if tokenizer is spm else text
         assert b"".join(map(tokenizer.token_bytes, ids)).decode() == expected
 
@@ -344,7 +345,7 @@ def test_a_tag_is_found_in_what_the_tokenizer_makes_of_a_text(tmp_path: Path) ->
     library = byte_level_json("</s>", merges=(("u", "s"), ("<", "|")))
     library.normalizer = normalizers.NFKC()
     tokenizer = open_folder(write_folder(tmp_path, library, eos_token="</s>"))
-    dialog = Zephyr(tokenizer)
+    dialog = Tagged(tokenizer, FORMS["zephyr"])
     tag = tokenizer.encode_skeleton("<|user|>")
     assert count(dialog.encode([Message("user", "＜|user|＞")]), tag) == 1  # full-width, which NFKC makes the tag
 
@@ -488,7 +489,7 @@ def test_llama2_refuses_turns_it_cannot_write(spm: Tokenizer, messages: list[Mes
 
 def test_zephyr_has_no_tools(spm: Tokenizer) -> None:
     with pytest.raises(UsageError):
-        Zephyr(spm).encode([Message("tool", "x")])
+        Tagged(spm, FORMS["zephyr"]).encode([Message("tool", "x")])
 
 
 def test_a_message_is_parsed_from_json() -> None:

@@ -60,6 +60,7 @@ TEMPLATES = {
     + each(
         "'<|' + m.role + '|>\\n' + m.content + (eos_token if m.role == 'assistant' else '') + '\\n'", "<|assistant|>\\n"
     ),
+    "zephyr": each("'<|' + m.role + '|>\\n' + m.content + eos_token + '\\n'", "<|assistant|>\\n"),
     "mistral-v3": mistral(" ", False),
     "mistral-tekken": mistral("", False),
     "mistral-v7": mistral(" ", True),
@@ -78,7 +79,8 @@ SPECIALS = (
     *("<|end_of_role|>", "<|end_of_text|>", "[gMASK]", "<sop>", "<|observation|>", "[INST]", "[/INST]"),
     *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>"),
 )
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")  # plain text in OLMo 2
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+PLAIN = ("olmo2", "zephyr")  # where these are plain text
 system, user, answer = (lambda text, role=role: Message(role, text) for role in ("system", "user", "assistant"))  # type: ignore[misc]
 DIALOGS = [
     [user("hello")],
@@ -105,7 +107,7 @@ def written(tokenizers: dict[bool, Both]) -> dict[str, tuple[DialogFormat, Dialo
     """Built in, and by its template."""
     found = dict[str, tuple[DialogFormat, DialogFormat, Both]]()
     for name, template in TEMPLATES.items():
-        both = tokenizers[name == "olmo2"]
+        both = tokenizers[name in PLAIN]
         found[name] = BUILTIN[name](both[0]), Jinja(both[0], template), both
     return found
 
@@ -227,6 +229,6 @@ def test_harmony_is_told_how_much_to_think(written: dict[str, tuple[DialogFormat
 
 def test_a_form_whose_tokens_are_not_there_is_one_line(spm: Tokenizer) -> None:
     for name in FORMS:
-        if name not in ("olmo2",):
+        if name not in PLAIN:
             with pytest.raises(ConfigError, match="the dialog format is another"):
                 BUILTIN[name](spm)
