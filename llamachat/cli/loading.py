@@ -20,8 +20,11 @@ def obtain(options: Options, later: bool = False) -> "ModelEntry":
     from llamachat.core.detokenize import StopMatcher
     from llamachat.core.sampling import SamplingParams
     from llamachat.models import catalog, load
+    from llamachat.models.adapters import reference
     from quantize.prepare import prepare
 
+    for each in options.lora:
+        reference(each)
     SamplingParams().replace(**options.sampling())
     StopMatcher(options.stop)
     load.check_options(options.ctx_size, options.kv_bits, None, options.threads)
@@ -46,6 +49,7 @@ def load_model(
     return load(
         entry,
         prepare=prepare,
+        adapters=options.lora,
         ctx_size=options.ctx_size,
         parallel=parallel,
         kv_bits=options.kv_bits,

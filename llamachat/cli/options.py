@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,6 +162,10 @@ class Options:
             panel=THINKING,
         ),
     ] = False
+    lora: Annotated[
+        list[str],
+        flag("--lora", help="Adapter: a PEFT folder (repeatable; they add up).", panel=MODEL, metavar="PATH[:SCALE]"),
+    ] = field(default_factory=list)
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
@@ -193,7 +197,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=f.type,
-            default=[] if f.name == "stop" else f.default,
+            default=[] if f.default is MISSING else f.default,
         )
         for f in fields(Options)
     ]

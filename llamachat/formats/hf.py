@@ -3,7 +3,6 @@
 Also reads the kinds of quantized weights that such folders hold: see prequantized/schemes.py.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.families.family import Layout
 from llamachat.formats import hf_config
-from llamachat.formats.layout import Places, cut, half_split
+from llamachat.formats.layout import placed
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
@@ -26,7 +25,6 @@ from llamachat.system.metadata import read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
-IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
 CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
@@ -36,12 +34,14 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
     arrays, weights = _weights(folder)
-    arrays = _of_text(arrays)
+    arrays = of_text(arrays)
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
-    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
+    return LazyCheckpoint(
+        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, layout=told.layout
+    )
 
 
 def described(folder: Path) -> Translated:
@@ -78,7 +78,7 @@ def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     return replace(config, tie_word_embeddings=False)
 
 
-def _of_text(arrays: dict[str, Array]) -> dict[str, Array]:
+def of_text(arrays: dict[str, Array]) -> dict[str, Array]:
     """Those of the text model alone, where pictures have weights too and its own are called apart."""
     prefixes = {"model.language_model.": "model.", "language_model.": "", "lm_head.": "lm_head."}
     if not any(name.startswith(tuple(prefixes)[:2]) for name in arrays):
@@ -95,18 +95,7 @@ def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layou
         storage = STORAGES[config.quantization.scheme]
         entries = storage.entries(arrays, str(folder))
         layout = Layout() if storage is OURS else layout
-    if layout == Layout():
-        return entries
-    placed, places = dict[str, LazyTensor](), Places(layout, config)
-    for name, lazy in entries.items():
-        if match := IN_LAYER.fullmatch(name):
-            kind = "bias" if match["kind"] in (".bias", "_bias") else "weight"  # stacks are called X and X_bias
-            for ours, what in places.of(match["prefix"], match["part"], kind, lazy.info.shape[0]):
-                placed[ours] = cut(lazy, what)
-        else:
-            placed[name] = lazy
-    turned = {name: half_split(name, lazy, config) for name, lazy in placed.items()}
-    return turned if layout.interleaved else placed
+    return entries if layout == Layout() else placed(entries, layout, config)
 
 
 def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.model import Model, Precision
+from llamachat.core.model import Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.engines.saved import Saved
 from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.engines.torch.linear import kernel_for
+from llamachat.formats.adapter import Scaled
 
 
 class Bytes(NamedTuple):
@@ -31,11 +32,12 @@ class TorchEngine:
 
     batch_invariant = False  # products of one row and of several round differently
 
-    def __init__(self, model: Model, keys_values: KeysValues, kernels: Mapping[str, int]) -> None:
-        self.model, self.keys_values = model, keys_values
-        self.kernels = kernels  # name -> bytes of weights that it multiplies
-        self.config, self.slots = model.spec, keys_values.slots
-        self.weight_bytes, self.kv_bytes = sum(kernels.values()), keys_values.nbytes
+    def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
+        self.model, self.keys_values = assembly.model(), keys_values
+        self.kernels = assembly.kernels  # name -> bytes of weights that it multiplies
+        self._assembly = assembly
+        self.config, self.slots = self.model.spec, keys_values.slots
+        self.weight_bytes, self.kv_bytes = sum(self.kernels.values()), keys_values.nbytes
 
     @classmethod
     def build(
@@ -61,7 +63,12 @@ class TorchEngine:
         assembly = Assembly(config, where, precision)
         for name, tensor in tensors:
             assembly.add(name, tensor)
-        return cls(assembly.model(), KeysValues(config, slots, where, precision, kv_bits), assembly.kernels)
+        return cls(assembly, KeysValues(config, slots, where, precision, kv_bits))
+
+    @torch.inference_mode()
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """Have these adapters in force from the next step on, and no others."""
+        self._assembly.adapt(adapters)
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
