@@ -91,7 +91,7 @@ class Changed:
         for adapter, scale in adapters if merge else ():
             for module, low in adapter.matrices.items():
                 self._added.setdefault(f"{module}.weight", []).append(low.times(scale))
-        self._unties = source.config.tie_word_embeddings and bool(
+        self._unties = source.config.tied_head and bool(
             {f"{EMBEDDING}.weight", f"{HEAD}.weight"} & {*self._replaced, *self._added}
         )
         self.config = replace(source.config, tie_word_embeddings=False) if self._unties else source.config

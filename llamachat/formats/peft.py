@@ -270,7 +270,7 @@ class _Model:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all that can be adapted: a tied head, too, for itself."""
         shapes = self.spec.tensor_shapes()
-        tied = {f"{HEAD}.weight": shapes[f"{EMBEDDING}.weight"]} if self.spec.tie_word_embeddings else {}
+        tied = {f"{HEAD}.weight": shapes[f"{EMBEDDING}.weight"]} if self.spec.tied_head else {}
         return {**tied, **shapes}
 
     def _shape(self, name: str) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,16 @@ from llamachat.core.model import PlainEngine
 from llamachat.engines.native.engine import NativeEngine
 from llamachat.engines.torch.engine import TorchEngine
 from llamachat.formats import Checkpoint
-from llamachat.formats.adapter import Changed, Scaled
+from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.peft import open_peft
 
 Floats = NDArray[np.float32]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-STACKS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "target_modules": ["q_proj", "o_proj"]}
+STACKS = {
+    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    "target_modules": ["q_proj", "o_proj"],
+}
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, changes of its settings, LoraConfig's options
     "mistral": ("mistral", {}, {}),
     "qwen3": ("qwen3", {}, {"r": 16}),

@@ -97,7 +97,7 @@ static void measure(Sizes *to, const Matrix *w, int expert) {
 static Sizes measured(const Model *m) {
     Sizes sizes = {0};
     measure(&sizes, m->embed, 0);
-    measure(&sizes, m->head, 0);
+    if (m->head) measure(&sizes, m->head, 0);
     for (int layer = 0; layer < m->layers; layer++) {
         const Layer *l = m->layer + layer;
         for (int i = 0; i < PROJECTIONS; i++) measure(&sizes, l->attention + i, 0);
