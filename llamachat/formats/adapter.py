@@ -108,10 +108,13 @@ class Changed:
         return {name: self._info(name, info) for name, info in infos.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        head: Tensor | None = None
         for name, tensor in self.source.tensors():
-            yield name, self._changed(name, tensor)
             if self._unties and name == f"{EMBEDDING}.weight":
-                yield f"{HEAD}.weight", self._changed(f"{HEAD}.weight", tensor)
+                head = tensor
+            yield name, self._changed(name, tensor)
+        if head is not None:
+            yield f"{HEAD}.weight", self._changed(f"{HEAD}.weight", head)
 
     def tokenizer(self) -> Tokenizer:
         return self.source.tokenizer()

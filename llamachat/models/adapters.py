@@ -14,7 +14,7 @@ from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Adapter, Changed, Scaled
 from llamachat.formats.lazy import listed
-from llamachat.formats.peft import is_adapter, open_peft
+from llamachat.formats.peft import CONFIG, open_peft
 from llamachat.models import keys
 
 LARGEST = 1000.0  # scale
@@ -184,7 +184,7 @@ class Adapters:
 
     def _open(self, given: Reference) -> Held:
         assert self.base is not None, "a model that was loaded has a checkpoint"
-        if not is_adapter(given.path):
+        if not (given.path / CONFIG).is_file():
             cause = f"{given.path} is no folder of an adapter (adapter_config.json and its weights)"
             raise UsageError(cause, "the model was not adapted", "give the folder that PEFT has written")
         adapter = open_peft(given.path, self.base)

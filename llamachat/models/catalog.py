@@ -219,7 +219,7 @@ def _adapted(folder: Path) -> ModelEntry:
 def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
     """A path, which may be relative to the folder, a name of the catalog, or a repository of the hub that it may know."""
     if named and (path := _existing(os.path.join(folder, named))):  # noqa: PTH118 - which may be no path at all
-        return ModelEntry(str(path), LocalPath(path))
+        return ModelEntry(str(path.resolve()), LocalPath(path.resolve()))
     entries = load_catalog().entries
     known = [entry for entry in entries.values() if entry.source == HubSource(named)]
     if named.lower() in entries or known:
