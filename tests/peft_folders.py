@@ -50,3 +50,10 @@ def right(model: Any, ids: list[int], *folders: tuple[Path, float]) -> NDArray[n
         with torch.no_grad():
             rows: NDArray[np.float32] = adapted.eval()(torch.tensor([ids])).logits[0].numpy()
     return rows
+
+
+def merged(model: Any, folder: Path) -> Any:
+    """The model with an adapter merged into it by PEFT. The model itself is spoilt."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()

@@ -62,7 +62,7 @@ def checked(scale: float) -> float:
     """Raises UsageError for what is no scale."""
     if not math.isfinite(scale) or abs(scale) > LARGEST:
         raise UsageError(f"an adapter cannot be scaled by {scale:g}", remedy=f"give -{LARGEST:g} to {LARGEST:g}")
-    return scale
+    return float(scale)
 
 
 @dataclass
