@@ -122,16 +122,16 @@ class LoadedModel:
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
-        self._require_room([text])
+        self.require_room([text])
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
-        self._require_room(message.content for message in messages)
+        self.require_room(message.content for message in messages)
         return self.dialog.having(thinking).encode(messages)
 
-    def _require_room(self, texts: Iterable[str]) -> None:
+    def require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
 
         It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
