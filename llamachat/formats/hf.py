@@ -19,6 +19,7 @@ from llamachat.formats import hf_config
 from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.pooling import of_folder
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
@@ -41,7 +42,9 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
-    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
+    return LazyCheckpoint(
+        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, told.pooling
+    )
 
 
 def described(folder: Path) -> Translated:
@@ -51,7 +54,7 @@ def described(folder: Path) -> Translated:
     """
     told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"))
     length = {"max_length": told.max_length} if told.max_length else {}
-    told = replace(told, sampling={**told.sampling, **length})
+    told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
     if not path.is_file():
         return told

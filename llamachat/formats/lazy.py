@@ -38,6 +38,7 @@ class LazyCheckpoint:
     ignored: tuple[str, ...]
     files: tuple[Path, ...]
     chat_template: str | None = None
+    pooling: str | None = None
     recipe: None = None
 
     @property
