@@ -82,7 +82,7 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
     theirs = _text_config(source.path / CONFIG)
     stored = theirs.get("dtype") or theirs.get("torch_dtype")
     compute = source.config.dtypes.compute or (str(stored) if stored in get_args(Dtype) else "float32")
-    config = theirs if own else hf_config(source.config) | ({"dtype": stored} if stored else {})
+    config = theirs if own else hf_config(source.config, source.labels) | ({"dtype": stored} if stored else {})
     beyond = {key: value for key, value in (config.get(OWN) or {}).items() if key != "kv_bits"}
     if not own:
         beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}

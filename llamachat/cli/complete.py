@@ -102,7 +102,7 @@ def complete(
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
     thinking = None if raw else THINKING[think_of(options, entry)]
     _tell_notes(model, thinking)
-    interrupted = _count_interrupts()
+    interrupted = count_interrupts()
     settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
     completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed, thinking)
@@ -112,7 +112,7 @@ def complete(
     if lines is not None:
         results, done = open_results(output, resume) if output else (nullcontext(sys.stdout), 0)
         with lines, results as out:
-            good = completer.batch(Lines(lines, _at_once), out, parallel or PARALLEL, done)
+            good = completer.batch(Lines(lines, at_once), out, parallel or PARALLEL, done)
     elif as_json:
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
@@ -152,7 +152,7 @@ def _behind(prefix: str, text: str, completer: "Completer") -> str:
     return joined(prefix, text)
 
 
-def _count_interrupts() -> list[int]:
+def count_interrupts() -> list[int]:
     """Ctrl-C ends the answer after the current token; a second one ends the process at once."""
     seen: list[int] = []
 
@@ -166,7 +166,7 @@ def _count_interrupts() -> list[int]:
 
 
 @contextmanager
-def _at_once() -> Iterator[None]:
+def at_once() -> Iterator[None]:
     """Here Ctrl-C ends the process at once."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -15,6 +15,7 @@ from llamachat.cli.chat import chat
 from llamachat.cli.complete import INTERRUPTED, complete
 from llamachat.cli.config import config_app
 from llamachat.cli.defaults import Configured
+from llamachat.cli.embed import embed
 from llamachat.cli.evaluate import evaluate_model
 from llamachat.cli.group import ChatByDefault
 from llamachat.cli.loading import explain, note
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command(cls=Configured, epilog=epilogs.CHAT)(chat)
 app.command(cls=Configured, epilog=epilogs.COMPLETE)(complete)
+app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)

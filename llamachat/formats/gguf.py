@@ -17,6 +17,7 @@ from llamachat.families import ARCHITECTURES
 from llamachat.families.family import Gguf, Layout
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
+from llamachat.formats.labels import Labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.formats.pooling import GGUF_POOLING
@@ -111,6 +112,7 @@ class GGUFCheckpoint:
     files: tuple[Path, ...]
     pooling: str | None = None
     tokenizer_files: tuple[Path, ...] = ()
+    labels: Labels | None = None
     recipe: None = None
 
     def index(self) -> Mapping[str, TensorInfo]:

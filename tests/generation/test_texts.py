@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +57,10 @@ def test_sequences_are_those_of_a_template(template: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("adds", [{"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
-def test_files_beside_a_tokenizer_say_what_a_sentencepiece_model_cannot(adds: dict[str, bool], tmp_path: Path) -> None:
-    save_tokenizer(tmp_path)
+def test_files_beside_a_tokenizer_say_what_a_sentencepiece_model_cannot(
+    adds: dict[str, bool], sentencepiece_model: Path, tmp_path: Path
+) -> None:
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": False, **adds}))
     begins, ends = adds.get("add_bos_token", True), adds.get("add_eos_token", False)
     library = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"), add_bos=begins, add_eos=ends)
