@@ -6,7 +6,19 @@ import typer.core
 
 from llamachat.cli.defaults import chat_context
 
-ORDER = ("chat", "complete", "models", "config", "quantize", "eval", "bench")  # those for every day first
+ORDER = (
+    "chat",
+    "complete",
+    "classify",
+    "tag",
+    "extract",
+    "embed",
+    "models",
+    "config",
+    "quantize",
+    "eval",
+    "bench",
+)  # every day's first
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 
 

@@ -1,7 +1,6 @@
 """`llamachat embed` as people use it: one text, files of them, arrays, and models made for nothing else."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 import torch
 import transformers
 from checkpoints import save_hf, save_tokenizer, tiny_model
+from test_cli import Run, compiled, run, tiny
 
-Run = Callable[..., tuple[int, str, str]]
+__all__ = ["compiled", "run", "tiny"]  # fixtures
 TEXTS = ["the quick", "brown fox jumps over", "the lazy dog"]
 
 
