@@ -40,7 +40,7 @@ def embed(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write a new file: FILE.npy has an array [texts, size], others lines."),
+        typer.Option("--output", "-o", help="Write a new file: FILE.npy has an array, a row a text; others lines."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="With --output of lines: go on where a broken run left it.")

@@ -41,7 +41,7 @@ EMBED = examples(
     ("llamachat embed -f letter.txt --json", "with its model, pooling and tokens"),
     ("llamachat embed --jsonl texts.jsonl -o vectors.npy", "all of them, for numpy.load"),
     ("llamachat embed -m ./Qwen3-Embedding-0.6B --jsonl texts.jsonl", "by a model made for it"),
-    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+    note=f"{TEXTS}\n\n{CODES}",
 )
 CONFIG = examples(
     ("llamachat config", "what holds, and where it comes from"),

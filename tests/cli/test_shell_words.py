@@ -57,7 +57,7 @@ def asked(
     ("words", "offered"),
     [
         (["c"], ["chat", "complete", "config"]),
-        ([""], ["chat", "complete", "models", "config", "quantize", "eval", "bench"]),
+        ([""], ["chat", "complete", "embed", "models", "config", "quantize", "eval", "bench"]),
         (["-m", "mistral-7"], ["mistral-7b"]),
         (["complete", "--model", "zin"], ["zine", "zinc"]),
         (["chat", "--model=zin"], ["zine", "zinc"]),
