@@ -11,6 +11,7 @@ import numpy as np
 
 from llamachat.api.model_args import ModelArgs
 from llamachat.api.streaming import Stream
+from llamachat.api.text_reader import TextReader
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
@@ -21,6 +22,7 @@ from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import parted as split
+from llamachat.models.heads import PREDICTS, USES, require_head
 from llamachat.models.load import LoadedModel, load
 from quantize.prepare import prepare
 
@@ -69,12 +71,13 @@ class _Wanted:
     think_budget: int | None = None
 
 
-class Llama:
+class Llama(TextReader):
     """A loaded model. Prompts of a batch may differ in length; each gives what it would give alone.
 
     A token is drawn as Meta draws it: argmax at temperature 0, else from the nucleus top_p of softmax(logits /
     temperature). Penalties and filters that a model's own defaults ask for are the chat's and have no place here. Logprobs
-    are natural logarithms of the model's own distribution, before temperature and top_p. Not for several threads at once.
+    are natural logarithms of the model's own distribution, before temperature and top_p. Models with a head that classifies
+    have TextReader's methods instead. Not for several threads at once.
     """
 
     def __init__(self, model: LoadedModel, max_batch_size: int = 32, seed: int = 1) -> None:
@@ -122,6 +125,7 @@ class Llama:
             tokenizer_path=tokenizer_path,
             **options,
             prepare=prepare,
+            heads=(*USES,),
         )
         return cls(model, max_batch_size, seed)
 
@@ -253,6 +257,7 @@ class Llama:
         return list(self._answered(requests))
 
     def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
+        require_head(self.model.name, self.model.checkpoint.config.head, PREDICTS)
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
         if len(prompt) > self.max_seq_len:
