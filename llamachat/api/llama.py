@@ -10,8 +10,9 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from llamachat.api.model_args import ModelArgs
-from llamachat.api.outputs import Floats, embed, outputs_of
+from llamachat.api.outputs import Floats, outputs_of
 from llamachat.api.streaming import Stream
+from llamachat.api.text_reader import TextReader
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
@@ -23,6 +24,7 @@ from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import parted as split
+from llamachat.models.heads import PREDICTS, USES, require_head
 from llamachat.models.load import LoadedModel, load
 from quantize.prepare import prepare
 
@@ -71,12 +73,13 @@ class _Wanted:
     think_budget: int | None = None
 
 
-class Llama:
+class Llama(TextReader):
     """A loaded model. Prompts of a batch may differ in length; each gives what it would give alone.
 
     A token is drawn as Meta draws it: argmax at temperature 0, else from the nucleus top_p of softmax(logits /
     temperature). Penalties and filters that a model's own defaults ask for are the chat's and have no place here. Logprobs
-    are natural logarithms of the model's own distribution, before temperature and top_p. Not for several threads at once.
+    are natural logarithms of the model's own distribution, before temperature and top_p. Models with a head that classifies
+    have TextReader's methods instead. Not for several threads at once.
     """
 
     def __init__(self, model: LoadedModel, max_batch_size: int = 32, seed: int = 1) -> None:
@@ -124,6 +127,7 @@ class Llama:
             tokenizer_path=tokenizer_path,
             **options,
             prepare=prepare,
+            heads=(*USES,),
         )
         return cls(model, max_batch_size, seed)
 
@@ -222,17 +226,6 @@ class Llama:
         wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
         return self._stream(ids, wanted, self._chat)
 
-    def embed(self, texts: Sequence[str], *, pool: str | None = None, normalize: bool = True) -> Floats:
-        """Vectors float32 [texts, hidden_size] of plain texts, each in the frame that its tokenizer has for a text.
-
-        pool: "mean" of all tokens of the last layer's hidden states, or of the "last" one; None: as the model's files say, else
-        the mean (as sentence-transformers). normalize: to length 1, so that products are cosines. Raises UsageError for a text
-        without tokens, DoesNotFitError for one over max_seq_len.
-        """
-        _require_list(texts, "embed([text])")
-        self._take_slots()
-        return embed(self.model, texts, pool, normalize)
-
     def logits(self, tokens: Ids, return_hidden_states: bool | None = None) -> Floats | tuple[Floats, Floats]:
         """Logits float32 [T, vocab_size] after each token of a sequence; of a head that classifies, [T, num_labels].
 
@@ -261,10 +254,10 @@ class Llama:
         return self._outputs(tokens, "attentions")
 
     def _outputs(self, tokens: Ids, outputs: Outputs) -> Floats:
-        self._take_slots()
+        self.take_slots()
         return outputs_of(self.model, listed(tokens), outputs)
 
-    def _take_slots(self) -> None:
+    def take_slots(self) -> None:
         """What the cache holds is written over."""
         self._begin(None)
         self._cache.truncate(0)
@@ -302,6 +295,7 @@ class Llama:
         return list(self._answered(requests))
 
     def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
+        require_head(self.model.name, self.model.checkpoint.config.head, PREDICTS)
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
         if len(prompt) > self.max_seq_len:
@@ -328,7 +322,7 @@ class Llama:
                 pass
             yield answer
             return
-        self._take_slots()
+        self.take_slots()
         for outcome in Batch(self.model, self.max_batch_size).run(iter(requests)):
             if isinstance(outcome, LlamachatError):
                 raise outcome

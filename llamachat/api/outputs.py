@@ -1,6 +1,6 @@
-"""What a model computes of ids besides text: logits, hidden states, attention, vectors of texts."""
+"""What a model computes of ids besides text: logits, hidden states, attention."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,21 +9,10 @@ from llamachat.core.cache import Cache
 from llamachat.core.engine import Outputs
 from llamachat.core.generate import PREFILL_CHUNK
 from llamachat.engines.memory import available_memory
-from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
-from llamachat.generation.embedding import Embedder, pool_of
+from llamachat.errors import DoesNotFitError, ModelError, UsageError
 from llamachat.models.load import LoadedModel
 
 Floats = NDArray[np.float32]
-
-
-def embed(model: LoadedModel, texts: Sequence[str], pool: str | None, normalize: bool) -> Floats:
-    """See Llama.embed."""
-    rows = list[Floats]()
-    for found in Embedder(model, pool_of(model, pool), normalize).run(iter(texts)):
-        if isinstance(found, LlamachatError):
-            raise found
-        rows.append(found.vector)
-    return np.stack(rows) if rows else np.empty((0, model.checkpoint.config.hidden_size), np.float32)
 
 
 def outputs_of(model: LoadedModel, ids: list[int], outputs: Outputs) -> Floats:

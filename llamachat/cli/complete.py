@@ -1,14 +1,13 @@
 """`llamachat complete`: from its flags to answers on stdout."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.errors import UsageError
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
     from llamachat.generation.completion import Answer
     from llamachat.models.load import LoadedModel
-
-INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
 
 @with_options
@@ -150,26 +147,3 @@ def _behind(prefix: str, text: str, completer: "Completer") -> str:
     except OSError as error:
         note(f"--cache-prefix cannot be kept on disk ({error.strerror}); it is computed anew at every run")
     return joined(prefix, text)
-
-
-def count_interrupts() -> list[int]:
-    """Ctrl-C ends the answer after the current token; a second one ends the process at once."""
-    seen: list[int] = []
-
-    def handle(signum: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(signum)
-
-    signal.signal(signal.SIGINT, handle)
-    return seen
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """Here Ctrl-C ends the process at once."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

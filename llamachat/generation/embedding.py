@@ -1,16 +1,14 @@
 """Texts -> vectors: what a model's last layer makes of their tokens, pooled to one a text (sentence-transformers' way)."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.checks import require_choice
-from llamachat.core.generate import never
-from llamachat.errors import LlamachatError, ModelError, UsageError
-from llamachat.generation.texts import Job, Outcome, Rows, Runner, Text, encode, made
+from llamachat.errors import ModelError, UsageError
+from llamachat.generation.texts import Job, Outcome, Text, encode
 from llamachat.models.load import LoadedModel
 
 Pool = Literal["mean", "last"]
@@ -29,44 +27,45 @@ class Embedded:
 class Embedder:
     """`pool`: "mean" of all tokens of the sequence, those that the tokenizer puts around it included, or "last" of them.
 
-    `normalize`: vectors of length 1, whose products are cosines.
+    `normalize`: vectors of length 1, whose products are cosines. `cut`: what is too long is cut at its end.
     """
 
     model: LoadedModel
     pool: Pool
     normalize: bool = True
-    interrupted: Callable[[], bool] = never
+    cut: bool = False
 
-    def __post_init__(self) -> None:
-        require_choice("pool", self.pool, get_args(Pool), UsageError)
-
-    def runner(self) -> Runner:
-        """What runs its jobs, whose outcomes `embedded` takes."""
-        return Runner(self.model, "all" if self.pool == "mean" else "last", self.interrupted, outputs="hidden")
+    @property
+    def rows(self) -> Literal["last", "all"]:
+        """Those of hidden states that it needs: see texts.Runner."""
+        return "all" if self.pool == "mean" else "last"
 
     def job(self, text: str) -> Job:
         """Raises DoesNotFitError, and UsageError for a text without tokens."""
-        ids = encode(self.model, Text(text)).ids
+        ids = encode(self.model, Text(text), self.cut).ids
         return Job(len(ids), [ids])
 
     def embedded(self, outcome: Outcome) -> Embedded:
-        """Raises ModelError where the model gives numbers that are none."""
-        vector = pooled(outcome.rows[0])
-        length = float(np.linalg.norm(vector.astype(np.float64)))
-        if not np.isfinite(length) or (self.normalize and length == 0):
-            raise ModelError("the model makes no vector of this text", "its values are not finite, or all are zero")
-        return Embedded(vector / np.float32(length) if self.normalize else vector, outcome.job.item)
+        """Of a runner of these `rows` of hidden states. Raises ModelError for a vector that has no direction."""
+        rows = outcome.rows[0]
+        vector = rows if rows.ndim == 1 else rows.mean(0, dtype=np.float64).astype(np.float32)
+        if self.normalize:
+            length = np.linalg.norm(vector.astype(np.float64))
+            if length == 0:
+                raise ModelError("the model makes nothing but zeros of the text", "they have no direction")
+            vector = vector / np.float32(length)
+        return Embedded(vector, outcome.job.item)
 
-    def run(self, texts: Iterator[str]) -> Iterator[Embedded | LlamachatError]:
-        """One for each text, in order; an error in the place of one that cannot be embedded."""
-        for outcome in self.runner().run(made(self.job, text) for text in texts):
-            yield outcome if isinstance(outcome, LlamachatError) else self.embedded(outcome)
+    def result(self, outcome: Outcome) -> dict[str, Any]:
+        """As JSON has it."""
+        found = self.embedded(outcome)
+        usage = {"prompt_tokens": found.tokens}
+        return {"model": self.model.name, "pool": self.pool, "embedding": numbers(found.vector), "usage": usage}
 
 
-def pooled(rows: Rows) -> Vector:
-    """[hidden] of the last token as it is, or the mean of [T, hidden]."""
-    mean: Vector = rows if rows.ndim == 1 else rows.mean(0, dtype=np.float64).astype(np.float32)
-    return mean
+def numbers(vector: Vector) -> list[float]:
+    """As short as float32 has them."""
+    return [float(str(number)) for number in vector]
 
 
 def pool_of(model: LoadedModel, wanted: str | None = None) -> Pool:

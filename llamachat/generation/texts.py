@@ -7,6 +7,7 @@ once, each in slots of its own, so no padding is ever seen; results come in the 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from llamachat.core.cache import Cache
 from llamachat.core.generate import PREFILL_CHUNK, Interrupted, never
 from llamachat.core.tokenizer import Tokenizer
-from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
+from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
 from llamachat.generation.batch import Slots
-from llamachat.generation.completer import write_json
-from llamachat.generation.jsonl import Source, numbered, parse_line
+from llamachat.generation.completer import read_prompt, read_text, write_json
+from llamachat.generation.jsonl import Source, numbered, parse_line, utf8
 from llamachat.models.load import LoadedModel
 from llamachat.system.metadata import is_record
 
@@ -26,6 +27,8 @@ Rows = NDArray[np.float32]
 PARALLEL = 8  # texts of full length that a batch's engine is asked to hold at once
 AT_ONCE = 64  # sequences that run together
 PIECE = 1 << 16  # characters
+MOST = 1 << 22  # characters of a text that is read in windows
+OVERLAP = 128  # tokens that two windows share
 
 
 class Text(NamedTuple):
@@ -86,8 +89,13 @@ def encode(model: LoadedModel, text: Text, cut: bool = False) -> Encoded:
         )
     encoded = framed(model.tokenizer, *parts[:-1], parts[-1][: len(parts[-1]) - max(over, 0)])
     if not encoded.ids:
-        raise UsageError("the text is empty", "nothing was computed", "leave it out")
+        raise empty()
     return encoded
+
+
+def empty() -> UsageError:
+    """The error for a text in which there is nothing to be read."""
+    return UsageError("the text is empty", "nothing was computed", "leave it out")
 
 
 def _beginning(model: LoadedModel, text: str) -> str:
@@ -96,6 +104,27 @@ def _beginning(model: LoadedModel, text: str) -> str:
     while end < len(text) and len(model.tokenizer.encode(text[:end])) <= model.context:
         end *= 2
     return text[:end]
+
+
+def read_long(model: LoadedModel, text: str) -> list[int]:
+    """Ids of a text that is read in windows. Raises DoesNotFitError for one that would take very long, and very much memory."""
+    if len(text) > MOST:
+        cause = f"the text has {len(text):,} characters, and at most {MOST:,} are read"
+        raise DoesNotFitError(cause, "nothing was computed", "give it in parts")
+    return model.tokenizer.encode(text)
+
+
+def windows(length: int, size: int, overlap: int) -> list[range]:
+    """Runs of `size` of so many tokens, each of which shares `overlap` with the one before; one of them may be shorter."""
+    last = max(length - overlap, 1)
+    return [range(start, min(start + size, length)) for start in range(0, last, size - overlap)]
+
+
+def read_one(argument: str | None, file: Path | None) -> str:
+    """The text of one call: the argument, else the file's, else what stdin has. Raises UsageError."""
+    if argument is not None and file is None:
+        return utf8(argument, "the text")
+    return read_text(file) if argument is None and file is not None else read_prompt(argument, file, "text")
 
 
 # Lines of a file ------------------------------------------------------------------------------------------------------
@@ -194,7 +223,7 @@ class Runner:
         jobs, self._waiting = self._waiting, []
         rows = self._run([ids for job in jobs if isinstance(job, Job) for ids in job.sequences])
         for job in jobs:
-            yield Outcome(job, [next(rows) for _ in job.sequences]) if isinstance(job, Job) else job
+            yield _outcome(job, [next(rows) for _ in job.sequences]) if isinstance(job, Job) else job
 
     def _run(self, sequences: list[list[int]]) -> Iterator[Rows]:
         if self._rows == "all":
@@ -237,3 +266,9 @@ class Runner:
     def _stop_if_asked(self) -> None:
         if self._interrupted():
             raise Interrupted
+
+
+def _outcome(job: Job, rows: list[Rows]) -> Outcome | LlamachatError:
+    if all(np.isfinite(part).all() for part in rows):
+        return Outcome(job, rows)
+    return ModelError("the model gives values that are no numbers", "nothing can be said of the text", "fetch it again")

@@ -62,15 +62,15 @@ def test_a_bad_line_is_an_error_in_its_place_and_keeps_an_array_from_being_writt
     assert code == 2 and ["error" in json.loads(line) for line in out.splitlines()] == [False, True, False]
     array = tmp_path / "vectors.npy"
     code, out, err = run("embed", "--jsonl", str(tmp_path / "bad.jsonl"), "-o", str(array), "-m", "TINY")
-    assert (code, out) == (2, "") and "text 2 has no vector (line 2 is no text to read" in err and not array.exists()
+    assert (code, out) == (2, "") and "a text has no vector (line 2 is no text to read" in err and not array.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("a", "--jsonl", "x"), "--jsonl brings its own texts; give no other text"),
-        (("a", "-o", "x"), "--output needs --jsonl, or a file that ends in .npy; redirect one vector with >"),
-        (("--jsonl", "x", "--resume"), "--resume needs --output of lines; name the file to go on with"),
+        (("a", "-o", "x"), "--output needs --jsonl; redirect one result with >"),
+        (("--jsonl", "x", "--resume"), "--resume needs --output; name the file to go on with"),
         (("a", "-o", "nowhere/x.npy"), "nowhere/x.npy cannot be written: No such file or directory"),
         (("quick " * 9000,), "the context holds 2048; nothing was computed; shorten it or raise --ctx-size"),
     ],
