@@ -13,6 +13,7 @@ import typer
 
 from llamachat.cli.evaluate import Text, Windows
 from llamachat.cli.options import one_of
+from llamachat.errors import UsageError
 from llamachat.formats.prequantized.schemes import CODEBOOKS, SCHEMES
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def quantize_model(
         typer.echo(f"note: {line}", err=True)
     if any(info.packing for info in checkpoint.index().values()):
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
+    if report and checkpoint.config.head != "next_token":
+        raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)

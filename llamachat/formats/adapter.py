@@ -84,6 +84,7 @@ class Changed:
         self.chat_template, self.tokenizer_files, self.layout = (
             source.chat_template, source.tokenizer_files, source.layout,
         )  # fmt: skip
+        self.labels, self.pooling = source.labels, source.pooling
         self.files = (*source.files, *(file for adapter, _ in adapters for file in adapter.files))
         self.recipe = [source.recipe, merge, [scale for _, scale in adapters]]
         self._replaced = _together(adapters)

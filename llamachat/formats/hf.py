@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import HEADS, HeadKind, ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.families.family import Layout
@@ -18,6 +18,7 @@ from llamachat.formats import hf_config
 from llamachat.formats.layout import placed
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.pooling import of_folder
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
@@ -35,23 +36,36 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     told = described(folder)
     arrays, weights = _weights(folder)
     arrays = of_text(arrays)
+    if told.config.head == "next_token" and (head := _classifying(arrays)):
+        told = described(folder, head)
+    arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
     return LazyCheckpoint(
-        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, layout=told.layout
+        folder,
+        config,
+        entries,
+        folder,
+        told.sampling,
+        told.ignored,
+        tuple(files),
+        template,
+        told.pooling,
+        told.labels,
+        layout=told.layout,
     )
 
 
-def described(folder: Path) -> Translated:
+def described(folder: Path, head: HeadKind | None = None) -> Translated:
     """What config.json and generation_config.json say, before the weights are seen; `sampling` has max_length too.
 
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
-    told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"), head)
     length = {"max_length": told.max_length} if told.max_length else {}
-    told = replace(told, sampling={**told.sampling, **length})
+    told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
     if not path.is_file():
         return told
@@ -61,13 +75,39 @@ def described(folder: Path) -> Translated:
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
+def _classifying(arrays: Mapping[str, Array]) -> HeadKind | None:
+    """The head that tensors are of which stand in place of a causal model's."""
+    if "lm_head.weight" in arrays:
+        return None
+    if "score.weight" in arrays:
+        return "token_labels" if "score.bias" in arrays else "sequence_labels"
+    return "span" if "qa_outputs.weight" in arrays else None
+
+
+def _below_model(arrays: dict[str, Array]) -> dict[str, Array]:
+    """A class without a head, saved by itself, calls its own parts as nobody else does: layers.0 for model.layers.0."""
+    if "embed_tokens.weight" not in arrays:
+        return arrays
+    heads = tuple(f"{name}." for name, _ in HEADS.values() if name)
+    return {name if name.startswith(heads) else f"model.{name}": array for name, array in arrays.items()}
+
+
+def _called(name: str, head: HeadKind) -> str:
+    """Our name of a tensor: some of transformers' classes with such heads call the model below them, or the head, apart."""
+    if head == "span" and name.startswith("transformer."):
+        return "model." + name.removeprefix("transformer.")
+    if head == "token_labels" and name.startswith("classifier."):
+        return "score." + name.removeprefix("classifier.")
+    return name
+
+
 def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
     A copy is dropped, and one that differs unties the model, as transformers does.
     """
     head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    if not config.tie_word_embeddings or head is None:
+    if not config.tied_head or head is None:
         return config
     if embedding is None:
         arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
@@ -80,7 +120,8 @@ def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
 
 def of_text(arrays: dict[str, Array]) -> dict[str, Array]:
     """Those of the text model alone, where pictures have weights too and its own are called apart."""
-    prefixes = {"model.language_model.": "model.", "language_model.": "", "lm_head.": "lm_head."}
+    prefixes = {"model.language_model.": "model.", "language_model.": ""}
+    prefixes |= {f"{name}.": f"{name}." for name, _ in HEADS.values() if name}
     if not any(name.startswith(tuple(prefixes)[:2]) for name in arrays):
         return arrays
     found = {name: prefix for name in arrays for prefix in prefixes if name.startswith(prefix)}

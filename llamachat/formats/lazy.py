@@ -14,6 +14,7 @@ from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, Tens
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
 from llamachat.families.family import Layout
+from llamachat.formats.labels import Labels
 from llamachat.system import mapped
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
@@ -39,6 +40,8 @@ class LazyCheckpoint:
     ignored: tuple[str, ...]
     files: tuple[Path, ...]
     chat_template: str | None = None
+    pooling: str | None = None
+    labels: Labels | None = None
     recipe: None = None
     layout: Layout = field(default_factory=Layout)
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from llamachat.checks import LARGEST, require_choice, require_whole
 from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.engine import Engine
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtype, KvBits, ModelSpec, QuantConfig
+from llamachat.core.spec import Dtype, HeadKind, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
@@ -27,6 +27,7 @@ from llamachat.models import catalog, fetch, fit, packed_weights
 from llamachat.models.adapters import Adapters, Given
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
+from llamachat.models.heads import PREDICTS, require_head
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.open import open_file
 
@@ -125,16 +126,16 @@ class LoadedModel:
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
-        self._require_room([text])
+        self.require_room([text])
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
-        self._require_room(message.content for message in messages)
+        self.require_room(message.content for message in messages)
         return self.dialog.having(thinking).encode(messages)
 
-    def _require_room(self, texts: Iterable[str]) -> None:
+    def require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
 
         It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
@@ -182,13 +183,15 @@ def load(
     tokenizer_path: str | os.PathLike[str] | None = None,
     prepare: Prepare | None = None,
     adapters: Sequence[Given] = (),
+    heads: Collection[HeadKind] = PREDICTS,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
-    folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up.
+    folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
+    that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
@@ -199,6 +202,7 @@ def load(
     beside = Adapters.opened(checkpoint, [*entry.adapters, *adapters])
     checkpoint = beside.changed(checkpoint)
     config = checkpoint.config
+    require_head(entry.name, config.head, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
     say = report or silent

@@ -10,7 +10,14 @@ from typing import Any
 from llamachat.tokenizers import spm
 from llamachat.tokenizers.hf import byte_level
 from llamachat.tokenizers.side import NAMED, Added
-from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
+from llamachat.tokenizers.text_tokenizer import (
+    TextTokenizer,
+    damaged,
+    framed,
+    is_control_shaped,
+    is_tag_shaped,
+    library_errors,
+)
 
 _WHERE = "the GGUF file"
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
@@ -67,11 +74,14 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     ids, notes = special_ids(metadata, len(tokens))
     ends = frozenset(ids[key] for key in ENDS if key in ids)
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or _pre(metadata) in _LIKE_LLAMA3)
+    bos = ids.get("bos") if adds_bos else None
+    eos = ids.get("eos") if metadata.get("tokenizer.ggml.add_eos_token", False) else None
     return (_byte_level if model == "gpt2" else _sentencepiece)(
         metadata,
         tokens,
         _types(metadata, tokens, ends | {ids.get("bos")}, ids.get("unknown")),
-        bos_id=ids.get("bos") if adds_bos else None,
+        bos_id=bos,
+        frames=framed(bos, eos, each_begins=False),  # as llama.cpp's server joins a reranker's pairs
         eos_ids=ends,
         names={name: tokens[ids[key]] for name, key in zip(NAMED, _KEYS, strict=True) if key in ids},
         notes=notes,

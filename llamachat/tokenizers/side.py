@@ -5,7 +5,7 @@ superfluous, which then only fill what it leaves open; without it they have the 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ class Side:
     names: Mapping[str, str] = field(default_factory=dict)  # NAMED -> token, as chat templates know it
     added: Mapping[str, Added] = field(default_factory=dict)
     adds_bos: bool | None = None  # None: it does not say
+    adds_eos: bool | None = None  # the same; heeded where the tokenizer's own file cannot say it
     legacy: bool | None = None  # sentencepiece: a dummy space after every control token; None: it does not say
     notes: tuple[str, ...] = ()  # what was ignored, for people
 
@@ -42,7 +43,7 @@ class Side:
         said = ", ".join(f"{name!r:.40} {id!r:.40}" for name, id in list(wrong.items())[:3])
         note = f"the tokenizer has {size} tokens; ignored are added ones with ids far beyond: {said}"
         added = {name: token for name, token in self.added.items() if name not in wrong}
-        return Side(self.names, added, self.adds_bos, self.legacy, (*self.notes, note))
+        return replace(self, added=added, notes=(*self.notes, note))
 
 
 def read_side(folder: Path) -> Side:
@@ -60,6 +61,7 @@ def read_side(folder: Path) -> Side:
         {key: name for key in NAMED if (name := _content(first.get(key)) or _content(second.get(key)))},
         found,
         _flag(config.get("add_bos_token")),
+        _flag(config.get("add_eos_token")),
         _flag(config.get("legacy")),
     )
 

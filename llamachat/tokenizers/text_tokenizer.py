@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
+from llamachat.core.tokenizer import Frame
 from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
@@ -42,8 +43,10 @@ class TextTokenizer:
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
     notes: Sequence[str] = ()
+    frames: Mapping[int, Frame] = field(default_factory=dict)  # {}: BOS before each text, and nothing else
 
     def __post_init__(self) -> None:
+        self.frames = self.frames or framed(self.bos_id)
         self._marks = {**self.tags, **self.specials}
         self._hidden = frozenset(self.specials.values())
         self._reserved = frozenset(self._marks.values()) - {self.unk_id}
@@ -106,6 +109,12 @@ class TextTokenizer:
         """See Tokenizer. One U+FFFD stands for each maximal invalid part, as Unicode recommends and Python does."""
         data = b"".join(map(self.token_bytes, ids))
         return (data.removeprefix(b" ") if self.dummy_prefix else data).decode(errors="replace")
+
+
+def framed(bos: int | None, eos: int | None = None, each_begins: bool = True) -> dict[int, Frame]:
+    """Frames of BOS before and EOS behind a text, where there are such; of a second one too, if `each_begins` with BOS."""
+    begin, end = (() if token is None else (token,) for token in (bos, eos))
+    return {1: (begin, end), 2: (begin, end + begin if each_begins else end, end)}
 
 
 def _stripped(run: Sequence[Span], left: bool, right: bool) -> list[Span]:
