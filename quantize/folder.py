@@ -88,6 +88,8 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
         beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}
     if recipe.foreign and recipe.kv_bits:  # ours says it in quantization_config
         beyond["kv_bits"] = recipe.kv_bits
+    if source.pooling:
+        beyond["pooling"] = source.pooling
     config |= {"tie_word_embeddings": source.config.tie_word_embeddings, OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}

@@ -96,6 +96,7 @@ def _plain(config: ModelSpec, family: Family) -> dict[str, Any]:
         **{name: getattr(config, name) for name in SAME_NAME},
         "eos_token_id": list(config.eos_token_ids) or None,  # an absent one has a default
         "hidden_act": "silu",
+        **({"output_hidden_states": True} if config.return_hidden_states else {}),
         **part,
         **({"num_labels": config.num_labels} if config.num_labels else {}),
         **own,

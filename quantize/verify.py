@@ -43,6 +43,7 @@ def _differences(source: Checkpoint, recipe: Recipe, opened: Checkpoint) -> Iter
     found = (quantized.scheme, quantized.kv_bits) if quantized else None
     yield from _difference("quantization", (recipe.scheme, recipe.kv_bits), found)
     yield from _difference("sampling defaults", _set(source), _set(opened))
+    yield from _difference("pooling", source.pooling, opened.pooling)
     yield from _difference("labels", source.labels, opened.labels)
     yield from _difference("chat template", source.chat_template, opened.chat_template)
     ours, theirs = _tokenizer(opened), _tokenizer(source)

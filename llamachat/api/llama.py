@@ -10,12 +10,14 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from llamachat.api.model_args import ModelArgs
+from llamachat.api.outputs import Floats, outputs_of
 from llamachat.api.streaming import Stream
 from llamachat.api.text_reader import TextReader
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
+from llamachat.core.engine import Outputs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
@@ -224,6 +226,42 @@ class Llama(TextReader):
         wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
         return self._stream(ids, wanted, self._chat)
 
+    def logits(self, tokens: Ids, return_hidden_states: bool | None = None) -> Floats | tuple[Floats, Floats]:
+        """Logits float32 [T, vocab_size] after each token of a sequence; of a head that classifies, [T, num_labels].
+
+        return_hidden_states: with what the head was given, [T, hidden_size], behind them, as MindFormers' models return it
+        under the setting of that name; None: as the model's configuration has it. Raises UsageError, ModelError for ids that
+        the model lacks, DoesNotFitError for more than max_seq_len.
+        """
+        logits = self._outputs(tokens, "logits")
+        if return_hidden_states is None:
+            return_hidden_states = self.model.checkpoint.config.return_hidden_states
+        return (logits, self._outputs(tokens, "hidden")) if return_hidden_states else logits
+
+    def hidden_states(self, tokens: Ids) -> Floats:
+        """[layers + 1, T, hidden_size]: what each layer is given, and what the head is, as transformers' `output_hidden_states`.
+
+        Of the torch engine. Errors as in `logits`.
+        """
+        return self._outputs(tokens, "hidden_states")
+
+    def attentions(self, tokens: Ids) -> Floats:
+        """[layers, heads, T, T]: each head's shares of all tokens for each, 0 where it does not see one, as transformers'
+        `output_attentions`; with learned sinks they add up to less than 1.
+
+        Of the torch engine. Errors as in `logits`.
+        """
+        return self._outputs(tokens, "attentions")
+
+    def _outputs(self, tokens: Ids, outputs: Outputs) -> Floats:
+        self.take_slots()
+        return outputs_of(self.model, listed(tokens), outputs)
+
+    def take_slots(self) -> None:
+        """What the cache holds is written over."""
+        self._begin(None)
+        self._cache.truncate(0)
+
     def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
         if think_budget is not None:
             require_whole("think_budget", think_budget, 0, 2**63, UsageError)
@@ -284,7 +322,7 @@ class Llama(TextReader):
                 pass
             yield answer
             return
-        self._cache.truncate(0)  # the batch takes its slots
+        self.take_slots()
         for outcome in Batch(self.model, self.max_batch_size).run(iter(requests)):
             if isinstance(outcome, LlamachatError):
                 raise outcome

@@ -1,14 +1,18 @@
-"""What Llama has beyond Meta's code: texts that a model reads with a head that classifies."""
+"""What Llama has beyond Meta's code: texts that a model reads, to label them, to find in them, or to compare them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llamachat.checks import require_number, require_whole, shown
-from llamachat.core.cache import Cache
 from llamachat.core.spec import HeadKind
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.generation import classifier, extractor, tagger
 from llamachat.generation.classifier import Classification, Classifier
+from llamachat.generation.embedding import Embedder, pool_of
 from llamachat.generation.extractor import Extraction, Extractor, Question
 from llamachat.generation.tagger import Span, Tagger
 from llamachat.generation.texts import OVERLAP, Job, Outcome, Runner, Text
@@ -16,14 +20,14 @@ from llamachat.models.heads import require_head
 from llamachat.models.load import LoadedModel
 
 R = TypeVar("R")
+Floats = NDArray[np.float32]
 MOST = 2**30
 
 
-class TextReader:
+class TextReader(ABC):
     """A loaded model that reads texts. Each of several gives what it would give alone."""
 
     model: LoadedModel
-    _cache: Cache
 
     def classify(
         self,
@@ -71,16 +75,36 @@ class TextReader:
         made = Extractor(self.model, window, overlap, max_answer_len, null_threshold, top)
         return self._read("all", [made.job(Question(_text(question).text, _text(text).text))], made.extraction)[0]
 
+    def embed(
+        self, texts: Sequence[str], *, pool: str | None = None, normalize: bool = True, truncate: bool = False
+    ) -> Floats:
+        """Vectors float32 [texts, hidden_size] of plain texts, each in the frame that its tokenizer has for a text.
+
+        pool: "mean" of all tokens' last hidden states, or that of the "last" token; None: as the model's files say, else the
+        mean (as sentence-transformers). normalize: to length 1, so that products are cosines. truncate: as in `classify`.
+        Raises UsageError for a text without tokens, DoesNotFitError for one over max_seq_len.
+        """
+        made = Embedder(self.model, pool_of(self.model, pool), normalize, truncate)
+        jobs = [made.job(_text(each).text) for each in _listed(texts)]
+        rows = self._read(made.rows, jobs, lambda done: made.embedded(done).vector, outputs="hidden")
+        return np.stack(rows) if rows else np.empty((0, self.model.checkpoint.config.hidden_size), np.float32)
+
+    @abstractmethod
+    def take_slots(self) -> None:
+        """What the cache holds is written over."""
+
     def _require(self, heads: Sequence[HeadKind], **counts: int | None) -> None:
         require_head(self.model.name, self.model.checkpoint.config.head, heads)
         for name, count in counts.items():
             if count is not None:
                 require_whole(name, count, 1, MOST, UsageError)
 
-    def _read(self, rows: Literal["last", "all"], jobs: Sequence[Job], result: Callable[[Outcome], R]) -> list[R]:
-        self._cache.truncate(0)  # the jobs take its slots
+    def _read(
+        self, rows: Literal["last", "all"], jobs: Sequence[Job], result: Callable[[Outcome], R], **outputs: Any
+    ) -> list[R]:
+        self.take_slots()
         found = list[R]()
-        for outcome in Runner(self.model, rows).run(iter(jobs)):
+        for outcome in Runner(self.model, rows, **outputs).run(iter(jobs)):
             if isinstance(outcome, LlamachatError):
                 raise outcome
             found.append(result(outcome))

@@ -36,6 +36,13 @@ COMPLETE = examples(
     ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
     note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
+EMBED = examples(
+    ("llamachat embed 'A quiet morning'", "a vector, as a JSON array"),
+    ("llamachat embed -f letter.txt --json", "with its model, pooling and tokens"),
+    ("llamachat embed --jsonl texts.jsonl -o vectors.npy", "all of them, for numpy.load"),
+    ("llamachat embed -m ./Qwen3-Embedding-0.6B --jsonl texts.jsonl", "by a model made for it"),
+    note=f"{TEXTS}\n\n{CODES}",
+)
 CLASSIFY = examples(
     ("llamachat classify -m ./sentiment 'What a day!'", "label and probability"),
     ("llamachat classify -m ./topics -f letter.txt --top 3", ""),

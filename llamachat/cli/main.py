@@ -16,6 +16,7 @@ from llamachat.cli.classify import classify
 from llamachat.cli.complete import complete
 from llamachat.cli.config import config_app
 from llamachat.cli.defaults import Configured
+from llamachat.cli.embed import embed
 from llamachat.cli.evaluate import evaluate_model
 from llamachat.cli.extract import extract
 from llamachat.cli.group import ChatByDefault
@@ -40,6 +41,7 @@ app.command(cls=Configured, epilog=epilogs.COMPLETE)(complete)
 app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
 app.command(cls=Configured, epilog=epilogs.TAG)(tag)
 app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
+app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)

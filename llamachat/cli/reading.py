@@ -40,21 +40,23 @@ class Reading:
         cls,
         options: Loading,
         heads: "Collection[HeadKind]",
-        rows: Literal["last", "all"],
+        rows: "Literal['last', 'all'] | Callable[[LoadedModel], Literal['last', 'all']]",
         several: bool,
         **outputs: Any,
     ) -> "Reading":
-        """Loads the model, which must have one of these heads; `several`: many texts are to come. See texts.Runner."""
+        """Loads the model, which must have one of these heads; `several`: many texts are to come. `rows`, which may depend on
+        the model, and `outputs`: see texts.Runner."""
         from llamachat.generation.texts import PARALLEL, Runner
 
-        if options.model is None:
+        if options.model is None and "next_token" not in heads:
             raise UsageError("no model was named", "nothing was read", "give one with --model")
         entry = obtain(options)
         model = load_model(options, entry, PARALLEL if several else 1, heads=heads)
         for line in model.notes:
             note(f"note: {line}")
         interrupted = count_interrupts()
-        return cls(model, Runner(model, rows, lambda: bool(interrupted), **outputs), interrupted)
+        wanted = rows if isinstance(rows, str) else rows(model)
+        return cls(model, Runner(model, wanted, lambda: bool(interrupted), **outputs), interrupted)
 
     def outcomes(self, jobs: "Iterable[Job]") -> "list[Outcome]":
         """Of all jobs. Raises the first error, and typer.Exit when interrupted."""

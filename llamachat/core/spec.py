@@ -219,6 +219,7 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    return_hidden_states: bool = False  # beside logits, to whoever asks for these
     dtypes: Dtypes = field(default_factory=Dtypes)
     quantization: QuantConfig | None = None
 

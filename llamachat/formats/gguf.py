@@ -20,6 +20,7 @@ from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_path
 from llamachat.formats.labels import Labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
+from llamachat.formats.pooling import GGUF_POOLING
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
@@ -81,6 +82,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     config = _config(family, own, general, stored)
     weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
     entries = _entries(weights, config, family.layout)
+    pooling = GGUF_POOLING[own.whole(f"{arch}.pooling_type", 0, 0, len(GGUF_POOLING) - 1)]
     return GGUFCheckpoint(
         path,
         config,
@@ -92,6 +94,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         metadata,
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
+        pooling,
     )
 
 
@@ -107,6 +110,7 @@ class GGUFCheckpoint:
     metadata: Mapping[str, Any]
     entries: Mapping[str, LazyTensor]
     files: tuple[Path, ...]
+    pooling: str | None = None
     tokenizer_files: tuple[Path, ...] = ()
     labels: Labels | None = None
     recipe: None = None

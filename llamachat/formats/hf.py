@@ -19,6 +19,7 @@ from llamachat.formats import hf_config
 from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.pooling import of_folder
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
@@ -39,13 +40,13 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     arrays = _of_text(arrays)
     if told.config.head == "next_token" and (head := _classifying(arrays)):
         told = described(folder, head)
-    arrays = {_called(name, told.config.head): array for name, array in arrays.items()}
+    arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
     return LazyCheckpoint(
-        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, told.labels
+        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, told.pooling, told.labels
     )
 
 
@@ -56,7 +57,7 @@ def described(folder: Path, head: HeadKind | None = None) -> Translated:
     """
     told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"), head)
     length = {"max_length": told.max_length} if told.max_length else {}
-    told = replace(told, sampling={**told.sampling, **length})
+    told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
     if not path.is_file():
         return told
@@ -73,6 +74,14 @@ def _classifying(arrays: Mapping[str, Array]) -> HeadKind | None:
     if "score.weight" in arrays:
         return "token_labels" if "score.bias" in arrays else "sequence_labels"
     return "span" if "qa_outputs.weight" in arrays else None
+
+
+def _below_model(arrays: dict[str, Array]) -> dict[str, Array]:
+    """A class without a head, saved by itself, calls its own parts as nobody else does: layers.0 for model.layers.0."""
+    if "embed_tokens.weight" not in arrays:
+        return arrays
+    heads = tuple(f"{name}." for name, _ in HEADS.values() if name)
+    return {name if name.startswith(heads) else f"model.{name}": array for name, array in arrays.items()}
 
 
 def _called(name: str, head: HeadKind) -> str:

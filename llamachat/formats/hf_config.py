@@ -23,7 +23,7 @@ HF_NO_EFFECT = names(
     _attn_implementation_autoset auto_map chunk_size_feed_forward classifier_dropout dtype embd_pdrop
     finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob initializer_range is_decoder
     is_llama_config keys_to_ignore_at_inference max_sequence_length model_max_length
-    output_attentions output_hidden_states output_scores prefix pretraining_tp resid_pdrop return_dict
+    output_attentions output_scores prefix pretraining_tp resid_pdrop return_dict
     return_dict_in_generate task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
     transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version unsloth_version_info
     use_bfloat16 use_cache use_flash_attention use_flash_attn
@@ -92,6 +92,7 @@ def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Tran
             bos_token_id=fields.token("bos_token_id"),
             eos_token_ids=fields.tokens("eos_token_id"),
             pad_token_id=fields.token("pad_token_id"),
+            return_hidden_states=fields.flag("output_hidden_states", False),
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **ways,
         )
@@ -155,8 +156,9 @@ def _extended(told: Translated, own: Fields) -> Translated:
         )
     seed = {"seed": own.whole("seed", high=2**64 - 1)} if own.get("seed") is not None else {}
     length = own.whole("max_length", 0) or None
+    pooling = own.text("pooling", "") or None
     own.finish(())
-    return replace(told, config=config, sampling={**told.sampling, **seed}, max_length=length)
+    return replace(told, config=config, sampling={**told.sampling, **seed}, max_length=length, pooling=pooling)
 
 
 def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:

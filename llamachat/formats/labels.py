@@ -30,11 +30,10 @@ class Labels:
 
 
 def head_kind(fields: Fields) -> HeadKind:
-    """Which head the class has that config.json names; that of a causal model where it names none that classifies."""
+    """Which head the class has that config.json names, if any; that of a causal model where it names no class known."""
     given = fields.get("architectures")
     architecture = str(given[0]) if isinstance(given, list) and given else ""
-    kinds: tuple[HeadKind, ...] = ("sequence_labels", "token_labels", "span")
-    return next((kind for kind in kinds if architecture.endswith(CLASSES[kind])), "next_token")
+    return next((kind for kind, name in CLASSES.items() if architecture.endswith(name)), "next_token")
 
 
 def read_labels(fields: Fields, head: HeadKind) -> Labels | None:

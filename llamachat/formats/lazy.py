@@ -39,6 +39,7 @@ class LazyCheckpoint:
     ignored: tuple[str, ...]
     files: tuple[Path, ...]
     chat_template: str | None = None
+    pooling: str | None = None
     labels: Labels | None = None
     recipe: None = None
 

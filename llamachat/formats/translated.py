@@ -23,6 +23,7 @@ class Translated:
     ignored: tuple[str, ...]  # its keys that have no effect at inference
     max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit
     layout: Layout = field(default_factory=Layout)  # of the weights beside it
+    pooling: str | None = None  # see Checkpoint
     labels: Labels | None = None  # of a head that classifies
 
 
