@@ -17,14 +17,15 @@ from llamachat.families import ARCHITECTURES
 from llamachat.families.family import Gguf, Layout
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
-from llamachat.formats.labels import Labels
+from llamachat.formats.labels import Labels, gguf_labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.formats.pooling import GGUF_POOLING
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+CLASSIFIER = "cls.output"
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", CLASSIFIER: "score"}
 PARTS: dict[str, tuple[str, ...]] = {
     "attn_q": ("self_attn.q_proj",),
     "attn_k": ("self_attn.k_proj",),
@@ -79,8 +80,16 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     assert family is not None
     arch = family.arch
     own = Fields({key: _of_all_layers(metadata[key]) for key in metadata if key.startswith(f"{arch}.")}, str(path))
-    config = _config(family, own, general, stored)
-    weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
+    classifier = stored.get(f"{CLASSIFIER}.weight")
+    labels = gguf_labels(own, arch, classifier.shape[0]) if classifier else None
+    config = _config(family, own, general, stored, labels)
+    unused = (
+        FREQS,
+        LONG,
+        SHORT,
+        *(["output.weight"] if labels else []),
+    )  # rerankers' files keep the head that they had
+    weights = {name: tensor for name, tensor in stored.items() if name not in unused}
     entries = _entries(weights, config, family.layout)
     pooling = GGUF_POOLING[own.whole(f"{arch}.pooling_type", 0, 0, len(GGUF_POOLING) - 1)]
     return GGUFCheckpoint(
@@ -95,6 +104,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
         pooling,
+        labels=labels,
     )
 
 
@@ -137,7 +147,7 @@ def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layo
     places = Places(replace(layout, parts=PARTS | norms | dict(layout.parts)), config)
     entries = dict[str, LazyTensor]()
     for name, tensor in stored.items():
-        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        match = re.fullmatch(rf"(blk\.(\d+)\.)?(\w+|{re.escape(CLASSIFIER)})\.(weight|bias)", name)
         if match and match[1]:
             prefix = f"model.layers.{match[2]}."
             entries |= {
@@ -161,7 +171,9 @@ def _of_all_layers(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
 
-def _config(family: Gguf, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> ModelSpec:
+def _config(
+    family: Gguf, own: Fields, general: Fields, stored: Mapping[str, StoredTensor], labels: Labels | None
+) -> ModelSpec:
     arch = family.arch
     if "token_embd.weight" not in stored:
         raise FormatError(f"{own.where} has no token_embd.weight", "it does not hold a whole model")
@@ -187,6 +199,9 @@ def _config(family: Gguf, own: Fields, general: Fields, stored: Mapping[str, Sto
         if not ways.get("experts"):
             own.neutral(key("expert_count"), 0)
             own.neutral(key("expert_used_count"), 0)
+        if labels:
+            ways |= {"head": "sequence_labels", "num_labels": len(labels.names)}
+            ways |= {"logit_multiplier": 1.0, "logit_softcap": None}
         return ModelSpec(
             vocab_size=vocab,
             hidden_size=hidden,

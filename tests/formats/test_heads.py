@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from family_files import IDS, SHAPE, model_of
+from family_files import IDS, SHAPE, model_of, save_family_gguf
 from headed import HEADED, headed, rows_of
 from safetensors.torch import load_file, save_file
 
@@ -163,3 +163,39 @@ def test_a_head_found_by_its_tensors_is_named_in_the_converted_folder(tmp_path: 
     assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["LlamaForQuestionAnswering"]
     with pytest.raises(ModelError, match="in two ways"):
         convert(open_checkpoint(tmp_path / "hf"), tmp_path / "bnb", Recipe("bnb-int8"))
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_a_gguf_file_may_have_a_classifier(labels: int, tmp_path: Path) -> None:
+    model, said = headed("qwen3", "sequence_labels", num_labels=labels), {"pooling_type": 4}
+    path = save_family_gguf(model, "qwen3", tmp_path / "model.gguf", **said)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.config.head, checkpoint.config.num_labels, checkpoint.pooling) == (
+        "sequence_labels",
+        labels,
+        None,
+    )
+    assert checkpoint.labels == Labels(
+        ("LABEL_0", "LABEL_1")[:labels], None if labels == 1 else "single_label_classification"
+    )
+    np.testing.assert_allclose(ours(path, dtype="float32"), rows_of(model, IDS), atol=1e-4, rtol=1e-4)
+    convert(checkpoint, tmp_path / "out", Recipe("int8"))
+    assert open_checkpoint(tmp_path / "out").labels == checkpoint.labels
+    named = {"classifier.output_labels": ["yes", "no"]}
+    path = save_family_gguf(model, "qwen3", tmp_path / "named.gguf", **said, **named)
+    if labels == 2:
+        assert open_checkpoint(path).labels == Labels(("yes", "no"), "single_label_classification")
+        return
+    alone = save_family_gguf(model, "qwen3", tmp_path / "one.gguf", **said, **{"classifier.output_labels": ["yes"]})
+    assert open_checkpoint(alone).labels == Labels(("yes",))
+    with pytest.raises(ConfigError, match=r"classifier\.output_labels is \['yes', 'no'\]; expected is a list of 1"):
+        open_checkpoint(path)
+
+
+def test_a_gguf_file_with_another_classifier_is_refused(tmp_path: Path) -> None:
+    model = headed("qwen3", "sequence_labels")
+    with pytest.raises(ConfigError, match="pooling_type is 1"):
+        open_checkpoint(save_family_gguf(model, "qwen3", tmp_path / "mean.gguf", pooling_type=1))
+    model.score.bias = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(FormatError, match=r"holds 'score\.bias'"):
+        open_checkpoint(save_family_gguf(model, "qwen3", tmp_path / "bias.gguf", pooling_type=4))
