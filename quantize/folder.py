@@ -23,6 +23,7 @@ GENERATION = "generation_config.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",

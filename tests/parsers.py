@@ -19,7 +19,7 @@ from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
-from vocabularies import byte_level_json, spaced_json, spm_metadata
+from vocabularies import byte_level_json, small_charsmap, spaced_json, spm_metadata, unigram_json
 
 from llamachat import paths
 from llamachat.chat import history, persona
@@ -328,7 +328,11 @@ SIDES = {
 def _tokenizers(work: Path, sentencepiece: Path) -> Iterator[Parser]:
     folder = work / "tokenizer"
     folder.mkdir()
-    libraries = [byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)), spaced_json("always", "<s>")]
+    libraries = [
+        byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)),
+        spaced_json("always", "<s>"),
+        unigram_json("</s>", "<extra_id_0>"),
+    ]
     texts = [json.loads(library.to_str()) for library in libraries]
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True, "chat_template": "x",
               "added_tokens_decoder": {"320": {"content": "<|x|>", "special": True}}}  # fmt: skip
@@ -381,14 +385,16 @@ def _used(tokenizer: Any) -> None:
 
 
 def _vocabulary(sentencepiece: Path) -> Callable[[random.Random], dict[str, Any]]:
-    """GGUF keys of both kinds, cut to some 300 tokens."""
+    """GGUF keys of all kinds, cut to some 300 tokens."""
     whole, cut = spm_metadata(sentencepiece), 300
     short = {key: value[:cut] if isinstance(value, list) else value for key, value in whole.items()}
     tokens = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 324)]), "ab", "<|im_end|>", "<s>"]
     tokens = list(dict.fromkeys(tokens))
     bpe = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": ["a b"], "token_type": [1] * (len(tokens) - 2) + [3, 3],
            "bos_token_id": 1, "eos_token_id": len(tokens) - 2, "add_bos_token": False}  # fmt: skip
-    seeds = [short, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
+    t5 = {"model": "t5", "precompiled_charsmap": list(small_charsmap()), "remove_extra_whitespaces": True}
+    unigram = short | {f"tokenizer.ggml.{key}": value for key, value in t5.items()}
+    seeds = [short, unigram, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
     pres = ("llama-bpe", "qwen2", "smollm", "gpt-2", "tekken", "default")
 
     def spoil(chance: random.Random) -> dict[str, Any]:

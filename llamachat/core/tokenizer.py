@@ -13,6 +13,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int  # ids are below this
     bos_id: int | None  # what a text must begin with; None where the model wants nothing there
+    closing_id: int | None  # what an encoder's text must end with: T5's </s>; None where the model wants nothing there
     eos_ids: frozenset[int]  # every id that the model's own metadata says ends a sequence or a turn
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
@@ -48,7 +49,9 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that this token adds in the middle of a text; b"" for a control token or an unused id."""
+        """The UTF-8 bytes that this token adds in the middle of a text; b"" for an unused id or a control token, of
+        which only T5's sentinels (`<extra_id_0>`) are shown.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
