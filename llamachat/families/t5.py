@@ -1,4 +1,4 @@
-"""T5 (arXiv 1910.10683): an encoder reads a source, a decoder writes the answer to it. T5, v1.1, flan-T5 and mT5; Megatron-core's.
+"""T5 (arXiv 1910.10683): an encoder reads a source, a decoder writes the answer to it. T5, v1.1, flan-T5, mT5; Megatron-core's.
 
 Layers are pre-norm, as in a decoder alone; a decoder's has cross attention, over what the encoder made of the source, between its
 own attention and the feed-forward part. Positions are distances: each head adds to its scores a learned number for the bucket
@@ -19,7 +19,10 @@ Inner = Literal["relu", "gelu", "gelu_pytorch_tanh", "silu"]
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 MODEL_TYPES = ("t5", "mt5")  # config.json's model_type
-RELATIVE, ABSOLUTE = "relative_attention_bias", "embed_positions"  # tables that are looked up in, no matrices to multiply
+RELATIVE, ABSOLUTE = (
+    "relative_attention_bias",
+    "embed_positions",
+)  # tables that are looked up in, no matrices to multiply
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -118,20 +121,23 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[st
 # Names in files -------------------------------------------------------------------------------------------------------
 
 OUTER = {"shared": "model.embed_tokens", "token_embd": "model.embed_tokens", "output": "lm_head"} | {
-    theirs: f"{stack}.norm"
-    for stack in STACKS
-    for theirs in (f"{stack}.final_layer_norm", f"{stack[:3]}.output_norm")
+    theirs: f"{stack}.norm" for stack in STACKS for theirs in (f"{stack}.final_layer_norm", f"{stack[:3]}.output_norm")
 }
 FEED_FORWARD = {"wi_0": "mlp.gate_proj", "wi_1": "mlp.up_proj", "wi": "mlp.up_proj", "wo": "mlp.down_proj"}
-HUGGING_FACE: dict[str, dict[str, str]] = {}  # of a stack: a part of a block -> ours of a layer
-for _stack, _last in zip(STACKS, (1, 2), strict=True):
-    _attentions = [("SelfAttention", "self_attn"), ("EncDecAttention", "cross_attn")][:_last]
-    _norms = ["input_layernorm", "cross_attn_layernorm"][:_last] + ["post_attention_layernorm"]
-    HUGGING_FACE[_stack] = {
-        **{f"layer.{at}.layer_norm": name for at, name in enumerate(_norms)},
-        **{f"layer.{at}.{a}.{x}": f"{b}.{x}_proj" for at, (a, b) in enumerate(_attentions) for x in "qkvo"},
-        **{f"layer.{_last}.DenseReluDense.{theirs}": name for theirs, name in FEED_FORWARD.items()},
-    }
+
+
+def _in_hugging_face(stack: Stack) -> dict[str, str]:
+    """A part of a block there -> ours of a layer. Blocks have two layers, and three where one is cross attention."""
+    attentions = {"SelfAttention": "self_attn"} | ({"EncDecAttention": "cross_attn"} if stack == "decoder" else {})
+    norms = ["input_layernorm", "cross_attn_layernorm"][: len(attentions)]
+    names = {f"layer.{at}.layer_norm": name for at, name in enumerate([*norms, "post_attention_layernorm"])}
+    for at, (theirs, ours) in enumerate(attentions.items()):
+        names |= {f"layer.{at}.{theirs}.{part}": f"{ours}.{part}_proj" for part in "qkvo"}
+    last = len(attentions)
+    return names | {f"layer.{last}.DenseReluDense.{theirs}": ours for theirs, ours in FEED_FORWARD.items()}
+
+
+HUGGING_FACE = {f"{stack}": _in_hugging_face(stack) for stack in STACKS}
 GGUF = {  # llama.cpp's, of both stacks
     "attn_norm": "input_layernorm",
     "cross_attn_norm": "cross_attn_layernorm",
@@ -145,7 +151,9 @@ UNUSED = (  # in files, and read by nobody: cross attention has no distances
     "dec.blk.0.cross_attn_rel_b.weight",
 )
 TABLES = {"layer.0.SelfAttention.relative_attention_bias", "attn_rel_b"}  # of a stack's first block
-PLACE = re.compile(r"(?P<stack>enc|dec)(?:oder\.block|\.blk)\.(?P<layer>\d+)\.(?P<part>layer\.\d\.layer_norm|layer\.\d\.\w+\.\w+|\w+)\.")
+PLACE = re.compile(
+    r"(?P<stack>enc|dec)(?:oder\.block|\.blk)\.(?P<layer>\d+)\.(?P<part>layer\.\d\.layer_norm|layer\.\d\.\w+\.\w+|\w+)\."
+)
 
 
 def our_name(name: str) -> str:

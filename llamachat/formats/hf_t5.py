@@ -21,8 +21,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 1,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {  # transformers', for absent keys
-    "t5": COMMON
-    | {"vocab_size": 32128, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "feed_forward_proj": "relu"},
+    "t5": COMMON | {"vocab_size": 32128, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "feed_forward_proj": "relu"},
     "mt5": COMMON
     | {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"}
     | {"decoder_start_token_id": 0},

@@ -150,7 +150,8 @@ def planned_bytes(
 
 def chosen_precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
     """What the configuration or `dtype` asks for; but norms behind a layer's parts let the residual stream grow beyond float16
-    (Gemma's does), which is then float32. So do T5's feed-forward parts, which are not run in float16 unless that is asked for."""
+    (Gemma's does), which is then float32. So do T5's feed-forward parts, which are run in float16 only where that is asked for.
+    """
     asked, grows = config.dtypes, isinstance(config, EncoderDecoderSpec)
     compute: Dtype = dtype or asked.compute or default_dtype(device)
     if grows and compute == "float16" and not (dtype or asked.compute):
