@@ -16,7 +16,7 @@ from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json
 from llamachat.tokenizers.open import GGUF_VOCABULARY
 from quantize.recipe import Recipe
-from quantize.to_hf import hf_config
+from quantize.to_hf import head_config, hf_config
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION = "generation_config.json"
@@ -89,7 +89,7 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
         beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}
     if recipe.foreign and recipe.kv_bits:  # ours says it in quantization_config
         beyond["kv_bits"] = recipe.kv_bits
-    config |= {"tie_word_embeddings": source.config.tie_word_embeddings, OWN: beyond}
+    config |= head_config(source.config) | {OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.checks import shown
-from llamachat.core.spec import ModelSpec
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, LlamachatError, ModelError
 from llamachat.formats import Checkpoint
@@ -37,7 +36,7 @@ def _refusal(cause: str) -> ModelError:
 
 def _differences(source: Checkpoint, recipe: Recipe, opened: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
     """What is not as it was: its name, what it was, what it is."""
-    for name in (field.name for field in fields(ModelSpec) if field.name != "quantization"):
+    for name in (field.name for field in fields(source.config) if field.name != "quantization"):
         yield from _difference(name, getattr(source.config, name), getattr(opened.config, name))
     quantized = opened.config.quantization
     found = (quantized.scheme, quantized.kv_bits) if quantized else None

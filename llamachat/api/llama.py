@@ -17,6 +17,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
+from llamachat.engines.encoding import started
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -165,7 +166,7 @@ class Llama:
         """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
         _require_list(prompts, "text_stream")
-        ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        ids = [self._text_ids(prompt) for prompt in prompts]
         return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
 
     def chat_completion(
@@ -200,9 +201,8 @@ class Llama:
         echo: bool = False,
     ) -> Stream[CompletionPrediction]:
         """`text_completion` of one prompt, piece by piece: the pieces make up its `generation`; `.result` is the whole."""
-        ids = self.tokenizer.encode(prompt, bos=True, eos=False)
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
-        return self._stream(ids, wanted, self._completion)
+        return self._stream(self._text_ids(prompt), wanted, self._completion)
 
     def chat_stream(
         self,
@@ -219,6 +219,9 @@ class Llama:
         ids = self.model.encode_dialog(parsed(dialog), think)
         wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
         return self._stream(ids, wanted, self._chat)
+
+    def _text_ids(self, prompt: str) -> list[int]:
+        return [*self.tokenizer.encode(prompt, bos=True, eos=False), *self.model.text_end]
 
     def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
         if think_budget is not None:
@@ -255,8 +258,9 @@ class Llama:
     def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
-        if len(prompt) > self.max_seq_len:
-            cause = f"a prompt of {len(prompt)} tokens exceeds max_seq_len={self.max_seq_len}"
+        length = len(started(self.model.engine, prompt))
+        if length > self.max_seq_len:
+            cause = f"a prompt of {length} tokens exceeds max_seq_len={self.max_seq_len}"
             raise DoesNotFitError(cause, "nothing was computed", "shorten it, or build with a larger one")
         limit = self.max_seq_len if wanted.max_gen_len is None else wanted.max_gen_len
         require_whole("max_gen_len", limit, 0, 2**63, UsageError)
@@ -264,7 +268,7 @@ class Llama:
         settings = AnswerSettings(
             SamplingParams(temperature=wanted.temperature, top_p=wanted.top_p, seed=seed),
             self.model.stop_ids if wanted.ends_turn else self.model.text_stop_ids,
-            max_tokens=min(limit, self.max_seq_len - len(prompt)),
+            max_tokens=min(limit, self.max_seq_len - length),
             top_logprobs=0 if wanted.logprobs else None,
             score_prompt=wanted.logprobs and wanted.echo,
             think_budget=wanted.think_budget,
@@ -317,7 +321,8 @@ def _ids(answer: Answer, wanted: _Wanted) -> list[int]:
 
 
 def _logprobs(answer: Answer, wanted: _Wanted) -> list[float]:
-    before = [0.0, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
+    unscored = [0.0] * answer.unscored
+    before = [*unscored, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
     return before + [entry.logprob for entry in answer.logprobs]
 
 

@@ -15,18 +15,22 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.families.family import Layout
+from llamachat.families.t5 import MODEL_TYPES, STACKS, UNUSED, EncoderDecoderSpec, our_name
 from llamachat.formats import hf_config
+from llamachat.formats.hf_t5 import hf_t5
 from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
-from llamachat.system.metadata import read_json, read_text
+from llamachat.system.metadata import Fields, naming, read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
 IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
+CONFIG_READERS = dict.fromkeys(hf_config.KNOWN, hf_config.hf) | dict.fromkeys(MODEL_TYPES, hf_t5)  # by model_type
+EMBEDDING = "model.embed_tokens.weight"
 CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
@@ -36,7 +40,7 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
     arrays, weights = _weights(folder)
-    arrays = _of_text(arrays)
+    arrays = _of_stacks(arrays, folder) if isinstance(told.config, EncoderDecoderSpec) else _of_text(arrays)
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
@@ -49,7 +53,8 @@ def described(folder: Path) -> Translated:
 
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
-    told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    raw, where = read_json(folder / "config.json"), str(folder / "config.json")
+    told = Fields(raw, where).choice("model_type", CONFIG_READERS)(raw, where)
     length = {"max_length": told.max_length} if told.max_length else {}
     told = replace(told, sampling={**told.sampling, **length})
     path = folder / "generation_config.json"
@@ -58,19 +63,25 @@ def described(folder: Path) -> Translated:
     raw, where = read_json(path), str(path)
     eos = dict.fromkeys((*told.config.eos_token_ids, *hf_config.eos_ids(raw, where)))
     config = replace(told.config, eos_token_ids=tuple(eos))
+    if isinstance(config, EncoderDecoderSpec) and "decoder_start_token_id" in raw:
+        with naming(where):
+            config = replace(config, decoder_start_token_id=Fields(raw, where).whole("decoder_start_token_id"))
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
 def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
-    A copy is dropped, and one that differs unties the model, as transformers does.
+    A copy is dropped, and one that differs unties the model, as transformers does; so does one that is packed.
     """
-    head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    if not config.tie_word_embeddings or head is None:
+    head, embedding = arrays.get("lm_head.weight"), arrays.get(EMBEDDING)
+    if not config.tie_word_embeddings:
         return config
+    if head is None:
+        packed = any(name.startswith("lm_head.weight.") for name in arrays)
+        return replace(config, tie_word_embeddings=False) if packed else config
     if embedding is None:
-        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
+        arrays[EMBEDDING] = arrays.pop("lm_head.weight")
         return config
     if head.dtype == embedding.dtype and np.array_equal(head, embedding):
         del arrays["lm_head.weight"]
@@ -85,6 +96,19 @@ def _of_text(arrays: dict[str, Array]) -> dict[str, Array]:
         return arrays
     found = {name: prefix for name in arrays for prefix in prefixes if name.startswith(prefix)}
     return {prefixes[prefix] + name.removeprefix(prefix): arrays[name] for name, prefix in found.items()}
+
+
+def _of_stacks(arrays: dict[str, Array], folder: Path) -> dict[str, Array]:
+    """T5's by our names. Each stack may have its own copy of the embedding, which is then left out."""
+    named = {our_name(name): array for name, array in arrays.items() if name not in UNUSED}
+    if len(named) < sum(name not in UNUSED for name in arrays):
+        raise FormatError(f"{folder} names a tensor in two ways", "it is not clear which is meant")
+    copies = [name for stack in STACKS if (name := f"{stack}.embed_tokens.weight") in named]
+    for name in copies:
+        shared = named.setdefault(EMBEDDING, named[name])
+        if named[name] is shared or (named[name].dtype == shared.dtype and np.array_equal(named[name], shared)):
+            del named[name]
+    return named
 
 
 def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layout: Layout) -> dict[str, LazyTensor]:

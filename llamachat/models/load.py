@@ -18,6 +18,7 @@ from llamachat.core.spec import Dtype, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
+from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.formats import Checkpoint
@@ -64,8 +65,13 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        """Tokens that one text may have."""
+        """Tokens that one text may have; of an encoder-decoder model, an answer."""
         return self.engine.slots // self.parallel
+
+    @property
+    def reads(self) -> Encoding | None:
+        """The engine, where it reads a source and answers it, and goes on with no text."""
+        return encoding(self.engine)
 
     @property
     def notes(self) -> list[str]:
@@ -94,6 +100,9 @@ class LoadedModel:
     @cached_property
     def dialog(self) -> DialogFormat:
         """Raises UsageError for a model that has no dialog format."""
+        if self.reads:
+            cause = f"{self.name} answers a source text, it has no dialog"
+            raise UsageError(cause, "it cannot chat", "ask it with `llamachat complete`")
         with reading(f"the dialog format of {self.name}", ConfigError, "it cannot chat", "use complete --raw"):
             return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
 
@@ -120,11 +129,22 @@ class LoadedModel:
         except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
             return self.text_stop_ids
 
+    def require_continuing(self, what: str) -> None:
+        """Raises UsageError for a model that answers a source: `what` is done with those that go on with a text."""
+        if self.reads:
+            cause = f"{self.name} answers a source text and goes on with none"
+            raise UsageError(cause, f"{what} has nothing to measure", "ask it with `llamachat complete`")
+
     def encode_text(self, text: str) -> list[int]:
-        """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
+        """Plain text as a sequence of its own: BOS, if the model has one, the text's ids, and behind a source what ends it."""
         self._require_room([text])
         bos = self.tokenizer.bos_id
-        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
+        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text), *self.text_end]
+
+    @property
+    def text_end(self) -> tuple[int, ...]:
+        """What a plain text ends with as the model gets it: nothing, unless that is a source."""
+        return self.reads.config.source_end if self.reads else ()
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
@@ -138,15 +158,15 @@ class LoadedModel:
         SLACK is left to each piece; the cache counts in the end.
         """
         tokens = 0
+        room = self.reads.source_room() if self.reads else self.context
+        remedy = "shorten the text" if self.reads else "shorten the text or raise --ctx-size"
         for text in texts:
             for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
                 tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False)) - SLACK
-                if tokens > self.context:
-                    raise DoesNotFitError(
-                        f"the prompt makes more than {tokens} tokens, the context holds {self.context}",
-                        "nothing was computed",
-                        "shorten the text or raise --ctx-size",
-                    )
+                if tokens > room:
+                    what = "there is memory for" if self.reads else "the context holds"
+                    cause = f"the prompt makes more than {tokens} tokens, {what} {room}"
+                    raise DoesNotFitError(cause, "nothing was computed", remedy)
 
     def token_text(self, token: int) -> str:
         """One token for people: a control token by its name, part of a character as U+FFFD."""
