@@ -1,0 +1,172 @@
+"""Megatron-core's own T5Model, tiny and random, on the CPU in one process; what that takes is patched here and nowhere else."""
+
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what it would use on a GPU
+    pytest.importorskip("megatron.core", reason="megatron-core 0.9.0 has wheels for Python 3.10 and 3.11 only")
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.models.T5 import t5_model, t5_spec
+    from megatron.core.transformer.torch_layer_norm import WrappedTorchLayerNorm
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+PAD = 0
+Masks = tuple[Tensor, Tensor, Tensor]
+
+
+class Embedding(t5_model.LanguageModelEmbedding):  # type: ignore[misc]
+    """Without learned positions it has none, and says so."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        if not self.add_position_embedding:
+            self.position_embeddings = None
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Its one device is the CPU, and dropout, of which there is none, needs no state of a GPU.
+
+    The final norm of its plain layers is Transformer Engine's by mistake; and it asks a model that rotates for its
+    learned positions, which that does not have.
+    """
+    tracker = SimpleNamespace(fork=nullcontext)
+    with (
+        patch.object(torch.cuda, "current_device", lambda: "cpu"),
+        patch.object(tensor_parallel, "get_cuda_rng_tracker", lambda: tracker),
+        patch.object(t5_spec, "TENorm", WrappedTorchLayerNorm, create=True),
+        patch.object(t5_model, "LanguageModelEmbedding", Embedding),
+    ):
+        yield
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Its groups of processes, each of this one alone."""
+    store = torch.distributed.FileStore(str(folder / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model; by Megatron's names of arguments."""
+
+    position_embedding_type: str = "learned_absolute"
+    untie_embeddings_and_output_weights: bool = False
+    rotary_percent: float = 1.0
+    rotary_seq_len_interpolation_factor: float | None = None
+    rotary_interleaved: bool = False
+    swiglu: bool = False
+    add_bias_linear: bool = True
+    bias_gelu_fusion: bool = False
+    kv_channels: int = 8
+    hidden_size: int = 32
+    num_attention_heads: int = 4
+    ffn_hidden_size: int = 48
+    encoder_num_layers: int = 2
+    decoder_num_layers: int = 3
+    padded_vocab_size: int = 40
+    max_position_embeddings: int = 48
+    norm_epsilon: float = 1e-5
+
+    def arguments(self, **more: Any) -> Namespace:
+        """What Megatron-LM's training script would save beside the weights, and leave to a reader to make sense of."""
+        return Namespace(**{**vars(self), **COMMON, "num_layers": self.decoder_num_layers, **more})
+
+
+COMMON: dict[str, Any] = {}
+
+
+def config(shape: Shape, layers: int) -> TransformerConfig:
+    """As its training script makes it of these arguments."""
+    return TransformerConfig(
+        num_layers=layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        kv_channels=shape.kv_channels,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        layernorm_epsilon=shape.norm_epsilon,
+        add_bias_linear=shape.add_bias_linear,
+        gated_linear_unit=shape.swiglu,
+        activation_func=silu if shape.swiglu else gelu,
+        bias_activation_fusion=shape.bias_gelu_fusion,
+        rotary_interleaved=shape.rotary_interleaved,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+    )
+
+
+def build(shape: Shape, seed: int = 0) -> Any:
+    """A T5Model of it, every weight of which is random, those that are ones or zeros when made too."""
+    encoder, decoder = shape.encoder_num_layers, shape.decoder_num_layers
+    model = t5_model.T5Model(
+        config(shape, decoder),
+        config(shape, encoder),
+        t5_spec.get_t5_encoder_with_local_block_spec(encoder),
+        t5_spec.get_t5_decoder_with_local_block_spec(decoder),
+        vocab_size=shape.padded_vocab_size,
+        max_sequence_length=shape.max_position_embeddings,
+        share_embeddings_and_output_weights=not shape.untie_embeddings_and_output_weights,
+        position_embedding_type=shape.position_embedding_type,
+        rotary_percent=shape.rotary_percent,
+        seq_len_interpolation_factor=shape.rotary_seq_len_interpolation_factor,
+        parallel_output=False,
+    )
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            random = torch.randn(weight.shape, generator=chance)
+            weight.copy_(1 + random / 5 if "layernorm.weight" in name else random / 4)
+    return model.eval()
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+
+
+def masks(source: Tensor, text: Tensor) -> Masks:
+    """True where something is not seen: padding on either side, and what comes later in the decoder's text."""
+    enc, dec = source != PAD, text != PAD
+    later = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool).triu(1)
+    seen = enc[:, :, None] & enc[:, None], dec[:, :, None] & dec[:, None] & ~later, dec[:, :, None] & enc[:, None]
+    return ~seen[0], ~seen[1], ~seen[2]
+
+
+@torch.no_grad()
+def logits(model: Any, sources: list[list[int]], texts: list[list[int]]) -> list[Tensor]:
+    """Of each text's tokens behind its source, all in one padded batch."""
+    source, text = padded(sources), padded(texts)
+    made = model(source, text, *masks(source, text))
+    return [rows[: len(row)] for rows, row in zip(made, texts, strict=True)]
+
+
+def greedy(model: Any, source: list[int], start: int, end: int, tokens: int) -> list[int]:
+    """What it answers, run anew for every token, as it keeps no keys and values."""
+    text = [start]
+    for _ in range(tokens):
+        best = int(logits(model, [source], [text])[0][-1].argmax())
+        text.append(best)
+        if best == end:
+            break
+    return text[1:]
