@@ -144,7 +144,8 @@ class LoadedModel:
     @property
     def text_end(self) -> tuple[int, ...]:
         """What a plain text ends with as the model gets it: nothing, unless that is a source."""
-        return self.reads.config.source_end if self.reads else ()
+        closing = self.tokenizer.closing_id if self.reads else None
+        return () if closing is None else (closing,)
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""

@@ -59,21 +59,27 @@ def read_side(folder: Path) -> Side:
         read_json(path) if (path := folder / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
+    t5 = _is_t5(config, folder)
+    fields = Fields(config, str(folder / "tokenizer_config.json"))
+    side = of_config(config, old, added)
+    if not t5:
+        return side
+    return replace(side, t5=True, closes=True, extra_ids=fields.whole("extra_ids", T5_SENTINELS, 0, MAX_ADDED))
+
+
+def of_config(config: Mapping[str, Any], old: Mapping[str, Any], added: Mapping[str, Any]) -> Side:
+    """What these files' contents say, of a tokenizer that is not T5's."""
     decoder = config.get("added_tokens_decoder")
     first, second = (config, old) if isinstance(decoder, dict) and decoder else (old, config)
     special = set(_special_names(config)) | set(_special_names(old))
     found = {name: Added(id, name in special) for name, id in added.items() if type(id) is int}
     found |= dict(_decoder(decoder, special))
-    t5 = _is_t5(config, folder)
-    fields = Fields(config, str(folder / "tokenizer_config.json"))
     return Side(
         {key: name for key in NAMED if (name := _content(first.get(key)) or _content(second.get(key)))},
         found,
         _flag(config.get("add_bos_token")),
         _flag(config.get("legacy")),
-        t5=t5,
-        extra_ids=fields.whole("extra_ids", T5_SENTINELS, 0, MAX_ADDED) if t5 else 0,
-        closes=t5 or config.get("add_eos_token") is True,
+        closes=config.get("add_eos_token") is True,
     )
 
 
