@@ -4,12 +4,13 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it would use on a GPU
     pytest.importorskip("megatron.core", reason="megatron-core 0.9.0 has wheels for Python 3.10 and 3.11 only")
     from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.enums import ModelType
     from megatron.core.models.T5 import t5_model, t5_spec
+    from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.torch_layer_norm import WrappedTorchLayerNorm
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -93,7 +96,20 @@ class Shape:
         return Namespace(**{**vars(self), **COMMON, "num_layers": self.decoder_num_layers, **more})
 
 
-COMMON: dict[str, Any] = {}
+COMMON: dict[str, Any] = {  # of some hundred arguments of the script, one of each kind
+    **{"normalization": "LayerNorm", "apply_layernorm_1p": False, "squared_relu": False, "openai_gelu": False},
+    **{"group_query_attention": False, "num_query_groups": 1, "num_experts": None, "qk_layernorm": False, "spec": None},
+    **{"rotary_base": 10000, "use_rotary_position_embeddings": False, "add_position_embedding": True, "fp8": None},
+    **{"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1, "world_size": 1},
+    **{"encoder_tensor_model_parallel_size": 0, "virtual_pipeline_model_parallel_size": None, "use_legacy_models": False},
+    **{"add_qkv_bias": False, "attention_softmax_in_fp32": False, "apply_query_key_layer_scaling": False, "seed": 1234},
+    **{"hidden_dropout": 0.1, "attention_dropout": 0.1, "lr": 1e-4, "lr_warmup_iters": 0, "adam_beta1": 0.9, "bf16": False},
+    **{"train_iters": 100, "save": "/checkpoints", "load": None, "data_path": ["a", "b"], "moe_router_topk": 2},
+    **{"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "/t5.model", "vocab_extra_ids": 5, "vocab_size": 36},
+    **{"encoder_seq_length": 48, "decoder_seq_length": 48, "seq_length": 48, "mask_prob": 0.15, "iteration": 100},
+    **{"transformer_impl": "local", "params_dtype": torch.float32, "model_type": ModelType.encoder_and_decoder},
+    **{"cp_comm_type": ["p2p"], "attention_backend": AttnMaskType.causal, "wandb_project": "", "log_interval": 100},
+}
 
 
 def config(shape: Shape, layers: int) -> TransformerConfig:
@@ -119,6 +135,7 @@ def config(shape: Shape, layers: int) -> TransformerConfig:
 def build(shape: Shape, seed: int = 0) -> Any:
     """A T5Model of it, every weight of which is random, those that are ones or zeros when made too."""
     encoder, decoder = shape.encoder_num_layers, shape.decoder_num_layers
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")  # of its own old arguments
     model = t5_model.T5Model(
         config(shape, decoder),
         config(shape, encoder),
@@ -138,6 +155,21 @@ def build(shape: Shape, seed: int = 0) -> Any:
             random = torch.randn(weight.shape, generator=chance)
             weight.copy_(1 + random / 5 if "layernorm.weight" in name else random / 4)
     return model.eval()
+
+
+def save(folder: Path, model: Any, shape: Shape, **arguments: Any) -> Path:
+    """A checkpoint as Megatron-LM's script writes one, with the states of random numbers that it has besides."""
+    place = folder / "iter_0000100/mp_rank_00"
+    place.mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text("100")
+    numbers = {"np_rng_state": np.random.get_state(), "torch_rng_state": torch.get_rng_state(), "random_rng_state": (3,)}
+    content = {
+        "args": shape.arguments(**arguments), "checkpoint_version": 3.0, "iteration": 100, "model": model.state_dict(),
+        "num_floating_point_operations_so_far": 0, "optimizer": None, "opt_param_scheduler": {"lr": 0.1},
+        "rng_state": [numbers],
+    }  # fmt: skip
+    torch.save(content, place / "model_optim_rng.pt")
+    return folder
 
 
 def padded(rows: list[list[int]]) -> Tensor:

@@ -167,6 +167,7 @@ def translate(
             num_attention_heads=heads,
             num_key_value_heads=heads,
             head_dim=size,
+            attention_scale=size**-0.5,
             max_position_embeddings=fields.size("max_position_embeddings", "max_position_embeddings"),
             rms_norm_eps=fields.number("norm_epsilon", 1e-5),
             norm_kind=fields.choice("normalization", NORMS, "LayerNorm"),

@@ -21,6 +21,7 @@ from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.schemes import SCHEMES
@@ -214,6 +215,7 @@ def load(
     config = checkpoint.config
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
+    _require_positions(path, config, slots)
     if report and checkpoint.ignored:
         report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
     tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
@@ -232,6 +234,14 @@ def load(
         say=report or silent,
     )
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+
+
+def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
+    """Raises UsageError for more tokens than a model has learned positions for."""
+    most = config.longest_source if isinstance(config, EncoderDecoderSpec) else None
+    if most is not None and context > most:
+        cause = f"{path.name} has positions for {most} tokens"
+        raise UsageError(cause, f"a context of {context} cannot be had", f"use --ctx-size {most}")
 
 
 def _other_tokenizer(path: Path, config: ModelSpec) -> Tokenizer:
