@@ -107,7 +107,7 @@ class _Opening:
     session: "Session | None" = None
 
     def start(self) -> "Session":
-        """Load the model, which must be one that can chat, and open the dialog. Raises LlamachatError."""
+        """Load the model and open the dialog. Raises LlamachatError."""
         from llamachat.chat.backend import BACKENDS, Wanted
         from llamachat.chat.session import Session
         from llamachat.chat.settings import Settings
@@ -116,7 +116,6 @@ class _Opening:
         first = Wanted(self.entry.name, self._load_first, options.overflow.value, snapshots=self.keep)
         make = BACKENDS["local"]
         backend = make(first)
-        backend.check()
         self.session = chat = Session(
             backend,
             Settings(
