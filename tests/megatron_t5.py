@@ -101,11 +101,27 @@ COMMON: dict[str, Any] = {  # of some hundred arguments of the script, one of ea
     **{"group_query_attention": False, "num_query_groups": 1, "num_experts": None, "qk_layernorm": False, "spec": None},
     **{"rotary_base": 10000, "use_rotary_position_embeddings": False, "add_position_embedding": True, "fp8": None},
     **{"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1, "world_size": 1},
-    **{"encoder_tensor_model_parallel_size": 0, "virtual_pipeline_model_parallel_size": None, "use_legacy_models": False},
+    **{
+        "encoder_tensor_model_parallel_size": 0,
+        "virtual_pipeline_model_parallel_size": None,
+        "use_legacy_models": False,
+    },
     **{"add_qkv_bias": False, "attention_softmax_in_fp32": False, "apply_query_key_layer_scaling": False, "seed": 1234},
-    **{"hidden_dropout": 0.1, "attention_dropout": 0.1, "lr": 1e-4, "lr_warmup_iters": 0, "adam_beta1": 0.9, "bf16": False},
+    **{
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "lr": 1e-4,
+        "lr_warmup_iters": 0,
+        "adam_beta1": 0.9,
+        "bf16": False,
+    },
     **{"train_iters": 100, "save": "/checkpoints", "load": None, "data_path": ["a", "b"], "moe_router_topk": 2},
-    **{"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "/t5.model", "vocab_extra_ids": 5, "vocab_size": 36},
+    **{
+        "tokenizer_type": "SentencePieceTokenizer",
+        "tokenizer_model": "/t5.model",
+        "vocab_extra_ids": 5,
+        "vocab_size": 36,
+    },
     **{"encoder_seq_length": 48, "decoder_seq_length": 48, "seq_length": 48, "mask_prob": 0.15, "iteration": 100},
     **{"transformer_impl": "local", "params_dtype": torch.float32, "model_type": ModelType.encoder_and_decoder},
     **{"cp_comm_type": ["p2p"], "attention_backend": AttnMaskType.causal, "wandb_project": "", "log_interval": 100},
@@ -162,7 +178,11 @@ def save(folder: Path, model: Any, shape: Shape, **arguments: Any) -> Path:
     place = folder / "iter_0000100/mp_rank_00"
     place.mkdir(parents=True)
     (folder / "latest_checkpointed_iteration.txt").write_text("100")
-    numbers = {"np_rng_state": np.random.get_state(), "torch_rng_state": torch.get_rng_state(), "random_rng_state": (3,)}
+    numbers = {
+        "np_rng_state": np.random.get_state(),
+        "torch_rng_state": torch.get_rng_state(),
+        "random_rng_state": (3,),
+    }
     content = {
         "args": shape.arguments(**arguments), "checkpoint_version": 3.0, "iteration": 100, "model": model.state_dict(),
         "num_floating_point_operations_so_far": 0, "optimizer": None, "opt_param_scheduler": {"lr": 0.1},
@@ -173,14 +193,15 @@ def save(folder: Path, model: Any, shape: Shape, **arguments: Any) -> Path:
 
 
 def padded(rows: list[list[int]]) -> Tensor:
+    """[rows, longest]."""
     longest = max(map(len, rows))
     return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
 
-def masks(source: Tensor, text: Tensor) -> Masks:
+def masks(sources: list[list[int]], texts: list[list[int]]) -> Masks:
     """True where something is not seen: padding on either side, and what comes later in the decoder's text."""
-    enc, dec = source != PAD, text != PAD
-    later = torch.ones(text.shape[1], text.shape[1], dtype=torch.bool).triu(1)
+    enc, dec = (padded([[1] * len(row) for row in rows]) > 0 for rows in (sources, texts))
+    later = torch.ones(dec.shape[1], dec.shape[1], dtype=torch.bool).triu(1)
     seen = enc[:, :, None] & enc[:, None], dec[:, :, None] & dec[:, None] & ~later, dec[:, :, None] & enc[:, None]
     return ~seen[0], ~seen[1], ~seen[2]
 
@@ -188,8 +209,7 @@ def masks(source: Tensor, text: Tensor) -> Masks:
 @torch.no_grad()
 def logits(model: Any, sources: list[list[int]], texts: list[list[int]]) -> list[Tensor]:
     """Of each text's tokens behind its source, all in one padded batch."""
-    source, text = padded(sources), padded(texts)
-    made = model(source, text, *masks(source, text))
+    made = model(padded(sources), padded(texts), *masks(sources, texts))
     return [rows[: len(row)] for rows, row in zip(made, texts, strict=True)]
 
 

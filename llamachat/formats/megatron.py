@@ -6,7 +6,7 @@ what one rank saved is read. What the arguments do not say stands beside, in a m
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,8 @@ def open_megatron(path: Path) -> MegatronCheckpoint:
     sentinels = fields.whole(EXTRA_IDS, 0, 0, MAX_ADDED)
     beside, extra = _beside(home, model, sentinels)
     named = _named(saved.tensors, beside)
-    config, ignored = translate(saved.arguments, where, *(_layers(named, stack) for stack in STACKS), beside)
+    encoder, decoder = (_layers(named, stack) for stack in STACKS)
+    config, ignored = translate(saved.arguments, where, encoder, decoder, beside)
     entries = matched(dict(_entries(named, config, fields.flag("rotary_interleaved", False), file)), config, file)
     files = (file, *extra)
     return MegatronCheckpoint(file, config, entries, home, {}, ignored, files, sentencepiece=model, sentinels=sentinels)
@@ -119,14 +120,13 @@ def _sentencepiece(home: Path) -> Path | None:
 
 def _beside(home: Path, model: Path | None, sentinels: int) -> tuple[Beside, tuple[Path, ...]]:
     """What the tokenizer says of ids, and a megatron_config.json, which has the last word; and the files that say so."""
-    told, files = Beside(), ()
-    if model is not None:
-        told, files = Beside(*tokens.named_ids(model, sentinels)), (model,)
+    told = Beside() if model is None else Beside(*tokens.named_ids(model, sentinels))
+    files = () if model is None else (model,)
     file = home / BESIDE
     if not file.is_file():
         return told, files
     given = read_beside(read_json(file), str(file))
-    return Beside(**{**vars(told), **{k: v for k, v in vars(given).items() if v is not None}}), (*files, file)
+    return replace(told, **{name: value for name, value in vars(given).items() if value is not None}), (*files, file)
 
 
 def _named(tensors: Mapping[str, Array], beside: Beside) -> dict[str, Array]:
@@ -165,7 +165,7 @@ def _places(
     module, _, kind = name.rpartition(".")
     place = PLACE.fullmatch(name)
     if place is None:
-        yield f"{TOP.get(module, module)}.{kind}", None
+        yield f"{TOP[module]}.{kind}" if module in TOP else name, None
         return
     prefix, part, kind = f"{place[1]}.layers.{place[2]}.", place[3], place[4]
     if kind.startswith("layer_norm_"):

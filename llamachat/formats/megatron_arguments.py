@@ -129,10 +129,10 @@ class Beside:
 def read_beside(raw: Mapping[str, Any], where: str) -> Beside:
     """`raw` is what is in BESIDE. Raises ConfigError."""
     fields = Fields(raw, where)
-    ids = [fields.token(f"{name}_token_id") for name in ("decoder_start", "eos", "pad")]
+    start, end, pad = (fields.token(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
     head = fields.choice("head", HEADS) if raw.get("head") is not None else None
     fields.finish(("head",))
-    return Beside(*ids, head)
+    return Beside(start, end, pad, head)
 
 
 def translate(

@@ -34,7 +34,16 @@ UNREAD = {  # states of random numbers, paths and the like
     *("numpy ndarray", "numpy dtype", "pathlib PosixPath", "_io BytesIO"),
 }
 ENUMERATION = re.compile(r"megatron\.[\w.]+ \w+")
-EXPANDING = {"base64", "bz2", "hex", "quopri", "quotedprintable", "uu", "zip", "zlib"}  # codecs of bytes, without "_codec"
+EXPANDING = {
+    "base64",
+    "bz2",
+    "hex",
+    "quopri",
+    "quotedprintable",
+    "uu",
+    "zip",
+    "zlib",
+}  # codecs of bytes, without "_codec"
 
 
 class Arguments:
@@ -71,10 +80,12 @@ def read_saved(path: Path) -> Saved:
     """The same of a state dict that stands under "model", with the arguments under "args". None and what stands for
     something else are no tensors and left out."""
     named = _check_archive(path, ALLOWED | DTYPES | UNREAD | {ARGUMENTS, ENCODE}, ENUMERATION)
-    stand_ins = {name: Unread for name in named & UNREAD | set(filter(ENUMERATION.fullmatch, named))}
+    stand_ins = dict.fromkeys(named & UNREAD | set(filter(ENUMERATION.fullmatch, named)), Unread)
     with _standing_in({**stand_ins, ARGUMENTS: Arguments}):
         values = _loaded(path)
-    arguments, model = (dict.get(values, key) for key in ("args", "model")) if isinstance(values, dict) else (None, None)
+    arguments, model = (
+        (dict.get(values, key) for key in ("args", "model")) if isinstance(values, dict) else (None, None)
+    )
     if not isinstance(arguments, Arguments) or not isinstance(model, dict):
         raise FormatError(f"{path} has no args and model", "it is no checkpoint of Megatron-LM's", "check the path")
     told = {str(key): _plain(value) for key, value in vars(arguments).items()}
