@@ -123,7 +123,7 @@ def values(folder: Path) -> Arrays:
 def test_a_stack_may_repeat_the_embedding_or_be_its_only_owner(folder: Path) -> None:
     right = values(folder)
     copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-    rewrite(folder, lambda arrays: arrays.update({name: arrays["shared.weight"] for name in copies}))
+    rewrite(folder, lambda arrays: arrays.update(dict.fromkeys(copies, arrays["shared.weight"])))
     assert values(folder).keys() == right.keys()
     rewrite(folder, lambda arrays: arrays.pop("shared.weight"))
     np.testing.assert_array_equal(values(folder)["model.embed_tokens.weight"], right["model.embed_tokens.weight"])
@@ -152,7 +152,7 @@ def test_generation_config_has_the_last_word_on_where_an_answer_begins(folder: P
     assert isinstance(config, EncoderDecoderSpec)
     assert (config.decoder_start_token_id, config.eos_token_ids, config.source_end) == (5, (1, 7), (1,))
     write_config(folder, "generation_config.json", decoder_start_token_id=5000)
-    with pytest.raises(ConfigError, match="generation_config.json: decoder_start_token_id is 5000"):
+    with pytest.raises(ConfigError, match=r"generation_config.json: decoder_start_token_id is 5000"):
         open_checkpoint(folder)
 
 
@@ -180,7 +180,7 @@ def test_missing_and_unknown_tensors_are_named(folder: Path, change: Callable[[A
 
 def test_types_with_an_encoder_that_are_not_read_are_refused_by_name(folder: Path) -> None:
     write_config(folder, model_type="umt5")
-    with pytest.raises(ConfigError, match="model_type is 'umt5'; expected is one of .*t5, mt5"):
+    with pytest.raises(ConfigError, match=r"model_type is 'umt5'; expected is one of .*t5, mt5"):
         open_checkpoint(folder)
 
 
