@@ -133,10 +133,8 @@ class Recipe:
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
         if isinstance(config, EncoderDecoderSpec) and (self.foreign or self.calibrated):
             cause = "calibrates a decoder, layer by layer" if self.calibrated else "is written for decoders alone"
-            able = [name for name in PLAIN if name in OWN]
-            raise ModelError(
-                f"{self.scheme} {cause}, and this model has an encoder", "nothing was converted", f"use {_and(able)}"
-            )
+            cause = f"{self.scheme} {cause}, and this model has an encoder"
+            raise ModelError(cause, "nothing was converted", f"use {' or '.join(PLAIN)}")
         if self.foreign and (beyond := beyond_hf(config)):
             cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
             raise ModelError(

@@ -48,7 +48,7 @@ T5_NAMES = {
     "bos_token_id": "bos_token_id",
     "pad_token_id": "pad_token_id",
 }
-T5_OWN = (*FLAGS, "positions", "norm_kind", "attention_scale", "rope_theta", "rotary_dim")
+T5_OWN = (*FLAGS, "activation", "positions", "norm_kind", "attention_scale", "rope_theta", "rotary_dim")
 ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns of others, and our reader refuses them
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),

@@ -88,6 +88,7 @@ def quantize_model(
         raise UsageError(cause, "nothing was converted", "leave it out: the table of errors comes all the same")
     if any(info.packing for info in checkpoint.index().values()):
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
+    recipe.check(checkpoint.config)
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)

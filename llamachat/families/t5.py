@@ -23,6 +23,7 @@ RELATIVE, ABSOLUTE = (
     "relative_attention_bias",
     "embed_positions",
 )  # tables that are looked up in, no matrices to multiply
+FARTHEST = 2**16  # no model tells such distances apart; bounds the table of what each adds
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -50,9 +51,9 @@ class EncoderDecoderSpec(ModelSpec):
             require_choice(name, getattr(self, name), get_args(kinds))
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         require(heads == shared, "num_key_value_heads", shared, f"num_attention_heads ({heads})")
-        require_whole("number of relative buckets", self.relative_buckets, 4, 2**16)
+        require_whole("number of relative buckets", self.relative_buckets, 4, FARTHEST)
         least = self.relative_buckets // 2 + 1  # half of the decoder's buckets have one distance each
-        require_whole("largest relative distance", self.relative_distance, least, LARGEST["max_position_embeddings"])
+        require_whole("largest relative distance", self.relative_distance, least, FARTHEST)
 
     @property
     def longest_source(self) -> int | None:

@@ -99,7 +99,7 @@ def _scales(fields: Fields, kind: str) -> bool:
 def _beyond(own: Fields, ways: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
     """`ways` with what stands under OWN, which goes before the rest; a seed; and the longest text."""
     found: dict[str, Any] = {**ways, **{name: own.flag(name, False) for name in FLAGS}}
-    for name, kinds in (("positions", Positions), ("norm_kind", NormKind)):
+    for name, kinds in (("activation", Inner), ("positions", Positions), ("norm_kind", NormKind)):
         if own.get(name) is not None:
             found[name] = own.choice(name, {kind: kind for kind in get_args(kinds)})
     for name in ("attention_scale", "rope_theta"):
