@@ -7,6 +7,7 @@ import pickle
 import random
 import struct
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import typer
 from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
-from vocabularies import byte_level_json, spaced_json, spm_metadata
+from vocabularies import byte_level_json, small_charsmap, spaced_json, spm_metadata, unigram_json
 
 from llamachat import paths
 from llamachat.chat import history, persona
@@ -35,6 +37,8 @@ from llamachat.formats import hf_config
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
 from llamachat.formats.lit import read_config
+from llamachat.formats.megatron import NAME
+from llamachat.formats.megatron_arguments import BESIDE
 from llamachat.formats.meta import read_params
 from llamachat.formats.mindformers_config import translate
 from llamachat.formats.pickled import read_pickled
@@ -125,6 +129,29 @@ def _weights(work: Path, model: Any) -> Iterator[Parser]:
         file.read_bytes() for folder in folders for file in sorted([*folder.glob("*.bin"), *folder.glob("*.pth")])
     ]
     yield Parser("torch pickle", 4, _pickle(pickles), in_file(work / "a.pth", read_pickled))
+    megatron = [_megatron(work / "megatron.pt")]
+    yield Parser("Megatron checkpoint", 4, _pickle(megatron), in_file(work / NAME, _whole(open_checkpoint)))
+
+
+def _megatron(file: Path) -> bytes:
+    """A T5 with one layer in each stack, arguments, and states of random numbers."""
+    (file.parent / BESIDE).write_text('{"decoder_start_token_id": 1}')
+    layer = {"self_attention.linear_qkv": (24, 8), "self_attention.linear_proj": (8, 8), "mlp.linear_fc1": (16, 8),
+             "mlp.linear_fc2": (8, 16), "input_layernorm": (8,), "pre_mlp_layernorm": (8,)}  # fmt: skip
+    cross = {"cross_attention.linear_q": (8, 8), "cross_attention.linear_kv": (16, 8), "pre_cross_attn_layernorm": (8,),
+             "cross_attention.linear_proj": (8, 8)}  # fmt: skip
+    shapes = {f"encoder.layers.0.{name}": shape for name, shape in layer.items()}
+    shapes |= {f"decoder.layers.0.{name}": shape for name, shape in (layer | cross).items()}
+    shapes |= {"encoder.final_layernorm": (8,), "decoder.final_layernorm": (8,)}
+    model = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    model |= {f"{name}.bias": torch.zeros(shape[:1]) for name, shape in shapes.items()}
+    model |= {"embedding.word_embeddings.weight": torch.ones(5, 8), "lm_head.output_layer.bias": torch.ones(5)}
+    arguments = Namespace(
+        hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, num_layers=1, padded_vocab_size=5, seed=1, lr=0.1,
+        max_position_embeddings=9, position_embedding_type="rope", params_dtype=torch.float32, data_path=["a"],
+    )  # fmt: skip
+    torch.save({"args": arguments, "model": model, "rng_state": [{"np": np.random.get_state()}]}, file)
+    return file.read_bytes()
 
 
 def _whole(open_it: Callable[[Path], Any]) -> Callable[[Path], object]:
@@ -328,7 +355,11 @@ SIDES = {
 def _tokenizers(work: Path, sentencepiece: Path) -> Iterator[Parser]:
     folder = work / "tokenizer"
     folder.mkdir()
-    libraries = [byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)), spaced_json("always", "<s>")]
+    libraries = [
+        byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)),
+        spaced_json("always", "<s>"),
+        unigram_json("</s>", "<extra_id_0>"),
+    ]
     texts = [json.loads(library.to_str()) for library in libraries]
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True, "chat_template": "x",
               "added_tokens_decoder": {"320": {"content": "<|x|>", "special": True}}}  # fmt: skip
@@ -381,14 +412,16 @@ def _used(tokenizer: Any) -> None:
 
 
 def _vocabulary(sentencepiece: Path) -> Callable[[random.Random], dict[str, Any]]:
-    """GGUF keys of both kinds, cut to some 300 tokens."""
+    """GGUF keys of all kinds, cut to some 300 tokens."""
     whole, cut = spm_metadata(sentencepiece), 300
     short = {key: value[:cut] if isinstance(value, list) else value for key, value in whole.items()}
     tokens = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 324)]), "ab", "<|im_end|>", "<s>"]
     tokens = list(dict.fromkeys(tokens))
     bpe = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": ["a b"], "token_type": [1] * (len(tokens) - 2) + [3, 3],
            "bos_token_id": 1, "eos_token_id": len(tokens) - 2, "add_bos_token": False}  # fmt: skip
-    seeds = [short, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
+    t5 = {"model": "t5", "precompiled_charsmap": list(small_charsmap()), "remove_extra_whitespaces": True}
+    unigram = short | {f"tokenizer.ggml.{key}": value for key, value in t5.items()}
+    seeds = [short, unigram, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
     pres = ("llama-bpe", "qwen2", "smollm", "gpt-2", "tekken", "default")
 
     def spoil(chance: random.Random) -> dict[str, Any]:

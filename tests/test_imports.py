@@ -37,7 +37,10 @@ FILES = {
 }
 WITH_TORCH = {
     "llamachat.core.model",
-    *(f"llamachat.engines.torch.{name}" for name in ("assembly", "attention", "engine", "keys_values", "linear")),
+    *(
+        f"llamachat.engines.torch.{name}"
+        for name in ("assembly", "attention", "encoder_decoder", "engine", "keys_values", "linear")
+    ),
 }
 
 

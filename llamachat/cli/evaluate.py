@@ -79,7 +79,10 @@ def measure(
 
     def opened(name: str, engine: str = "torch", bits: int | None = None) -> "LoadedModel":
         options: dict[str, Any] = {"engine": engine, "dtype": "float32" if engine == "torch" else None}
-        return load(name, ctx_size=window, kv_bits=bits, threads=threads, offline=offline, prepare=prepare, **options)
+        options |= {"ctx_size": window, "kv_bits": bits, "threads": threads, "offline": offline}
+        loaded = load(name, prepare=prepare, **options)
+        loaded.require_continuing("eval")
+        return loaded
 
     content = ev.manual() if text is None else read_text(text)
     first, second = opened(model, engine, kv_bits), None if against is None else opened(against)

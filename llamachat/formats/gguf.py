@@ -15,6 +15,8 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.families import ARCHITECTURES
 from llamachat.families.family import Gguf, Layout
+from llamachat.families.t5 import UNUSED, our_name
+from llamachat.formats import gguf_t5
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.labels import Labels, gguf_labels
@@ -76,21 +78,24 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     metadata, stored = read_parts(path)
     general = Fields(metadata, str(path))
     general.neutral("general.type", "model")
-    family = general.choice("general.architecture", ARCHITECTURES).gguf
-    assert family is not None
-    arch = family.arch
+    gguf_t5.refuse_encoder(metadata, str(path))
+    arch = general.choice("general.architecture", {name: name for name in (*ARCHITECTURES, gguf_t5.ARCH)})
     own = Fields({key: _of_all_layers(metadata[key]) for key in metadata if key.startswith(f"{arch}.")}, str(path))
-    classifier = stored.get(f"{CLASSIFIER}.weight")
-    labels = gguf_labels(own, arch, classifier.shape[0]) if classifier else None
-    config = _config(family, own, general, stored, labels)
-    unused = (
-        FREQS,
-        LONG,
-        SHORT,
-        *(["output.weight"] if labels else []),
-    )  # rerankers' files keep the head that they had
-    weights = {name: tensor for name, tensor in stored.items() if name not in unused}
-    entries = _entries(weights, config, family.layout)
+    labels: Labels | None = None
+    if arch == gguf_t5.ARCH:
+        config: ModelSpec = gguf_t5.t5_spec(own, general, stored, NEUTRAL)
+        entries = _stack_entries(stored, path)
+    else:
+        family = ARCHITECTURES[arch].gguf
+        assert family is not None
+        classifier = stored.get(f"{CLASSIFIER}.weight")
+        labels = gguf_labels(own, arch, classifier.shape[0]) if classifier else None
+        config = _config(family, own, general, stored, labels)
+        replaced = ["output.weight"] if labels else []  # rerankers' files keep the head that they had
+        unused = (FREQS, LONG, SHORT, *replaced)
+        entries = _entries(
+            {name: tensor for name, tensor in stored.items() if name not in unused}, config, family.layout
+        )
     pooling = GGUF_POOLING[own.whole(f"{arch}.pooling_type", 0, 0, len(GGUF_POOLING) - 1)]
     return GGUFCheckpoint(
         path,
@@ -159,6 +164,15 @@ def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layo
             entries[name] = _entry(tensor, Cut(slice(None)))
     turned = {name: half_split(name, lazy, config) for name, lazy in entries.items()}
     return turned if layout.interleaved else entries
+
+
+def _stack_entries(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, LazyTensor]:
+    """T5's by our names."""
+    used = {name: tensor for name, tensor in stored.items() if name not in UNUSED}
+    entries = {our_name(name): _entry(tensor, Cut(slice(None))) for name, tensor in used.items()}
+    if len(entries) < len(used):
+        raise FormatError(f"{path} names a tensor in two ways", "it is not clear which is meant")
+    return entries
 
 
 def _entry(tensor: StoredTensor, what: Cut) -> LazyTensor:
