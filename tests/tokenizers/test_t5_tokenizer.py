@@ -269,3 +269,18 @@ def test_a_model_with_it_answers_as_transformers(tmp_path: Path, t5: T5, t5_sent
         answer = llama.text_completion([text], temperature=0, max_gen_len=12)[0]["generation"]
         assert answer == shown(t5.reference, [i for i in theirs if i < 126])
     assert "<extra_id_" in answer
+
+
+@pytest.mark.parametrize("allowed", ["all", {"<extra_id_0>", "<extra_id_1>"}])
+def test_python_takes_sentinels_that_it_is_told_of(tmp_path: Path, t5: T5, allowed: Any) -> None:
+    model = t5_model("t5", vocab_size=128)
+    model.save_pretrained(tmp_path)
+    t5.reference.save_pretrained(tmp_path)
+    llama = Llama.build(tmp_path, max_seq_len=32)
+    text = "a <extra_id_0> test<extra_id_1>what"
+    ids = llama.tokenizer.encode(text, bos=False, eos=True, allowed_special=allowed)
+    source = t5.reference(text, return_tensors="pt")
+    assert ids == source["input_ids"][0].tolist()
+    theirs = model.generate(**source, max_new_tokens=9, do_sample=False, eos_token_id=1, use_cache=False)[0, 1:]
+    tokens, _ = llama.generate([ids], max_gen_len=9, temperature=0)
+    assert list(tokens[0]) == theirs.tolist()
