@@ -18,7 +18,7 @@ from torch.nn.functional import gelu, silu
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it would use on a GPU
-    pytest.importorskip("megatron.core", reason="megatron-core 0.9.0 has wheels for Python 3.10 and 3.11 only")
+    pytest.importorskip("megatron.core", reason="megatron-core 0.9.0 has wheels for Python 3.11 on Linux only")
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.enums import ModelType
     from megatron.core.models.T5 import t5_model, t5_spec
@@ -39,6 +39,15 @@ class Embedding(t5_model.LanguageModelEmbedding):  # type: ignore[misc]
             self.position_embeddings = None
 
 
+class Norm:
+    """Transformer Engine has both kinds; of its own, which need no GPU, Megatron-core has one."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> Any:
+        if config.normalization == "RMSNorm":
+            return torch.nn.RMSNorm(hidden_size, eps)
+        return WrappedTorchLayerNorm(config, hidden_size, eps)
+
+
 @contextmanager
 def on_the_cpu() -> Iterator[None]:
     """Its one device is the CPU, and dropout, of which there is none, needs no state of a GPU.
@@ -50,7 +59,8 @@ def on_the_cpu() -> Iterator[None]:
     with (
         patch.object(torch.cuda, "current_device", lambda: "cpu"),
         patch.object(tensor_parallel, "get_cuda_rng_tracker", lambda: tracker),
-        patch.object(t5_spec, "TENorm", WrappedTorchLayerNorm, create=True),
+        patch.object(t5_spec, "TENorm", Norm, create=True),
+        patch.object(t5_spec, "LNImpl", Norm),
         patch.object(t5_model, "LanguageModelEmbedding", Embedding),
     ):
         yield
@@ -90,6 +100,7 @@ class Shape:
     padded_vocab_size: int = 40
     max_position_embeddings: int = 48
     norm_epsilon: float = 1e-5
+    normalization: str = "LayerNorm"
 
     def arguments(self, **more: Any) -> Namespace:
         """What Megatron-LM's training script would save beside the weights, and leave to a reader to make sense of."""
@@ -97,7 +108,7 @@ class Shape:
 
 
 COMMON: dict[str, Any] = {  # of some hundred arguments of the script, one of each kind
-    **{"normalization": "LayerNorm", "apply_layernorm_1p": False, "squared_relu": False, "openai_gelu": False},
+    **{"apply_layernorm_1p": False, "squared_relu": False, "openai_gelu": False},
     **{"group_query_attention": False, "num_query_groups": 1, "num_experts": None, "qk_layernorm": False, "spec": None},
     **{"rotary_base": 10000, "use_rotary_position_embeddings": False, "add_position_embedding": True, "fp8": None},
     **{"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1, "world_size": 1},
@@ -137,6 +148,7 @@ def config(shape: Shape, layers: int) -> TransformerConfig:
         kv_channels=shape.kv_channels,
         ffn_hidden_size=shape.ffn_hidden_size,
         layernorm_epsilon=shape.norm_epsilon,
+        normalization=shape.normalization,
         add_bias_linear=shape.add_bias_linear,
         gated_linear_unit=shape.swiglu,
         activation_func=silu if shape.swiglu else gelu,

@@ -76,6 +76,8 @@ def open_megatron(path: Path) -> MegatronCheckpoint:
     beside, extra = _beside(home, model, sentinels)
     named = _named(saved.tensors, beside)
     encoder, decoder = (_layers(named, stack) for stack in STACKS)
+    if not (encoder and decoder):
+        raise FormatError(f"{file} has no layers of an encoder and a decoder", "only megatron-core's T5Model is read")
     config, ignored = translate(saved.arguments, where, encoder, decoder, beside)
     entries = matched(dict(_entries(named, config, fields.flag("rotary_interleaved", False), file)), config, file)
     files = (file, *extra)

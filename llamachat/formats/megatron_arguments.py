@@ -92,7 +92,7 @@ NO_EFFECT = names(
     relative_attention_num_buckets replication replication_factor replication_jump rerun_mode reset_attention_mask
     reset_position_ids result_rejected_tracker_filename rope_scaling_factor rotary_scaling_factor run_workload_inspector_server
     s3_cache_path sample_rate save save_interval scatter_gather_tensors_in_pipeline seed seq_length sequence_parallel
-    sgd_momentum short_seq_prob skip_train skipped_train_samples split squared_relu_fusion start_weight_decay
+    sgd_momentum short_seq_prob skip_train skipped_train_samples split start_weight_decay
     straggler_ctrlr_port straggler_minmax_count suggested_communication_unit_size swin_backbone_type symmetric_ar_type
     te_rng_tracker test_data_path test_mode tiktoken_num_special_tokens tiktoken_pattern tiktoken_special_tokens
     timing_log_level timing_log_option titles_data_path tokenizer_model torch_fsdp2_reshard_after_forward

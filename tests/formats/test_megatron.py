@@ -40,6 +40,7 @@ CASES = {
         "rope", rotary_interleaved=True, rotary_percent=0.5, rotary_seq_len_interpolation_factor=4
     ),
     "gated, no biases": Shape("rope", swiglu=True, add_bias_linear=False),
+    "RMSNorm": Shape(normalization="RMSNorm"),
     "one layer": Shape(encoder_num_layers=3, decoder_num_layers=1, norm_epsilon=1e-3),
 }
 BOS, EOS = 30, 1  # of Megatron's tokenizer on the model with 26 pieces
@@ -210,6 +211,25 @@ def rewritten(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_other_models_of_megatrons_are_no_t5(folder: Path) -> None:
+    model = build(CASES["rope"])
+    save(folder, model, CASES["rope"])
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    with pytest.raises(FormatError, match="only megatron-core's T5Model is read"):
+        open_checkpoint(rewritten(folder, model=state))
+
+
+def test_weights_of_two_bytes_are_read_as_they_are(folder: Path) -> None:
+    shape = CASES["learned"]
+    model = build(shape).bfloat16()
+    save(folder, model, shape, params_dtype=torch.bfloat16, bf16=True)
+    engine, model = opened(folder), model.float()
+    engine.encode(0, SOURCES[0])
+    np.testing.assert_allclose(
+        advance(engine, Cache(48), TEXTS[0], "all"), logits(model, SOURCES[:1], TEXTS[:1])[0], atol=1e-4
+    )
+
+
 def test_names_of_transformer_engine_are_read_too(folder: Path) -> None:
     """It has a norm in the linear layer behind it, and a state of its own in each."""
     model = build(CASES["learned"])
@@ -220,7 +240,8 @@ def test_names_of_transformer_engine_are_read_too(folder: Path) -> None:
     for name, value in model.state_dict().items():
         found = next((old for old in names if old in name), "")
         state[name.replace(found, names[found]) if found else name] = value
-    state["decoder.layers.0.self_attention.core_attention._extra_state"] = torch.zeros(3, dtype=torch.uint8)
+    states = {"self_attention.core_attention": torch.zeros(3, dtype=torch.uint8), "mlp.linear_fc1": io.BytesIO(b"fp8")}
+    state |= {f"decoder.layers.0.{name}._extra_state": value for name, value in states.items()}
     engine = opened(rewritten(folder, model=state))
     engine.encode(0, SOURCES[0])
     np.testing.assert_allclose(

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from t5_models import save_t5_gguf, t5_model
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import T5Tokenizer
 from vocabularies import spm_metadata
 
+from llamachat import Llama
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError
 from llamachat.tokenizers.open import from_gguf, open_folder
@@ -241,3 +243,44 @@ def test_every_sentencepiece_model_gives_its_own_ids(
             assert parted == pieces(library.encode("a" + text)), text
             known += 1
     assert known > 30
+
+
+@pytest.mark.parametrize("kind", ["spiece.model", "tokenizer.json", "GGUF"])
+def test_a_model_with_it_answers_as_transformers(tmp_path: Path, t5: T5, t5_sentencepiece: Path, kind: str) -> None:
+    """The source ends with </s>, and sentinels in an answer are shown."""
+    model = t5_model("v1.1", vocab_size=128)
+    if kind == "GGUF":
+        metadata = t5_metadata(t5_sentencepiece, precompiled_charsmap=charsmap_of(t5_sentencepiece))
+        folder = save_t5_gguf(model, tmp_path / "t5.gguf", **metadata)
+    else:
+        folder = tmp_path
+        model.save_pretrained(folder)
+        if kind == "spiece.model":
+            shutil.copy(t5_sentencepiece, folder / kind)
+        else:
+            t5.reference.save_pretrained(folder)
+    llama = Llama.build(folder, max_seq_len=32)
+    for text in ("a test", "  what  is\tthis ", "half: ½ e\u0301"):
+        source = t5.reference(text, return_tensors="pt")
+        assert llama.model.encode_text(text) == source["input_ids"][0].tolist()
+        theirs = model.generate(**source, max_new_tokens=12, do_sample=False, eos_token_id=1, use_cache=False)[
+            0, 1:
+        ].tolist()
+        answer = llama.text_completion([text], temperature=0, max_gen_len=12)[0]["generation"]
+        assert answer == shown(t5.reference, [i for i in theirs if i < 126])
+    assert "<extra_id_" in answer
+
+
+@pytest.mark.parametrize("allowed", ["all", {"<extra_id_0>", "<extra_id_1>"}])
+def test_python_takes_sentinels_that_it_is_told_of(tmp_path: Path, t5: T5, allowed: Any) -> None:
+    model = t5_model("t5", vocab_size=128)
+    model.save_pretrained(tmp_path)
+    t5.reference.save_pretrained(tmp_path)
+    llama = Llama.build(tmp_path, max_seq_len=32)
+    text = "a <extra_id_0> test<extra_id_1>what"
+    ids = llama.tokenizer.encode(text, bos=False, eos=True, allowed_special=allowed)
+    source = t5.reference(text, return_tensors="pt")
+    assert ids == source["input_ids"][0].tolist()
+    theirs = model.generate(**source, max_new_tokens=9, do_sample=False, eos_token_id=1, use_cache=False)[0, 1:]
+    tokens, _ = llama.generate([ids], max_gen_len=9, temperature=0)
+    assert list(tokens[0]) == theirs.tolist()

@@ -125,15 +125,22 @@ class Decoder(StackModel):
         x = self.embedded(self.embed(ids))
         return x if self.places is None else x + self.places[torch.from_numpy(positions)].to(x.dtype)
 
-    def seen(self, stack: Stack, positions: Tensor, count: int) -> Mask:
+    def seen(self, stack: Stack, queries: range, count: int) -> Mask:
         """What queries at these positions see of keys at 0 to count: all in the encoder, else those up to their own."""
-        ahead = torch.arange(count, device=positions.device) - positions[:, None]
-        later = ahead > 0 if stack == "decoder" and len(positions) > 1 else None
+        device, later = self.final_norm.device, None
+        if stack == "decoder" and len(queries) > 1:
+            places = torch.arange(queries.start, queries.stop, device=device)
+            later = torch.arange(count, device=device) > places[:, None]
         if self.spec.positions != "relative":
             return Mask() if later is None else Mask(~later)
-        reach = self.spec.relative_distance
-        bias = self.distances[stack][:, ahead.clamp_(-reach, reach) + reach]
+        bias = self._biases(self.distances[stack], queries, count)
         return Mask(bias=bias if later is None else bias.masked_fill_(later, -torch.inf))
+
+    def _biases(self, distances: Tensor, queries: range, count: int) -> Tensor:
+        """[H, queries, count]: the row of each query is that of the one behind it, moved by one place."""
+        reach = self.spec.relative_distance
+        ahead = torch.arange(1 - queries.stop, count - queries.start, device=distances.device)
+        return distances[:, ahead.clamp_(-reach, reach) + reach].unfold(1, count, 1).flip(1)
 
     def read(self, ids: Sequence[int], rotations: Sequence[Rotation], interrupted: Callable[[], bool]) -> Source:
         """What the decoder keeps of a source."""
@@ -144,13 +151,12 @@ class Decoder(StackModel):
 
     def _whole(self, count: int) -> Memory:
         """The memory of a source: all its tokens see each other. Some queries at a time, as scores are a square."""
-        places = torch.arange(count, device=self.final_norm.device)
-        runs = [slice(start, start + ROWS) for start in range(0, count, ROWS)]
+        runs = [range(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
 
         def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
             keys, values = keys.transpose(0, 1), values.transpose(0, 1)
             for run in runs:
-                yield Context(run, keys, values, self.seen("encoder", places[run], count))
+                yield Context(slice(run.start, run.stop), keys, values, self.seen("encoder", run, count))
 
         return memory
 
@@ -308,9 +314,9 @@ class EncoderDecoderEngine(TorchEngine):
 
     def _mask(self, step: CacheStep) -> Mask:
         (seen,) = step.visible
-        assert step.pinned is None and np.array_equal(step.positions, step.slots - seen.start), "it never rolls"
-        places = torch.from_numpy(step.positions).to(self.keys_values.device)
-        return self.model.seen("decoder", places, len(seen))
+        queries = range(len(seen) - len(step.positions), len(seen))
+        assert step.pinned is None and np.array_equal(step.positions, queries), "it never rolls"
+        return self.model.seen("decoder", queries, len(seen))
 
 
 def source_bytes(config: EncoderDecoderSpec, precision: Precision) -> int:
