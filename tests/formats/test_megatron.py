@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron_t5 import Shape, build, greedy, logits, on_the_cpu, one_process, save
+from megatron_t5 import Shape, build, forget_distutils, greedy, logits, on_the_cpu, one_process, save
 
 from llamachat import Llama
 from llamachat.cli.main import main
@@ -53,6 +53,7 @@ TEXTS = [[BOS, 6, 19, 4, 33, 21, 39, 8], [BOS], [BOS, 15, 15, 2]]
 def megatron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with on_the_cpu(), one_process(tmp_path_factory.mktemp("group")):
         yield
+    forget_distutils()
 
 
 @pytest.fixture
