@@ -100,7 +100,7 @@ def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Tran
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if raw.get(key) not in neutral}
     without = (
         HF_NO_EFFECT
-        | headed.KEYS
+        | (frozenset() if labels else headed.KEYS)
         | GENERATION_NO_EFFECT
         | family.no_effect
         | (LEGACY_GENERATION.keys() - legacy.keys())
