@@ -164,6 +164,22 @@ def test_a_head_is_coded_where_that_is_asked_for(tmp_path: Path) -> None:
     convert(open_checkpoint(tmp_path / "hf"), tmp_path / "out", Recipe("int4", head="int8"))
     packing = open_checkpoint(tmp_path / "out").index()["score.weight"].packing
     assert packing is not None and packing.bits == 8
+    right = ours(tmp_path / "out", PlainEngine)
+    np.testing.assert_allclose(ours(tmp_path / "out", NativeEngine, threads=2), right, atol=0.1 * np.abs(right).max())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rounding"), [("bnb-nf4", 0.01), ("bnb-int8", 0.3)]
+)  # its activations have 8 bits too
+def test_transformers_loads_what_bitsandbytes_packed_and_gives_our_logits(
+    scheme: str, rounding: float, tmp_path: Path
+) -> None:
+    saved(tmp_path / "hf", num_labels=3)
+    convert(open_checkpoint(tmp_path / "hf"), tmp_path / "out", Recipe(scheme))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert type(theirs.score) is torch.nn.Linear and theirs.config.num_labels == 3
+    right = rows_of(theirs, IDS)
+    np.testing.assert_allclose(ours(tmp_path / "out", dtype="float32"), right, atol=rounding * np.abs(right).max())
 
 
 def test_a_head_found_by_its_tensors_is_named_in_the_converted_folder(tmp_path: Path) -> None:
