@@ -13,7 +13,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from quantize.recipe import Recipe
 
-TOKENIZER_FACTS = ("vocab_size", "bos_id", "eos_ids", "specials", "names", "dummy_prefix")
+TOKENIZER_FACTS = ("vocab_size", "bos_id", "eos_ids", "specials", "names", "frames", "dummy_prefix")
 PROBE = "The quick\tbrown fox, 12345 × <s> déjà\n  vu 🦊"  # spaces, digits, bytes, what looks like a control token
 
 
