@@ -265,6 +265,14 @@ HF_SEEDS = [
     {**HF, "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
     {**HF, "model_type": "mistral", "sliding_window": 64},
     {
+        **HF,
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "no", "1": "yes"},
+        "label2id": {"no": 0, "yes": 1},
+        "problem_type": "regression",
+        "num_labels": 2,
+    },
+    {
         **{k: v for k, v in HF.items() if k != "attention_bias"},
         "model_type": "qwen2",
         "use_sliding_window": True,

@@ -119,7 +119,7 @@ def _listed(texts: Sequence[str | tuple[str, str]]) -> Sequence[str | tuple[str,
 
 
 def _text(given: str | tuple[str, str], pairs: bool = False) -> Text:
-    parts = (given,) if isinstance(given, str) else tuple(given) if pairs else ()
+    parts = (given,) if isinstance(given, str) else tuple(given) if pairs and isinstance(given, (tuple, list)) else ()
     if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
         raise UsageError(f"{shown(given)} is no text" + " or pair of texts" * pairs, "nothing was computed")
     return Text(*parts)

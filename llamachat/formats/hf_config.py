@@ -96,7 +96,7 @@ def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Tran
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **ways,
         )
-    sampling, without = finished(fields, headed.KEYS | family.no_effect)
+    sampling, without = finished(fields, (frozenset() if labels else headed.KEYS) | family.no_effect)
     ignored = tuple(key for key in without if key in given)
     translated = Translated(config, sampling, ignored + unread, layout=family.layout, labels=labels)
     return _extended(translated, own) if own else translated
