@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from llamachat.core.spec import NORMS, ModelSpec, Rope, RopeScaling
 from llamachat.core.tensors import Tensor, TensorInfo, dequantize
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.families import ARCHITECTURES
+from llamachat.families import ARCHITECTURES, FAMILIES
 from llamachat.families.family import Gguf, Layout
 from llamachat.families.t5 import UNUSED, our_name
 from llamachat.formats import gguf_t5
@@ -110,6 +110,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         tuple(part_paths(path, metadata)),
         pooling,
         labels=labels,
+        layout=_in_transformers(arch, config),
     )
 
 
@@ -129,6 +130,7 @@ class GGUFCheckpoint:
     tokenizer_files: tuple[Path, ...] = ()
     labels: Labels | None = None
     recipe: None = None
+    layout: Layout = field(default_factory=Layout)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
@@ -144,6 +146,12 @@ class GGUFCheckpoint:
                 f"{self.path} has no tokenizer", "nothing can be said to its model", "use another file of it"
             )
         return from_gguf(self.metadata)
+
+
+def _in_transformers(arch: str, config: ModelSpec) -> Layout:
+    """Of the class that transformers has for such a model. Mixtral's files are of the architecture llama."""
+    mixtral = arch == "llama" and config.experts is not None
+    return FAMILIES["mixtral"].layout if mixtral else ARCHITECTURES[arch].layout
 
 
 def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layout) -> dict[str, LazyTensor]:
@@ -316,9 +324,9 @@ def _yarn(key: Callable[[str], str], own: Fields, factor: float, original: int, 
 def _sampling(general: Fields) -> dict[str, Any]:
     """Fields of SamplingParams that the file recommends."""
     prefix, found = "general.sampling.", dict[str, Any]()
-    for name, field in SAMPLING.items():
+    for name, ours in SAMPLING.items():
         if prefix + name in general.raw:
-            found[field] = general.number(prefix + name)
+            found[ours] = general.number(prefix + name)
     if prefix + "top_k" in general.raw:
         found["top_k"] = general.whole(prefix + "top_k")
     with naming(general.where):

@@ -248,8 +248,8 @@ class EncoderDecoderEngine(TorchEngine):
     model: Decoder
     assembly = StacksAssembly
 
-    def __init__(self, model: Decoder, keys_values: KeysValues, kernels: Mapping[str, int]) -> None:
-        super().__init__(model, keys_values, kernels)
+    def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
+        super().__init__(assembly, keys_values)
         self.sources: dict[int, Source] = {}
 
     @torch.inference_mode()
