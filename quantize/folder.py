@@ -13,17 +13,20 @@ from llamachat.formats.adapter import base_of
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
 from llamachat.formats.hf_config import OWN, text_part
+from llamachat.formats.megatron import MegatronCheckpoint
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json
+from llamachat.tokenizers import megatron as tokens
 from llamachat.tokenizers.open import GGUF_VOCABULARY
 from quantize.recipe import Recipe
-from quantize.to_hf import hf_config
+from quantize.to_hf import head_config, hf_config
 
 CONFIG, TOKENIZER_CONFIG, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
 GENERATION = "generation_config.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
@@ -73,6 +76,8 @@ def _write_tokenizer(source: Checkpoint, folder: Path) -> None:
     if isinstance(opened := base_of(source), GGUFCheckpoint):
         vocabulary = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.ggml.")}
         _write_json(folder / GGUF_VOCABULARY, vocabulary)
+    if isinstance(source, MegatronCheckpoint) and source.sentencepiece is not None:
+        _write_json(folder / TOKENIZER_CONFIG, tokens.config(source.sentencepiece, source.sentinels))
     if (file := folder / TOKENIZER_CONFIG).is_file() and not (source.path / CONFIG).is_file():
         # readers of other formats look for no template there
         _write_json(file, {key: value for key, value in read_json(file).items() if key != "chat_template"})
@@ -91,7 +96,7 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
         beyond["kv_bits"] = recipe.kv_bits
     if source.pooling:
         beyond["pooling"] = source.pooling
-    config |= {"tie_word_embeddings": source.config.tie_word_embeddings, OWN: beyond}
+    config |= head_config(source.config) | {OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}
 

@@ -10,6 +10,7 @@ from typing import Any
 from llamachat.core.spec import HEADS, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import GROUP
 from llamachat.errors import ModelError, UsageError
+from llamachat.families.t5 import ABSOLUTE, RELATIVE, EncoderDecoderSpec
 from llamachat.formats.prequantized.bnb import BLOCK_SIZES
 from llamachat.formats.prequantized.schemes import CODEBOOKS, OURS, OWN, SCHEMES, Scheme
 from llamachat.formats.quant_sources import quantization
@@ -20,6 +21,7 @@ from quantize.to_hf import beyond_hf, joined_in_hf
 EMBEDDING, HEAD = OUTER
 CLASSIFIERS = {f"{name}.weight" for name, _ in HEADS.values() if name} - {HEAD}  # a few rows: they stay floats
 ROUTER = ".mlp.gate"  # small, and what it picks turns on small differences
+UNMULTIPLIED = (RELATIVE, ABSOLUTE)  # small tables that are looked up in
 FLOAT = "float"  # stands where a scheme may: not quantized
 CODED = [name for name in OWN if SCHEMES[name].codebook]  # whose codebook may be chosen
 PLAIN = [name for name in OWN if not SCHEMES[name].calibrated]
@@ -100,7 +102,7 @@ class Recipe:
             return FLOAT
         if any(in_transformers(pattern, module) for pattern in self.skip_modules):
             return FLOAT
-        if module.endswith(ROUTER):
+        if module.endswith((ROUTER, *UNMULTIPLIED)):
             return FLOAT
         if name in CLASSIFIERS:
             return self.head or FLOAT
@@ -134,6 +136,10 @@ class Recipe:
             pattern = override.rpartition("=")[0]
             if not any(fnmatchcase(module, pattern) for module in modules):
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
+        if isinstance(config, EncoderDecoderSpec) and (self.foreign or self.calibrated):
+            cause = "calibrates a decoder, layer by layer" if self.calibrated else "is written for decoders alone"
+            cause = f"{self.scheme} {cause}, and this model has an encoder"
+            raise ModelError(cause, "nothing was converted", f"use {' or '.join(PLAIN)}")
         if self.foreign and (beyond := beyond_hf(config)):
             cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
             raise ModelError(

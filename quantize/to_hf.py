@@ -12,8 +12,10 @@ from llamachat.core.spec import Dtypes, ModelSpec, RopeScaling
 from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES
 from llamachat.families.family import Family, Layout
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.hf_config import OWN, hf
 from llamachat.formats.hf_rope import PART, ROPES
+from llamachat.formats.hf_t5 import ACTIVATIONS, FLAGS, GATED, hf_t5
 from llamachat.formats.labels import CLASSES, Labels
 
 SAME_NAME = (
@@ -31,6 +33,23 @@ SAME_NAME = (
     "bos_token_id",
     "pad_token_id",
 )
+T5_NAMES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "d_kv": "head_dim",
+    "d_ff": "intermediate_size",
+    "num_layers": "encoder_layers",
+    "num_decoder_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "relative_attention_num_buckets": "relative_buckets",
+    "relative_attention_max_distance": "relative_distance",
+    "decoder_start_token_id": "decoder_start_token_id",
+    "bos_token_id": "bos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+T5_OWN = (*FLAGS, "activation", "positions", "norm_kind", "attention_scale", "rope_theta", "rotary_dim")
 ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns of others, and our reader refuses them
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
@@ -51,12 +70,41 @@ ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns o
 
 def hf_config(config: ModelSpec, labels: Labels | None = None) -> dict[str, Any]:
     """config.json's object, without quantization_config. Read by hf_config.hf it gives an equal configuration."""
+    if isinstance(config, EncoderDecoderSpec):
+        return t5_config(config)
     family = _family(config)
     beyond = {name: getattr(config, name) for name in _beyond(config, family)}
     if config.dtypes != Dtypes():
         beyond["dtypes"] = {name: value for name, value in asdict(config.dtypes).items() if value is not None}
     raw = _plain(config, family) | (_labels(labels) if labels else {})
     return {**raw, OWN: {name: list(v) if isinstance(v, tuple) else v for name, v in beyond.items()}} if beyond else raw
+
+
+def head_config(config: ModelSpec) -> dict[str, Any]:
+    """Its keys of what the head is, and is given."""
+    scaled = {"scale_decoder_outputs": config.logit_multiplier != 1} if isinstance(config, EncoderDecoderSpec) else {}
+    return {"tie_word_embeddings": config.tie_word_embeddings, **scaled}
+
+
+def t5_config(config: EncoderDecoderSpec) -> dict[str, Any]:
+    """The same of an encoder-decoder, read by hf_t5.hf_t5."""
+    names = {ours: theirs for theirs, ours in reversed([*ACTIVATIONS.items()])}
+    activation, gated = names[config.activation], GATED if config.gated else ""
+    raw = {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "feed_forward_proj": gated + ("gelu" if gated and activation == "gelu_new" else activation),
+        **{theirs: getattr(config, ours) for theirs, ours in T5_NAMES.items()},
+        "eos_token_id": list(config.eos_token_ids) or None,
+        **head_config(config),
+    }
+    plain = hf_t5(raw, "the configuration").config
+    beyond = {name: getattr(config, name) for name in T5_OWN if getattr(config, name) != getattr(plain, name)}
+    if config.rope_scaling:
+        beyond["rope_factor"] = config.rope_scaling.factor
+    if config.dtypes != Dtypes():
+        beyond["dtypes"] = {name: value for name, value in asdict(config.dtypes).items() if value is not None}
+    return {**raw, OWN: beyond} if beyond else raw
 
 
 def beyond_hf(config: ModelSpec) -> list[str]:

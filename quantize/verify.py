@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.checks import shown
-from llamachat.core.spec import ModelSpec
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, LlamachatError, ModelError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from quantize.recipe import Recipe
 
-TOKENIZER_FACTS = ("vocab_size", "bos_id", "eos_ids", "specials", "names", "dummy_prefix")
+TOKENIZER_FACTS = ("vocab_size", "bos_id", "frames", "eos_ids", "specials", "names", "dummy_prefix")
 PROBE = "The quick\tbrown fox, 12345 × <s> déjà\n  vu 🦊"  # spaces, digits, bytes, what looks like a control token
 
 
@@ -37,7 +36,7 @@ def _refusal(cause: str) -> ModelError:
 
 def _differences(source: Checkpoint, recipe: Recipe, opened: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
     """What is not as it was: its name, what it was, what it is."""
-    for name in (field.name for field in fields(ModelSpec) if field.name != "quantization"):
+    for name in (field.name for field in fields(source.config) if field.name != "quantization"):
         yield from _difference(name, getattr(source.config, name), getattr(opened.config, name))
     quantized = opened.config.quantization
     found = (quantized.scheme, quantized.kv_bits) if quantized else None

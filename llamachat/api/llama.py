@@ -20,6 +20,7 @@ from llamachat.core.detokenize import Detokenizer
 from llamachat.core.engine import Outputs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
+from llamachat.engines.encoding import started
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -178,7 +179,7 @@ class Llama(TextReader):
         """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
         _require_list(prompts, "text_stream")
-        ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        ids = [self._text_ids(prompt) for prompt in prompts]
         return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
 
     def chat_completion(
@@ -213,9 +214,8 @@ class Llama(TextReader):
         echo: bool = False,
     ) -> Stream[CompletionPrediction]:
         """`text_completion` of one prompt, piece by piece: the pieces make up its `generation`; `.result` is the whole."""
-        ids = self.tokenizer.encode(prompt, bos=True, eos=False)
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
-        return self._stream(ids, wanted, self._completion)
+        return self._stream(self._text_ids(prompt), wanted, self._completion)
 
     def chat_stream(
         self,
@@ -269,6 +269,9 @@ class Llama(TextReader):
         self._begin(None)
         self._cache.truncate(0)
 
+    def _text_ids(self, prompt: str) -> list[int]:
+        return [*self.tokenizer.encode(prompt, bos=True, eos=False), *self.model.text_end]
+
     def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
         if think_budget is not None:
             require_whole("think_budget", think_budget, 0, 2**63, UsageError)
@@ -305,8 +308,9 @@ class Llama(TextReader):
         require_head(self.model.name, self.model.checkpoint.config.head, PREDICTS)
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
-        if len(prompt) > self.max_seq_len:
-            cause = f"a prompt of {len(prompt)} tokens exceeds max_seq_len={self.max_seq_len}"
+        length = len(started(self.model.engine, prompt))
+        if length > self.max_seq_len:
+            cause = f"a prompt of {length} tokens exceeds max_seq_len={self.max_seq_len}"
             raise DoesNotFitError(cause, "nothing was computed", "shorten it, or build with a larger one")
         limit = self.max_seq_len if wanted.max_gen_len is None else wanted.max_gen_len
         require_whole("max_gen_len", limit, 0, 2**63, UsageError)
@@ -314,7 +318,7 @@ class Llama(TextReader):
         settings = AnswerSettings(
             SamplingParams(temperature=wanted.temperature, top_p=wanted.top_p, seed=seed),
             self.model.stop_ids if wanted.ends_turn else self.model.text_stop_ids,
-            max_tokens=min(limit, self.max_seq_len - len(prompt)),
+            max_tokens=min(limit, self.max_seq_len - length),
             top_logprobs=0 if wanted.logprobs else None,
             score_prompt=wanted.logprobs and wanted.echo,
             think_budget=wanted.think_budget,
@@ -367,7 +371,8 @@ def _ids(answer: Answer, wanted: _Wanted) -> list[int]:
 
 
 def _logprobs(answer: Answer, wanted: _Wanted) -> list[float]:
-    before = [0.0, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
+    unscored = [0.0] * answer.unscored
+    before = [*unscored, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
     return before + [entry.logprob for entry in answer.logprobs]
 
 

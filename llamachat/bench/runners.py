@@ -115,8 +115,9 @@ def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine
         "kv_bits": spec.kv_bits,
         "threads": spec.threads,
     }
-    engine = load(spec.model, ctx_size=spec.context, prepare=prepare, adapters=spec.lora, **options).engine
-    return engine, time.perf_counter() - begin
+    model = load(spec.model, ctx_size=spec.context, prepare=prepare, adapters=spec.lora, **options)
+    model.require_continuing("bench")
+    return model.engine, time.perf_counter() - begin
 
 
 def _random(spec: Spec) -> tuple[Engine, float]:

@@ -50,8 +50,11 @@ class LocalBackend:
     """A loaded model that answers one dialog at a time."""
 
     def __init__(self, model: LoadedModel, overflow: Overflow = "roll", *, snapshots: bool = False) -> None:
-        """`snapshots`: whether a dialog's keys and values are kept on disk when it is left."""
+        """`snapshots`: whether a dialog's keys and values are kept on disk when it is left. Raises UsageError for a model that
+        answers sources, which no template can make chat."""
         self.model = model
+        if model.reads:
+            self.check()
         refills = overflow == "roll" and depends_on_length(model)
         self.overflow: Overflow = "refill" if refills else overflow
         self.notes = [*model.notes, *([REFILLS] if refills else [])]

@@ -97,6 +97,9 @@ def complete(
     system = given_system(options)
     entry = obtain(options)
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
+    if model.reads:
+        _require_source(model.name, system, before)
+    raw = raw or model.reads is not None
     thinking = None if raw else THINKING[think_of(options, entry)]
     _tell_notes(model, thinking)
     interrupted = count_interrupts()
@@ -119,6 +122,16 @@ def complete(
         raise typer.Exit(INTERRUPTED)
     if not good:
         raise typer.Exit(UsageError.exit_code)
+
+
+def _require_source(name: str, system: str | None, prefix: str | None) -> None:
+    """Raises UsageError for what a model that answers a source cannot be given."""
+    if system is not None:
+        cause = f"{name} answers a source text, it has no system prompt"
+        raise UsageError(cause, "nothing was computed", "put it into the prompt")
+    if prefix is not None:
+        cause = f"{name} reads a source as a whole: of a --cache-prefix nothing could be kept"
+        raise UsageError(cause, "nothing was computed", "put it into the prompt")
 
 
 def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:

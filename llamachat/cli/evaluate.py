@@ -86,8 +86,10 @@ def measure(
 
     def opened(name: str, adapters: Sequence[str], engine: str = "torch", bits: int | None = None) -> "LoadedModel":
         options: dict[str, Any] = {"engine": engine, "dtype": "float32" if engine == "torch" else None}
-        options["adapters"] = adapters
-        return load(name, ctx_size=window, kv_bits=bits, threads=threads, offline=offline, prepare=prepare, **options)
+        options |= {"ctx_size": window, "kv_bits": bits, "threads": threads, "offline": offline}
+        loaded = load(name, prepare=prepare, adapters=adapters, **options)
+        loaded.require_continuing("eval")
+        return loaded
 
     content = ev.manual() if text is None else read_text(text)
     first = opened(model, lora, engine, kv_bits)

@@ -70,6 +70,7 @@ def quantize_model(
 ) -> None:
     """Convert a model to int8 or int4, and say what it cost."""
     from llamachat.cli.models import shown_progress
+    from llamachat.families.t5 import EncoderDecoderSpec
     from llamachat.formats.detect import open_checkpoint
     from llamachat.models import catalog, fetch
     from llamachat.models.adapters import Adapters
@@ -90,6 +91,9 @@ def quantize_model(
     with shown_progress() as fetching:
         path = fetch.fetch(entry, fetching, offline)
     opened = open_checkpoint(path)
+    if report and isinstance(opened.config, EncoderDecoderSpec):
+        cause = "--report measures how a model goes on with a text, and this one answers a source"
+        raise UsageError(cause, "nothing was converted", "leave it out: the table of errors comes all the same")
     adapters = Adapters.opened(opened, [*entry.adapters, *(lora or ())])
     checkpoint = adapters.merged(opened)
     for line in entry.notes:
@@ -98,6 +102,7 @@ def quantize_model(
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
     if report and checkpoint.config.head != "next_token":
         raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
+    recipe.check(checkpoint.config)
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)

@@ -31,10 +31,12 @@ SWIGLU_SLOPE = 1.702  # of clamped_swiglu's sigmoid
 
 
 class Mask(NamedTuple):
-    """What T queries see of S keys: where `visible` [T, S] is true; else all, or if `causal` those up to their own."""
+    """What T queries see of S keys: where `visible` [T, S] is true; else all, or if `causal` those up to their own. Or each
+    head's score has a `bias` [H, T, S], -inf where a key is not seen (T5's distances)."""
 
     visible: Tensor | None = None
     causal: bool = False
+    bias: Tensor | None = None
 
 
 class Context(NamedTuple):
@@ -302,6 +304,7 @@ def attention_shares(q: Tensor, keys: Tensor, mask: Mask, scores: Scores) -> Ten
     tokens, heads, _ = q.shape
     keys = keys.repeat_interleave(heads // len(keys), 0)
     products = (q.transpose(0, 1) @ keys.mT) * scores.scale
+    products = products if mask.bias is None else products + mask.bias
     if scores.softcap is not None:
         products = scores.softcap * torch.tanh(products / scores.softcap)
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril() if mask.causal else mask.visible

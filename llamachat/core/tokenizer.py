@@ -53,7 +53,9 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that this token adds in the middle of a text; b"" for a control token or an unused id."""
+        """The UTF-8 bytes that this token adds in the middle of a text; b"" for an unused id or a control token, of
+        which only T5's sentinels (`<extra_id_0>`) are shown.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

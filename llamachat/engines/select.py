@@ -14,6 +14,7 @@ from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
 from llamachat.errors import UsageError
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 
 if TYPE_CHECKING:
@@ -179,20 +180,24 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
 
 
 def _torch_plan(wish: Wish) -> memory.Plan | None:
-    from llamachat.engines.torch.engine import planned_bytes
+    from llamachat.engines.torch import encoder_decoder, engine
 
-    checkpoint = wish.checkpoint
+    config, index = wish.checkpoint.config, wish.checkpoint.index()
     if wish.device != "cpu":
         return None
-    return wish.plan(*planned_bytes(checkpoint.config, checkpoint.index(), **_torch_settings(wish)))
+    if isinstance(config, EncoderDecoderSpec):
+        return wish.plan(*encoder_decoder.planned_bytes(config, index, **_torch_settings(wish)))
+    return wish.plan(*engine.planned_bytes(config, index, **_torch_settings(wish)))
 
 
 def _torch(wish: Wish) -> "Engine":
+    from llamachat.engines.torch.encoder_decoder import EncoderDecoderEngine
     from llamachat.engines.torch.engine import TorchEngine
 
-    settings = _torch_settings(wish)
+    config, settings = wish.checkpoint.config, _torch_settings(wish)
+    kind = EncoderDecoderEngine if isinstance(config, EncoderDecoderSpec) else TorchEngine
     try:
-        return TorchEngine.build(wish.checkpoint.config, wish.tensors(), threads=wish.threads, **settings)
+        return kind.build(config, wish.tensors(), threads=wish.threads, **settings)
     except RuntimeError as error:
         if "memory" not in str(error):  # torch's allocator has no error of its own
             raise

@@ -14,7 +14,9 @@ from llamachat.core.spec import HEADS, HeadKind, ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.families.family import Layout
+from llamachat.families.t5 import MODEL_TYPES, STACKS, UNUSED, EncoderDecoderSpec, our_name
 from llamachat.formats import hf_config
+from llamachat.formats.hf_t5 import hf_t5
 from llamachat.formats.layout import placed
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
@@ -22,10 +24,12 @@ from llamachat.formats.pooling import of_folder
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
-from llamachat.system.metadata import read_json, read_text
+from llamachat.system.metadata import Fields, naming, read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
+CONFIG_READERS = dict.fromkeys(hf_config.KNOWN, hf_config.hf) | dict.fromkeys(MODEL_TYPES, hf_t5)  # by model_type
+EMBEDDING = "model.embed_tokens.weight"
 CONFIGS = ("config.json", "generation_config.json")
 TEMPLATE_LIMIT = 1 << 20  # bytes; the longest in use have some 20,000
 
@@ -35,10 +39,13 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
     arrays, weights = _weights(folder)
-    arrays = of_text(arrays)
-    if told.config.head == "next_token" and (head := _classifying(arrays)):
-        told = described(folder, head)
-    arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
+    if isinstance(told.config, EncoderDecoderSpec):
+        arrays = _of_stacks(arrays, folder)
+    else:
+        arrays = of_text(arrays)
+        if told.config.head == "next_token" and (head := _classifying(arrays)):
+            told = described(folder, head)
+        arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
@@ -63,7 +70,9 @@ def described(folder: Path, head: HeadKind | None = None) -> Translated:
 
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
-    told = hf_config.hf(read_json(folder / "config.json"), str(folder / "config.json"), head)
+    raw, where = read_json(folder / "config.json"), str(folder / "config.json")
+    read = Fields(raw, where).choice("model_type", CONFIG_READERS)
+    told = read(raw, where) if head is None else hf_config.hf(raw, where, head)
     length = {"max_length": told.max_length} if told.max_length else {}
     told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
@@ -72,6 +81,9 @@ def described(folder: Path, head: HeadKind | None = None) -> Translated:
     raw, where = read_json(path), str(path)
     eos = dict.fromkeys((*told.config.eos_token_ids, *hf_config.eos_ids(raw, where)))
     config = replace(told.config, eos_token_ids=tuple(eos))
+    if isinstance(config, EncoderDecoderSpec) and "decoder_start_token_id" in raw:
+        with naming(where):
+            config = replace(config, decoder_start_token_id=Fields(raw, where).whole("decoder_start_token_id"))
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
@@ -104,13 +116,16 @@ def _called(name: str, head: HeadKind) -> str:
 def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
-    A copy is dropped, and one that differs unties the model, as transformers does.
+    A copy is dropped, and one that differs unties the model, as transformers does; so does one that is packed.
     """
-    head, embedding = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
-    if not config.tied_head or head is None:
+    head, embedding = arrays.get("lm_head.weight"), arrays.get(EMBEDDING)
+    if not config.tied_head:
         return config
+    if head is None:
+        packed = any(name.startswith("lm_head.weight.") for name in arrays)
+        return replace(config, tie_word_embeddings=False) if packed else config
     if embedding is None:
-        arrays["model.embed_tokens.weight"] = arrays.pop("lm_head.weight")
+        arrays[EMBEDDING] = arrays.pop("lm_head.weight")
         return config
     if head.dtype == embedding.dtype and np.array_equal(head, embedding):
         del arrays["lm_head.weight"]
@@ -126,6 +141,19 @@ def of_text(arrays: dict[str, Array]) -> dict[str, Array]:
         return arrays
     found = {name: prefix for name in arrays for prefix in prefixes if name.startswith(prefix)}
     return {prefixes[prefix] + name.removeprefix(prefix): arrays[name] for name, prefix in found.items()}
+
+
+def _of_stacks(arrays: dict[str, Array], folder: Path) -> dict[str, Array]:
+    """T5's by our names. Each stack may have its own copy of the embedding, which is then left out."""
+    named = {our_name(name): array for name, array in arrays.items() if name not in UNUSED}
+    if len(named) < sum(name not in UNUSED for name in arrays):
+        raise FormatError(f"{folder} names a tensor in two ways", "it is not clear which is meant")
+    copies = [name for stack in STACKS if (name := f"{stack}.embed_tokens.weight") in named]
+    for name in copies:
+        shared = named.setdefault(EMBEDDING, named[name])
+        if named[name] is shared or (named[name].dtype == shared.dtype and np.array_equal(named[name], shared)):
+            del named[name]
+    return named
 
 
 def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layout: Layout) -> dict[str, LazyTensor]:

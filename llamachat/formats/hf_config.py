@@ -96,18 +96,18 @@ def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Tran
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **ways,
         )
-    _refuse_other_ways(fields)
-    legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if raw.get(key) not in neutral}
-    without = (
-        HF_NO_EFFECT
-        | headed.KEYS
-        | GENERATION_NO_EFFECT
-        | family.no_effect
-        | (LEGACY_GENERATION.keys() - legacy.keys())
-    )
-    ignored = tuple(key for key in fields.finish(without) if key in given)
-    translated = Translated(config, generation(legacy, where), ignored + unread, layout=family.layout, labels=labels)
+    sampling, without = finished(fields, (frozenset() if labels else headed.KEYS) | family.no_effect)
+    ignored = tuple(key for key in without if key in given)
+    translated = Translated(config, sampling, ignored + unread, layout=family.layout, labels=labels)
     return _extended(translated, own) if own else translated
+
+
+def finished(fields: Fields, no_effect: frozenset[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a config.json says of sampling, and those of its keys that have no effect; `no_effect`: of its family's own."""
+    _refuse_other_ways(fields)
+    legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if fields.raw.get(key) not in neutral}
+    without = HF_NO_EFFECT | GENERATION_NO_EFFECT | no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
+    return generation(legacy, fields.where), fields.finish(without)
 
 
 def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -151,7 +151,7 @@ def _extended(told: Translated, own: Fields) -> Translated:
             sliding_window=window,
             layer_types=types,
             norm_offset=own.number("norm_offset", config.norm_offset),
-            dtypes=_dtypes(own.inside("dtypes")),
+            dtypes=dtypes(own.inside("dtypes")),
             quantization=quantized and replace(quantized, kv_bits=own.get("kv_bits") or quantized.kv_bits),
         )
     seed = {"seed": own.whole("seed", high=2**64 - 1)} if own.get("seed") is not None else {}
@@ -167,7 +167,8 @@ def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:
     return given or (config.layer_types if full < 0 else first_full(config.num_hidden_layers, full))
 
 
-def _dtypes(fields: Fields | None) -> Dtypes:
+def dtypes(fields: Fields | None) -> Dtypes:
+    """What stands under "dtypes" there."""
     if fields is None:
         return Dtypes()
     known = {dtype: dtype for dtype in get_args(Dtype)}

@@ -17,6 +17,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.generate import Interrupted, Logits, Token, never, prefill
 from llamachat.core.sampler import Sampler, token_logprobs
 from llamachat.core.thoughts import Thoughts
+from llamachat.engines.encoding import encoding, started
 from llamachat.errors import LlamachatError
 from llamachat.events import FinishReason
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -106,6 +107,7 @@ class Batch:
 
     def __init__(self, model: LoadedModel, parallel: int, interrupted: Callable[[], bool] = never) -> None:
         self._model, self._engine, self._parallel = model, model.engine, parallel
+        self._reads = encoding(model.engine)
         self._interrupted = interrupted
         self._slots = Slots(model.engine.slots)
         self._texts: list[_Text] = []
@@ -162,7 +164,7 @@ class Batch:
                 raise request
             answer = request.answer(self._model, Cache(self._size(request)), self._interrupted)
             answer.check()
-            return _Text(number, answer, answer.sampler(), request.prompt)
+            return _Text(number, answer, answer.sampler(), answer.started)
         except LlamachatError as error:
             self._outcomes[number] = error
             return None
@@ -170,26 +172,30 @@ class Batch:
     def _size(self, request: Request) -> int:
         """Slots that this may come to need. Raises DoesNotFitError."""
         context, most = self._model.context, request.settings.max_tokens
-        Cache(context).require(len(request.prompt))
-        return context if most is None else min(context, len(request.prompt) + most)
+        length = len(started(self._engine, request.prompt))
+        Cache(context).require(length)
+        return context if most is None else min(context, length + most)
 
     def _place(self, text: _Text) -> bool:
-        """Give a text its slots, and what it has in common with others; False if there are no slots yet."""
+        """Give a text its slots, and what it has in common with others; False if there are no slots yet, or no memory for a
+        source while others are held."""
         cache = text.answer.cache
+        if self._reads and self._texts and len(text.answer.prompt) > self._reads.source_room():
+            return False
         slots = self._slots.take(cache.size)
         if slots is None:
             return False
         text.slots, cache.first, text.began = slots, slots.start, time.perf_counter()
         self._texts.append(text)
-        if text.answer.settings.score_prompt:
-            self._score(text)
+        if text.answer.settings.score_prompt or self._reads:
+            self._prefill(text)
         else:
             text.answer.reused = self._share(cache, text.waiting)
             text.waiting = text.waiting[text.answer.reused :]
         return True
 
-    def _score(self, text: _Text) -> None:
-        """A prompt of which every token's logits are wanted is run alone."""
+    def _prefill(self, text: _Text) -> None:
+        """A prompt of which every token's logits are wanted, or which is a source, is run alone."""
         try:
             logits = text.answer.prefill()
         except Interrupted:
@@ -269,6 +275,8 @@ class Batch:
         done = Answered(text.answer, "".join(text.pieces))
         self._outcomes[text.number] = how if isinstance(how, LlamachatError) else done
         self._texts.remove(text)
+        if self._reads:
+            self._reads.release(text.slots.start)
         self._slots.give(text.slots)
 
 

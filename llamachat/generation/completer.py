@@ -62,7 +62,8 @@ class Completer:
     def _request(self, messages: list[Message] | str, grammar: str | None) -> Request:
         text = isinstance(messages, str)
         thoughts = None if text else self.model.dialog.thoughts
-        return Request(self._encoded(messages), self._constrained(grammar), text, thoughts)
+        continues = text and (self.echo or not self.model.reads)  # an answer to a source is a text of its own
+        return Request(self._encoded(messages), self._constrained(grammar), continues, thoughts)
 
     def _constrained(self, grammar: str | None) -> AnswerSettings:
         if grammar is None:
@@ -73,7 +74,8 @@ class Completer:
 
     @cached_property
     def _constrainer(self) -> Constrainer:
-        drops_space = self.model.tokenizer.dummy_prefix and not self.raw and not self._opened
+        own_text = self.model.reads or not (self.raw or self._opened)
+        drops_space = self.model.tokenizer.dummy_prefix and bool(own_text)
         size = self.model.engine.config.vocab_size
         return Constrainer(self.model.tokenizer, size, self.settings.stop_ids, drops_space)
 
@@ -174,7 +176,8 @@ class Completer:
             grammar = from_schema(request.pop("schema"))
         if is_record(request, {"prompt": str}):
             return self._request(self.dialog(request["prompt"]), grammar)
-        if is_record(request, {"messages": list}) and request["messages"] and not self.raw:
+        asks = is_record(request, {"messages": list}) and request["messages"]
+        if asks and (self.model.reads or not self.raw):
             messages = [Message.parse(message) for message in request["messages"]]
             return self._request(self._with_system(messages), grammar)
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
@@ -188,8 +191,8 @@ class Completer:
     def _logprobs(self, answer: Answer) -> list[dict[str, Any]]:
         if not self.echo:
             return [self._entry(entry) for entry in answer.logprobs]
-        first = {**self._token(answer.prompt[0]), "logprob": None, "top": []}  # nothing precedes it
-        return [first, *(self._entry(entry) for entry in [*answer.prompt_logprobs, *answer.logprobs])]
+        first = [{**self._token(token), "logprob": None, "top": []} for token in answer.prompt[: answer.unscored]]
+        return [*first, *(self._entry(entry) for entry in [*answer.prompt_logprobs, *answer.logprobs])]
 
     def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
         top = [{**self._token(token), "logprob": logprob} for token, logprob in entry.top]

@@ -13,6 +13,7 @@ from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import TAGGED, Thoughts
 from llamachat.core.tokenizer import Tokenizer
+from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Stats
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
@@ -42,7 +43,7 @@ class Answer:
     engine: Engine
     tokenizer: Tokenizer
     cache: Cache
-    prompt: list[int]
+    prompt: list[int]  # of an encoder-decoder model, the source
     settings: AnswerSettings
     continues_text: bool = False  # the prompt is text that the answer goes on with (no dialog header between them)
     interrupted: Callable[[], bool] = never
@@ -137,12 +138,22 @@ class Answer:
     def sampler(self) -> Sampler:
         """What draws this answer's tokens."""
         sampler = Sampler(self.settings.sampling, self.engine.config.vocab_size, self._constraint)
-        sampler.observe_prompt(self.prompt)
+        sampler.observe_prompt(self.started)
         sampler.observe_drawn(self.begun)
         return sampler
 
     def drafter(self) -> PromptLookup:
-        return ForcedDrafter(self.prompt, self._constraint) if self._constraint else PromptLookup(self.prompt)
+        return ForcedDrafter(self.started, self._constraint) if self._constraint else PromptLookup(self.started)
+
+    @cached_property
+    def started(self) -> list[int]:
+        """What the answer goes on from: the prompt, unless that is a source. A repetition penalty counts these, too."""
+        return started(self.engine, self.prompt)
+
+    @property
+    def unscored(self) -> int:
+        """Tokens of the prompt that nothing says how likely they are: the first, which nothing precedes, or a whole source."""
+        return 1 if self.started is self.prompt else len(self.prompt)
 
     def take(self, token: Token) -> str:
         """The text that a further token completes; `reason` is "stop" if the answer ends there."""
@@ -185,6 +196,10 @@ class Answer:
 
     def prefill(self) -> Logits:
         """Logits after the prompt. Raises DoesNotFitError, Interrupted."""
+        if reads := encoding(self.engine):
+            self.cache.truncate(0)
+            reads.encode(self.cache.first, self.prompt, self.interrupted)
+            return prefill(self.engine, self.cache, self.started, self.interrupted)
         if self.settings.score_prompt and self.settings.top_logprobs is not None:
             self.cache.truncate(0)
             top = self.settings.top_logprobs

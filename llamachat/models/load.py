@@ -18,8 +18,10 @@ from llamachat.core.spec import Dtype, HeadKind, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
+from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.schemes import SCHEMES
@@ -67,8 +69,13 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        """Tokens that one text may have."""
+        """Tokens that one text may have; of an encoder-decoder model, an answer."""
         return self.engine.slots // self.parallel
+
+    @property
+    def reads(self) -> Encoding | None:
+        """The engine, where it reads a source and answers it, and goes on with no text."""
+        return encoding(self.engine)
 
     @property
     def notes(self) -> list[str]:
@@ -98,6 +105,9 @@ class LoadedModel:
     @cached_property
     def dialog(self) -> DialogFormat:
         """Raises UsageError for a model that has no dialog format."""
+        if self.reads:
+            cause = f"{self.name} answers a source text, it has no dialog"
+            raise UsageError(cause, "it cannot chat", "ask it with `llamachat complete`")
         with reading(f"the dialog format of {self.name}", ConfigError, "it cannot chat", "use complete --raw"):
             return choose(self.entry.dialog, self.tokenizer, self.checkpoint.chat_template)
 
@@ -124,11 +134,22 @@ class LoadedModel:
         except (UsageError, ConfigError):  # it has none that works, which who gives it a dialog is told
             return self.text_stop_ids
 
+    def require_continuing(self, what: str) -> None:
+        """Raises UsageError for a model that answers a source: `what` is for those that go on with a text."""
+        if self.reads:
+            cause = f"{self.name} answers a source text and goes on with none"
+            raise UsageError(cause, f"{what} is not for it", "ask it with `llamachat complete`")
+
     def encode_text(self, text: str) -> list[int]:
-        """Plain text as a sequence of its own: BOS, if the model has one, then the text's ids."""
+        """Plain text as a sequence of its own: BOS, if the model has one, the text's ids, and behind a source what ends it."""
         self.require_room([text])
         bos = self.tokenizer.bos_id
-        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text)]
+        return [*([bos] if bos is not None else []), *self.tokenizer.encode(text), *self.text_end]
+
+    @property
+    def text_end(self) -> tuple[int, ...]:
+        """What a plain text ends with as the model gets it: nothing, unless that is a source."""
+        return self.tokenizer.frames[1][-1] if self.reads else ()
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
@@ -142,15 +163,15 @@ class LoadedModel:
         SLACK is left to each piece; the cache counts in the end.
         """
         tokens = 0
+        room = self.reads.source_room() if self.reads else self.context
+        remedy = "shorten the text" if self.reads else "shorten the text or raise --ctx-size"
         for text in texts:
             for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
                 tokens += len(self.tokenizer.encode(text[start : start + PIECE], start=False)) - SLACK
-                if tokens > self.context:
-                    raise DoesNotFitError(
-                        f"the prompt makes more than {tokens} tokens, the context holds {self.context}",
-                        "nothing was computed",
-                        "shorten the text or raise --ctx-size",
-                    )
+                if tokens > room:
+                    what = "there is memory for" if self.reads else "the context holds"
+                    cause = f"the prompt makes more than {tokens} tokens, {what} {room}"
+                    raise DoesNotFitError(cause, "nothing was computed", remedy)
 
     def token_text(self, token: int) -> str:
         """One token for people: a control token by its name, part of a character as U+FFFD."""
@@ -205,6 +226,7 @@ def load(
     require_head(entry.name, config.head, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
+    _require_positions(path, config, slots)
     say = report or silent
     for place, ignored in ((path, checkpoint.ignored), *beside.ignored):
         if ignored:
@@ -227,6 +249,14 @@ def load(
     )
     beside.bind(ready)
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
+
+
+def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
+    """Raises UsageError for more tokens than a model has learned positions for."""
+    most = config.longest_source if isinstance(config, EncoderDecoderSpec) else None
+    if most is not None and context > most:
+        cause = f"{path.name} has positions for {most} tokens"
+        raise UsageError(cause, f"a context of {context} cannot be had", f"use --ctx-size {most}")
 
 
 def _other_tokenizer(path: Path, config: ModelSpec) -> Tokenizer:

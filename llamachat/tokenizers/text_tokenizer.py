@@ -14,7 +14,9 @@ from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
 MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
-
+SENTINEL = re.compile(
+    r"<extra_id_\d+>"
+)  # T5's control tokens that stand for what is left out of a text: they are shown
 
 Span = tuple[str, bool]  # a text, and whether a dialog format wrote it
 Plain = Callable[[Sequence[Span], bool], list[int]]  # encodes what no control token is in; says whether it is a start
@@ -48,7 +50,8 @@ class TextTokenizer:
     def __post_init__(self) -> None:
         self.frames = self.frames or framed(self.bos_id)
         self._marks = {**self.tags, **self.specials}
-        self._hidden = frozenset(self.specials.values())
+        self._control = frozenset(self.specials.values())
+        self._hidden = frozenset(i for name, i in self.specials.items() if not SENTINEL.fullmatch(name))
         self._reserved = frozenset(self._marks.values()) - {self.unk_id}
         self._mark = _any_of(map(re.escape, sorted(self._marks, key=len, reverse=True)))
         self._inside_tag = _any_of(f"(?<={re.escape(tag[0])})(?={re.escape(tag[1:])})" for tag in self.tags)
@@ -89,7 +92,7 @@ class TextTokenizer:
         if not ids:
             return True
         after_bos = self.prefix_after_bos and ids[-1] == self.bos_id
-        return after_bos or (self.prefix_after_special and ids[-1] in self._hidden)
+        return after_bos or (self.prefix_after_special and ids[-1] in self._control)
 
     def _marked(self, spans: Iterable[Span]) -> Iterator[Span | str]:
         """The spans, and between them the names of the tokens that the skeleton has there."""

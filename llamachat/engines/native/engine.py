@@ -20,6 +20,7 @@ from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, H
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError, UsageError
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
@@ -250,6 +251,8 @@ class NativeEngine:
 
 def supports(config: ModelSpec, index: Mapping[str, TensorInfo]) -> str | None:
     """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
+    if isinstance(config, EncoderDecoderSpec):
+        return "it reads a source with an encoder"
     for name, info in index.items():
         if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
             return f"{name} has {reason}"

@@ -13,6 +13,7 @@ from llamachat.core.tensors import Tensor as Weight
 from llamachat.engines.torch.attention import fused_attention
 from llamachat.engines.torch.linear import Dense, Linear, dense, make_linear
 from llamachat.engines.torch.lora import Adapted, AdaptedEmbedding, Added, added
+from llamachat.families.t5 import ABSOLUTE, RELATIVE
 from llamachat.formats.adapter import Scaled
 
 EMBEDDING = "model.embed_tokens"
@@ -26,7 +27,7 @@ class Assembly:
         self.head = HEADS[spec.head][0]
         self.linears: dict[str, Adapted] = {}
         self.rows: dict[str, tuple[str, slice]] = {}  # module -> the layer that it is part of, and which rows of that
-        self.vectors: dict[str, Tensor] = {}  # norms and sinks, by name
+        self.vectors: dict[str, Tensor] = {}  # norms and sinks by name, and tables of positions
         self.waiting: dict[str, dict[str, Weight | None]] = {}
         self.kernels: dict[str, int] = {}
         self.embed: AdaptedEmbedding
@@ -46,10 +47,10 @@ class Assembly:
         biases = [tensor for name, tensor in parts.items() if name.endswith(".bias")]
         if layer == EMBEDDING:
             self._embedding(weights[0])
-        elif len(weights[0].shape) == 1:
-            (name,) = parts
-            self.vectors[name] = dense(weights, self.device, self.precision.norm)
-            self._count("norms", self.vectors[name].nbytes)
+        elif layer.endswith((RELATIVE, ABSOLUTE)) or all(len(tensor.shape) == 1 for tensor in parts.values()):
+            for name, tensor in parts.items():
+                self.vectors[name] = dense([tensor], self.device, self.precision.norm)
+                self._count("norms", self.vectors[name].nbytes)
         else:
             start = 0
             for name in (name for name in parts if name.endswith(".weight")):
@@ -83,7 +84,7 @@ class Assembly:
     def model(self) -> Model:
         assert not self.waiting, f"tensors missing for {', '.join(self.waiting)}"
         blocks = [
-            build_block(self.spec, layer, self.vectors, self._made) for layer in range(self.spec.num_hidden_layers)
+            build_block(self.spec, layer, self.vectors, self.made) for layer in range(self.spec.num_hidden_layers)
         ]
         norm, head = self.vectors["model.norm.weight"] + self.spec.norm_offset, self.linears.get(self.head)
         return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
@@ -100,14 +101,16 @@ class Assembly:
         for layer, linear in self.linears.items():
             linear.added = found.get(layer, ())
 
-    def _made(self, *modules: str) -> Linear:
+    def made(self, *modules: str) -> Linear:
         """The product with these matrices, which have become one."""
         return self.linears[_layer(f"{modules[0]}.weight")]
 
 
 def _layer(name: str) -> str:
-    """The layer that a tensor becomes part of."""
+    """The layer that a tensor becomes part of: matrices with the same input are one. Cross attention's queries have another."""
     owner = name if name.endswith(".sinks") else name.rpartition(".")[0]
+    if ".cross_attn." in owner:
+        return re.sub("[kv]_proj$", "kv", owner)
     return re.sub("(gate|up)_proj$", "gate_up", re.sub("[qkv]_proj$", "qkv", owner))
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from llamachat.engines.saved import Saved
 from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.engines.torch.linear import kernel_for
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
 
 
@@ -32,6 +33,7 @@ class TorchEngine:
     """See engine.Engine. `weight_bytes` and `kv_bytes` are the memory it holds."""
 
     batch_invariant = False  # products of one row and of several round differently
+    assembly = Assembly
 
     def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
         self.model, self.keys_values = assembly.model(), keys_values
@@ -51,7 +53,7 @@ class TorchEngine:
         dtype: Dtype | None = None,
         kv_bits: KvBits | None = None,
         threads: int | None = None,
-    ) -> "TorchEngine":
+    ) -> Self:
         """Takes the tensors of config.tensor_shapes(), in any order, and lets go of each as soon as it is converted.
 
         `dtype` is that of the arithmetic, by default what the configuration asks for, else `default_dtype`; float32
@@ -61,7 +63,7 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         where, precision = torch.device(device), chosen_precision(config, device, dtype)
-        assembly = Assembly(config, where, precision)
+        assembly = cls.assembly(config, where, precision)
         for name, tensor in tensors:
             assembly.add(name, tensor)
         return cls(assembly, KeysValues(config, slots, where, precision, kv_bits))
@@ -165,9 +167,12 @@ def planned_bytes(
 
 def chosen_precision(config: ModelSpec, device: str, dtype: Dtype | None) -> Precision:
     """What the configuration or `dtype` asks for; but norms behind a layer's parts let the residual stream grow beyond float16
-    (Gemma's does), which is then float32."""
-    asked = config.dtypes
+    (Gemma's does), which is then float32. So do T5's feed-forward parts, which are run in float16 only where that is asked for.
+    """
+    asked, grows = config.dtypes, isinstance(config, EncoderDecoderSpec)
     compute: Dtype = dtype or asked.compute or default_dtype(device)
-    residual = "float32" if compute == "float16" and config.norms != "before" else compute
+    if grows and compute == "float16" and not (dtype or asked.compute):
+        compute = "float32"
+    residual = "float32" if compute == "float16" and (grows or config.norms != "before") else compute
     names = (compute, asked.norm, asked.softmax, asked.rotary, asked.residual or residual)
     return Precision(*(getattr(torch, name) for name in names))
