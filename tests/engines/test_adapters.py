@@ -246,6 +246,16 @@ def test_numbers_that_16_bits_hold_are_kept_in_these() -> None:
     assert sizes[0] == 2 * sizes[1]
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 1e5])
+def test_beside_codes_16_bits_hold_numbers_of_any_size_to_11_bits(size: float) -> None:
+    rng = np.random.default_rng(3)
+    low = LowRank(np.float32(size) * rng.normal(size=(4, 64)).astype(np.float32), np.ones((16, 4), np.float32), 0.5)
+    held = packed(low, coded=True)
+    pieces = held.a.view(np.float16).astype(np.float64).reshape(1, 4, 4, 16).swapaxes(1, 2).reshape(4, 64)
+    back = pieces * held.scale * held.b.view(np.float16)[0].astype(np.float64)
+    np.testing.assert_allclose(back, 0.5 * low.a.astype(np.float64), rtol=2.0**-11, atol=size * 1e-7)
+
+
 def test_what_does_not_fit_the_model_is_refused_in_c_and_what_was_in_force_stays() -> None:
     engine = NativeEngine.build(WIDE, random_tensors(WIDE).items(), slots=64)
     good = noise(WIDE, 5)

@@ -1,6 +1,7 @@
 """Adapters as the C side has them (LowRank in c/packed.h): packed once, then put on and off the model's matrices."""
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from llamachat.core.tensors import Array, to_float32
 from llamachat.engines.native.abi import LowRank, Matrix, address
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, TILE, aligned
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q8, TILE, aligned
 from llamachat.formats.adapter import Adapter, Scaled
 from llamachat.formats.adapter import LowRank as Trained
 
@@ -32,9 +33,14 @@ class Packed:
         return LowRank(address(self.a), address(self.b), *sizes, following, self.rank, self.kind, self.scale * factor)
 
 
-def packed(low: Trained) -> Packed:
-    """In the fewest bits that hold its values as they are."""
+def packed(low: Trained, coded: bool = False) -> Packed:
+    """In the fewest bits that hold its values as they are; beside a `coded` matrix, for which activations are rounded to 8 or
+    15 bits, in 16 bits in any case: half of what a token reads of an adapter in float32."""
     kind, (a, b) = _alike(to_float32(low.a), to_float32(low.b))
+    scale = low.scale
+    if coded and kind == F32:
+        kind, (a, up), (b, further) = F16, _halves(a), _halves(b)
+        scale /= up * further
     rank, columns = a.shape
     groups, width = -(-rank // GROUP), -(-columns // TILE) * TILE
     strips = -(-len(b) // LANES)
@@ -43,7 +49,7 @@ def packed(low: Trained) -> Packed:
     across = np.zeros((strips * LANES, rank), b.dtype)
     across[: len(b)] = b
     pieces = rows.reshape(groups, GROUP, width // LANES, LANES).swapaxes(1, 2)
-    return Packed(_laid(pieces), _laid(across.reshape(strips, LANES, rank).swapaxes(1, 2)), kind, rank, low.scale)
+    return Packed(_laid(pieces), _laid(across.reshape(strips, LANES, rank).swapaxes(1, 2)), kind, rank, scale)
 
 
 def _alike(a: Array, b: Array) -> tuple[int, tuple[Array, Array]]:
@@ -57,6 +63,12 @@ def _alike(a: Array, b: Array) -> tuple[int, tuple[Array, Array]]:
     if all(np.array_equal(half.astype(np.float32), each) for half, each in zip(halves, pair, strict=True)):
         return F16, halves
     return F32, pair
+
+
+def _halves(x: Array) -> tuple[Array, float]:
+    """In float16, times a power of two that brings the largest to 2^13..2^14, so that small ones keep their bits; and that."""
+    up = math.ldexp(1.0, 14 - math.frexp(float(np.abs(x).max(initial=0.0)) or 1.0)[1])
+    return (x.astype(np.float64) * up).astype(np.float16), up
 
 
 def _laid(array: Array) -> Array:
@@ -95,5 +107,7 @@ class Additions:
 
     def _of(self, adapter: Adapter) -> dict[str, Packed]:
         if adapter not in self._packed:
-            self._packed[adapter] = {module: packed(low) for module, low in adapter.matrices.items()}
+            self._packed[adapter] = {
+                module: packed(low, self.matrices[module][0].kind >= Q8) for module, low in adapter.matrices.items()
+            }
         return self._packed[adapter]
