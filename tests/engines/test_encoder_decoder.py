@@ -138,9 +138,21 @@ def test_a_source_without_room_is_refused_before_it_is_read(
         engine.encode(0, LONG)
 
 
-def test_reading_can_be_interrupted(engine: EncoderDecoderEngine) -> None:
+def test_reading_can_be_interrupted_within_a_layer(engine: EncoderDecoderEngine) -> None:
+    asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        engine.encode(0, LONG, lambda: True)
+        engine.encode(0, LONG, lambda: next(asked))
+
+
+def test_a_long_source_is_run_in_smaller_parts(
+    engine: EncoderDecoderEngine, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(encoder_decoder, "PAIRS", 3000)
+    engine.encode(0, LONG, lambda: asked.append(1) is not None)
+    assert len(asked) == 2 * 30, "layers, and parts of 10 queries"
+    logits = advance(engine, Cache(256), ANSWER, "all")
+    np.testing.assert_allclose(logits, t5_logits(model, LONG, ANSWER), atol=1e-4, rtol=1e-4)
 
 
 def test_the_plan_counts_both_stacks_and_the_keys_of_a_source(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.errors import DoesNotFitError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE, STACKS, EncoderDecoderSpec, Inner, Stack
 
-ROWS = 128  # queries of a source that are run together: bounds the memory of scores
+ROWS = 128  # queries of a source that are run together: bounds the memory of scores,
+PAIRS = 1 << 22  # and so many of them with keys: bounds the wait for an interrupt, too
 ACTIVATIONS: Mapping[Inner, Callable[[Tensor], Tensor]] = {
     "relu": relu,
     "gelu": gelu,
@@ -151,10 +152,11 @@ class Decoder(StackModel):
 
     def _whole(self, count: int, interrupted: Callable[[], bool]) -> Memory:
         """The memory of a source: all its tokens see each other. Some queries at a time, as scores are a square."""
-        runs = [range(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
+        rows = max(1, min(ROWS, PAIRS // count))
+        runs = [range(start, min(start + rows, count)) for start in range(0, count, rows)]
 
         def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
-            keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+            keys, values = keys.transpose(0, 1).contiguous(), values.transpose(0, 1).contiguous()
             for run in runs:
                 if interrupted():
                     raise Interrupted
@@ -315,7 +317,7 @@ class EncoderDecoderEngine(TorchEngine):
 def source_bytes(config: EncoderDecoderSpec, precision: Precision) -> int:
     """A token's: of the keys and values that are kept of it, and of what a layer of the encoder makes meanwhile."""
     inner = config.num_attention_heads * config.head_dim
-    layer = 6 * config.hidden_size + 5 * inner + 3 * config.intermediate_size
+    layer = 6 * config.hidden_size + 7 * inner + 3 * config.intermediate_size
     kept = 2 * config.num_hidden_layers * inner
     return precision.compute.itemsize * (kept + layer) + 12 * config.num_attention_heads * ROWS
 
