@@ -34,16 +34,7 @@ UNREAD = {  # states of random numbers, paths and the like
     *("numpy ndarray", "numpy dtype", "pathlib PosixPath", "_io BytesIO"),
 }
 ENUMERATION = re.compile(r"megatron\.[\w.]+ \w+")
-EXPANDING = {
-    "base64",
-    "bz2",
-    "hex",
-    "quopri",
-    "quotedprintable",
-    "uu",
-    "zip",
-    "zlib",
-}  # codecs of bytes, without "_codec"
+EXPANDING = frozenset("base64 bz2 hex quopri quotedprintable uu zip zlib".split())  # codecs of bytes, without "_codec"
 
 
 class Arguments:
