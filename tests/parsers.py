@@ -21,6 +21,7 @@ from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
+from t5_models import save_t5_gguf, t5_model
 from vocabularies import byte_level_json, small_charsmap, spaced_json, spm_metadata, unigram_json
 
 from llamachat import paths
@@ -36,6 +37,7 @@ from llamachat.errors import FormatError
 from llamachat.formats import hf_config
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
+from llamachat.formats.hf_t5 import hf_t5
 from llamachat.formats.lit import read_config
 from llamachat.formats.megatron import NAME
 from llamachat.formats.megatron_arguments import BESIDE
@@ -117,7 +119,9 @@ def _weights(work: Path, model: Any) -> Iterator[Parser]:
     for folder in made.values():
         folder.mkdir(parents=True)
     gguf = save_gguf(model, made["gguf"], metadata={"tokenizer.ggml.tokens": ["a", "b"], "general.name": "x"})
-    yield Parser("GGUF header", 24, of_bytes([gguf.read_bytes()]), in_file(work / "a.gguf", _whole(open_gguf)))
+    stacks = save_t5_gguf(t5_model(num_layers=1, num_decoder_layers=1), made["gguf"] / "t5.gguf")
+    seeds = [gguf.read_bytes(), stacks.read_bytes()]
+    yield Parser("GGUF header", 24, of_bytes(seeds), in_file(work / "a.gguf", _whole(open_gguf)))
     whole = (save_hf(model, made["hf"]) / "model.safetensors").read_bytes()
     yield Parser("safetensors", 24, _safetensors(whole), in_file(work / "a.safetensors", read_safetensors))
     (work / "a").mkdir()
@@ -268,6 +272,12 @@ HF_SEEDS = [
         "sliding_window": 32,
     },
 ]
+T5 = {"model_type": "t5", "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+      "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6,
+      "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "n_positions": 512, "vocab_size": 320,
+      "tie_word_embeddings": False, "decoder_start_token_id": 0, "eos_token_id": 1, "is_encoder_decoder": True,
+      "llamachat": {"positions": "rope", "rotary_dim": 4, "rope_factor": 2.0, "norm_kind": "layer",
+                    "qkv_bias": True}}  # fmt: skip
 META = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": -1, "multiple_of": 32, "norm_eps": 1e-5,
         "ffn_dim_multiplier": 1.3, "rope_theta": 5e5, "use_scaled_rope": True, "max_seq_len": 512}  # fmt: skip
 LIT = {"n_embd": 64, "n_head": 4, "n_layer": 2, "block_size": 128, "vocab_size": 320, "padded_vocab_size": 320}
@@ -313,6 +323,7 @@ def _configurations(work: Path) -> Iterator[Parser]:
         return in_file(file, lambda path: read(read_json(path), str(path)))
 
     yield Parser("config.json", 100, of_json(*HF_SEEDS), translated(hf_config.hf))
+    yield Parser("config.json of T5", 60, of_json(T5, {**T5, "model_type": "mt5"}), translated(hf_t5))
     yield Parser("params.json", 60, of_json(META), translated(lambda raw, where: read_params(raw, where, 320)))
     yield Parser("lit_config.json", 30, of_json(LIT), translated(read_config))
     yield Parser("generation_config.json", 60, of_json(GENERATION), translated(_generation))

@@ -93,6 +93,7 @@ def save_t5_gguf(model: Any, path: Path, quant: str = "F32", **metadata: Any) ->
     """As llama.cpp's converter writes it; `metadata` goes before, and None leaves a key out."""
     writer, config = gguf.GGUFWriter(path, "t5"), model.config
     values: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
         "context_length": 512,
         "embedding_length": config.d_model,
         "feed_forward_length": config.d_ff,

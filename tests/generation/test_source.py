@@ -146,6 +146,16 @@ def test_an_interrupt_while_a_source_is_read_ends_the_answer(model: LoadedModel)
     assert (list(answer), answer.reason) == ([], "interrupt")
 
 
+def test_a_text_without_room_is_refused_before_all_of_it_is_encoded(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.engine, "source_room", lambda: 10_000)
+    with pytest.raises(
+        DoesNotFitError, match=r"more than \d+ tokens, there is memory for 10000; .*; shorten the text$"
+    ):
+        model.encode_text("a b c d " * 100_000)
+
+
 def test_the_python_api_answers_texts(model: LoadedModel) -> None:
     llama = Llama(model, max_batch_size=4)
     (one, *_), _ = llama.generate([model.encode_text(TEXTS[0])], max_gen_len=8, temperature=0)
