@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llamachat.cli.loading import note
 from llamachat.cli.options import AUTO, EngineName
 from llamachat.errors import UsageError
 
@@ -70,6 +71,7 @@ def bench(
     from llamachat.bench.runners import Spec
     from llamachat.bench.shapes import gguf_file
     from llamachat.bench.work import Work
+    from llamachat.models import catalog
     from llamachat.models.load import check_options
 
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -80,6 +82,8 @@ def bench(
         raise UsageError("--lora is of a --model", remedy="give --lora-rank with --shape")
     if vs_llamacpp and not shape:
         raise UsageError("--vs-llamacpp needs --shape", remedy="give --vs-gguf FILE")
+    for line in catalog.resolve(model).notes if model else ():
+        note(f"note: {line}")
     work = Work(prompt, decode, depth)
     ours = {"engine": engine.value, "dtype": dtype, "kv_bits": kv_bits, "profile": profile}
     random = {"shape": shape.value, "scheme": scheme.value} if shape else {}

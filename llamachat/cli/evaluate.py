@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamachat.cli.loading import note
 from llamachat.cli.options import EngineName
 from llamachat.errors import UsageError
 
@@ -92,6 +93,8 @@ def measure(
 
     content = ev.manual() if text is None else read_text(text)
     first = opened(model, lora, engine, kv_bits)
+    for line in first.entry.notes:
+        note(f"note: {line}")
     second = None if against is None else opened(against, against_lora)
     ids = first.tokenizer.encode(content)
     if second is not None and second.tokenizer.encode(content) != ids:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamachat.cli.evaluate import Text, Windows
+from llamachat.cli.loading import note
 from llamachat.cli.options import one_of
 from llamachat.errors import UsageError
 from llamachat.formats.prequantized.schemes import CODEBOOKS, SCHEMES
@@ -96,7 +97,7 @@ def quantize_model(
     adapters = Adapters.opened(opened, [*entry.adapters, *(lora or ())])
     checkpoint = adapters.merged(opened)
     for line in entry.notes:
-        typer.echo(f"note: {line}", err=True)
+        note(f"note: {line}")
     if any(info.packing for info in checkpoint.index().values()):
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
     if report and checkpoint.config.head != "next_token":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from llamachat.core.engine import Engine
-from llamachat.errors import UsageError
+from llamachat.errors import UsageError, no_memory
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Adapter, Changed, Scaled
 from llamachat.formats.lazy import listed
@@ -18,6 +18,7 @@ from llamachat.formats.peft import CONFIG, open_peft
 from llamachat.models import keys
 
 LARGEST = 1000.0  # scale
+MOST = 64  # adapters
 RESERVED = ("add", "on", "off")  # words of /lora
 Given = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
@@ -167,10 +168,14 @@ class Adapters:
             raise UsageError(f"no adapter is called {name[:60]}", "nothing was changed", f"known: {known}")
         scale = (found.scale or found.last) if scale is None else checked(scale)
         found.adapter.check_scale(scale)
-        before = found.scale
+        before = found.scale, found.last
         found.set(scale)
-        if scale != before:
-            self._apply()
+        try:
+            if scale != before[0]:
+                self._apply()
+        except BaseException:
+            found.scale, found.last = before
+            raise
         return found
 
     def describe(self) -> str:
@@ -180,10 +185,17 @@ class Adapters:
     def _apply(self) -> None:
         if not isinstance(self.engine, Adaptable):
             raise UsageError("this engine takes no adapters", "the model was not adapted", "leave out --lora")
-        self.engine.adapt(self.scaled)
+        try:
+            self.engine.adapt(self.scaled)
+        except MemoryError as error:
+            raise no_memory("for the adapters") from error
 
     def _open(self, given: Reference) -> Held:
         assert self.base is not None, "a model that was loaded has a checkpoint"
+        if len(self.held) >= MOST:
+            raise UsageError(
+                f"there are {MOST} adapters already", "no more are taken", "merge some with quantize --lora"
+            )
         if not (given.path / CONFIG).is_file():
             cause = f"{given.path} is no folder of an adapter (adapter_config.json and its weights)"
             raise UsageError(cause, "the model was not adapted", "give the folder that PEFT has written")

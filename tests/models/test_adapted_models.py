@@ -17,11 +17,12 @@ from llamachat import Llama, paths
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.core.spec import QuantConfig
-from llamachat.errors import CatalogError, ConfigError, ModelError, UsageError
+from llamachat.errors import CatalogError, ConfigError, DoesNotFitError, ModelError, UsageError
 from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.peft import open_peft
 from llamachat.generation.snapshot import place
+from llamachat.models import adapters
 from llamachat.models.catalog import HubSource, load_catalog, resolve
 from llamachat.models.keys import weights_key
 from llamachat.models.load import LoadedModel, load
@@ -81,6 +82,24 @@ def test_whole_tensors_take_the_places_of_the_models(made: Path) -> None:
     assert any("'lm_head.weight' of its own: it stays at scale 1" in note for note in model.notes)
     with pytest.raises(UsageError, match="leave its scale at 1"):
         model.adapters.scale("whole", 0.5)
+
+
+def test_a_failed_change_changes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened(made / "base", made / "a", engine="native")
+    before = logits(model)
+
+    def full(scaled: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "adapt", full)
+        for change in (lambda: model.adapters.scale("a", 0), lambda: model.adapters.add(made / "b")):
+            with pytest.raises(DoesNotFitError, match="too little memory for the adapters"):
+                change()
+    assert model.adapters.describe() == "a × 1" and np.array_equal(logits(model), before)
+    monkeypatch.setattr(adapters, "MOST", 1)
+    with pytest.raises(UsageError, match="there are 1 adapters already"):
+        model.adapters.add(made / "b")
 
 
 def test_keys_of_what_is_kept_cover_adapters_and_their_scales(made: Path, tmp_path: Path) -> None:
