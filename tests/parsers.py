@@ -7,6 +7,7 @@ import pickle
 import random
 import struct
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import typer
 from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
+from safetensors.numpy import save_file
 from t5_models import save_t5_gguf, t5_model
-from vocabularies import byte_level_json, spaced_json, spm_metadata
+from vocabularies import byte_level_json, small_charsmap, spaced_json, spm_metadata, unigram_json
 
 from llamachat import paths
 from llamachat.chat import history, persona
@@ -32,13 +35,17 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
-from llamachat.formats import hf_config
+from llamachat.formats import Checkpoint, hf_config
+from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
 from llamachat.formats.hf_t5 import hf_t5
 from llamachat.formats.lit import read_config
+from llamachat.formats.megatron import NAME
+from llamachat.formats.megatron_arguments import BESIDE
 from llamachat.formats.meta import read_params
 from llamachat.formats.mindformers_config import translate
+from llamachat.formats.peft import open_peft
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.safetensors_file import read_safetensors
@@ -128,7 +135,60 @@ def _weights(work: Path, model: Any) -> Iterator[Parser]:
     pickles = [
         file.read_bytes() for folder in folders for file in sorted([*folder.glob("*.bin"), *folder.glob("*.pth")])
     ]
+    yield _adapter(work / "adapter", open_checkpoint(made["hf"]))
     yield Parser("torch pickle", 4, _pickle(pickles), in_file(work / "a.pth", read_pickled))
+    megatron = [_megatron(work / "megatron.pt")]
+    yield Parser("Megatron checkpoint", 4, _pickle(megatron), in_file(work / NAME, _whole(open_checkpoint)))
+
+
+def _megatron(file: Path) -> bytes:
+    """A T5 with one layer in each stack, arguments, and states of random numbers."""
+    (file.parent / BESIDE).write_text('{"decoder_start_token_id": 1}')
+    layer = {"self_attention.linear_qkv": (24, 8), "self_attention.linear_proj": (8, 8), "mlp.linear_fc1": (16, 8),
+             "mlp.linear_fc2": (8, 16), "input_layernorm": (8,), "pre_mlp_layernorm": (8,)}  # fmt: skip
+    cross = {"cross_attention.linear_q": (8, 8), "cross_attention.linear_kv": (16, 8), "pre_cross_attn_layernorm": (8,),
+             "cross_attention.linear_proj": (8, 8)}  # fmt: skip
+    shapes = {f"encoder.layers.0.{name}": shape for name, shape in layer.items()}
+    shapes |= {f"decoder.layers.0.{name}": shape for name, shape in (layer | cross).items()}
+    shapes |= {"encoder.final_layernorm": (8,), "decoder.final_layernorm": (8,)}
+    model = {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    model |= {f"{name}.bias": torch.zeros(shape[:1]) for name, shape in shapes.items()}
+    model |= {"embedding.word_embeddings.weight": torch.ones(5, 8), "lm_head.output_layer.bias": torch.ones(5)}
+    arguments = Namespace(
+        hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, num_layers=1, padded_vocab_size=5, seed=1, lr=0.1,
+        max_position_embeddings=9, position_embedding_type="rope", params_dtype=torch.float32, data_path=["a"],
+    )  # fmt: skip
+    torch.save({"args": arguments, "model": model, "rng_state": [{"np": np.random.get_state()}]}, file)
+    return file.read_bytes()
+
+
+def _adapter(folder: Path, base: Checkpoint) -> Parser:
+    """A PEFT folder, its configuration or its weights damaged; merged where it can be read."""
+    folder.mkdir()
+    prefix, ones = "base_model.model.model.", np.ones((4, 32), np.float32)
+    arrays = {f"{prefix}layers.0.self_attn.{name}.lora_{part}.weight": ones if part == "A" else ones.T.copy()
+              for name in ("q_proj", "o_proj") for part in "AB"}  # fmt: skip
+    save_file(arrays | {f"{prefix}norm.weight": np.ones(32, np.float32)}, folder / "adapter_model.safetensors")
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    config = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "bias": "none", "use_dora": False, "loftq_config": {},
+        "rank_pattern": {".*q_proj": 4, "(a|b)+o": 3}, "alpha_pattern": {"o_proj": 2.5}, "init_lora_weights": True,
+        "target_parameters": ["x.weight"], "modules_to_save": ["norm"], "layer_replication": None, "megatron_core": "x",
+    }  # fmt: skip
+    weights = _safetensors(whole)
+
+    def spoil(chance: random.Random) -> tuple[bytes, bytes]:
+        if chance.random() < 0.5:
+            return as_json(changed(config, chance), chance), whole
+        return as_json(config, chance, False), weights(chance)
+
+    def read(files: tuple[bytes, bytes]) -> None:
+        for name, data in zip(("adapter_config.json", "adapter_model.safetensors"), files, strict=True):
+            (folder / name).write_bytes(data)
+        for _ in Changed(base, [(open_peft(folder, base), 1.0)], merge=True).tensors():
+            pass
+
+    return Parser("PEFT folder", 6, spoil, read)
 
 
 def _whole(open_it: Callable[[Path], Any]) -> Callable[[Path], object]:
@@ -238,6 +298,14 @@ HF_SEEDS = [
     {**HF, "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
     {**HF, "model_type": "mistral", "sliding_window": 64},
     {
+        **HF,
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "no", "1": "yes"},
+        "label2id": {"no": 0, "yes": 1},
+        "problem_type": "regression",
+        "num_labels": 2,
+    },
+    {
         **{k: v for k, v in HF.items() if k != "attention_bias"},
         "model_type": "qwen2",
         "use_sliding_window": True,
@@ -339,7 +407,11 @@ SIDES = {
 def _tokenizers(work: Path, sentencepiece: Path) -> Iterator[Parser]:
     folder = work / "tokenizer"
     folder.mkdir()
-    libraries = [byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)), spaced_json("always", "<s>")]
+    libraries = [
+        byte_level_json("<|im_end|>", "<tool_call>", merges=(("a", "b"),)),
+        spaced_json("always", "<s>"),
+        unigram_json("</s>", "<extra_id_0>"),
+    ]
     texts = [json.loads(library.to_str()) for library in libraries]
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True, "chat_template": "x",
               "added_tokens_decoder": {"320": {"content": "<|x|>", "special": True}}}  # fmt: skip
@@ -392,14 +464,16 @@ def _used(tokenizer: Any) -> None:
 
 
 def _vocabulary(sentencepiece: Path) -> Callable[[random.Random], dict[str, Any]]:
-    """GGUF keys of both kinds, cut to some 300 tokens."""
+    """GGUF keys of all kinds, cut to some 300 tokens."""
     whole, cut = spm_metadata(sentencepiece), 300
     short = {key: value[:cut] if isinstance(value, list) else value for key, value in whole.items()}
     tokens = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 324)]), "ab", "<|im_end|>", "<s>"]
     tokens = list(dict.fromkeys(tokens))
     bpe = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": ["a b"], "token_type": [1] * (len(tokens) - 2) + [3, 3],
            "bos_token_id": 1, "eos_token_id": len(tokens) - 2, "add_bos_token": False}  # fmt: skip
-    seeds = [short, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
+    t5 = {"model": "t5", "precompiled_charsmap": list(small_charsmap()), "remove_extra_whitespaces": True}
+    unigram = short | {f"tokenizer.ggml.{key}": value for key, value in t5.items()}
+    seeds = [short, unigram, {f"tokenizer.ggml.{key}": value for key, value in bpe.items()}]
     pres = ("llama-bpe", "qwen2", "smollm", "gpt-2", "tekken", "default")
 
     def spoil(chance: random.Random) -> dict[str, Any]:

@@ -110,7 +110,11 @@ def save_t5_gguf(model: Any, path: Path, quant: str = "F32", **metadata: Any) ->
     keys = {f"t5.{key}": value for key, value in values.items()} | {"tokenizer.ggml.model": "no_vocab"}
     keys |= {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.padding_token_id": 0} | metadata
     for key, value in keys.items():
-        if isinstance(value, int):
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, list | bytes):
+            writer.add_array(key, value)
+        elif isinstance(value, int):
             writer.add_uint32(key, value)
         elif value is not None:
             (writer.add_float32 if isinstance(value, float) else writer.add_string)(key, value)

@@ -6,11 +6,13 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from enum import Enum
+from io import BytesIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from unittest.mock import MagicMock
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from llamachat.core.dialog import Message
@@ -104,6 +106,34 @@ def spaced_json(scheme: str, *specials: str, merges: tuple[tuple[str, str], ...]
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
     return library
+
+
+def unigram_json(*specials: str) -> Tokenizer:
+    """A tokenizer.json in T5's manner: its control tokens are in the vocabulary, and each word gets a space."""
+    pieces = ["<unk>", *specials, "▁", *"abcdehilorst", "▁he", "ll"]
+    library = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 0, False))
+    spaces = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
+    library.decoder = decoders.Metaspace("▁", prepend_scheme="always")
+    library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<unk>", *specials)])
+    return library
+
+
+def small_charsmap() -> bytes:
+    """A table by which a normalizer replaces "Ａ" by "A"."""
+    model = BytesIO()
+    with NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.write("FF21\t41\n")
+        rules.flush()
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["a b c d e"]), model_writer=model, vocab_size=20, hard_vocab_limit=False,
+            normalization_rule_tsv=rules.name, minloglevel=2, num_threads=1,
+        )  # fmt: skip
+    library = SentencePieceProcessor(model_proto=model.getvalue())
+    assert library.normalize("Ａ").endswith("A")
+    data = library.serialized_model_proto()
+    start = data.index(b"user_defined\x12") + len(b"user_defined\x12")
+    return bytes(data[start + 2 :][: (data[start] & 127) + (data[start + 1] << 7)])
 
 
 def write_folder(folder: Path, library: Tokenizer, **config: Any) -> Path:

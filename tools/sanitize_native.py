@@ -1,8 +1,9 @@
 """The native engine under the address and undefined-behaviour sanitizers: python tools/sanitize_native.py [MODELS [SEED]].
 
 Compiles the C code with both, then runs so many random models through every kernel set of this processor: odd sizes and the
-largest ones, every way of coding weights and keys, chunks, batches, windows that roll, snapshots; with finite numbers, with
-ones that overflow, and with steps that are wrong and must be refused. Exit status 77: the compiler has no sanitizers.
+largest ones, every way of coding weights and keys, adapters, chunks, batches, windows that roll, snapshots; with finite numbers,
+with ones that overflow, and with steps and adapters that are wrong and must be refused. Exit status 77: the compiler has no
+sanitizers.
 """
 
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,13 @@ def random_config(rng: np.random.Generator) -> Any:
         rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=32) if rng.random() < 0.3 else None,
     )  # fmt: skip
     config = replace(config, **LARGE[rng.integers(len(LARGE))]) if rng.random() < 0.1 else config
-    return replace(config, **beyond_llama(config, rng))
+    return replace(config, **beyond_llama(config, rng), **random_head(rng))
+
+
+def random_head(rng: np.random.Generator) -> dict[str, Any]:
+    """Mostly the next token's."""
+    kind = str(rng.choice(["sequence_labels", "token_labels", "none"])) if rng.random() < 0.3 else "next_token"
+    return {"head": kind, "num_labels": int(rng.integers(1, 40)) if kind.endswith("labels") else 0}
 
 
 def beyond_llama(config: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -106,6 +114,43 @@ def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:
     return tensors
 
 
+def given(engine: Any, rng: np.random.Generator) -> str:
+    """What a step is to give."""
+    return "logits" if engine.config.outputs and rng.integers(3) else "hidden"
+
+
+def random_adapter(config: Any, rng: np.random.Generator, misfit: bool = False) -> Any:
+    """On some of the matrices, of numbers that 32 or 16 bits hold; `misfit`: of too few rows or columns, perhaps."""
+    from llamachat.core.spec import HEADS
+    from llamachat.formats.adapter import Adapter, LowRank
+
+    shapes = {name.removesuffix(".weight"): shape for name, shape in config.tensor_shapes().items() if len(shape) == 2}
+    if config.outputs:
+        shapes[HEADS[config.head][0]] = (config.outputs, config.hidden_size)
+    matrices = {}
+    for name, shape in shapes.items():
+        rank = min(int(rng.choice([1, 3, 4, 16, 37, 300])), 1 + 2**20 // max(shape))
+        rows, columns = (int(rng.integers(1, n + 1)) if misfit else n for n in shape)
+        dtype = rng.choice([np.float32, np.float16])
+        a, b = (rng.standard_normal(size).astype(dtype) for size in ((rank, columns), (rows, rank)))
+        if rng.random() < 0.6:
+            matrices[name] = LowRank(a, b, float(rng.choice([0.5, -2.0, 1e30])))
+    return Adapter(Path("random"), (), matrices, {})
+
+
+def adapt(engine: Any, rng: np.random.Generator) -> None:
+    """Several adapters together, one, none; those that do not fit are refused, or harmless. Some are in force in the end."""
+    from llamachat.core.cache import CacheStep
+
+    held = [random_adapter(engine.config, rng) for _ in range(int(rng.integers(1, 4)))]
+    misfit = random_adapter(engine.config, rng, misfit=True)
+    for adapters in ([misfit], held[:1], [], held, [*held, misfit]):
+        with suppress(ValueError):
+            engine.adapt([(each, float(rng.normal())) for each in adapters])
+        first = np.arange(3, dtype=np.int64)
+        engine.forward([0] * 3, CacheStep(first, first, (range(3),)), "last", given(engine, rng))
+
+
 def use(engine: Any, rng: np.random.Generator) -> None:
     """A prompt in chunks, an answer, a batch, evictions, snapshots."""
     from llamachat.core.cache import Cache
@@ -117,20 +162,21 @@ def use(engine: Any, rng: np.random.Generator) -> None:
     texts[2].pin(int(rng.integers(0, 5)))
     for text, count in ((texts[2], 130), (texts[2], 1), (texts[2], 9), (texts[0], int(rng.integers(1, 20)))):
         ids = tokens(count)
-        engine.forward(ids, text.plan(count), "all" if rng.integers(2) else "last")
+        engine.forward(ids, text.plan(count), "all" if rng.integers(2) else "last", given(engine, rng))
         text.commit(ids)
     for counts in ((3, 1, 10), (1, 2, 0), (1, 1, 1)):
         pieces = [(text, tokens(count)) for text, count in zip(texts, counts, strict=True) if count]
         if any(text.plan(1).pinned for text, _ in pieces):
             continue
-        engine.forward_many([ids for _, ids in pieces], [text.plan(len(ids)) for text, ids in pieces])
+        plans = [text.plan(len(ids)) for text, ids in pieces]
+        engine.forward_many([ids for _, ids in pieces], plans, given(engine, rng))
         for text, ids in pieces:
             text.commit(ids)
     for _ in range(3):
         texts[2].evict(int(rng.integers(1, 40)))
         for count in (1, int(rng.integers(2, 6))):
             ids = tokens(count)
-            engine.forward(ids, texts[2].plan(count), "last")
+            engine.forward(ids, texts[2].plan(count), "last", given(engine, rng))
             texts[2].commit(ids)
     slots = texts[2].slots(np.arange(len(texts[2].log)))
     engine.load_kv(slots, np.arange(len(slots)), engine.save_kv(slots))
@@ -151,7 +197,8 @@ def misuse(engine: Any, rng: np.random.Generator) -> None:
         pinned = (range(*numbers(2).tolist()), int(numbers(1)[0])) if rng.random() < 0.2 else None
         ids = [int(i) for i in rng.integers(-1, engine.config.vocab_size + 1, count)]
         try:
-            engine.forward(ids, CacheStep(numbers(count), numbers(count), visible, pinned), "last")
+            outputs = str(rng.choice(["logits", "hidden"]))  # also of a model without a head
+            engine.forward(ids, CacheStep(numbers(count), numbers(count), visible, pinned), "last", outputs)
         except (ValueError, OverflowError):
             continue
 
@@ -173,8 +220,10 @@ def fuzz(models: int, seed: int = 0) -> int:
                 config, tensors.items(), slots=239, kv=kv, kernels=kernels, threads=int(rng.integers(1, 4))
             )
             with np.errstate(all="ignore"):
+                if rng.random() < 0.7:
+                    adapt(engine, rng)
                 use(engine, rng)
-            logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all")
+            logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all", given(engine, rng))
             finite += bool(np.isfinite(logits).all())
             misuse(engine, rng)
     return finite

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypedDict
@@ -80,16 +80,16 @@ class Tokenizer:
     def _if_any(wanted: bool, token: int) -> list[int]:
         return [token] if wanted and token != NONE else []
 
-    def _recognising(self, text: str, names: AbstractSet[str]) -> Iterator[int]:
+    def _recognising(self, text: str, names: AbstractSet[str]) -> list[int]:
+        inner = self._inner
         if names == self.special_tokens.keys():  # it knows which of them swallow spaces
-            yield from self._inner.encode_skeleton(text)
-            return
-        end = 0
+            return inner.encode_skeleton(text)
+        ids, end = list[int](), 0
         for match in _any_of(names).finditer(text):
-            yield from self._inner.encode(text[end : match.start()], start=not end)
-            yield self.special_tokens[match[0]]
+            ids += inner.encode(text[end : match.start()], start=inner.starts_after(ids))
+            ids.append(self.special_tokens[match[0]])
             end = match.end()
-        yield from self._inner.encode(text[end:], start=not end)
+        return ids + inner.encode(text[end:], start=inner.starts_after(ids))
 
     def decode(self, t: Ids) -> str:
         """Text of ids: control tokens by their names, invalid UTF-8 as U+FFFD, ids that stand for nothing (-1) left out.

@@ -22,6 +22,7 @@ ROOT = examples(
 CHAT = examples(
     ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
+    ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
     ("llamachat --temp 0 --seed 1", "the same answers each time"),
     ("llamachat --persona pirate", "see /help persona in a chat"),
     ("llamachat chat < questions.txt", "off a terminal each line is a message"),
@@ -36,6 +37,30 @@ COMPLETE = examples(
     ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
     note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
+EMBED = examples(
+    ("llamachat embed 'A quiet morning'", "a vector, as a JSON array"),
+    ("llamachat embed -f letter.txt --json", "with its model, pooling and tokens"),
+    ("llamachat embed --jsonl texts.jsonl -o vectors.npy", "all of them, for numpy.load"),
+    ("llamachat embed -m ./Qwen3-Embedding-0.6B --jsonl texts.jsonl", "by a model made for it"),
+    note=f"{TEXTS}\n\n{CODES}",
+)
+CLASSIFY = examples(
+    ("llamachat classify -m ./sentiment 'What a day!'", "label and probability"),
+    ("llamachat classify -m ./topics -f letter.txt --top 3", ""),
+    ("llamachat classify -m ./reranker 'Who made it?' --documents docs.txt --top 5", "the best of its lines"),
+    ("llamachat classify -m ./topics --jsonl texts.jsonl -o labels.jsonl", "a batch; --resume goes on with it"),
+    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
+TAG = examples(
+    ("llamachat tag -m ./names 'Ada met Charles in London.'", "start, end, label, probability, text"),
+    ("llamachat tag -m ./names -f letter.txt --json | jq '.spans[]'", ""),
+    note=f"Offsets are characters of the text. {TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
+EXTRACT = examples(
+    ("llamachat extract -m ./reader 'Who made it?' -f letter.txt", "the answer as it stands there"),
+    ("curl -s URL | llamachat extract -m ./reader 'When?' --top 3 --always", ""),
+    note=f"Offsets are characters of the text. {TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
 CONFIG = examples(
     ("llamachat config", "what holds, and where it comes from"),
     ("llamachat config set temperature 0.7", ""),
@@ -47,6 +72,7 @@ CONFIG = examples(
 QUANTIZE = examples(
     ("llamachat quantize ./llama-3.2-1b -o llama-int4", "int4, the default"),
     ("llamachat quantize ./model -o out --scheme int8", ""),
+    ("llamachat quantize ./model -o out --lora ./adapter", "merge an adapter first"),
     ("llamachat quantize ./model -o out --override '*.down_proj=int8' --report", "and measure what it cost"),
     ("llamachat -m ./llama-int4", "chat with the result"),
     note=CODES,
@@ -62,6 +88,7 @@ BENCH = examples(
     ("llamachat bench -m ./model.gguf --vs-gguf ./model.gguf", "beside llama.cpp, in the same run"),
     ("llamachat bench --shape 8b --vs-llamacpp", "random weights of a real shape; no download"),
     ("llamachat bench --profile", "where the time of a token goes"),
+    ("llamachat bench --shape 1b --lora-rank 16", "what an adapter costs"),
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+Frame = tuple[
+    tuple[int, ...], ...
+]  # the control tokens before, between and behind texts: one more than there are of these
+
 
 class Tokenizer(Protocol):
     """`encode` treats its text as plain data: no input can make it return a control token.
@@ -17,6 +21,7 @@ class Tokenizer(Protocol):
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
     notes: Sequence[str]  # what in its files was ignored, a line each
+    frames: Mapping[int, Frame]  # what the model wants around one text read as a whole, and around two, by their number
     dummy_prefix: bool  # a text's first space is the tokenizer's own: `decode` drops it
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:
@@ -48,7 +53,9 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that this token adds in the middle of a text; b"" for a control token or an unused id."""
+        """The UTF-8 bytes that this token adds in the middle of a text; b"" for an unused id or a control token, of
+        which only T5's sentinels (`<extra_id_0>`) are shown.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

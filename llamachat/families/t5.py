@@ -56,11 +56,6 @@ class EncoderDecoderSpec(ModelSpec):
         require_whole("largest relative distance", self.relative_distance, least, FARTHEST)
 
     @property
-    def source_end(self) -> tuple[int, ...]:
-        """What a source ends with, as transformers' tokenizer has it: </s>."""
-        return self.eos_token_ids[:1]
-
-    @property
     def longest_source(self) -> int | None:
         """Tokens of a source that there are positions for; None: any number."""
         return self.max_position_embeddings if self.positions == "learned_absolute" else None

@@ -13,6 +13,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import is_gguf, open_gguf
 from llamachat.formats.hf import open_hf
 from llamachat.formats.lit import WEIGHTS, open_lit
+from llamachat.formats.megatron import MARKS, NAME, open_megatron
 from llamachat.formats.meta import open_meta
 from llamachat.formats.mindformers import open_mindformers
 
@@ -21,11 +22,11 @@ SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True)
 class Format:
-    """`marks`: the file whose presence says that a folder is of this format; None where it is a file's only."""
+    """`marks`: files of which one says that a folder is of this format; none where it is a file's only."""
 
     name: str
     open: Callable[[Path], Checkpoint]  # a folder with its mark, or a file
-    marks: str | None = None
+    marks: tuple[str, ...] = ()
     is_file: Callable[[Path], bool] | None = None  # whether this file is one
     called: str = ""  # how errors name its files
 
@@ -33,7 +34,7 @@ class Format:
         """Whether this is a model of this format."""
         if path.is_file():
             return self.is_file is not None and self.is_file(path)
-        return self.marks is not None and (path / self.marks).is_file()
+        return any((path / mark).is_file() for mark in self.marks)
 
 
 def _open_mindformers(path: Path) -> Checkpoint:
@@ -41,14 +42,15 @@ def _open_mindformers(path: Path) -> Checkpoint:
 
 
 FORMATS = (
-    Format("GGUF", open_gguf, None, is_gguf, "GGUF"),
-    Format("Hugging Face", open_hf, "config.json"),
-    Format("Meta", open_meta, "params.json"),
-    Format("lit-llama", open_lit, WEIGHTS, lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
+    Format("GGUF", open_gguf, (), is_gguf, "GGUF"),
+    Format("Hugging Face", open_hf, ("config.json",)),
+    Format("Meta", open_meta, ("params.json",)),
+    Format("lit-llama", open_lit, (WEIGHTS,), lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
+    Format("Megatron", open_megatron, MARKS, lambda path: path.name == NAME, f"Megatron ({NAME})"),
     Format(
         "MindFormers",
         _open_mindformers,
-        None,
+        (),
         lambda path: path.suffix in (".yaml", ".yml"),
         "MindFormers (.yaml)",
     ),
@@ -77,7 +79,7 @@ def _only_gguf(folder: Path) -> Path:
     """The folder's one GGUF file, or the first of its one split set."""
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        marks = [f"{each.marks} ({each.name})" for each in FORMATS if each.marks]
+        marks = [f"{each.marks[0]} ({each.name})" for each in FORMATS if each.marks]
         raise FormatError(
             f"{folder} has no {', '.join(marks)} or .gguf file", "there is no model there", "check the path"
         )

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
+from llamachat.families.family import Layout
+from llamachat.formats.labels import Labels
 from llamachat.system import mapped
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
@@ -38,7 +40,10 @@ class LazyCheckpoint:
     ignored: tuple[str, ...]
     files: tuple[Path, ...]
     chat_template: str | None = None
+    pooling: str | None = None
+    labels: Labels | None = None
     recipe: None = None
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
@@ -14,19 +14,22 @@ from llamachat.checks import LARGEST, require_choice, require_whole
 from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.engine import Engine
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtype, KvBits, ModelSpec, QuantConfig
+from llamachat.core.spec import Dtype, HeadKind, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
+from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
+from llamachat.models.adapters import Adapters, Given
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
+from llamachat.models.heads import PREDICTS, require_head
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.open import open_file
 
@@ -58,6 +61,7 @@ class LoadedModel:
     engine: Engine
     load_s: float
     parallel: int = 1  # texts of full length that the engine holds at once
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def name(self) -> str:
@@ -76,7 +80,8 @@ class LoadedModel:
     @property
     def notes(self) -> list[str]:
         """What a person should know before using it."""
-        made_for, notes = made_for_context(self.entry, self.checkpoint), [*self.tokenizer.notes]
+        made_for = made_for_context(self.entry, self.checkpoint)
+        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes]
         if self.context <= made_for:
             return notes
         return [
@@ -130,28 +135,28 @@ class LoadedModel:
             return self.text_stop_ids
 
     def require_continuing(self, what: str) -> None:
-        """Raises UsageError for a model that answers a source: `what` is done with those that go on with a text."""
+        """Raises UsageError for a model that answers a source: `what` is for those that go on with a text."""
         if self.reads:
             cause = f"{self.name} answers a source text and goes on with none"
-            raise UsageError(cause, f"{what} has nothing to measure", "ask it with `llamachat complete`")
+            raise UsageError(cause, f"{what} is not for it", "ask it with `llamachat complete`")
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, the text's ids, and behind a source what ends it."""
-        self._require_room([text])
+        self.require_room([text])
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text), *self.text_end]
 
     @property
     def text_end(self) -> tuple[int, ...]:
         """What a plain text ends with as the model gets it: nothing, unless that is a source."""
-        return self.reads.config.source_end if self.reads else ()
+        return self.tokenizer.frames[1][-1] if self.reads else ()
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
-        self._require_room(message.content for message in messages)
+        self.require_room(message.content for message in messages)
         return self.dialog.having(thinking).encode(messages)
 
-    def _require_room(self, texts: Iterable[str]) -> None:
+    def require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
 
         It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
@@ -178,7 +183,8 @@ class LoadedModel:
 
     def describe(self) -> dict[str, str]:
         """Facts for people."""
-        return {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+        about = {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+        return about | ({"adapters": self.adapters.describe()} if self.adapters.held else {})
 
 
 def load(
@@ -197,12 +203,16 @@ def load(
     report: Report | None = None,
     tokenizer_path: str | os.PathLike[str] | None = None,
     prepare: Prepare | None = None,
+    adapters: Sequence[Given] = (),
+    heads: Collection[HeadKind] = PREDICTS,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
-    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be.
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
+    folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
+    that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
@@ -210,11 +220,17 @@ def load(
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
     checkpoint = _quantized(open_checkpoint(path), prepare)
+    beside = Adapters.opened(checkpoint, [*entry.adapters, *adapters])
+    checkpoint = beside.changed(checkpoint)
     config = checkpoint.config
+    require_head(entry.name, config.head, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
-    if report and checkpoint.ignored:
-        report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
+    _require_positions(path, config, slots)
+    say = report or silent
+    for place, ignored in ((path, checkpoint.ignored), *beside.ignored):
+        if ignored:
+            say(f"{place.name}: ignored, as without effect on inference: {', '.join(ignored)}")
     tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.depends_on_length(slots * parallel):
         parallel = 1  # what tokens mean depends on how many slots there are
@@ -228,9 +244,19 @@ def load(
         bits=cast(KvBits | None, bits),
         threads=threads,
         force=force,
-        say=report or silent,
+        say=say,
+        beside=beside.nbytes,
     )
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+    beside.bind(ready)
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
+
+
+def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
+    """Raises UsageError for more tokens than a model has learned positions for."""
+    most = config.longest_source if isinstance(config, EncoderDecoderSpec) else None
+    if most is not None and context > most:
+        cause = f"{path.name} has positions for {most} tokens"
+        raise UsageError(cause, f"a context of {context} cannot be had", f"use --ctx-size {most}")
 
 
 def _other_tokenizer(path: Path, config: ModelSpec) -> Tokenizer:

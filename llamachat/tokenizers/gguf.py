@@ -10,13 +10,22 @@ from typing import Any
 from llamachat.tokenizers import spm
 from llamachat.tokenizers.hf import byte_level
 from llamachat.tokenizers.side import NAMED, Added
-from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
+from llamachat.tokenizers.text_tokenizer import (
+    SENTINEL,
+    TextTokenizer,
+    damaged,
+    framed,
+    is_control_shaped,
+    is_tag_shaped,
+    library_errors,
+)
 
 _WHERE = "the GGUF file"
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
 ENDS = ("eos", "eot", "eom")
 _KEYS = ("bos", "eos", "unknown", "padding")  # of NAMED
-_SENTENCEPIECE = {"bos": 1, "eos": 2, "unknown": 0}
+# tokenizer.ggml.model -> the ids that a sentencepiece model has by default
+_SENTENCEPIECE = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "t5": {"eos": 1, "unknown": 2, "padding": 0}}
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = (
@@ -59,19 +68,22 @@ _WHOLE_WORDS = _LIKE_LLAMA3 | {"glm4"}
 def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     """See llamachat.tokenizers.open.from_gguf."""
     model = metadata.get("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
-        raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2' and 'llama' are read")
+    if model not in ("gpt2", "llama", "t5"):
+        raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2', 'llama' and 't5' are read")
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_list(metadata, "tokens", str))]
     if len(set(tokens)) < len(tokens):
         raise damaged(_WHERE, "tokenizer.ggml.tokens has repeated entries")
     ids, notes = special_ids(metadata, len(tokens))
     ends = frozenset(ids[key] for key in ENDS if key in ids)
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or _pre(metadata) in _LIKE_LLAMA3)
+    bos = ids.get("bos") if adds_bos else None
+    eos = ids.get("eos") if metadata.get("tokenizer.ggml.add_eos_token", model == "t5") else None
     return (_byte_level if model == "gpt2" else _sentencepiece)(
         metadata,
         tokens,
         _types(metadata, tokens, ends | {ids.get("bos")}, ids.get("unknown")),
-        bos_id=ids.get("bos") if adds_bos else None,
+        bos_id=bos,
+        frames=framed(bos, eos, each_begins=False),  # as llama.cpp's server joins a reranker's pairs
         eos_ids=ends,
         names={name: tokens[ids[key]] for name, key in zip(NAMED, _KEYS, strict=True) if key in ids},
         notes=notes,
@@ -84,7 +96,7 @@ def special_ids(metadata: Mapping[str, Any], size: int, where: str = _WHERE) -> 
     An id that no token has is as one that is not given: a sentencepiece model's are then those that it has by default.
     Padding is never used, and what is said of it is not worth a note.
     """
-    ids = dict(_SENTENCEPIECE if metadata.get("tokenizer.ggml.model") == "llama" else {})
+    ids = dict(_SENTENCEPIECE.get(metadata.get("tokenizer.ggml.model", ""), {}))
     wrong = []
     for key in (*_KEYS, "eot", "eom"):
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -106,13 +118,14 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
         raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
     given = metadata["tokenizer.ggml.tokens"]
     for i, kind in enumerate(types):
-        if (kind == USER_DEFINED and is_control_shaped(tokens[i])) or (i in control and kind != UNKNOWN):
+        marks = is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i])
+        if (kind == USER_DEFINED and marks) or (i in control and kind != UNKNOWN):
             types[i] = CONTROL
         elif not given[i]:
             types[i] = UNUSED
         elif kind == UNDEFINED:
             types[i] = NORMAL
-    if UNKNOWN not in types and unknown is not None and metadata["tokenizer.ggml.model"] == "llama":
+    if UNKNOWN not in types and unknown is not None and metadata["tokenizer.ggml.model"] in _SENTENCEPIECE:
         types[unknown] = UNKNOWN
     return types
 
@@ -212,15 +225,32 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     scores = _list(metadata, "scores", float, len(tokens))
     if not all(map(math.isfinite, scores)):
         raise damaged(_WHERE, "tokenizer.ggml.scores has values that are no numbers")
+    unigram = metadata["tokenizer.ggml.model"] == "t5"
     user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
-    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", not unigram)
     control = {tokens[i]: Added(i, True) for i, kind in enumerate(types) if kind == CONTROL}
     spaced = [name.replace(" ", "▁") if types[i] == USER_DEFINED else name for i, name in enumerate(tokens)]
-    with library_errors(_WHERE):
-        library = spm.assemble(spaced, scores, types)  # converters write spaces as such in what the user defined
+    with library_errors(_WHERE):  # converters write spaces as such in what the user defined
+        how = (_normalizer(metadata), spm.UNIGRAM) if unigram else ()
+        library = spm.assemble(spaced, scores, types, *how)
         return spm.from_library(
-            library, user_defined, control, dummy_prefix=bool(prefix), prefix_after_bos=True, **common
+            library,
+            user_defined,
+            control,
+            dummy_prefix=bool(prefix),
+            prefix_after_special=unigram,
+            prefix_after_bos=True,
+            **common,
         )
+
+
+def _normalizer(metadata: Mapping[str, Any]) -> bytes:
+    """What T5's vocabulary does to a text before it is cut: characters replaced, spaces merged."""
+    charsmap = b""
+    if "tokenizer.ggml.precompiled_charsmap" in metadata:
+        charsmap = bytes(value & 255 for value in _list(metadata, "precompiled_charsmap", int))
+        spm.refuse_long_replacements([charsmap], _WHERE)
+    return spm.normalizing(charsmap, metadata.get("tokenizer.ggml.remove_extra_whitespaces") is True)
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> list[Any]:

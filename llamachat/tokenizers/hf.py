@@ -3,9 +3,10 @@
 import json
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+from llamachat.core.tokenizer import Frame
 from llamachat.tokenizers.side import Added, Side
 from llamachat.tokenizers.spm import refuse_long_replacements
 from llamachat.tokenizers.text_tokenizer import (
@@ -42,21 +43,28 @@ def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
         added = _added(library, side, where)
         _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
-        begins = library.encode("").ids
-    specials = {name: token.id for name, token in added.items() if token.special or is_control_shaped(name)}
+        frames = {count: _frame(library, count) for count in (1, 2)}
+        unknown = _unknown(library)
+        specials = {name: token.id for name, token in added.items() if token.special or is_control_shaped(name)}
+        _hide(library, set(specials.values()))
+    begins = frames[1][0]
     bos, eos = (specials.get(side.names.get(key, "")) for key in ("bos_token", "eos_token"))
     adds_bos = bool(begins) and begins[0] in (bos, *specials.values()) if side.adds_bos is None else side.adds_bos
+    bos_id = (bos if bos is not None else begins[0] if begins else None) if adds_bos else None
+    if side.adds_bos is not None and bos is not None:
+        frames = {count: _begun(frame, bos, side.adds_bos) for count, frame in frames.items()}
     return TextTokenizer(
         ids=lambda text, start: library.encode(prefix(text) if start else text, add_special_tokens=False).ids,
         piece=_pieces(library, {token.id: name for name, token in added.items()}, where),
         vocab_size=max([last, *(token.id for token in added.values())]) + 1,
         specials=specials,
-        bos_id=(bos if bos is not None else begins[0] if begins else None) if adds_bos else None,
+        bos_id=bos_id,
+        frames=frames,
         eos_ids=frozenset({eos} if eos is not None else {}),
         names=side.names,
         dummy_prefix=_drops_space(library),
         prefix_after_special=after_special,
-        unk_id=specials.get(getattr(library.model, "unk_token", None) or ""),
+        unk_id=specials.get(unknown or ""),
         tags={n: t.id for n, t in added.items() if n not in passed and (n in specials or is_tag_shaped(n))},
         strips={name: token.strips for name, token in added.items()},
         notes=side.notes,
@@ -87,6 +95,24 @@ def _added(library: Any, side: Side, where: str) -> dict[str, Added]:
     return added
 
 
+def _frame(library: Any, count: int) -> Frame:
+    """What the library's last step puts around so many texts, seen on texts of one letter."""
+    coding, found, text = library.encode(*["a"] * count), [list[int]() for _ in range(count + 1)], 0
+    for of, id in zip(coding.sequence_ids, coding.ids, strict=True):
+        if of is None:
+            found[text].append(id)
+        else:
+            text = of + 1
+    return tuple(map(tuple, found))
+
+
+def _begun(frame: Frame, bos: int, begins: bool) -> Frame:
+    """With BOS before each text, or without it, as the files beside a tokenizer say."""
+    *parts, end = (tuple(id for id in part if id != bos) for part in frame)
+    before = (bos,) if begins else ()
+    return (*(part + before if at else before + part for at, part in enumerate(parts)), end)
+
+
 def _state(part: Any) -> dict[str, Any]:
     """The JSON of a normalizer, pre-tokenizer or decoder; empty for none."""
     state = {} if part is None else json.loads(part.__getstate__())
@@ -110,12 +136,36 @@ def _refuse_growth(library: Any, where: str) -> None:
     refuse_long_replacements(map(b64decode, charsmaps), where)
 
 
+def _unknown(library: Any) -> str | None:
+    """The token for what the vocabulary lacks."""
+    if hasattr(library.model, "unk_token"):
+        token: str | None = library.model.unk_token
+        return token
+    number = _state(library.model).get("unk_id")  # Unigram's
+    named: str | None = None if number is None else library.id_to_token(number)
+    return named
+
+
+def _hide(library: Any, specials: Set[int]) -> None:
+    """Where T5's kind of vocabulary holds its control tokens as if they were text, no text can give them any more.
+
+    None reaches it with a space in it, which has become "▁" by then.
+    """
+    from tokenizers import models
+
+    if not isinstance(library.model, models.Unigram):
+        return
+    state = _state(library.model)
+    vocabulary = [(piece + " " * (i in specials), score) for i, (piece, score) in enumerate(state["vocab"])]
+    library.model = models.Unigram(vocabulary, state["unk_id"], state["byte_fallback"])
+
+
 def _take_prefix(library: Any, where: str) -> tuple[Callable[[str], str], bool]:
     """Take the dummy space out of the library's steps, so that it can be put by hand only where a text starts.
 
     Returns what puts it, and whether the library would after each control token too.
     """
-    from tokenizers import normalizers, pre_tokenizers
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
     steps = [step["type"] for step in _steps(library.normalizer)]
     if "Prepend" in steps:  # Llama 2 as transformers first converted it
@@ -123,11 +173,25 @@ def _take_prefix(library: Any, where: str) -> tuple[Callable[[str], str], bool]:
             raise damaged(where, f"normalizers {steps} are not known together")
         library.normalizer = normalizers.Replace(" ", "▁")
         return lambda text: text and "▁" + text, True
-    spaces = _state(library.pre_tokenizer)
+    *before, spaces = _steps(library.pre_tokenizer) or [{}]
     if spaces.get("type") != "Metaspace" or spaces["prepend_scheme"] == "never":
         return lambda text: text, False
+    if [step["type"] for step in before] == ["WhitespaceSplit"]:  # T5's: it gives each word a space, for those it drops
+        merged = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(left=False, right=True)]
+        library.normalizer = normalizers.Sequence([*filter(None, [library.normalizer]), *merged])
+    elif before:
+        raise damaged(where, f"pre-tokenizers {[step['type'] for step in before]} are not known before Metaspace")
     library.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=spaces["split"])
-    return lambda text: text if text[:1] in ("", " ", "▁") else "▁" + text, spaces["prepend_scheme"] == "always"
+    return _spacing(library.normalizer, where), spaces["prepend_scheme"] == "always"
+
+
+def _spacing(normalizer: Any, where: str) -> Callable[[str], str]:
+    """What puts a space before a text that has none once the normalizer is done with it."""
+    normal: Callable[[str], str] = normalizer.normalize_str if normalizer else str
+    space = "▁" if normal("▁a") == "▁a" else " "
+    if normal(space + "a")[:1] not in (" ", "▁"):
+        raise damaged(where, "it drops the space before a text, which it puts there itself")
+    return lambda text: text if normal(text)[:1] in ("", " ", "▁") else space + text
 
 
 def _drops_space(library: Any) -> bool:

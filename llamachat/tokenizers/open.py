@@ -14,6 +14,7 @@ FILES = (
     "tokenizer.json",
     GGUF_VOCABULARY,
     "tokenizer.model",
+    "spiece.model",  # T5's name for it
     "added_tokens.json",
     "special_tokens_map.json",
 )
@@ -27,9 +28,9 @@ def files_in(folder: Path) -> tuple[Path, ...]:
 @reader
 def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint's folder: tokenizer.json, else the vocabulary of the GGUF file that it was converted
-    from, else tokenizer.model. Raises FormatError when there is none or it is damaged.
+    from, else tokenizer.model or spiece.model. Raises FormatError when there is none or it is damaged.
     """
-    for name in ("tokenizer.json", GGUF_VOCABULARY, "tokenizer.model"):
+    for name in ("tokenizer.json", GGUF_VOCABULARY, "tokenizer.model", "spiece.model"):
         if (path := folder / name).is_file():
             return open_file(path)
     raise FormatError(f"{folder} has no tokenizer.json or tokenizer.model", "its model cannot read", "add it")
@@ -60,7 +61,7 @@ def open_file(path: Path) -> Tokenizer:
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer in GGUF metadata: raw `tokenizer.*` keys and plain Python values; other keys are not looked at.
 
-    `tokenizer.ggml.model` may be "gpt2" (byte-level BPE) or "llama" (sentencepiece). Raises FormatError.
+    `tokenizer.ggml.model` may be "gpt2" (byte-level BPE), "llama" or "t5" (sentencepiece: BPE, unigram). Raises FormatError.
     """
     from llamachat.tokenizers import gguf
 

@@ -3,16 +3,22 @@
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from functools import cache
 from itertools import count
 from typing import Any
 
 from llamachat.tokenizers.side import Added, Side
-from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
+from llamachat.tokenizers.text_tokenizer import (
+    TextTokenizer,
+    damaged,
+    framed,
+    is_control_shaped,
+    is_tag_shaped,
+    library_errors,
+)
 
 USER_DEFINED, UNUSED, BYTE = 4, 5, 6  # ModelProto.SentencePiece.Type
-# In protobuf, the second occurrence of a submessage amends the first. So this field at the end turns the dummy prefix
-# off, and a "▁" before the text does the same by hand, where it is wanted.
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec { add_dummy_prefix: false }
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 _FIXED = {1: 8, 5: 4}  # wire type -> bytes
 _LONGEST_REPLACEMENT = 64  # bytes; NFKC needs 33
 
@@ -24,22 +30,30 @@ def from_proto(data: bytes, side: Side, where: str) -> TextTokenizer:
         refuse_long_replacements(maps, where)
         library = _load(data)
         side = side.within(library.vocab_size())
+        added = {**sentinels(library.vocab_size(), side.extra_ids), **side.added}
         own = {"bos_token": library.bos_id(), "eos_token": library.eos_id(), "unk_token": library.unk_id()}
         names = {key: library.id_to_piece(i) for key, i in own.items() if i >= 0} | dict(side.names)
-        bos, eos = (_id(library, side.added, names.get(key)) for key in ("bos_token", "eos_token"))
+        bos, eos = (_id(library, added, names.get(key)) for key in ("bos_token", "eos_token"))
         named = {names[key]: Added(i, True) for key, i in (("bos_token", bos), ("eos_token", eos)) if i is not None}
+        begins = bos if side.adds_bos is not False else None
         return from_library(
             library,
             _user_defined(data),
-            {**side.added, **named},
-            bos_id=bos if side.adds_bos is not False else None,
+            {**added, **named},
+            bos_id=begins,
+            frames=framed(begins, eos if side.adds_eos else None),
             eos_ids=frozenset({eos} if eos is not None else {}),
             names=names,
-            dummy_prefix=library.normalize("a") != "a",
-            prefix_after_special=side.legacy is True,
+            dummy_prefix=library.normalize("a") != _load(data + _dummy_prefix(False)).normalize("a"),
+            prefix_after_special=side.legacy is True or side.t5,
             prefix_after_bos=side.legacy is not False,
             notes=side.notes,
         )
+
+
+def sentinels(size: int, number: int) -> dict[str, Added]:
+    """T5's extra tokens behind a vocabulary of `size`, which stand for what is left out of a text: the last comes first."""
+    return {f"<extra_id_{i}>": Added(size + number - 1 - i, True) for i in range(number)}
 
 
 def refuse_long_replacements(charsmaps: Iterable[bytes], where: str) -> None:
@@ -68,7 +82,6 @@ def from_library(
     specials = {name: token.id for name, token in tokens.items() if token.special or is_control_shaped(name)}
     tags = {name: token.id for name, token in tokens.items() if name not in specials and is_tag_shaped(name)}
     words = {n: t.id for n, t in added.items() if t.id >= len(pieces) and n not in specials and n not in tags}
-    plain = _load(_without(library, set(specials.values())) + _NO_DUMMY_PREFIX)
 
     def piece(token: int) -> bytes:
         if token >= len(pieces) or library.is_unused(token):
@@ -77,7 +90,7 @@ def from_library(
         return bytes([int(text[3:5], 16)]) if library.is_byte(token) else text.replace("▁", " ").encode()
 
     return TextTokenizer(
-        ids=_finding(words, lambda text, start: plain.encode("▁" + text if start and dummy_prefix and text else text)),
+        ids=_finding(words, _encoder(_without(library, set(specials.values())), dummy_prefix)),
         piece=piece,
         vocab_size=max([len(pieces), *(token.id + 1 for token in added.values())]),
         specials=specials,
@@ -87,6 +100,29 @@ def from_library(
         strips={name: token.strips for name, token in added.items()},
         **metadata,
     )
+
+
+def _encoder(model: bytes, dummy_prefix: bool) -> Callable[[str, bool], list[int]]:
+    """(text, does it start a sequence) -> ids.
+
+    The library itself puts the dummy prefix, whose place among the spaces before a text only its normalizer knows. Where
+    that drops the spaces before a text, one of them stands before a text that continues another.
+    """
+
+    @cache
+    def library(prefix: bool) -> Any:
+        return _load(model + _dummy_prefix(prefix))
+
+    def spaced(text: str) -> bool:
+        normal = library(False).normalize
+        return bool(normal("a" + text) == "a▁" + normal(text))
+
+    return lambda text, start: library(dummy_prefix if start else spaced(text)).encode(text)
+
+
+def _dummy_prefix(wanted: bool) -> bytes:
+    """What turns it on or off at the end of a model: in protobuf the second occurrence of a message amends the first."""
+    return _field(3, bytes([3 << 3, wanted]))  # normalizer_spec { add_dummy_prefix }
 
 
 def _without(library: Any, specials: Set[int]) -> bytes:
@@ -124,17 +160,26 @@ def _finding(words: Mapping[str, int], ids: Callable[[str, bool], list[int]]) ->
     return found
 
 
-def assemble(tokens: Iterable[str], scores: Iterable[float], types: Iterable[int]) -> Any:
-    """A SentencePieceProcessor of the BPE kind from a vocabulary with sentencepiece's (and ggml's) types."""
+def assemble(
+    tokens: Iterable[str], scores: Iterable[float], types: Iterable[int], normalizer: bytes = b"", model: int = BPE
+) -> Any:
+    """A SentencePieceProcessor from a vocabulary with sentencepiece's (and ggml's) types.
+
+    `normalizer`: a NormalizerSpec; without one a text stays as it is.
+    """
     head = struct.Struct("<BfBB")  # score, type
     pieces = (
         _field(1, _field(1, token.encode()) + head.pack(2 << 3 | 5, score, 3 << 3, kind))
         for token, score, kind in zip(tokens, scores, types, strict=True)
     )
     byte_fallback = b"\x98\x02\x01" if BYTE in types else b""
-    trainer = _field(2, b"\x18\x02" + byte_fallback)  # model_type: BPE
-    normalizer = _field(3, _field(1, b"identity") + b"\x18\x00\x20\x00")  # no dummy prefix, keep all spaces
-    return _load(b"".join(pieces) + trainer + normalizer)
+    trainer = _field(2, bytes([3 << 3, model]) + byte_fallback)  # model_type
+    return _load(b"".join(pieces) + trainer + _field(3, normalizer or normalizing()))
+
+
+def normalizing(charsmap: bytes = b"", merges_spaces: bool = False) -> bytes:
+    """A NormalizerSpec without a dummy prefix: characters are replaced by a charsmap, and spaces merged or kept."""
+    return _field(1, b"given") + _field(2, charsmap) + bytes([3 << 3, 0, 4 << 3, merges_spaces])
 
 
 def _load(data: bytes) -> Any:

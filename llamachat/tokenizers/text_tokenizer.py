@@ -9,11 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
+from llamachat.core.tokenizer import Frame
 from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
 MAX_VOCABULARY = 1 << 22  # ids; ten times the largest
-
+SENTINEL = re.compile(
+    r"<extra_id_\d+>"
+)  # T5's control tokens that stand for what is left out of a text: they are shown
 
 Span = tuple[str, bool]  # a text, and whether a dialog format wrote it
 Plain = Callable[[Sequence[Span], bool], list[int]]  # encodes what no control token is in; says whether it is a start
@@ -42,10 +45,13 @@ class TextTokenizer:
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
     notes: Sequence[str] = ()
+    frames: Mapping[int, Frame] = field(default_factory=dict)  # {}: BOS before each text, and nothing else
 
     def __post_init__(self) -> None:
+        self.frames = self.frames or framed(self.bos_id)
         self._marks = {**self.tags, **self.specials}
-        self._hidden = frozenset(self.specials.values())
+        self._control = frozenset(self.specials.values())
+        self._hidden = frozenset(i for name, i in self.specials.items() if not SENTINEL.fullmatch(name))
         self._reserved = frozenset(self._marks.values()) - {self.unk_id}
         self._mark = _any_of(map(re.escape, sorted(self._marks, key=len, reverse=True)))
         self._inside_tag = _any_of(f"(?<={re.escape(tag[0])})(?={re.escape(tag[1:])})" for tag in self.tags)
@@ -86,7 +92,7 @@ class TextTokenizer:
         if not ids:
             return True
         after_bos = self.prefix_after_bos and ids[-1] == self.bos_id
-        return after_bos or (self.prefix_after_special and ids[-1] in self._hidden)
+        return after_bos or (self.prefix_after_special and ids[-1] in self._control)
 
     def _marked(self, spans: Iterable[Span]) -> Iterator[Span | str]:
         """The spans, and between them the names of the tokens that the skeleton has there."""
@@ -106,6 +112,12 @@ class TextTokenizer:
         """See Tokenizer. One U+FFFD stands for each maximal invalid part, as Unicode recommends and Python does."""
         data = b"".join(map(self.token_bytes, ids))
         return (data.removeprefix(b" ") if self.dummy_prefix else data).decode(errors="replace")
+
+
+def framed(bos: int | None, eos: int | None = None, each_begins: bool = True) -> dict[int, Frame]:
+    """Frames of BOS before and EOS behind a text, where there are such; of a second one too, if `each_begins` with BOS."""
+    begin, end = (() if token is None else (token,) for token in (bos, eos))
+    return {1: (begin, end), 2: (begin, end + begin if each_begins else end, end)}
 
 
 def _stripped(run: Sequence[Span], left: bool, right: bool) -> list[Span]:

@@ -45,7 +45,6 @@ def test_released_configurations_say_what_their_models_are() -> None:
     assert (flan.activation, flan.gated, flan.logit_multiplier) == ("gelu_pytorch_tanh", True, 1.0)
     assert (flan.num_attention_heads * flan.head_dim, flan.hidden_size) == (384, 512)
     assert (mt5.logit_multiplier, mt5.decoder_start_token_id) == (1.0, 0)
-    assert small.source_end == flan.source_end == (1,)
     assert all(each.attention_scale == 1 and each.longest_source is None for each in (small, flan, mt5))
     assert hf_t5(SMALL, "config.json").ignored == (
         "architectures", "dropout_rate", "initializer_factor", "output_past", "task_specific_params",
@@ -150,7 +149,7 @@ def test_generation_config_has_the_last_word_on_where_an_answer_begins(folder: P
     write_config(folder, "generation_config.json", decoder_start_token_id=5, eos_token_id=[1, 7])
     config = open_checkpoint(folder).config
     assert isinstance(config, EncoderDecoderSpec)
-    assert (config.decoder_start_token_id, config.eos_token_ids, config.source_end) == (5, (1, 7), (1,))
+    assert (config.decoder_start_token_id, config.eos_token_ids) == (5, (1, 7))
     write_config(folder, "generation_config.json", decoder_start_token_id=5000)
     with pytest.raises(ConfigError, match=r"generation_config.json: decoder_start_token_id is 5000"):
         open_checkpoint(folder)
@@ -176,6 +175,14 @@ def test_missing_and_unknown_tensors_are_named(folder: Path, change: Callable[[A
     with pytest.raises(FormatError, match=said) as error:
         open_checkpoint(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForSequenceClassification", "MT5ForQuestionAnswering"])
+def test_classes_that_answer_nothing_are_refused_by_name(name: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    with pytest.raises(ConfigError, match=rf"architectures is \['{name}'\]; expected is a class that answers a source"):
+        open_checkpoint(folder)
 
 
 def test_types_with_an_encoder_that_are_not_read_are_refused_by_name(folder: Path) -> None:

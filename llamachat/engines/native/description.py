@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import NORMS, Activation, ModelSpec
+from llamachat.core.spec import HEADS, NORMS, Activation, ModelSpec
 from llamachat.core.spec import Rope as RopeSpec
 from llamachat.core.tensors import Array
 from llamachat.engines.native.abi import Layer, Matrix, Model, Rope, address
@@ -34,7 +34,7 @@ def sized(spec: ModelSpec, slots: int, kv_kind: int, threads: int, batch: int) -
     dense = any(spec.mixture(layer) is None for layer in range(spec.num_hidden_layers))
     model = Model(
         spec.vocab_size, spec.hidden_size, spec.intermediate_size if dense else 0, spec.num_hidden_layers,
-        spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim, slots, kv_kind, threads, batch,
+        spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim, slots, kv_kind, threads, batch, spec.outputs,
         ACTIVATIONS.index(spec.hidden_act), len(kinds), FINE_ALL if spec.hidden_size < SMALL else FINE,
         spec.qk_norm == "projection",
     )  # fmt: skip
@@ -64,6 +64,9 @@ class Description:
     weights: PackedWeights
     model: Model
     parts: list[int] = field(default_factory=list)  # of each matrix, which of PARTS it is
+    modules: dict[str, tuple[Matrix, float]] = field(
+        default_factory=dict
+    )  # those that can be adapted, and their factors
     kept: list[object] = field(default_factory=list)  # what the model points to
 
     def __post_init__(self) -> None:
@@ -79,10 +82,14 @@ class Description:
         for number, layer in enumerate(layers):
             self._fill(number, layer)
         embed = self.matrix("model.embed_tokens", spec.embedding_multiplier)
-        head = self.matrix("model.embed_tokens" if spec.tie_word_embeddings else "lm_head", spec.logit_multiplier)
         model.rope, model.layer, model.norm = rope, layers, self._norm("model.norm")
-        model.embed, model.head = ctypes.pointer(embed), ctypes.pointer(head)
-        self.kept += [rope, layers, embed, head]
+        model.embed = ctypes.pointer(embed)
+        self.modules["model.embed_tokens"] = embed, spec.embedding_multiplier
+        if spec.outputs:
+            own = HEADS[spec.head][0]
+            head = self.matrix("model.embed_tokens" if spec.tied_head else own, spec.logit_multiplier)
+            self.modules[own], model.head = (head, spec.logit_multiplier), ctypes.pointer(head)
+        self.kept += [rope, layers, embed, model.head]
 
     def _matrices(self, layers: ctypes.Array[Layer]) -> ctypes.Array[Matrix]:
         """Those of all layers side by side; each layer is told where its own are."""
@@ -96,6 +103,7 @@ class Description:
             owners = [f"mlp.experts.{each}." for each in range(experts.count)] if experts else ["mlp."]
             names += [f"{prefix}{owner}{name}" for owner in owners for name in GATED]
         matrices = (Matrix * len(names))(*map(self._of_layer, names))
+        self.modules |= {name: (matrix, self._factor(name)) for name, matrix in zip(names, matrices, strict=True)}
         for layer, (attention, mlp, router) in zip(layers, starts, strict=True):
             layer.attention, layer.mlp = ctypes.pointer(matrices[attention]), ctypes.pointer(matrices[mlp])
             if router is not None:
@@ -105,7 +113,10 @@ class Description:
     def _of_layer(self, name: str) -> Matrix:
         last = name.rpartition(".")[2]
         self.parts.append(PARTS.index("router" if last == "gate" else last))
-        return self.matrix(name, self._added if last in ("o_proj", "down_proj") else 1.0)
+        return self.matrix(name, self._factor(name))
+
+    def _factor(self, name: str) -> float:
+        return self._added if name.endswith(("o_proj", "down_proj")) else 1.0
 
     def matrix(self, name: str, factor: float = 1.0) -> Matrix:
         """A packed matrix and its bias, both times a factor."""

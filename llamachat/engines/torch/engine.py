@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
-from llamachat.core.model import Model, Precision
+from llamachat.core.engine import Outputs
+from llamachat.core.model import Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.engines.saved import Saved
@@ -18,6 +19,7 @@ from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.engines.torch.linear import kernel_for
 from llamachat.families.t5 import EncoderDecoderSpec
+from llamachat.formats.adapter import Scaled
 
 
 class Bytes(NamedTuple):
@@ -33,11 +35,12 @@ class TorchEngine:
     batch_invariant = False  # products of one row and of several round differently
     assembly = Assembly
 
-    def __init__(self, model: Model, keys_values: KeysValues, kernels: Mapping[str, int]) -> None:
-        self.model, self.keys_values = model, keys_values
-        self.kernels = kernels  # name -> bytes of weights that it multiplies
-        self.config, self.slots = model.spec, keys_values.slots
-        self.weight_bytes, self.kv_bytes = sum(kernels.values()), keys_values.nbytes
+    def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
+        self.model, self.keys_values = assembly.model(), keys_values
+        self.kernels = assembly.kernels  # name -> bytes of weights that it multiplies
+        self._assembly = assembly
+        self.config, self.slots = self.model.spec, keys_values.slots
+        self.weight_bytes, self.kv_bytes = sum(self.kernels.values()), keys_values.nbytes
 
     @classmethod
     def build(
@@ -63,30 +66,44 @@ class TorchEngine:
         assembly = cls.assembly(config, where, precision)
         for name, tensor in tensors:
             assembly.add(name, tensor)
-        return cls(assembly.model(), KeysValues(config, slots, where, precision, kv_bits), assembly.kernels)
+        return cls(assembly, KeysValues(config, slots, where, precision, kv_bits))
 
     @torch.inference_mode()
-    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """Have these adapters in force from the next step on, and no others."""
+        self._assembly.adapt(adapters)
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
+    ) -> NDArray[np.float32]:
         if step.pinned is not None:
             self.keys_values.pin(*step.pinned)
-        rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None)
-        return rows[-1] if logits == "last" else rows
+        rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None, outputs)
+        return rows[..., -1, :] if logits == "last" else rows
 
     @torch.inference_mode()
-    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+    def forward_many(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
+    ) -> NDArray[np.float32]:
         assert all(step.pinned is None for step in steps)
         ends = np.cumsum([len(text) for text in ids])
-        return self._run(ids, steps, (ends - 1).tolist())
+        return self._run(ids, steps, (ends - 1).tolist(), outputs)
 
     def _run(
-        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], wanted: Sequence[int] | None
+        self,
+        ids: Sequence[Sequence[int]],
+        steps: Sequence[CacheStep],
+        wanted: Sequence[int] | None,
+        outputs: Outputs = "logits",
     ) -> NDArray[np.float32]:
         assert all(
             len(text) == len(step.slots) == len(step.positions) > 0 for text, step in zip(ids, steps, strict=True)
         )
         positions = np.concatenate([step.positions for step in steps])
         rotations, scale = self.keys_values.rotations(positions), self.keys_values.query_scale(positions)
-        out = self.model(list(chain.from_iterable(ids)), rotations, self.keys_values.begin(steps), wanted, scale)
+        memory = self.keys_values.begin(steps, whole=outputs == "attentions")
+        out = self.model(list(chain.from_iterable(ids)), rotations, memory, wanted, scale, outputs)
         rows: NDArray[np.float32] = out.float().cpu().numpy()
         return rows
 
@@ -138,7 +155,7 @@ def planned_bytes(
             return size * (precision.compute if name.endswith(".bias") else precision.norm).itemsize
         kernel = kernel_for(like, info.shape[0], where, precision.compute) if like else None
         product = size * kernel.bits(like) / 8 if like and kernel else size * precision.compute.itemsize
-        tied = config.tie_word_embeddings
+        tied = config.tied_head
         if not name.startswith(EMBEDDING) or not like or (tied and not kernel):
             return product
         scales = like.scale.itemsize + (0 if like.minimum is None else like.minimum.itemsize)
