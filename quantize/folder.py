@@ -87,12 +87,14 @@ def _config(source: Checkpoint, recipe: Recipe, own: Translated | None) -> dict[
     theirs = _text_config(source.path / CONFIG)
     stored = theirs.get("dtype") or theirs.get("torch_dtype")
     compute = source.config.dtypes.compute or (str(stored) if stored in get_args(Dtype) else "float32")
-    config = theirs if own else hf_config(source.config) | ({"dtype": stored} if stored else {})
+    config = theirs if own else hf_config(source.config, source.labels) | ({"dtype": stored} if stored else {})
     beyond = {key: value for key, value in (config.get(OWN) or {}).items() if key != "kv_bits"}
     if not own:
         beyond |= {name: source.sampling[name] for name in OWN_SAMPLING if source.sampling.get(name) is not None}
     if recipe.foreign and recipe.kv_bits:  # ours says it in quantization_config
         beyond["kv_bits"] = recipe.kv_bits
+    if source.pooling:
+        beyond["pooling"] = source.pooling
     config |= head_config(source.config) | {OWN: beyond}
     quantized = recipe.quantization_config(source.config.tensor_shapes(), compute)
     return {key: value for key, value in config.items() if key != OWN or value} | {"quantization_config": quantized}

@@ -75,7 +75,8 @@ class Quantized:
             raise ConfigError(cause, "it cannot be applied while loading", "convert the model: `llamachat quantize`")
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
-        self.files, self.tokenizer_files = source.files, source.tokenizer_files
+        self.files, self.tokenizer_files, self.labels = source.files, source.tokenizer_files, source.labels
+        self.pooling = source.pooling
         self._source, self.recipe = source, from_config(config)
 
     def index(self) -> Mapping[str, TensorInfo]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llamachat.core.spec import KvBits, ModelSpec, QuantConfig
+from llamachat.core.spec import HEADS, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import GROUP
 from llamachat.errors import ModelError, UsageError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE, EncoderDecoderSpec
@@ -19,6 +19,7 @@ from quantize.schemes import OUTER
 from quantize.to_hf import beyond_hf, joined_in_hf
 
 EMBEDDING, HEAD = OUTER
+CLASSIFIERS = {f"{name}.weight" for name, _ in HEADS.values() if name} - {HEAD}  # a few rows: they stay floats
 ROUTER = ".mlp.gate"  # small, and what it picks turns on small differences
 UNMULTIPLIED = (RELATIVE, ABSOLUTE)  # small tables that are looked up in
 FLOAT = "float"  # stands where a scheme may: not quantized
@@ -36,7 +37,9 @@ class Recipe:
     group_size: int | None = None
     codebook: str | None = None
     double_quant: bool = False  # bitsandbytes' 8-bit scales
-    head: str | None = None  # None: int8 with our schemes, float with bitsandbytes', which leaves both alone
+    head: str | None = (
+        None  # None: int8 with our schemes, float with bitsandbytes', which leaves both alone; or if it classifies
+    )
     embedding: str | None = None
     overrides: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()  # patterns of modules left in float
@@ -101,6 +104,8 @@ class Recipe:
             return FLOAT
         if module.endswith((ROUTER, *UNMULTIPLIED)):
             return FLOAT
+        if name in CLASSIFIERS:
+            return self.head or FLOAT
         if name in OUTER:
             chosen = self.head if name == HEAD else self.embedding
             return chosen or (FLOAT if self.foreign else "int8")
@@ -124,7 +129,7 @@ class Recipe:
 
     def check(self, config: ModelSpec) -> None:
         """Raises UsageError for what this model has not, ModelError when there is nothing in it to quantize."""
-        if self.head and config.tie_word_embeddings:
+        if self.head and config.tied_head:
             raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")
         modules = [name.removesuffix(".weight") for name in config.tensor_shapes()]
         for override in self.overrides:
@@ -139,6 +144,12 @@ class Recipe:
             cause = f"transformers has no Llama whose {beyond[0]} is {getattr(config, beyond[0])} beside the rest"
             raise ModelError(
                 cause, f"{self.scheme} would write what nothing else can load", f"use {' or '.join(PLAIN)}"
+            )
+        if self.foreign and config.head == "span":
+            raise ModelError(
+                "transformers' classes that answer questions call the model below their head in two ways",
+                f"{self.scheme} would write what some cannot load",
+                f"use {' or '.join(PLAIN)}",
             )
         if self.foreign and joined_in_hf(config):
             raise ModelError(

@@ -16,6 +16,7 @@ from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.hf_config import OWN, hf
 from llamachat.formats.hf_rope import PART, ROPES
 from llamachat.formats.hf_t5 import ACTIVATIONS, FLAGS, GATED, hf_t5
+from llamachat.formats.labels import CLASSES, Labels
 
 SAME_NAME = (
     "vocab_size",
@@ -67,7 +68,7 @@ ROPE_FIELDS = {  # those that a kind has, beside rope_type; transformers warns o
 }
 
 
-def hf_config(config: ModelSpec) -> dict[str, Any]:
+def hf_config(config: ModelSpec, labels: Labels | None = None) -> dict[str, Any]:
     """config.json's object, without quantization_config. Read by hf_config.hf it gives an equal configuration."""
     if isinstance(config, EncoderDecoderSpec):
         return t5_config(config)
@@ -75,7 +76,7 @@ def hf_config(config: ModelSpec) -> dict[str, Any]:
     beyond = {name: getattr(config, name) for name in _beyond(config, family)}
     if config.dtypes != Dtypes():
         beyond["dtypes"] = {name: value for name, value in asdict(config.dtypes).items() if value is not None}
-    raw = _plain(config, family)
+    raw = _plain(config, family) | (_labels(labels) if labels else {})
     return {**raw, OWN: {name: list(v) if isinstance(v, tuple) else v for name, v in beyond.items()}} if beyond else raw
 
 
@@ -138,15 +139,22 @@ def _plain(config: ModelSpec, family: Family) -> dict[str, Any]:
     rope = {**(scaling or {}), **own.get("rope_scaling", {})}
     part = {PART: config.rotary_dim / config.head_dim} if config.rotary_dim else {}
     return {
-        "architectures": [f"{architecture}ForCausalLM"],
+        "architectures": [f"{architecture}{CLASSES[config.head]}"],
         "model_type": family.name,
         **{name: getattr(config, name) for name in SAME_NAME},
         "eos_token_id": list(config.eos_token_ids) or None,  # an absent one has a default
         "hidden_act": "silu",
+        **({"output_hidden_states": True} if config.return_hidden_states else {}),
         **part,
+        **({"num_labels": config.num_labels} if config.num_labels else {}),
         **own,
         "rope_scaling": rope or ({"rope_type": "default"} if family.defaults.keys() & set(ROPES) else None),
     }
+
+
+def _labels(labels: Labels) -> dict[str, Any]:
+    named = {"id2label": {str(id): name for id, name in enumerate(labels.names)}}
+    return named | ({"problem_type": labels.problem} if labels.problem else {})
 
 
 def _rope(scaling: RopeScaling, context: int) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from quantize.recipe import Recipe
 
-TOKENIZER_FACTS = ("vocab_size", "bos_id", "closing_id", "eos_ids", "specials", "names", "dummy_prefix")
+TOKENIZER_FACTS = ("vocab_size", "bos_id", "frames", "eos_ids", "specials", "names", "dummy_prefix")
 PROBE = "The quick\tbrown fox, 12345 × <s> déjà\n  vu 🦊"  # spaces, digits, bytes, what looks like a control token
 
 
@@ -42,6 +42,8 @@ def _differences(source: Checkpoint, recipe: Recipe, opened: Checkpoint) -> Iter
     found = (quantized.scheme, quantized.kv_bits) if quantized else None
     yield from _difference("quantization", (recipe.scheme, recipe.kv_bits), found)
     yield from _difference("sampling defaults", _set(source), _set(opened))
+    yield from _difference("pooling", source.pooling, opened.pooling)
+    yield from _difference("labels", source.labels, opened.labels)
     yield from _difference("chat template", source.chat_template, opened.chat_template)
     ours, theirs = _tokenizer(opened), _tokenizer(source)
     yield from _difference("tokenizer", theirs is not None, ours is not None)

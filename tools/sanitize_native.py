@@ -58,7 +58,13 @@ def random_config(rng: np.random.Generator) -> Any:
         rope_scaling=RopeScaling("yarn", 4.0, original_max_position_embeddings=32) if rng.random() < 0.3 else None,
     )  # fmt: skip
     config = replace(config, **LARGE[rng.integers(len(LARGE))]) if rng.random() < 0.1 else config
-    return replace(config, **beyond_llama(config, rng))
+    return replace(config, **beyond_llama(config, rng), **random_head(rng))
+
+
+def random_head(rng: np.random.Generator) -> dict[str, Any]:
+    """Mostly the next token's."""
+    kind = str(rng.choice(["sequence_labels", "token_labels", "none"])) if rng.random() < 0.3 else "next_token"
+    return {"head": kind, "num_labels": int(rng.integers(1, 40)) if kind.endswith("labels") else 0}
 
 
 def beyond_llama(config: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -106,6 +112,11 @@ def random_tensors(config: Any, rng: np.random.Generator) -> dict[str, Any]:
     return tensors
 
 
+def given(engine: Any, rng: np.random.Generator) -> str:
+    """What a step is to give."""
+    return "logits" if engine.config.outputs and rng.integers(3) else "hidden"
+
+
 def use(engine: Any, rng: np.random.Generator) -> None:
     """A prompt in chunks, an answer, a batch, evictions, snapshots."""
     from llamachat.core.cache import Cache
@@ -117,20 +128,21 @@ def use(engine: Any, rng: np.random.Generator) -> None:
     texts[2].pin(int(rng.integers(0, 5)))
     for text, count in ((texts[2], 130), (texts[2], 1), (texts[2], 9), (texts[0], int(rng.integers(1, 20)))):
         ids = tokens(count)
-        engine.forward(ids, text.plan(count), "all" if rng.integers(2) else "last")
+        engine.forward(ids, text.plan(count), "all" if rng.integers(2) else "last", given(engine, rng))
         text.commit(ids)
     for counts in ((3, 1, 10), (1, 2, 0), (1, 1, 1)):
         pieces = [(text, tokens(count)) for text, count in zip(texts, counts, strict=True) if count]
         if any(text.plan(1).pinned for text, _ in pieces):
             continue
-        engine.forward_many([ids for _, ids in pieces], [text.plan(len(ids)) for text, ids in pieces])
+        plans = [text.plan(len(ids)) for text, ids in pieces]
+        engine.forward_many([ids for _, ids in pieces], plans, given(engine, rng))
         for text, ids in pieces:
             text.commit(ids)
     for _ in range(3):
         texts[2].evict(int(rng.integers(1, 40)))
         for count in (1, int(rng.integers(2, 6))):
             ids = tokens(count)
-            engine.forward(ids, texts[2].plan(count), "last")
+            engine.forward(ids, texts[2].plan(count), "last", given(engine, rng))
             texts[2].commit(ids)
     slots = texts[2].slots(np.arange(len(texts[2].log)))
     engine.load_kv(slots, np.arange(len(slots)), engine.save_kv(slots))
@@ -151,7 +163,8 @@ def misuse(engine: Any, rng: np.random.Generator) -> None:
         pinned = (range(*numbers(2).tolist()), int(numbers(1)[0])) if rng.random() < 0.2 else None
         ids = [int(i) for i in rng.integers(-1, engine.config.vocab_size + 1, count)]
         try:
-            engine.forward(ids, CacheStep(numbers(count), numbers(count), visible, pinned), "last")
+            outputs = str(rng.choice(["logits", "hidden"]))  # also of a model without a head
+            engine.forward(ids, CacheStep(numbers(count), numbers(count), visible, pinned), "last", outputs)
         except (ValueError, OverflowError):
             continue
 
@@ -174,7 +187,7 @@ def fuzz(models: int, seed: int = 0) -> int:
             )
             with np.errstate(all="ignore"):
                 use(engine, rng)
-            logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all")
+            logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all", given(engine, rng))
             finite += bool(np.isfinite(logits).all())
             misuse(engine, rng)
     return finite

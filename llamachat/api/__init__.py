@@ -8,3 +8,6 @@ from llamachat.api.streaming import Stream as Stream
 from llamachat.api.tokenizer import Dialog as Dialog
 from llamachat.api.tokenizer import Message as Message
 from llamachat.api.tokenizer import Role as Role
+from llamachat.generation.classifier import Classification as Classification
+from llamachat.generation.extractor import Extraction as Extraction
+from llamachat.generation.tagger import Span as Span

@@ -10,11 +10,14 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 
 from llamachat.api.model_args import ModelArgs
+from llamachat.api.outputs import Floats, outputs_of
 from llamachat.api.streaming import Stream
+from llamachat.api.text_reader import TextReader
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
 from llamachat.checks import require, require_whole, shown
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
+from llamachat.core.engine import Outputs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
 from llamachat.engines.encoding import started
@@ -22,6 +25,7 @@ from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import parted as split
+from llamachat.models.heads import PREDICTS, USES, require_head
 from llamachat.models.load import LoadedModel, load
 from quantize.prepare import prepare
 
@@ -70,12 +74,13 @@ class _Wanted:
     think_budget: int | None = None
 
 
-class Llama:
+class Llama(TextReader):
     """A loaded model. Prompts of a batch may differ in length; each gives what it would give alone.
 
     A token is drawn as Meta draws it: argmax at temperature 0, else from the nucleus top_p of softmax(logits /
     temperature). Penalties and filters that a model's own defaults ask for are the chat's and have no place here. Logprobs
-    are natural logarithms of the model's own distribution, before temperature and top_p. Not for several threads at once.
+    are natural logarithms of the model's own distribution, before temperature and top_p. Models with a head that classifies
+    have TextReader's methods instead. Not for several threads at once.
     """
 
     def __init__(self, model: LoadedModel, max_batch_size: int = 32, seed: int = 1) -> None:
@@ -123,6 +128,7 @@ class Llama:
             tokenizer_path=tokenizer_path,
             **options,
             prepare=prepare,
+            heads=(*USES,),
         )
         return cls(model, max_batch_size, seed)
 
@@ -223,6 +229,43 @@ class Llama:
     def _text_ids(self, prompt: str) -> list[int]:
         return [*self.tokenizer.encode(prompt, bos=True, eos=False), *self.model.text_end]
 
+    def logits(self, tokens: Ids, return_hidden_states: bool | None = None) -> Floats | tuple[Floats, Floats]:
+        """Logits float32 [T, vocab_size] after each token of a sequence; of a head that classifies, [T, num_labels].
+
+        return_hidden_states: with what the head was given, [T, hidden_size], behind them, as MindFormers' models return it
+        under the setting of that name; None: as the model's configuration has it. Raises UsageError, ModelError for ids that
+        the model lacks, DoesNotFitError for more than max_seq_len.
+        """
+        logits = self._outputs(tokens, "logits")
+        if return_hidden_states is None:
+            return_hidden_states = self.model.checkpoint.config.return_hidden_states
+        return (logits, self._outputs(tokens, "hidden")) if return_hidden_states else logits
+
+    def hidden_states(self, tokens: Ids) -> Floats:
+        """[layers + 1, T, hidden_size]: what each layer is given, and what the head is, as transformers' `output_hidden_states`.
+
+        Of the torch engine. Errors as in `logits`.
+        """
+        return self._outputs(tokens, "hidden_states")
+
+    def attentions(self, tokens: Ids) -> Floats:
+        """[layers, heads, T, T]: each head's shares of all tokens for each, 0 where it does not see one, as transformers'
+        `output_attentions`; with learned sinks they add up to less than 1.
+
+        Of the torch engine. Errors as in `logits`.
+        """
+        return self._outputs(tokens, "attentions")
+
+    def _outputs(self, tokens: Ids, outputs: Outputs) -> Floats:
+        self.model.require_continuing("reading tokens")
+        self.take_slots()
+        return outputs_of(self.model, listed(tokens), outputs)
+
+    def take_slots(self) -> None:
+        """What the cache holds is written over."""
+        self._begin(None)
+        self._cache.truncate(0)
+
     def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
         if think_budget is not None:
             require_whole("think_budget", think_budget, 0, 2**63, UsageError)
@@ -256,6 +299,7 @@ class Llama:
         return list(self._answered(requests))
 
     def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
+        require_head(self.model.name, self.model.checkpoint.config.head, PREDICTS)
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
         length = len(started(self.model.engine, prompt))
@@ -283,7 +327,7 @@ class Llama:
                 pass
             yield answer
             return
-        self._cache.truncate(0)  # the batch takes its slots
+        self.take_slots()
         for outcome in Batch(self.model, self.max_batch_size).run(iter(requests)):
             if isinstance(outcome, LlamachatError):
                 raise outcome

@@ -1,14 +1,13 @@
 """`llamachat complete`: from its flags to answers on stdout."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.errors import UsageError
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
     from llamachat.generation.completion import Answer
     from llamachat.models.load import LoadedModel
-
-INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
 
 @with_options
@@ -105,7 +102,7 @@ def complete(
     raw = raw or model.reads is not None
     thinking = None if raw else THINKING[think_of(options, entry)]
     _tell_notes(model, thinking)
-    interrupted = _count_interrupts()
+    interrupted = count_interrupts()
     settings = answer_settings(options, model, logprobs, echo, raw)
     system = model.system if system is None else system
     completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed, thinking)
@@ -115,7 +112,7 @@ def complete(
     if lines is not None:
         results, done = open_results(output, resume) if output else (nullcontext(sys.stdout), 0)
         with lines, results as out:
-            good = completer.batch(Lines(lines, _at_once), out, parallel or PARALLEL, done)
+            good = completer.batch(Lines(lines, at_once), out, parallel or PARALLEL, done)
     elif as_json:
         write_json(completer.result(completer.dialog(text)), sys.stdout)
     else:
@@ -163,26 +160,3 @@ def _behind(prefix: str, text: str, completer: "Completer") -> str:
     except OSError as error:
         note(f"--cache-prefix cannot be kept on disk ({error.strerror}); it is computed anew at every run")
     return joined(prefix, text)
-
-
-def _count_interrupts() -> list[int]:
-    """Ctrl-C ends the answer after the current token; a second one ends the process at once."""
-    seen: list[int] = []
-
-    def handle(signum: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(signum)
-
-    signal.signal(signal.SIGINT, handle)
-    return seen
-
-
-@contextmanager
-def _at_once() -> Iterator[None]:
-    """Here Ctrl-C ends the process at once."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

@@ -36,6 +36,30 @@ COMPLETE = examples(
     ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
     note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
+EMBED = examples(
+    ("llamachat embed 'A quiet morning'", "a vector, as a JSON array"),
+    ("llamachat embed -f letter.txt --json", "with its model, pooling and tokens"),
+    ("llamachat embed --jsonl texts.jsonl -o vectors.npy", "all of them, for numpy.load"),
+    ("llamachat embed -m ./Qwen3-Embedding-0.6B --jsonl texts.jsonl", "by a model made for it"),
+    note=f"{TEXTS}\n\n{CODES}",
+)
+CLASSIFY = examples(
+    ("llamachat classify -m ./sentiment 'What a day!'", "label and probability"),
+    ("llamachat classify -m ./topics -f letter.txt --top 3", ""),
+    ("llamachat classify -m ./reranker 'Who made it?' --documents docs.txt --top 5", "the best of its lines"),
+    ("llamachat classify -m ./topics --jsonl texts.jsonl -o labels.jsonl", "a batch; --resume goes on with it"),
+    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
+TAG = examples(
+    ("llamachat tag -m ./names 'Ada met Charles in London.'", "start, end, label, probability, text"),
+    ("llamachat tag -m ./names -f letter.txt --json | jq '.spans[]'", ""),
+    note=f"Offsets are characters of the text. {TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
+EXTRACT = examples(
+    ("llamachat extract -m ./reader 'Who made it?' -f letter.txt", "the answer as it stands there"),
+    ("curl -s URL | llamachat extract -m ./reader 'When?' --top 3 --always", ""),
+    note=f"Offsets are characters of the text. {TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
+)
 CONFIG = examples(
     ("llamachat config", "what holds, and where it comes from"),
     ("llamachat config set temperature 0.7", ""),

@@ -6,7 +6,9 @@ import typer.core
 
 from llamachat.cli.defaults import chat_context
 
-ORDER = ("chat", "complete", "models", "config", "quantize", "eval", "bench")  # those for every day first
+ORDER = (  # those for every day first
+    "chat", "complete", "classify", "tag", "extract", "embed", "models", "config", "quantize", "eval", "bench",
+)  # fmt: skip
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 
 

@@ -1,20 +1,22 @@
-"""What chat and complete do alike: from their flags to a model, its settings and a system prompt."""
+"""What commands do alike: from their flags to a model; of chat and complete its settings and a system prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import typer
 
-from llamachat.cli.options import Options
+from llamachat.cli.options import Loading, Options
 from llamachat.errors import LlamachatError, UsageError, trace
+from llamachat.models.heads import PREDICTS
 
 if TYPE_CHECKING:
+    from llamachat.core.spec import HeadKind
     from llamachat.generation.completion import AnswerSettings
     from llamachat.models.catalog import ModelEntry
     from llamachat.models.load import LoadedModel
 
 
-def obtain(options: Options, later: bool = False) -> "ModelEntry":
+def obtain(options: Loading, later: bool = False) -> "ModelEntry":
     """Find the model, and download it with a progress bar if it is not here, or later; but first refuse bad settings."""
     from llamachat.cli.models import shown_progress
     from llamachat.core.detokenize import StopMatcher
@@ -22,8 +24,9 @@ def obtain(options: Options, later: bool = False) -> "ModelEntry":
     from llamachat.models import catalog, load
     from quantize.prepare import prepare
 
-    SamplingParams().replace(**options.sampling())
-    StopMatcher(options.stop)
+    if isinstance(options, Options):
+        SamplingParams().replace(**options.sampling())
+        StopMatcher(options.stop)
     load.check_options(options.ctx_size, options.kv_bits, None, options.threads)
     entry = catalog.resolve(options.model)
     if later:
@@ -38,7 +41,11 @@ def obtain(options: Options, later: bool = False) -> "ModelEntry":
 
 
 def load_model(
-    options: Options, entry: "ModelEntry", parallel: int = 1, report: Callable[[str], None] | None = None
+    options: Loading,
+    entry: "ModelEntry",
+    parallel: int = 1,
+    report: Callable[[str], None] | None = None,
+    heads: "Collection[HeadKind]" = PREDICTS,
 ) -> "LoadedModel":
     from llamachat.models.load import load
     from quantize.prepare import prepare
@@ -55,6 +62,7 @@ def load_model(
         offline=options.offline,
         force=options.force,
         report=(report or note) if options.verbose else None,
+        heads=heads,
     )
 
 

@@ -12,15 +12,20 @@ from typer.exceptions import TyperException
 from llamachat.cli import epilogs
 from llamachat.cli.bench import bench
 from llamachat.cli.chat import chat
-from llamachat.cli.complete import INTERRUPTED, complete
+from llamachat.cli.classify import classify
+from llamachat.cli.complete import complete
 from llamachat.cli.config import config_app
 from llamachat.cli.defaults import Configured
+from llamachat.cli.embed import embed
 from llamachat.cli.evaluate import evaluate_model
+from llamachat.cli.extract import extract
 from llamachat.cli.group import ChatByDefault
+from llamachat.cli.interrupts import INTERRUPTED
 from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.tag import tag
 from llamachat.errors import LlamachatError, UsageError, lacking
 
 PIPE_CLOSED = 141  # as shells have it: 128 and the number of the signal
@@ -33,6 +38,10 @@ app = typer.Typer(
 )
 app.command(cls=Configured, epilog=epilogs.CHAT)(chat)
 app.command(cls=Configured, epilog=epilogs.COMPLETE)(complete)
+app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
+app.command(cls=Configured, epilog=epilogs.TAG)(tag)
+app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
+app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)

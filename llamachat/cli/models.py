@@ -13,6 +13,7 @@ import typer
 
 from llamachat.cli import epilogs
 from llamachat.cli.shell_words import models
+from llamachat.cli.tables import print_table
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError
 from llamachat.models import fetch, fit
@@ -37,12 +38,10 @@ def list_models(as_json: AsJson = False) -> None:
         return
     headers = ("name", "download", "on disk", "fits", "context", "licence")
     rows = [_row(fact) for fact in facts]
-    if not sys.stdout.isatty():
-        for row in (headers, *rows):
-            typer.echo("\t".join(map(sanitise_line, row)))
-        return
-    _print_table(headers, rows)
-    _print(f"* default   Your own models go to {user_file()}")
+    terminal = sys.stdout.isatty()
+    print_table(headers, rows if terminal else [headers, *rows], ("download", "context"), whole="name")
+    if terminal:
+        _print(f"* default   Your own models go to {user_file()}")
 
 
 @models_app.command("show", epilog=epilogs.SHOW)
@@ -196,20 +195,6 @@ def _told(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for header in headers:
-        numeric = header in ("download", "context")
-        table.add_column(header, justify="right" if numeric else "left", no_wrap=header == "name")
-    for row in rows:
-        table.add_row(*(Text(sanitise_line(cell)) for cell in row))
-    Console().print(table)
 
 
 def _print_json(value: Any) -> None:

@@ -87,20 +87,35 @@ DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
 
 
 @dataclass(frozen=True)
-class Options:
-    """Values of the common flags; None means that the model's own default holds."""
+class Loading:
+    """Values of the flags of every command that loads a model; None means that the model's own default holds."""
 
     model: Annotated[
         str | None,
         flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL, autocompletion=models),
     ] = None
-    system: Annotated[str | None, flag("--system", "-s", help="System prompt.", panel=MODEL)] = None
-    system_file: Annotated[
-        Path | None, flag("--system-file", help="File that holds the system prompt.", panel=MODEL)
-    ] = None
     ctx_size: Annotated[
         int | None,
         flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
+    ] = None
+    kv_bits: Annotated[
+        int | None, flag("--kv-bits", help="Bits of a cached key or value: 8, 16 or 32.", panel=MODEL)
+    ] = None
+    device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
+    engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
+    threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
+    offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
+    force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
+    verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False
+
+
+@dataclass(frozen=True)
+class Options(Loading):
+    """And of those that chat and complete share."""
+
+    system: Annotated[str | None, flag("--system", "-s", help="System prompt.", panel=MODEL)] = None
+    system_file: Annotated[
+        Path | None, flag("--system-file", help="File that holds the system prompt.", panel=MODEL)
     ] = None
     overflow: Annotated[
         Overflow,
@@ -110,9 +125,6 @@ class Options:
             panel=MODEL,
         ),
     ] = Overflow.roll
-    kv_bits: Annotated[
-        int | None, flag("--kv-bits", help="Bits of a cached key or value: 8, 16 or 32.", panel=MODEL)
-    ] = None
     temperature: Annotated[
         float | None,
         flag("--temperature", "--temp", help="0 takes the likeliest token, after penalties.", panel=SAMPLING),
@@ -162,12 +174,6 @@ class Options:
             panel=THINKING,
         ),
     ] = False
-    device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
-    engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
-    threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
-    offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
-    force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
-    verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False
 
     def sampling(self) -> dict[str, Any]:
         """The SamplingParams fields that were given."""
@@ -185,8 +191,9 @@ class Options:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes `options: Options` all of its fields as flags."""
-    signature = inspect.signature(command)
+    """Give a command that takes `options` (Loading, or Options) all of its fields as flags."""
+    signature = inspect.signature(command, eval_str=True)
+    kind: type[Loading] = signature.parameters["options"].annotation
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
     common = [
         inspect.Parameter(
@@ -195,13 +202,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             annotation=f.type,
             default=[] if f.name == "stop" else f.default,
         )
-        for f in fields(Options)
+        for f in fields(kind)
     ]
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:
-        options = Options(**{f.name: values.pop(f.name) for f in fields(Options)})
+        options = kind(**{f.name: values.pop(f.name) for f in fields(kind)})
         command(**values, options=options)
 
     parameters = [*keyword_only, *common]

@@ -89,6 +89,8 @@ def quantize_model(
     if any(info.packing for info in checkpoint.index().values()):
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
     recipe.check(checkpoint.config)
+    if report and checkpoint.config.head != "next_token":
+        raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)

@@ -8,6 +8,7 @@ key/value heads, D the size of a head.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, rms_norm, silu
 
 from llamachat.core.cache import CacheStep
+from llamachat.core.engine import Outputs
 from llamachat.core.rope import cos_sin, frequencies, query_scales
 from llamachat.core.spec import HEADS, NORMS, Activation, Experts, ModelSpec
 from llamachat.core.tensors import Tensor as Weight
@@ -94,7 +96,7 @@ class Model:
         embed: Callable[[Sequence[int]], Tensor],
         blocks: Sequence[Block],
         norm: Tensor,
-        head: Linear,
+        head: Linear | None,
         precision: Precision,
         attention: Attention,
     ) -> None:
@@ -109,12 +111,41 @@ class Model:
         memory: Memory,
         wanted: Sequence[int] | None = None,
         query_scale: Tensor | None = None,
+        outputs: Outputs = "logits",
     ) -> Tensor:
-        """Logits [T, vocabulary], or of the wanted tokens only. rotations: one for each layer; query_scale [T, 1, 1]."""
+        """Logits [T, vocabulary], or other outputs (see engine.Engine) in their place; of the wanted tokens only, if these are
+        given. rotations: one for each layer; query_scale [T, 1, 1]."""
+        if outputs == "attentions":
+            return self._attentions(ids, rotations, memory, query_scale, wanted)
+        rows, states = slice(None) if wanted is None else list(wanted), list[Tensor]()
         x = self.embedded(self.embed(ids))
         for layer, block in enumerate(self.blocks):
+            states += [x[rows]] if outputs == "hidden_states" else []
             x = self.layer(layer, block, x, rotations[layer], memory, query_scale)
-        return self.logits(x if wanted is None else x[wanted])
+        if outputs == "logits":
+            return self.logits(x[rows])
+        normed = self._norm(x[rows], self.final_norm)
+        return torch.stack((*states, normed.to(x.dtype))) if outputs == "hidden_states" else normed
+
+    def _attentions(
+        self,
+        ids: Sequence[int],
+        rotations: Sequence[Rotation],
+        memory: Memory,
+        scale: Tensor | None,
+        wanted: Sequence[int] | None,
+    ) -> Tensor:
+        """Each layer's `attention_shares`; of a single text."""
+        model, kept = copy(self), list[Tensor]()
+
+        def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Mask, scores: Scores) -> Tensor:
+            shares = attention_shares(q, keys, mask, scores)
+            kept.append(shares if wanted is None else shares[:, list(wanted)])
+            return gathered(shares, values)
+
+        model.attention = attend
+        model(ids, rotations, memory, [], scale, "hidden")
+        return torch.stack(kept)
 
     def embedded(self, x: Tensor) -> Tensor:
         """[T, hidden] as the first layer gets it."""
@@ -135,6 +166,8 @@ class Model:
 
     def logits(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, vocabulary]."""
+        if self.head is None:
+            raise ValueError("this model has no head")
         out = times(self.head(self._norm(x, self.final_norm)), self.spec.logit_multiplier)
         cap = self.spec.logit_softcap
         return out if cap is None else cap * torch.tanh(out / cap)
@@ -257,8 +290,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """See Attention: softmax(scale * q k^T) v, step by step."""
-    tokens, heads, size = q.shape
-    keys, values = (x.repeat_interleave(heads // len(x), 0) for x in (keys, values))
+    return gathered(attention_shares(q, keys, mask, scores), values)
+
+
+def gathered(shares: Tensor, values: Tensor) -> Tensor:
+    """Values [G, S, D] by shares [H, T, S] -> [T, H * D]."""
+    values = values.repeat_interleave(len(shares) // len(values), 0)
+    return (shares.to(values.dtype) @ values).transpose(0, 1).flatten(1)
+
+
+def attention_shares(q: Tensor, keys: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    """Of each key for each query, [H, T, S]; they add up to one, or with sinks to less."""
+    tokens, heads, _ = q.shape
+    keys = keys.repeat_interleave(heads // len(keys), 0)
     products = (q.transpose(0, 1) @ keys.mT) * scores.scale
     products = products if mask.bias is None else products + mask.bias
     if scores.softcap is not None:
@@ -268,10 +312,8 @@ def plain_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Mask, scores:
         products = products.masked_fill(~visible, -torch.inf)
     if scores.sinks is not None:
         sinks = scores.sinks[:, None, None].to(products.dtype).expand(heads, tokens, 1)
-        shares = torch.cat((products, sinks), -1).softmax(-1, dtype=scores.softmax)[..., :-1]
-    else:
-        shares = products.softmax(-1, dtype=scores.softmax)
-    return (shares.to(values.dtype) @ values).transpose(0, 1).reshape(tokens, heads * size)
+        return torch.cat((products, sinks), -1).softmax(-1, dtype=scores.softmax)[..., :-1]
+    return products.softmax(-1, dtype=scores.softmax)
 
 
 def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], linear_of: Callable[..., Linear]) -> Block:
@@ -313,10 +355,10 @@ class PlainEngine:
         every = Precision(*[dtype] * 5)
         blocks = [build_block(spec, layer, weights, self._linear) for layer in range(spec.num_hidden_layers)]
         embedding = weights["model.embed_tokens.weight"]
-        head = HEADS[spec.head][0] if spec.num_labels or not spec.tie_word_embeddings else "model.embed_tokens"
+        head = "model.embed_tokens" if spec.tied_head else HEADS[spec.head][0]
         self.model = Model(
             spec, lambda ids: embedding[list(ids)], blocks, weights["model.norm.weight"] + spec.norm_offset,
-            self._linear(head), every, plain_attention,
+            self._linear(head) if head else None, every, plain_attention,
         )  # fmt: skip
 
     @classmethod
@@ -328,16 +370,18 @@ class PlainEngine:
         return cls(spec, weights, slots, dtype)
 
     @torch.inference_mode()
-    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+    def forward(
+        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
+    ) -> NDArray[np.float32]:
         if step.pinned is not None:
             self._pin(*step.pinned)
         self.positions[step.slots] = step.positions
         wanted = [len(ids) - 1] if logits == "last" else None
         scales = query_scales(self.config, self.slots, step.positions)
         scale = None if scales is None else torch.from_numpy(scales).to(self.kept.dtype)[:, None, None]
-        out = self.model(ids, self._rotations(step.positions), self._memory(step), wanted, scale)
-        rows: NDArray[np.float32] = out.float().numpy()
-        return rows[0] if logits == "last" else rows
+        out = self.model(ids, self._rotations(step.positions), self._memory(step), wanted, scale, outputs).float()
+        rows: NDArray[np.float32] = (out[..., 0, :] if logits == "last" else out).numpy()
+        return rows
 
     def _linear(self, *names: str) -> Linear:
         """Matrices one below the other."""

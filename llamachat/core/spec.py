@@ -16,7 +16,7 @@ LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[LayerType, ...] = get_args(LayerType)
 Placement = Literal["before", "after", "both"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh", "clamped_swiglu"]
-HeadKind = Literal["next_token", "sequence_labels", "token_labels", "span"]
+HeadKind = Literal["next_token", "sequence_labels", "token_labels", "span", "none"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ HEADS: dict[HeadKind, tuple[str, bool]] = {  # name, and whether it has a bias
     "sequence_labels": ("score", False),
     "token_labels": ("score", True),
     "span": ("qa_outputs", True),
+    "none": ("", False),
 }
 
 
@@ -218,6 +219,7 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    return_hidden_states: bool = False  # beside logits, to whoever asks for these
     dtypes: Dtypes = field(default_factory=Dtypes)
     quantization: QuantConfig | None = None
 
@@ -253,7 +255,8 @@ class ModelSpec:
         for dim in (self.rotary_dim, self.sliding_rope.dim if self.sliding_rope else None):
             if dim is not None:
                 require(dim % 2 == 0 and 0 < dim <= self.head_dim, "rotated part of a head", dim, "even, and within it")
-        require_whole("num_labels", self.num_labels, 0 if self.head == "next_token" else 1, LARGEST["vocab_size"])
+        classifies = self.head not in ("next_token", "none")
+        require_whole("num_labels", self.num_labels, int(classifies), LARGEST["vocab_size"] if classifies else 0)
 
     def _check_ids(self) -> None:
         if self.bos_token_id is not None:  # it is looked up in the embedding
@@ -293,6 +296,16 @@ class ModelSpec:
         """The experts of this layer; None: it has one feed-forward part."""
         return None if layer in self.dense_layers else self.experts
 
+    @property
+    def outputs(self) -> int:
+        """Rows of the head: logits of a token; 0 where there is no head."""
+        return 0 if self.head == "none" else self.num_labels or self.vocab_size
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.head == "next_token" and self.tie_word_embeddings
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every tensor this model has; matrices are [out, in]."""
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
@@ -303,10 +316,7 @@ class ModelSpec:
                 shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in part.items()}
         shapes["model.norm.weight"] = (self.hidden_size,)
         name, bias = HEADS[self.head]
-        rows = self.num_labels or self.vocab_size
-        if self.num_labels or not self.tie_word_embeddings:
-            shapes |= _linear(name, rows, self.hidden_size, bias)
-        return shapes
+        return shapes | (_linear(name, self.outputs, self.hidden_size, bias) if name and not self.tied_head else {})
 
     def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, size = self.hidden_size, self.head_dim

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+Frame = tuple[
+    tuple[int, ...], ...
+]  # the control tokens before, between and behind texts: one more than there are of these
+
 
 class Tokenizer(Protocol):
     """`encode` treats its text as plain data: no input can make it return a control token.
@@ -13,11 +17,11 @@ class Tokenizer(Protocol):
 
     vocab_size: int  # ids are below this
     bos_id: int | None  # what a text must begin with; None where the model wants nothing there
-    closing_id: int | None  # what an encoder's text must end with: T5's </s>; None where the model wants nothing there
     eos_ids: frozenset[int]  # every id that the model's own metadata says ends a sequence or a turn
     specials: Mapping[str, int]  # control tokens by name, e.g. "<|eot_id|>"
     names: Mapping[str, str]  # which tokens a chat template calls "bos_token", "eos_token", ...
     notes: Sequence[str]  # what in its files was ignored, a line each
+    frames: Mapping[int, Frame]  # what the model wants around one text read as a whole, and around two, by their number
     dummy_prefix: bool  # a text's first space is the tokenizer's own: `decode` drops it
 
     def encode(self, text: str, *, start: bool = True) -> list[int]:

@@ -65,7 +65,7 @@ def active_bytes(spec: ModelSpec, sizes: Mapping[str, int]) -> int | None:
     only looked up in. None for a model without experts, which reads all."""
     if spec.experts is None:
         return None
-    idle = () if spec.tie_word_embeddings else ("model.embed_tokens.weight",)
+    idle = () if spec.tied_head else ("model.embed_tokens.weight",)
     chosen = sum(size for name, size in sizes.items() if ".mlp.experts." in name)
     rest = sum(size for name, size in sizes.items() if ".mlp.experts." not in name and name not in idle)
     return rest + chosen * spec.experts.per_token // spec.experts.count

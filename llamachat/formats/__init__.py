@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tokenizer import Tokenizer
+from llamachat.formats.labels import Labels
 
 if TYPE_CHECKING:
     from llamachat.core.tensors import Tensor, TensorInfo
@@ -22,7 +23,9 @@ class Checkpoint(Protocol):
     config: ModelSpec
     sampling: Mapping[str, Any]  # SamplingParams fields that its own metadata sets, and perhaps max_length (in tokens)
     chat_template: str | None  # Jinja source, if the checkpoint has one
+    pooling: str | None  # how vectors of tokens become one of a text, where its files say; see pooling.py
     ignored: tuple[str, ...]  # keys of its metadata that cannot change inference, for --verbose
+    labels: Labels | None  # what the rows of a head that classifies mean; None for any other
     files: tuple[Path, ...]  # all that configuration and tensors were read from; what is kept of them depends on these
 
     @property

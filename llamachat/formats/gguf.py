@@ -19,8 +19,10 @@ from llamachat.families.t5 import UNUSED, our_name
 from llamachat.formats import gguf_t5
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
+from llamachat.formats.labels import Labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
+from llamachat.formats.pooling import GGUF_POOLING
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
@@ -87,6 +89,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         config = _config(family, own, general, stored)
         weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
         entries = _entries(weights, config, family.layout)
+    pooling = GGUF_POOLING[own.whole(f"{arch}.pooling_type", 0, 0, len(GGUF_POOLING) - 1)]
     return GGUFCheckpoint(
         path,
         config,
@@ -98,6 +101,7 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         metadata,
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
+        pooling,
     )
 
 
@@ -113,7 +117,9 @@ class GGUFCheckpoint:
     metadata: Mapping[str, Any]
     entries: Mapping[str, LazyTensor]
     files: tuple[Path, ...]
+    pooling: str | None = None
     tokenizer_files: tuple[Path, ...] = ()
+    labels: Labels | None = None
     recipe: None = None
 
     def index(self) -> Mapping[str, TensorInfo]:

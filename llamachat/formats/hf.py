@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import HEADS, HeadKind, ModelSpec
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader
 from llamachat.families.family import Layout
@@ -21,6 +21,7 @@ from llamachat.formats.hf_t5 import hf_t5
 from llamachat.formats.layout import Places, cut, half_split
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
+from llamachat.formats.pooling import of_folder
 from llamachat.formats.prequantized.schemes import OURS, STORAGES
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.formats.translated import Translated
@@ -40,23 +41,32 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     """The model in this folder. Raises FormatError or ConfigError for what is damaged, missing or not supported."""
     told = described(folder)
     arrays, weights = _weights(folder)
-    arrays = _of_stacks(arrays, folder) if isinstance(told.config, EncoderDecoderSpec) else _of_text(arrays)
+    if isinstance(told.config, EncoderDecoderSpec):
+        arrays = _of_stacks(arrays, folder)
+    else:
+        arrays = _of_text(arrays)
+        if told.config.head == "next_token" and (head := _classifying(arrays)):
+            told = described(folder, head)
+        arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
     config = _with_head(told.config, arrays)
     entries = matched(_entries(config, arrays, folder, told.layout), config, folder)
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
-    return LazyCheckpoint(folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template)
+    return LazyCheckpoint(
+        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, told.pooling, told.labels
+    )
 
 
-def described(folder: Path) -> Translated:
+def described(folder: Path, head: HeadKind | None = None) -> Translated:
     """What config.json and generation_config.json say, before the weights are seen; `sampling` has max_length too.
 
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
     raw, where = read_json(folder / "config.json"), str(folder / "config.json")
-    told = Fields(raw, where).choice("model_type", CONFIG_READERS)(raw, where)
+    reader = Fields(raw, where).choice("model_type", CONFIG_READERS)
+    told = reader(raw, where) if head is None else hf_config.hf(raw, where, head)
     length = {"max_length": told.max_length} if told.max_length else {}
-    told = replace(told, sampling={**told.sampling, **length})
+    told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
     if not path.is_file():
         return told
@@ -69,13 +79,39 @@ def described(folder: Path) -> Translated:
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
 
 
+def _classifying(arrays: Mapping[str, Array]) -> HeadKind | None:
+    """The head that tensors are of which stand in place of a causal model's."""
+    if "lm_head.weight" in arrays:
+        return None
+    if "score.weight" in arrays:
+        return "token_labels" if "score.bias" in arrays else "sequence_labels"
+    return "span" if "qa_outputs.weight" in arrays else None
+
+
+def _below_model(arrays: dict[str, Array]) -> dict[str, Array]:
+    """A class without a head, saved by itself, calls its own parts as nobody else does: layers.0 for model.layers.0."""
+    if "embed_tokens.weight" not in arrays:
+        return arrays
+    heads = tuple(f"{name}." for name, _ in HEADS.values() if name)
+    return {name if name.startswith(heads) else f"model.{name}": array for name, array in arrays.items()}
+
+
+def _called(name: str, head: HeadKind) -> str:
+    """Our name of a tensor: some of transformers' classes with such heads call the model below them, or the head, apart."""
+    if head == "span" and name.startswith("transformer."):
+        return "model." + name.removeprefix("transformer.")
+    if head == "token_labels" and name.startswith("classifier."):
+        return "score." + name.removeprefix("classifier.")
+    return name
+
+
 def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
     A copy is dropped, and one that differs unties the model, as transformers does; so does one that is packed.
     """
     head, embedding = arrays.get("lm_head.weight"), arrays.get(EMBEDDING)
-    if not config.tie_word_embeddings:
+    if not config.tied_head:
         return config
     if head is None:
         packed = any(name.startswith("lm_head.weight.") for name in arrays)
@@ -91,7 +127,8 @@ def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
 
 def _of_text(arrays: dict[str, Array]) -> dict[str, Array]:
     """Those of the text model alone, where pictures have weights too and its own are called apart."""
-    prefixes = {"model.language_model.": "model.", "language_model.": "", "lm_head.": "lm_head."}
+    prefixes = {"model.language_model.": "model.", "language_model.": ""}
+    prefixes |= {f"{name}.": f"{name}." for name, _ in HEADS.values() if name}
     if not any(name.startswith(tuple(prefixes)[:2]) for name in arrays):
         return arrays
     found = {name: prefix for name in arrays for prefix in prefixes if name.startswith(prefix)}

@@ -6,23 +6,24 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtype, Dtypes, LayerType, ModelSpec
+from llamachat.core.spec import Dtype, Dtypes, HeadKind, LayerType, ModelSpec
 from llamachat.errors import ConfigError
 from llamachat.families import FAMILIES, WITH_PICTURES
 from llamachat.families.family import Family, first_full, layer_types
+from llamachat.formats import labels as headed
 from llamachat.formats.hf_rope import ROPES, rope_fields
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, names, naming
 
-# Training, bookkeeping, other tasks' heads, or how (not what) transformers computes.
+# Training, bookkeeping, or how (not what) transformers computes.
 HF_NO_EFFECT = names(
     """
-    _name_or_path _model_name_or_path architectures attention_dropout attn_implementation _attn_implementation
+    _name_or_path _model_name_or_path attention_dropout attn_implementation _attn_implementation
     _attn_implementation_autoset auto_map chunk_size_feed_forward classifier_dropout dtype embd_pdrop
-    finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-    is_llama_config keys_to_ignore_at_inference label2id max_sequence_length model_max_length num_labels
-    output_attentions output_hidden_states output_scores prefix pretraining_tp problem_type resid_pdrop return_dict
+    finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob initializer_range is_decoder
+    is_llama_config keys_to_ignore_at_inference max_sequence_length model_max_length
+    output_attentions output_scores prefix pretraining_tp resid_pdrop return_dict
     return_dict_in_generate task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
     transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version unsloth_version_info
     use_bfloat16 use_cache use_flash_attention use_flash_attn
@@ -40,17 +41,19 @@ LEGACY_GENERATION: dict[str, tuple[object, ...]] = {
 }
 
 
-# Of a model that sees pictures too, what is said outside its text_config; it has the last word.
+# Of a model that sees pictures too, what is said outside its text_config; it has the last word, on its head the only one.
 SHARED = (
     "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "dtype", "torch_dtype",
 )  # fmt: skip
 
 
+HEADED = ("architectures", *headed.KEYS)
 KNOWN = FAMILIES | {name: FAMILIES[inner] for name, inner in WITH_PICTURES.items()}
 
 
-def hf(raw: Mapping[str, Any], where: str) -> Translated:
-    """config.json of a model of FAMILIES. Raises ConfigError, naming `where`."""
+def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Translated:
+    """config.json of a model of FAMILIES; `head`: which the weights show, where it names no class that has it. Raises
+    ConfigError, naming `where`."""
     given, unread = text_part(raw, where)
     family = Fields(given, where).choice("model_type", KNOWN)
     fields = Fields(_with_defaults(given, family), where)
@@ -66,11 +69,16 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
         fields.neutral(key, False)
     quantized = fields.inside("quantization_config")
     own = fields.inside(OWN)
+    named = headed.head_kind(fields)
+    labels = headed.read_labels(fields, head := head or named)
     with naming(where):
         ways = {"hidden_act": activation} | rope_fields(fields, family, context, head_dim) | family.read(fields, layers)
         if ways["sliding_window"] is None:
             ways["sliding_rope"] = None
+        if labels:  # whose logits transformers neither scales nor caps
+            ways |= {"num_labels": len(labels.names), "logit_multiplier": 1.0, "logit_softcap": None}
         config = ModelSpec(
+            head=head,
             vocab_size=fields.size("vocab_size", "vocab_size"),
             hidden_size=hidden,
             intermediate_size=fields.size("intermediate_size", "intermediate_size"),
@@ -84,12 +92,13 @@ def hf(raw: Mapping[str, Any], where: str) -> Translated:
             bos_token_id=fields.token("bos_token_id"),
             eos_token_ids=fields.tokens("eos_token_id"),
             pad_token_id=fields.token("pad_token_id"),
+            return_hidden_states=fields.flag("output_hidden_states", False),
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **ways,
         )
     sampling, without = finished(fields, family.no_effect)
     ignored = tuple(key for key in without if key in given)
-    translated = Translated(config, sampling, ignored + unread, layout=family.layout)
+    translated = Translated(config, sampling, ignored + unread, layout=family.layout, labels=labels)
     return _extended(translated, own) if own else translated
 
 
@@ -97,7 +106,7 @@ def finished(fields: Fields, no_effect: frozenset[str]) -> tuple[dict[str, Any],
     """What a config.json says of sampling, and those of its keys that have no effect; `no_effect`: of its family's own."""
     _refuse_other_ways(fields)
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if fields.raw.get(key) not in neutral}
-    without = HF_NO_EFFECT | GENERATION_NO_EFFECT | no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
+    without = HF_NO_EFFECT | headed.KEYS | GENERATION_NO_EFFECT | no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
     return generation(legacy, fields.where), fields.finish(without)
 
 
@@ -109,10 +118,10 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], tu
     text = Fields(raw, where).inside("text_config")
     if text is None:
         raise ConfigError(f"{where} has no text_config", "there is no text model to build")
-    shared = {key: raw[key] for key in SHARED if raw.get(key) is not None}
-    return {"model_type": inner} | dict(text.raw) | shared, tuple(
-        key for key in raw if key not in (*SHARED, "text_config")
-    )
+    shared = {key: raw[key] for key in (*SHARED, *HEADED) if raw.get(key) is not None}
+    said = {key: value for key, value in text.raw.items() if key not in HEADED}
+    unread = tuple(key for key in raw if key not in (*SHARED, *HEADED, "text_config"))
+    return {"model_type": inner} | said | shared, unread
 
 
 def _with_defaults(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -147,8 +156,9 @@ def _extended(told: Translated, own: Fields) -> Translated:
         )
     seed = {"seed": own.whole("seed", high=2**64 - 1)} if own.get("seed") is not None else {}
     length = own.whole("max_length", 0) or None
+    pooling = own.text("pooling", "") or None
     own.finish(())
-    return replace(told, config=config, sampling={**told.sampling, **seed}, max_length=length)
+    return replace(told, config=config, sampling={**told.sampling, **seed}, max_length=length, pooling=pooling)
 
 
 def _layer_types(own: Fields, config: ModelSpec) -> tuple[LayerType, ...]:

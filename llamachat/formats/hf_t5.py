@@ -35,7 +35,7 @@ ACTIVATIONS: Mapping[str, Inner] = {  # transformers' names of functions
     "silu": "silu",
     "swish": "silu",
 }
-NO_EFFECT = names("dropout_rate initializer_factor output_past")
+NO_EFFECT = names("architectures dropout_rate initializer_factor output_past")
 FLAGS = ("qkv_bias", "attention_out_bias", "mlp_bias", "head_bias")  # under OWN, with the fields below
 
 
@@ -47,6 +47,7 @@ def hf_t5(raw: Mapping[str, Any], where: str) -> Translated:
     activation, gated = _activation(fields)
     fields.neutral("is_encoder_decoder", True)
     fields.neutral("encoder_no_repeat_ngram_size", 0)
+    fields.neutral("output_hidden_states", False)
     quantized, own = fields.inside("quantization_config"), fields.inside(OWN)
     heads, layers = fields.size("num_heads", "num_attention_heads"), fields.size("num_layers", "num_hidden_layers")
     hidden = fields.size("d_model", "hidden_size")

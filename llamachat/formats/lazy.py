@@ -13,6 +13,7 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
+from llamachat.formats.labels import Labels
 from llamachat.system import mapped
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
@@ -38,6 +39,8 @@ class LazyCheckpoint:
     ignored: tuple[str, ...]
     files: tuple[Path, ...]
     chat_template: str | None = None
+    pooling: str | None = None
+    labels: Labels | None = None
     recipe: None = None
 
     @property

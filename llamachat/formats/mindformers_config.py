@@ -51,7 +51,6 @@ NO_EFFECT = {
     "fused_rms_norm": "one kernel or several",
     "rmsnorm_compute_2d": "the shape in which the norm is computed",
     "llm_backend": "the inference library",
-    "return_hidden_states": "one more output",
     # many devices
     "parallel_config": "devices",
     "parallel_optimizer": "devices",
@@ -164,6 +163,7 @@ def _model_config(fields: Fields, moe: Fields | None = None) -> Translated:
             bos_token_id=fields.token("bos_token_id", 1),
             eos_token_ids=fields.tokens("eos_token_id", 2),
             pad_token_id=fields.token("pad_token_id", 0),
+            return_hidden_states=fields.flag("return_hidden_states", False),
             dtypes=_dtypes(fields),
             quantization=_quantization(fields),
         )

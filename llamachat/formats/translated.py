@@ -10,6 +10,7 @@ from typing import Any
 from llamachat.core.spec import ModelSpec
 from llamachat.errors import ConfigError
 from llamachat.families.family import Layout
+from llamachat.formats.labels import Labels
 from llamachat.system.metadata import Fields
 
 
@@ -22,6 +23,8 @@ class Translated:
     ignored: tuple[str, ...]  # its keys that have no effect at inference
     max_length: int | None = None  # tokens of prompt and answer together, where it sets a limit
     layout: Layout = field(default_factory=Layout)  # of the weights beside it
+    pooling: str | None = None  # see Checkpoint
+    labels: Labels | None = None  # of a head that classifies
 
 
 def head_share(fields: Fields, hidden: int, heads: int) -> int:

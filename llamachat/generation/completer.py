@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
@@ -17,6 +17,7 @@ from llamachat.errors import DoesNotFitError, LlamachatError, UsageError, reason
 from llamachat.generation.batch import Answered, Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
+from llamachat.generation.jsonl import Source, numbered, parse_line, utf8
 from llamachat.generation.thinking import Part, parted
 from llamachat.models.load import LoadedModel
 from llamachat.system import textfile
@@ -24,13 +25,6 @@ from llamachat.system.metadata import is_record
 from llamachat.system.sanitise import Sanitiser
 
 PARALLEL = 32  # requests at once, unless told otherwise
-LONG = 1 << 20  # characters of a line of a batch that is looked at before it is parsed
-
-
-class Source(Protocol):
-    """Where requests come from: see jsonl.Lines."""
-
-    def take(self, wait: bool) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ class Completer:
         return good
 
     def _requests(self, lines: Source, batch: Batch, skip: int) -> Iterator[Request | LlamachatError | None]:
-        for number, line in _numbered(lines, batch):
+        for number, line in numbered(lines, lambda: batch.idle):
             if line is None:
                 yield None
             elif skip:
@@ -176,14 +170,7 @@ class Completer:
 
     def _parse(self, line: str, number: int) -> Request:
         """{"prompt": ...} or {"messages": ...}, and a "schema" if the answer must follow one."""
-        if len(line) > LONG and 8 * (line.count("[") + line.count("{")) > len(
-            line
-        ):  # each takes over 20 times its bytes
-            raise UsageError(f"line {number} is mostly brackets", "it was skipped")
-        try:
-            request = json.loads(_utf8(line, f"line {number}"))
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
+        request = parse_line(line, number)
         grammar = self.grammar
         if isinstance(request, dict) and "schema" in request:
             grammar = from_schema(request.pop("schema"))
@@ -238,23 +225,6 @@ class _Written:
             self._stream.flush()
 
 
-def _numbered(lines: Source, batch: Batch) -> Iterator[tuple[int, str | LlamachatError | None]]:
-    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet, and an error in the
-    place of one that cannot be read."""
-    number = 0
-    while (line := _taken(lines, batch.idle)) != "":
-        number += line is not None
-        if not isinstance(line, str) or line.strip():
-            yield number, line
-
-
-def _taken(lines: Source, wait: bool) -> str | LlamachatError | None:
-    try:
-        return lines.take(wait)
-    except LlamachatError as error:
-        return error
-
-
 def write_json(value: dict[str, Any], out: TextIO) -> None:
     """One line; in ASCII where its characters could act (a terminal) or would be lost (an encoding that lacks them)."""
     ascii_only = out.isatty() or (out.encoding or "utf-8").lower() != "utf-8"
@@ -262,17 +232,17 @@ def write_json(value: dict[str, Any], out: TextIO) -> None:
     out.flush()
 
 
-def read_prompt(argument: str | None, file: Path | None) -> str:
+def read_prompt(argument: str | None, file: Path | None, what: str = "prompt") -> str:
     """The prompt: the argument or the file's text, followed by stdin's where stdin is not a terminal."""
     if argument is not None and file is not None:
-        raise UsageError("a prompt and --file were both given", remedy="give one of them")
+        raise UsageError(f"a {what} and --file were both given", remedy="give one of them")
     given = argument if file is None else read_text(file)
     parts = [given] if given is not None else []
     if not sys.stdin.isatty():
         piped = read_given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
         parts += [piped] if piped else []
     if not any(parts):
-        raise UsageError("there is no prompt", remedy="give it as an argument, with --file, or on stdin")
+        raise UsageError(f"there is no {what}", remedy="give it as an argument, with --file, or on stdin")
     return "\n\n".join(parts)
 
 
@@ -305,8 +275,8 @@ def read_grammar(schema: str | None, regex: str | None, grammar: str | None) -> 
         return from_schema(schema if schema.lstrip().startswith(("{", "[")) else read_text(Path(schema)))
     if grammar is not None:
         inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE)
-        return from_lark(_utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
-    return None if regex is None else from_regex(_utf8(regex, "--regex"))
+        return from_lark(utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
+    return None if regex is None else from_regex(utf8(regex, "--regex"))
 
 
 def open_lines(file: Path) -> BinaryIO:
@@ -315,11 +285,3 @@ def open_lines(file: Path) -> BinaryIO:
         return sys.stdin.buffer if str(file) == "-" else textfile.opened(file, pipes=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {reason(error)}") from error
-
-
-def _utf8(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
-    return text

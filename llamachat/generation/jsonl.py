@@ -4,15 +4,22 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
-from llamachat.errors import UsageError
+from llamachat.errors import LlamachatError, UsageError
 
 LONGEST = 64 << 20  # bytes of a line
+LONG = 1 << 20  # characters of a line that is looked at before it is parsed
 _BEGINNINGS = (b'{"model": ', b'{"error": ')  # of a result
+
+
+class Source(Protocol):
+    """Where lines come from: see Lines."""
+
+    def take(self, wait: bool) -> str | None: ...
 
 
 class Lines:
@@ -66,6 +73,42 @@ class Lines:
         self.data += data
 
 
+def numbered(lines: Source, idle: Callable[[], bool]) -> Iterator[tuple[int, str | LlamachatError | None]]:
+    """The lines that are not blank, numbered from 1 with the others; None for one that has not come yet, which is waited for
+    where whoever takes them is `idle`; and an error in the place of one that cannot be read."""
+    number = 0
+    while (line := _taken(lines, idle())) != "":
+        number += line is not None
+        if not isinstance(line, str) or line.strip():
+            yield number, line
+
+
+def _taken(lines: Source, wait: bool) -> str | LlamachatError | None:
+    try:
+        return lines.take(wait)
+    except LlamachatError as error:
+        return error
+
+
+def parse_line(line: str, number: int) -> Any:
+    """The JSON of a line. Raises UsageError."""
+    if len(line) > LONG and 8 * (line.count("[") + line.count("{")) > len(line):  # each takes over 20 times its bytes
+        raise UsageError(f"line {number} is mostly brackets", "it was skipped")
+    try:
+        return json.loads(utf8(line, f"line {number}"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"line {number} is not JSON: {error}", "it was skipped") from error
+
+
+def utf8(text: str, where: str) -> str:
+    """The text itself. Raises UsageError for one that no UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{where} is not UTF-8", "it was not sent", "convert it") from error
+    return text
+
+
 def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:
     """A file to append results to, and how many it holds. Raises UsageError rather than lose what is in it."""
     try:
@@ -85,7 +128,7 @@ def _cut(file: Path) -> int:
             result = _parsed(line)
             if not line.endswith(b"\n") and any(line.startswith(b[: len(line)]) for b in _BEGINNINGS):
                 break
-            if not isinstance(result, dict) or not ("error" in result or "finish_reason" in result):
+            if not isinstance(result, dict) or not result.keys() & {"error", "model"}:
                 raise UsageError(f"line {count + 1} of {file} is no result", "nothing was run", "give another --output")
             if result.get("finish_reason") == "interrupt":
                 break

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from llamachat.checks import LARGEST, require_choice, require_whole
 from llamachat.core.dialog import DialogFormat, Message
 from llamachat.core.engine import Engine
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.spec import Dtype, KvBits, ModelSpec, QuantConfig
+from llamachat.core.spec import Dtype, HeadKind, KvBits, ModelSpec, QuantConfig
 from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
@@ -28,6 +28,7 @@ from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
+from llamachat.models.heads import PREDICTS, require_head
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.open import open_file
 
@@ -138,22 +139,21 @@ class LoadedModel:
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, the text's ids, and behind a source what ends it."""
-        self._require_room([text])
+        self.require_room([text])
         bos = self.tokenizer.bos_id
         return [*([bos] if bos is not None else []), *self.tokenizer.encode(text), *self.text_end]
 
     @property
     def text_end(self) -> tuple[int, ...]:
         """What a plain text ends with as the model gets it: nothing, unless that is a source."""
-        closing = self.tokenizer.closing_id if self.reads else None
-        return () if closing is None else (closing,)
+        return self.tokenizer.frames[1][-1] if self.reads else ()
 
     def encode_dialog(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """A dialog, opened for an answer, as one prompt; `thinking` as DialogFormat.having has it."""
-        self._require_room(message.content for message in messages)
+        self.require_room(message.content for message in messages)
         return self.dialog.having(thinking).encode(messages)
 
-    def _require_room(self, texts: Iterable[str]) -> None:
+    def require_room(self, texts: Iterable[str]) -> None:
         """Raises DoesNotFitError for what cannot fit before all of it is encoded, which takes some hundred bytes a token.
 
         It is encoded piece by piece until there are too many tokens. Where a text is cut it makes a few more than whole, so
@@ -199,12 +199,14 @@ def load(
     report: Report | None = None,
     tokenizer_path: str | os.PathLike[str] | None = None,
     prepare: Prepare | None = None,
+    heads: Collection[HeadKind] = PREDICTS,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
-    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be.
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. heads: those
+    that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads)
@@ -213,6 +215,7 @@ def load(
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
     checkpoint = _quantized(open_checkpoint(path), prepare)
     config = checkpoint.config
+    require_head(entry.name, config.head, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
     _require_positions(path, config, slots)

@@ -14,6 +14,7 @@ from llamachat.tokenizers.text_tokenizer import (
     SENTINEL,
     TextTokenizer,
     damaged,
+    framed,
     is_control_shaped,
     is_tag_shaped,
     library_errors,
@@ -75,12 +76,14 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     ids, notes = special_ids(metadata, len(tokens))
     ends = frozenset(ids[key] for key in ENDS if key in ids)
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or _pre(metadata) in _LIKE_LLAMA3)
+    bos = ids.get("bos") if adds_bos else None
+    eos = ids.get("eos") if metadata.get("tokenizer.ggml.add_eos_token", model == "t5") else None
     return (_byte_level if model == "gpt2" else _sentencepiece)(
         metadata,
         tokens,
         _types(metadata, tokens, ends | {ids.get("bos")}, ids.get("unknown")),
-        bos_id=ids.get("bos") if adds_bos else None,
-        closing_id=ids.get("eos") if metadata.get("tokenizer.ggml.add_eos_token", model == "t5") else None,
+        bos_id=bos,
+        frames=framed(bos, eos, each_begins=False),  # as llama.cpp's server joins a reranker's pairs
         eos_ids=ends,
         names={name: tokens[ids[key]] for name, key in zip(NAMED, _KEYS, strict=True) if key in ids},
         notes=notes,

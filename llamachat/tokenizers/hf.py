@@ -4,10 +4,9 @@ import json
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Set
-from itertools import takewhile
-from operator import itemgetter
 from typing import Any
 
+from llamachat.core.tokenizer import Frame
 from llamachat.tokenizers.side import Added, Side
 from llamachat.tokenizers.spm import refuse_long_replacements
 from llamachat.tokenizers.text_tokenizer import (
@@ -44,19 +43,22 @@ def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
         added = _added(library, side, where)
         _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
-        begins, closing = _template(library)
-        unknown = _unknown(library)
+        frames = {count: _frame(library, count) for count in (1, 2)}
+        unknown, begins = _unknown(library), frames[1][0]
         specials = {name: token.id for name, token in added.items() if token.special or is_control_shaped(name)}
         _hide(library, set(specials.values()))
     bos, eos = (specials.get(side.names.get(key, "")) for key in ("bos_token", "eos_token"))
     adds_bos = bool(begins) and begins[0] in (bos, *specials.values()) if side.adds_bos is None else side.adds_bos
+    bos_id = (bos if bos is not None else begins[0] if begins else None) if adds_bos else None
+    if side.adds_bos is not None and bos is not None:
+        frames = {count: _begun(frame, bos, side.adds_bos) for count, frame in frames.items()}
     return TextTokenizer(
         ids=lambda text, start: library.encode(prefix(text) if start else text, add_special_tokens=False).ids,
         piece=_pieces(library, {token.id: name for name, token in added.items()}, where),
         vocab_size=max([last, *(token.id for token in added.values())]) + 1,
         specials=specials,
-        bos_id=(bos if bos is not None else begins[0] if begins else None) if adds_bos else None,
-        closing_id=closing,
+        bos_id=bos_id,
+        frames=frames,
         eos_ids=frozenset({eos} if eos is not None else {}),
         names=side.names,
         dummy_prefix=_drops_space(library),
@@ -92,6 +94,24 @@ def _added(library: Any, side: Side, where: str) -> dict[str, Added]:
     return added
 
 
+def _frame(library: Any, count: int) -> Frame:
+    """What the library's last step puts around so many texts, seen on texts of one letter."""
+    coding, found, text = library.encode(*["a"] * count), [list[int]() for _ in range(count + 1)], 0
+    for of, id in zip(coding.sequence_ids, coding.ids, strict=True):
+        if of is None:
+            found[text].append(id)
+        else:
+            text = of + 1
+    return tuple(map(tuple, found))
+
+
+def _begun(frame: Frame, bos: int, begins: bool) -> Frame:
+    """With BOS before each text, or without it, as the files beside a tokenizer say."""
+    *parts, end = (tuple(id for id in part if id != bos) for part in frame)
+    before = (bos,) if begins else ()
+    return (*(part + before if at else before + part for at, part in enumerate(parts)), end)
+
+
 def _state(part: Any) -> dict[str, Any]:
     """The JSON of a normalizer, pre-tokenizer or decoder; empty for none."""
     state = {} if part is None else json.loads(part.__getstate__())
@@ -113,14 +133,6 @@ def _refuse_growth(library: Any, where: str) -> None:
         raise damaged(where, "its steps could make a text longer without bound")
     charsmaps = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
     refuse_long_replacements(map(b64decode, charsmaps), where)
-
-
-def _template(library: Any) -> tuple[list[int], int | None]:
-    """The ids that it puts before a text, and the one that it ends a text with."""
-    whole = library.encode("a")
-    begins = [i for i, mark in takewhile(itemgetter(1), zip(whole.ids, whole.special_tokens_mask, strict=True))]
-    closes = len(begins) < len(whole.ids) and whole.special_tokens_mask[-1]
-    return begins, whole.ids[-1] if closes else None
 
 
 def _unknown(library: Any) -> str | None:

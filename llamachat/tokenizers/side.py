@@ -36,11 +36,11 @@ class Side:
     names: Mapping[str, str] = field(default_factory=dict)  # NAMED -> token, as chat templates know it
     added: Mapping[str, Added] = field(default_factory=dict)
     adds_bos: bool | None = None  # None: it does not say
+    adds_eos: bool | None = None  # the same; heeded where the tokenizer's own file cannot say it
     legacy: bool | None = None  # sentencepiece: a dummy space after every control token; None: it does not say
     notes: tuple[str, ...] = ()  # what was ignored, for people
     t5: bool = False  # it is T5's, or mT5's
     extra_ids: int = 0  # how many sentinels T5 has behind its vocabulary
-    closes: bool = False  # a text ends with EOS
 
     def within(self, size: int) -> "Side":
         """Without added tokens that no vocabulary of this size can have."""
@@ -64,7 +64,7 @@ def read_side(folder: Path) -> Side:
     side = of_config(config, old, added)
     if not t5:
         return side
-    return replace(side, t5=True, closes=True, extra_ids=fields.whole("extra_ids", T5_SENTINELS, 0, MAX_ADDED))
+    return replace(side, t5=True, adds_eos=True, extra_ids=fields.whole("extra_ids", T5_SENTINELS, 0, MAX_ADDED))
 
 
 def of_config(config: Mapping[str, Any], old: Mapping[str, Any], added: Mapping[str, Any]) -> Side:
@@ -78,8 +78,8 @@ def of_config(config: Mapping[str, Any], old: Mapping[str, Any], added: Mapping[
         {key: name for key in NAMED if (name := _content(first.get(key)) or _content(second.get(key)))},
         found,
         _flag(config.get("add_bos_token")),
+        _flag(config.get("add_eos_token")),
         _flag(config.get("legacy")),
-        closes=config.get("add_eos_token") is True,
     )
 
 

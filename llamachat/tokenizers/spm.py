@@ -8,7 +8,14 @@ from itertools import count
 from typing import Any
 
 from llamachat.tokenizers.side import Added, Side
-from llamachat.tokenizers.text_tokenizer import TextTokenizer, damaged, is_control_shaped, is_tag_shaped, library_errors
+from llamachat.tokenizers.text_tokenizer import (
+    TextTokenizer,
+    damaged,
+    framed,
+    is_control_shaped,
+    is_tag_shaped,
+    library_errors,
+)
 
 USER_DEFINED, UNUSED, BYTE = 4, 5, 6  # ModelProto.SentencePiece.Type
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
@@ -28,12 +35,13 @@ def from_proto(data: bytes, side: Side, where: str) -> TextTokenizer:
         names = {key: library.id_to_piece(i) for key, i in own.items() if i >= 0} | dict(side.names)
         bos, eos = (_id(library, added, names.get(key)) for key in ("bos_token", "eos_token"))
         named = {names[key]: Added(i, True) for key, i in (("bos_token", bos), ("eos_token", eos)) if i is not None}
+        begins = bos if side.adds_bos is not False else None
         return from_library(
             library,
             _user_defined(data),
             {**added, **named},
-            bos_id=bos if side.adds_bos is not False else None,
-            closing_id=eos if side.closes else None,
+            bos_id=begins,
+            frames=framed(begins, eos if side.adds_eos else None),
             eos_ids=frozenset({eos} if eos is not None else {}),
             names=names,
             dummy_prefix=library.normalize("a") != _load(data + _dummy_prefix(False)).normalize("a"),

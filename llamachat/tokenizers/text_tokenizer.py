@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from threading import RLock
 
+from llamachat.core.tokenizer import Frame
 from llamachat.errors import FormatError, reading
 
 MAX_FILE = 64 << 20  # bytes; the largest tokenizers of the field have half of it
@@ -35,7 +36,6 @@ class TextTokenizer:
     vocab_size: int
     specials: Mapping[str, int]
     bos_id: int | None = None
-    closing_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
     dummy_prefix: bool = False
@@ -45,8 +45,10 @@ class TextTokenizer:
     tags: Mapping[str, int] = field(default_factory=dict)
     strips: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)  # tokens that swallow spaces before, after
     notes: Sequence[str] = ()
+    frames: Mapping[int, Frame] = field(default_factory=dict)  # {}: BOS before each text, and nothing else
 
     def __post_init__(self) -> None:
+        self.frames = self.frames or framed(self.bos_id)
         self._marks = {**self.tags, **self.specials}
         self._control = frozenset(self.specials.values())
         self._hidden = frozenset(i for name, i in self.specials.items() if not SENTINEL.fullmatch(name))
@@ -110,6 +112,12 @@ class TextTokenizer:
         """See Tokenizer. One U+FFFD stands for each maximal invalid part, as Unicode recommends and Python does."""
         data = b"".join(map(self.token_bytes, ids))
         return (data.removeprefix(b" ") if self.dummy_prefix else data).decode(errors="replace")
+
+
+def framed(bos: int | None, eos: int | None = None, each_begins: bool = True) -> dict[int, Frame]:
+    """Frames of BOS before and EOS behind a text, where there are such; of a second one too, if `each_begins` with BOS."""
+    begin, end = (() if token is None else (token,) for token in (bos, eos))
+    return {1: (begin, end), 2: (begin, end + begin if each_begins else end, end)}
 
 
 def _stripped(run: Sequence[Span], left: bool, right: bool) -> list[Span]:

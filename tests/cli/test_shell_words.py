@@ -56,8 +56,23 @@ def asked(
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["c"], ["chat", "complete", "config"]),
-        ([""], ["chat", "complete", "models", "config", "quantize", "eval", "bench"]),
+        (["c"], ["chat", "complete", "classify", "config"]),
+        (
+            [""],
+            [
+                "chat",
+                "complete",
+                "classify",
+                "tag",
+                "extract",
+                "embed",
+                "models",
+                "config",
+                "quantize",
+                "eval",
+                "bench",
+            ],
+        ),
         (["-m", "mistral-7"], ["mistral-7b"]),
         (["complete", "--model", "zin"], ["zine", "zinc"]),
         (["chat", "--model=zin"], ["zine", "zinc"]),

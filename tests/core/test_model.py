@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from family_files import BASE, CASES, IDS, case_of
+from family_files import BASE, CASES, IDS, case_of, model_of
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Cache
@@ -84,3 +84,27 @@ def test_a_residual_stream_beyond_float16_is_kept() -> None:
     half = TorchEngine.build(spec, weights.items(), slots=64, dtype="float16")
     rows = advance(half, Cache(64), IDS, "all")
     assert np.isfinite(rows).all() and np.abs(rows - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_and_attentions_are_transformers(name: str) -> None:
+    """In one piece, and the last token of another; of both engines."""
+    spec, weights, _ = case_of(name)
+    model = model_of(name, attn_implementation="eager")
+    with torch.no_grad():
+        right = model(torch.tensor([IDS]), output_hidden_states=True, output_attentions=True)
+    states, shares = (torch.cat(each).numpy() for each in (right.hidden_states, right.attentions))
+    for engine in (
+        PlainEngine.build(spec, weights.items(), 64),
+        TorchEngine.build(spec, weights.items(), slots=64, dtype="float32"),
+    ):
+        for outputs, expected in (("hidden_states", states), ("attentions", shares)):
+            cache, first = Cache(64), len(IDS) - 1
+            ours = engine.forward(IDS, cache.plan(len(IDS)), "all", outputs)
+            np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=1e-4)
+            advance(engine, cache, IDS[:first])
+            last = engine.forward(IDS[first:], cache.plan(1), "last", outputs)
+            np.testing.assert_allclose(last, expected[..., -1, :], atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(
+            engine.forward(IDS, Cache(64).plan(len(IDS)), "all", "hidden"), states[-1], atol=1e-4, rtol=1e-4
+        )

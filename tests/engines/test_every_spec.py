@@ -12,13 +12,13 @@ import torch
 from family_files import BASE, CASES, IDS
 from family_files import case_of as made
 from numpy.typing import NDArray
-from test_native import KERNELS
+from test_native import KERNELS, in_order
 
-from llamachat.core.cache import Cache
+from llamachat.core.cache import Cache, CacheStep
 from llamachat.core.engine import Engine
 from llamachat.core.generate import advance
 from llamachat.core.model import PlainEngine, gated
-from llamachat.core.spec import Activation, Experts, ModelSpec, Rope, RopeScaling
+from llamachat.core.spec import Activation, Experts, HeadKind, ModelSpec, Rope, RopeScaling
 from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, pack_nibbles
 from llamachat.engines import memory
 from llamachat.engines.memory import active_bytes
@@ -26,6 +26,8 @@ from llamachat.engines.native import description
 from llamachat.engines.native.engine import NativeEngine, single_activate, single_attend, supports
 from llamachat.engines.native.pack import pack
 from llamachat.engines.native.packed_file import PackedWeights
+from llamachat.engines.torch.engine import TorchEngine
+from llamachat.errors import UsageError
 
 MXFP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 CODES = {"int8": None, "int4": np.arange(16, dtype=np.float32), "mxfp4": MXFP4}
@@ -82,6 +84,13 @@ def tokens(count: int) -> list[int]:
 
 def exact(spec: ModelSpec, tensors: dict[str, Tensor], slots: int) -> PlainEngine:
     return PlainEngine.build(spec, tensors.items(), slots, torch.float64)
+
+
+def engines(spec: ModelSpec, tensors: dict[str, Tensor], slots: int) -> Iterator[Engine]:
+    """All of them, in float32."""
+    for kernels in KERNELS:
+        yield NativeEngine.build(spec, tensors.items(), slots=slots, kv="float32", threads=2, kernels=kernels)
+    yield TorchEngine.build(spec, tensors.items(), slots=slots, dtype="float32")
 
 
 def divergence(right: Floats, ours: Floats) -> float:
@@ -266,5 +275,40 @@ def test_a_mixture_that_does_not_fit_may_be_forced() -> None:
     assert "other experts" not in memory.advice(replace(plan, active=450))
 
 
-def test_a_head_that_classifies_is_refused_with_the_reason() -> None:
-    assert "classifies" in (supports(replace(BASE, head="sequence_labels", num_labels=3), {}) or "")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("head", ["sequence_labels", "token_labels", "span"])
+def test_heads_that_classify(head: HeadKind, tied: bool) -> None:
+    spec = replace(BASE, head=head, num_labels=2 if head == "span" else 19, tie_word_embeddings=tied)
+    tensors = random_tensors(spec)
+    right = in_parts(exact(spec, tensors, 64), tokens(50))
+    assert right.shape == (50, spec.num_labels)
+    for engine in engines(spec, tensors, 64):
+        np.testing.assert_allclose(in_parts(engine, tokens(50), 40, 1), right, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["next_token", "none"])
+def test_what_the_head_is_given(head: HeadKind) -> None:
+    spec, ids = replace(BASE, head=head), tokens(30)
+    tensors = random_tensors(spec)
+    right = exact(spec, tensors, 64).forward(ids, in_order(0, 30), "all", "hidden")
+    assert right.shape == (30, spec.hidden_size)
+    for engine in engines(spec, tensors, 64):
+        first = engine.forward(ids[:29], in_order(0, 29), "all", "hidden")
+        last = engine.forward(ids[29:], in_order(29, 1), "last", "hidden")
+        np.testing.assert_allclose(np.vstack((first, last)), right, atol=1e-4, rtol=1e-4)
+        steps = [CacheStep(np.arange(a, b), np.arange(b - a), (range(a, b),)) for a, b in ((0, 30), (30, 37))]
+        many = engine.forward_many([ids, ids[:7]], steps, "hidden")
+        np.testing.assert_allclose(many, right[[29, 6]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_a_head_gives_no_logits() -> None:
+    spec = replace(BASE, head="none")
+    for engine in engines(spec, random_tensors(spec), 8):
+        with pytest.raises(ValueError, match="head"):
+            engine.forward([1], in_order(0, 1), "last")
+
+
+def test_the_native_engine_says_who_gives_more() -> None:
+    engine = NativeEngine.build(BASE, random_tensors(BASE).items(), slots=8)
+    with pytest.raises(UsageError, match="not give hidden states; nothing was computed; use --engine torch"):
+        engine.forward([1], in_order(0, 1), "last", "hidden_states")

@@ -136,7 +136,7 @@ def test_a_converted_one_answers_with_the_same_tokenizer(folder: Path, case: str
     engine.encode(0, SOURCES[0])
     ours, right = advance(engine, Cache(48), TEXTS[0], "all"), logits(model, SOURCES[:1], TEXTS[:1])[0].numpy()
     assert 0 < np.abs(ours - right).mean() < {"int8": 0.1, "int4": 0.5}[scheme] * right.std()
-    assert tokenizer.specials == source.tokenizer().specials and tokenizer.closing_id is None
+    assert tokenizer.specials == source.tokenizer().specials and tokenizer.frames[1] == ((), ())
 
 
 def opened_from(folder: Path) -> EncoderDecoderEngine:
@@ -166,6 +166,16 @@ def test_more_tokens_than_there_are_positions_is_refused_before_anything_runs(fo
         Llama.build(folder, max_seq_len=49)
 
 
+def test_what_goes_on_with_a_text_is_refused_in_one_line(folder: Path) -> None:
+    save(folder, build(CASES["rope"]), CASES["rope"])
+    llama = Llama.build(folder, max_seq_len=32)
+    for read in (llama.logits, llama.hidden_states, llama.attentions):
+        with pytest.raises(UsageError, match="answers a source text and goes on with none"):
+            read([3, 4])
+    with pytest.raises(UsageError, match="what its layers hold is not offered"):
+        llama.embed(["a"])
+
+
 # ---- its tokenizer ----
 
 
@@ -177,7 +187,7 @@ def test_its_tokenizer_has_tokens_of_its_own_behind_the_model(folder: Path) -> N
         **{"<CLS>": 26, "<SEP>": 27, "<EOD>": 28, "<MASK>": 29, "<BOS>": 30},
         **{f"<extra_id_{i}>": 31 + i for i in range(5)},
     }
-    assert (ours.bos_id, ours.closing_id, ours.eos_ids, ours.names["bos_token"]) == (None, None, {EOS}, "<BOS>")
+    assert (ours.bos_id, ours.frames[1], ours.eos_ids, ours.names["bos_token"]) == (None, ((), ()), {EOS}, "<BOS>")
     test = ours.encode("test")
     assert ours.encode_skeleton("test<extra_id_1> test<SEP>test") == [*test, 32, *test, 27, *test]
     assert ours.decode([*test, 32, *test, EOS]) == "test<extra_id_1> test"

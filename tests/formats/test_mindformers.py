@@ -100,7 +100,7 @@ CONSTRUCTOR = {
     "chunk_prefill": Parameter(False, True),
     "calculate_per_token_loss": Parameter(False, True),
     "pipeline_stage": Parameter(None, {"start_stage": 0, "stage_num": 1, "offset": 0}),
-    "return_hidden_states": Parameter(False, True),
+    "return_hidden_states": Parameter(False, True, {"return_hidden_states": True}),
 }
 # What else stands in a model_config: parameters of its base class, of generation and of older versions, and keys that its
 # own files carry along without ModelSpec knowing them.

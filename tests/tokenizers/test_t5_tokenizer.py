@@ -132,9 +132,9 @@ def test_a_text_that_continues_another_keeps_its_first_space_and_gets_none(t5: T
 def test_what_it_says_of_itself(t5: T5) -> None:
     for ours in t5.all:
         assert ours.vocab_size == len(t5.reference) == 126
-        assert (ours.bos_id, ours.closing_id, ours.eos_ids) == (None, 1, {1})
+        assert (ours.bos_id, ours.frames[1], ours.eos_ids) == (None, ((), (1,)), {1})
         assert ours.names["eos_token"] == "</s>" and ours.dummy_prefix
-        assert t5.reference("a test")["input_ids"] == [*ours.encode("a test"), ours.closing_id]
+        assert t5.reference("a test")["input_ids"] == [*ours.encode("a test"), *ours.frames[1][1]]
         found = {name: i for name, i in ours.specials.items() if i > 25}
         assert found == {name: t5.reference.convert_tokens_to_ids(name) for name in SENTINELS}
         assert found["<extra_id_99>"] == 26 and found["<extra_id_0>"] == 125, "the last comes first"
@@ -168,7 +168,7 @@ def test_the_number_of_sentinels_is_told_beside_it(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ours = open_folder(tmp_path)
     assert ours.vocab_size == expected
-    assert ours.closing_id == (1 if "T5" in config.get("tokenizer_class", "") else None)
+    assert ours.frames[1] == ((), (1,) if "T5" in config.get("tokenizer_class", "") else ())
 
 
 def test_an_impossible_number_of_sentinels_is_named(tmp_path: Path, t5_sentencepiece: Path) -> None:

@@ -61,7 +61,17 @@ class Model(ctypes.Structure):
         *((name, _INT) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim")),
         *(
             (name, _INT)
-            for name in ("slots", "kv_kind", "threads", "batch", "activation", "ropes", "fine", "whole_norms")
+            for name in (
+                "slots",
+                "kv_kind",
+                "threads",
+                "batch",
+                "outputs",
+                "activation",
+                "ropes",
+                "fine",
+                "whole_norms",
+            )
         ),
         *((name, _INT) for name in ("experts", "picked", "expert_inner", "whole_softmax", "query_span")),
         *(
@@ -80,7 +90,7 @@ class Step(ctypes.Structure):
 
     _fields_ = [
         *((name, _POINTER) for name in ("ids", "slots", "positions", "visible", "runs")),
-        *((name, _INT) for name in ("tokens", "texts", "ranges", "run_count", "wanted")),
+        *((name, _INT) for name in ("tokens", "texts", "ranges", "run_count", "wanted", "hidden")),
         ("logits", _POINTER),
     ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llamachat.core.rope import frequencies
-from llamachat.core.spec import NORMS, Activation, ModelSpec
+from llamachat.core.spec import HEADS, NORMS, Activation, ModelSpec
 from llamachat.core.spec import Rope as RopeSpec
 from llamachat.core.tensors import Array
 from llamachat.engines.native.abi import Layer, Matrix, Model, Rope, address
@@ -34,7 +34,7 @@ def sized(spec: ModelSpec, slots: int, kv_kind: int, threads: int, batch: int) -
     dense = any(spec.mixture(layer) is None for layer in range(spec.num_hidden_layers))
     model = Model(
         spec.vocab_size, spec.hidden_size, spec.intermediate_size if dense else 0, spec.num_hidden_layers,
-        spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim, slots, kv_kind, threads, batch,
+        spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim, slots, kv_kind, threads, batch, spec.outputs,
         ACTIVATIONS.index(spec.hidden_act), len(kinds), FINE_ALL if spec.hidden_size < SMALL else FINE,
         spec.qk_norm == "projection",
     )  # fmt: skip
@@ -79,10 +79,12 @@ class Description:
         for number, layer in enumerate(layers):
             self._fill(number, layer)
         embed = self.matrix("model.embed_tokens", spec.embedding_multiplier)
-        head = self.matrix("model.embed_tokens" if spec.tie_word_embeddings else "lm_head", spec.logit_multiplier)
         model.rope, model.layer, model.norm = rope, layers, self._norm("model.norm")
-        model.embed, model.head = ctypes.pointer(embed), ctypes.pointer(head)
-        self.kept += [rope, layers, embed, head]
+        model.embed = ctypes.pointer(embed)
+        if spec.outputs:
+            name = "model.embed_tokens" if spec.tied_head else HEADS[spec.head][0]
+            model.head = ctypes.pointer(self.matrix(name, spec.logit_multiplier))
+        self.kept += [rope, layers, embed, model.head]
 
     def _matrices(self, layers: ctypes.Array[Layer]) -> ctypes.Array[Matrix]:
         """Those of all layers side by side; each layer is told where its own are."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.engine import Outputs
 from llamachat.core.spec import Activation, ModelSpec
 from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.memory import active_bytes, kv_bytes
@@ -17,7 +18,7 @@ from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
@@ -83,25 +84,32 @@ class NativeEngine:
         """When every slot is in use; memory is taken as slots are written."""
         return _kv_bytes(self.config, self.slots, self.kv)
 
-    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+    def forward(
+        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
+    ) -> NDArray[np.float32]:
+        if outputs not in ("logits", "hidden"):
+            cause = f"the native engine does not give {outputs.replace('_', ' ')}"
+            raise UsageError(cause, "nothing was computed", "use --engine torch")
         if step.pinned is not None:
             self._pin(*step.pinned)
-        out = self._run([ids], [step], every=logits == "all")
+        out = self._run([ids], [step], logits == "all", outputs == "hidden")
         return out if logits == "all" else out[0]
 
-    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+    def forward_many(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
+    ) -> NDArray[np.float32]:
         assert all(step.pinned is None for step in steps)
-        return self._run(ids, steps)
+        return self._run(ids, steps, hidden=outputs == "hidden")
 
     def _run(
-        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], every: bool = False
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], every: bool = False, hidden: bool = False
     ) -> NDArray[np.float32]:
-        """Logits of each text's last token, or of every token.
+        """Logits of each text's last token, or of every token; or what the head is given.
 
         Tokens go text by text, those that want logits behind all others; within a call of the C side, before them.
         """
         if len(ids) == 1 == len(ids[0]):
-            return self._one(ids[0][0], steps[0])
+            return self._one(ids[0][0], steps[0], hidden)
         counts = np.array([len(text) for text in ids])
         tokens, text = np.concatenate(ids).astype(np.int32), np.repeat(np.arange(len(counts)), counts)
         slots = np.concatenate([step.slots for step in steps]).astype(np.int64)
@@ -114,7 +122,7 @@ class NativeEngine:
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
         order = np.argsort(wants, kind="stable")
-        out = np.empty((int(wants.sum()), -(-self.config.vocab_size // LANES) * LANES), np.float32)
+        out = self._rows(int(wants.sum()), hidden)
         for first in range(0, len(order), self._model.batch):
             part = order[first : first + self._model.batch]
             wanted = int(wants[part].sum())
@@ -128,10 +136,19 @@ class NativeEngine:
                 _runs(text[part]),
                 len(ids),
                 out[row : row + wanted],
+                hidden,
             )
-        return out[:, : self.config.vocab_size]
+        return out[:, : self._width(hidden)]
 
-    def _one(self, token: int, step: CacheStep) -> NDArray[np.float32]:
+    def _width(self, hidden: bool) -> int:
+        return self.config.hidden_size if hidden else self.config.outputs
+
+    def _rows(self, count: int, hidden: bool) -> NDArray[np.float32]:
+        """Room for what a step gives; rows of logits are written by whole strips."""
+        width = self._width(hidden)
+        return np.empty((count, width if hidden else -(-width // LANES) * LANES), np.float32)
+
+    def _one(self, token: int, step: CacheStep, hidden: bool) -> NDArray[np.float32]:
         """`_run` of a single token, without what only several need: 40 of 60 microseconds, at every token of an answer."""
         if not len(step.slots) == len(step.positions) == 1:
             raise ValueError(_UNPLACED)
@@ -140,16 +157,24 @@ class NativeEngine:
         visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
         slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
         checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), 1))
-        out = np.empty((1, -(-self.config.vocab_size // LANES) * LANES), np.float32)
-        self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out)
-        return out[:, : self.config.vocab_size]
+        out = self._rows(1, hidden)
+        self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out, hidden)
+        return out[:, : self._width(hidden)]
 
     def _call(
-        self, ids: Array, slots: Array, positions: Array, visible: Array, runs: Array, texts: int, logits: Array
+        self,
+        ids: Array,
+        slots: Array,
+        positions: Array,
+        visible: Array,
+        runs: Array,
+        texts: int,
+        logits: Array,
+        hidden: bool,
     ) -> None:
-        """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits."""
+        """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits, or hidden."""
         arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
-        step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), address(logits))
+        step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), hidden, address(logits))
         checked(self._lib.engine_forward(self._engine, step))
 
     def save_kv(self, slots: Integers) -> Saved:
@@ -216,8 +241,6 @@ def supports(config: ModelSpec, index: Mapping[str, TensorInfo]) -> str | None:
     """What of this model the C side cannot run, in words, or None. It checks again what it is given."""
     if isinstance(config, EncoderDecoderSpec):
         return "it reads a source with an encoder"
-    if config.head != "next_token":
-        return "it has a head that classifies"
     for name, info in index.items():
         if info.packing is not None and (reason := unpackable(info.packing, info.shape[-1])):
             return f"{name} has {reason}"

@@ -58,7 +58,7 @@ class Assembly:
     def _embedding(self, tensor: Weight) -> None:
         """A dense matrix serves lookups and a tied head alike; of a packed one, rows are unpacked when looked up."""
         head = None
-        if self.spec.tie_word_embeddings and not self.spec.num_labels:
+        if self.spec.tied_head:
             head = make_linear([tensor], [], self.device, self.precision.compute)
             self._linear(self.head, head)
         if isinstance(head, Dense):
@@ -79,7 +79,7 @@ class Assembly:
         blocks = [
             build_block(self.spec, layer, self.vectors, self.made) for layer in range(self.spec.num_hidden_layers)
         ]
-        norm, head = self.vectors["model.norm.weight"] + self.spec.norm_offset, self.linears[self.head]
+        norm, head = self.vectors["model.norm.weight"] + self.spec.norm_offset, self.linears.get(self.head)
         return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
 
     def made(self, *modules: str) -> Linear:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, relu, silu
 
 from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.engine import Outputs
 from llamachat.core.generate import Interrupted, never
 from llamachat.core.model import Block, Context, Linear, Mask, Memory, Model, Precision, Rotation, Scores, rotation
 from llamachat.core.rope import frequencies
@@ -29,7 +30,7 @@ from llamachat.engines.torch.assembly import Assembly
 from llamachat.engines.torch.attention import fused_attention
 from llamachat.engines.torch.engine import Bytes, TorchEngine, chosen_precision
 from llamachat.engines.torch.keys_values import KeysValues
-from llamachat.errors import DoesNotFitError
+from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE, STACKS, EncoderDecoderSpec, Inner, Stack
 
 ROWS = 128  # queries of a source that are run together: bounds the memory of scores
@@ -282,8 +283,15 @@ class EncoderDecoderEngine(TorchEngine):
         return [one] * self.config.encoder_layers
 
     def _run(
-        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], wanted: Sequence[int] | None
+        self,
+        ids: Sequence[Sequence[int]],
+        steps: Sequence[CacheStep],
+        wanted: Sequence[int] | None,
+        outputs: Outputs = "logits",
     ) -> NDArray[np.float32]:
+        if outputs != "logits":
+            cause = "this model answers a source text"
+            raise UsageError(cause, "what its layers hold is not offered", "use `llamachat complete`")
         positions, kept = np.concatenate([step.positions for step in steps]), self.keys_values.begin(steps)
         masks = [self._mask(step) for step in steps]
         sources = [self.sources[step.visible[0].start] for step in steps]

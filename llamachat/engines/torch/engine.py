@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
+from llamachat.core.engine import Outputs
 from llamachat.core.model import Model, Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
@@ -66,27 +67,36 @@ class TorchEngine:
         return cls(assembly.model(), KeysValues(config, slots, where, precision, kv_bits), assembly.kernels)
 
     @torch.inference_mode()
-    def forward(self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"]) -> NDArray[np.float32]:
+    def forward(
+        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
+    ) -> NDArray[np.float32]:
         if step.pinned is not None:
             self.keys_values.pin(*step.pinned)
-        rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None)
-        return rows[-1] if logits == "last" else rows
+        rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None, outputs)
+        return rows[..., -1, :] if logits == "last" else rows
 
     @torch.inference_mode()
-    def forward_many(self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep]) -> NDArray[np.float32]:
+    def forward_many(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
+    ) -> NDArray[np.float32]:
         assert all(step.pinned is None for step in steps)
         ends = np.cumsum([len(text) for text in ids])
-        return self._run(ids, steps, (ends - 1).tolist())
+        return self._run(ids, steps, (ends - 1).tolist(), outputs)
 
     def _run(
-        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], wanted: Sequence[int] | None
+        self,
+        ids: Sequence[Sequence[int]],
+        steps: Sequence[CacheStep],
+        wanted: Sequence[int] | None,
+        outputs: Outputs = "logits",
     ) -> NDArray[np.float32]:
         assert all(
             len(text) == len(step.slots) == len(step.positions) > 0 for text, step in zip(ids, steps, strict=True)
         )
         positions = np.concatenate([step.positions for step in steps])
         rotations, scale = self.keys_values.rotations(positions), self.keys_values.query_scale(positions)
-        out = self.model(list(chain.from_iterable(ids)), rotations, self.keys_values.begin(steps), wanted, scale)
+        memory = self.keys_values.begin(steps, whole=outputs == "attentions")
+        out = self.model(list(chain.from_iterable(ids)), rotations, memory, wanted, scale, outputs)
         rows: NDArray[np.float32] = out.float().cpu().numpy()
         return rows
 
@@ -138,7 +148,7 @@ def planned_bytes(
             return size * (precision.compute if name.endswith(".bias") else precision.norm).itemsize
         kernel = kernel_for(like, info.shape[0], where, precision.compute) if like else None
         product = size * kernel.bits(like) / 8 if like and kernel else size * precision.compute.itemsize
-        tied = config.tie_word_embeddings
+        tied = config.tied_head
         if not name.startswith(EMBEDDING) or not like or (tied and not kernel):
             return product
         scales = like.scale.itemsize + (0 if like.minimum is None else like.minimum.itemsize)

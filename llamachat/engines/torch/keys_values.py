@@ -47,14 +47,15 @@ class KeysValues:
         kept = _kept(precision, bits).itemsize * 8
         return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, kept)
 
-    def begin(self, steps: Sequence[CacheStep]) -> Memory:
-        """Note the positions of these texts' tokens, and give the memory that the model works on."""
+    def begin(self, steps: Sequence[CacheStep], whole: bool = False) -> Memory:
+        """Note the positions of these texts' tokens, and give the memory that the model works on; `whole`: contexts have all
+        slots that a step sees, also those that no query does."""
         slots = np.concatenate([step.slots for step in steps])
         self.positions[slots] = np.concatenate([step.positions for step in steps])
         self.pinned.written(slots.tolist())
         where, ends = _span(slots), np.cumsum([len(step.slots) for step in steps]).tolist()
         runs = [slice(end - len(step.slots), end) for end, step in zip(ends, steps, strict=True)]
-        views = {window: [self._view(step, window) for step in steps] for window in set(self.windows)}
+        views = {window: [self._view(step, window, whole) for step in steps] for window in set(self.windows)}
 
         def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
             self._write((layer, slice(None), slice(None), where), torch.stack((keys, values)).transpose(1, 2))
@@ -98,7 +99,7 @@ class KeysValues:
             return None
         return torch.from_numpy(scales).to(self.device, self.precision.compute)[:, None, None]
 
-    def _view(self, step: CacheStep, window: int | None) -> tuple[list[slice], Mask]:
+    def _view(self, step: CacheStep, window: int | None, whole: bool) -> tuple[list[slice], Mask]:
         """Which slots this step reads, and which of those each query sees."""
         spans = [slice(span.start, span.stop) for span in step.visible]
         own, held = step.positions, np.concatenate([self.positions[span] for span in spans])
@@ -109,7 +110,9 @@ class KeysValues:
         seen = held <= own[:, None]
         if window is not None:
             seen &= held > own[:, None] - window
-        if len(spans) == 1:  # leave out what no query sees at both ends: with a sliding window, most of the cache
+        if (
+            len(spans) == 1 and not whole
+        ):  # leave out what no query sees at both ends: with a sliding window, most of the cache
             used = np.flatnonzero(seen.any(0))
             spans = [slice(spans[0].start + used[0], spans[0].start + used[-1] + 1)]
             seen = seen[:, used[0] : used[-1] + 1]

@@ -141,11 +141,20 @@ static void project_down(const Task *t, const Matrix *w) {
 /* The next weights to be read are the next layer's, or the head's. */
 static void end_layer(const Task *t, int layer) {
     const Engine *e = t->e;
-    const Matrix *next = layer < e->m.layers - 1 ? e->m.layer[layer + 1].attention : e->m.head;
-    barrier_before(t, next, next == e->m.head ? strips_of(next) : qkv_strips(next));
+    const Matrix *next = layer < e->m.layers - 1 ? e->m.layer[layer + 1].attention : NULL;
+    if (next) barrier_before(t, next, qkv_strips(next));
+    else if (t->s->hidden) barrier(t);
+    else barrier_before(t, e->m.head, strips_of(e->m.head));
 }
 
-/* Logits [tokens][vocab], perhaps capped: those of a strip by the thread that computed it. */
+/* What the head would be given [tokens][hidden], in the place of logits. */
+static void keep_hidden(const Task *t) {
+    int n = t->e->m.hidden;
+    for (int i = t->thread; i < t->tokens; i += t->threads)
+        memcpy(t->s->logits + (size_t)i * n, t->acts->x + (size_t)i * t->acts->width, (size_t)n * sizeof(float));
+}
+
+/* Logits [tokens][outputs], perhaps capped: those of a strip by the thread that computed it. */
 static void project_head(const Task *t) {
     const Engine *e = t->e;
     const Matrix *head = e->m.head;
@@ -223,8 +232,9 @@ static void forward(Task *t) {
     /* final norm [tokens][hidden] */
     rms_norm(t, e->m.norm, FINE_HEAD);
 
-    /* head: logits [tokens][vocab] */
-    project_head(t);
+    /* head: logits [tokens][outputs]; or what it would be given [tokens][hidden] */
+    if (t->s->hidden) keep_hidden(t);
+    else project_head(t);
 }
 
 /* One thread's part of a step. */

@@ -23,6 +23,7 @@ const char *model_fault(const Model *m) {
     if (!within(m->hidden, 1, MAX_HIDDEN)) return "a hidden size above 2^20";
     if (!within(m->inner, m->experts ? 0 : 1, MAX_INNER) || !within(m->expert_inner, m->experts ? 1 : 0, MAX_INNER)) return "an intermediate size above 2^22";
     if (!within(m->vocab, 1, MAX_VOCAB)) return "a vocabulary above 2^24";
+    if (!within(m->outputs, 0, MAX_VOCAB)) return "a head of more than 2^24 rows";
     if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
     if (!within(m->heads, 1, MAX_HEADS) || !within(m->kv_heads, 1, MAX_HEADS)) return "more than 4096 heads";
     if (m->heads % m->kv_heads) return "heads that do not share keys evenly";
@@ -76,7 +77,8 @@ const char *weights_fault(const Model *m) {
     if (!m->norm || !m->layer || (m->ropes && !m->rope)) return "weights that are missing";
     for (int i = 0; i < m->ropes; i++)
         if (!m->rope[i].frequency || !within(m->rope[i].dim, 2, m->head_dim) || m->rope[i].dim % 2) return "an impossible rotation";
-    if (!is_shaped(m->embed, m->vocab, m->hidden) || !is_shaped(m->head, m->vocab, m->hidden)) return "an embedding of another model";
+    if (!is_shaped(m->embed, m->vocab, m->hidden)) return "an embedding of another model";
+    if (m->outputs ? !is_shaped(m->head, m->outputs, m->hidden) : m->head != NULL) return "a head of another model";
     for (int layer = 0; layer < m->layers; layer++) {
         const char *fault = layer_fault(m, m->layer + layer);
         if (fault) return fault;
@@ -96,6 +98,7 @@ const char *places_fault(int slots, const int64_t *slot, const int64_t *position
 /* Why a step cannot be run; NULL: it can. Ranges and runs lie text by text, and every text has some of the former. */
 const char *step_fault(const Model *m, const Step *s) {
     if (!within(s->tokens, 1, m->batch) || !within(s->wanted, 0, s->tokens)) return "too many tokens in a step";
+    if (!within(s->hidden, !m->outputs, 1)) return "a step for logits of a model without a head";
     if (!within(s->texts, 1, m->slots)) return "a step of no text";
     for (int i = 0; i < s->tokens; i++)
         if (!within(s->ids[i], 0, m->vocab - 1)) return "a token that is not in the vocabulary";

@@ -37,6 +37,7 @@ typedef struct {
 typedef struct {
     int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, slots, kv_kind, threads, batch;  /* batch: most tokens a call;
                                                                inner: of layers without experts, 0: there is none */
+    int32_t outputs;                         /* rows of the head, 0: it has none */
     int32_t activation, ropes, fine;
     int32_t whole_norms;                     /* q_norm and k_norm are of whole projections */
     int32_t experts, picked, expert_inner;   /* picked: experts a token; experts 0: there is no mixture */
@@ -47,7 +48,7 @@ typedef struct {
     const Rope *rope;                        /* [ropes] */
     const Layer *layer;                      /* [layers] */
     const float *norm;                       /* the final one [hidden up to 64] */
-    const Matrix *embed, *head;
+    const Matrix *embed, *head;              /* head: NULL without outputs */
 } Model;
 
 /* Pieces of one or more texts. A run is tokens of one text that lie side by side; it sees the slots of its text's ranges. */
@@ -56,6 +57,7 @@ typedef struct {
     const int64_t *slots, *positions, *visible;  /* visible: [ranges][first slot, end, text] */
     const int32_t *runs;                         /* [runs][first token, end, text] */
     int32_t tokens, texts, ranges, run_count, wanted;  /* wanted: how many tokens, the first ones, want logits */
-    float *logits;                               /* [wanted][vocab up to 16] */
+    int32_t hidden;                              /* not logits, but what the head is given */
+    float *logits;                               /* [wanted][outputs up to 16]; or of hidden [wanted][hidden] */
 } Step;
 #endif

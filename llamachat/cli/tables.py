@@ -1,0 +1,41 @@
+"""Tables on standard output: for people on a terminal, else one row a line with tabs between its cells."""
+
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import typer
+
+from llamachat.system.sanitise import sanitise_line
+
+
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = (), whole: str = "", cut: str = ""
+) -> None:
+    """Cells may be anyone's text. numbers: columns that are set to the right; whole: the one that is never folded; cut: the one
+    that ends where the line does. Off a terminal there are no headers."""
+    safe = ([sanitise_line(cell) for cell in row] for row in rows)
+    if not sys.stdout.isatty():
+        for row in safe:
+            typer.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    lines = [*safe]
+    for at, header in enumerate(headers):
+        number = header in numbers
+        width = max(len(each[at]) for each in [headers, *lines]) if number else None
+        table.add_column(
+            header, justify="right" if number else "left", no_wrap=number or header in (whole, cut), min_width=width
+        )
+    for row in lines:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def extent_end(span: Any) -> str:
+    """Where a span ends, marked where that is not exact."""
+    return ("~" if "approximate" in span else "") + str(span["end"])
