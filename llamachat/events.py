@@ -103,6 +103,18 @@ class TokenView:
 
 
 @dataclass(frozen=True)
+class AdapterView:
+    """What was trained beside a model's weights and is added to them."""
+
+    name: str
+    scale: float  # what it adds is multiplied by; 0: it is off
+    rank: int
+    matrices: int  # of the model, that it adds to
+    replaced: int  # tensors of the model in whose place it has its own
+    size: str
+
+
+@dataclass(frozen=True)
 class SavedDialog:
     """A session on disk."""
 

@@ -13,6 +13,7 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import FloatTensor, Tensor
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
+from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import SPLIT
 from llamachat.version import VERSION
 from quantize.coding import Coded, code
@@ -78,7 +79,8 @@ def making(source: Checkpoint, recipe: Recipe, calibration: list[list[int]] | No
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
     read = {"config": asdict(source.config), "sampling": dict(source.sampling), "template": source.chat_template}
     version = VERSION
-    return {"files": stats, **read, "recipe": asdict(recipe), "calibration": calibration, "version": version}
+    merged = {"merged": source.recipe} if isinstance(source, Changed) else {}
+    return {"files": stats, **read, **merged, "recipe": asdict(recipe), "calibration": calibration, "version": version}
 
 
 def _files(source: Checkpoint) -> list[Path]:
@@ -86,9 +88,10 @@ def _files(source: Checkpoint) -> list[Path]:
     path = source.path
     split = SPLIT.fullmatch(path.name)
     siblings = path.parent.glob(f"{glob.escape(split[1])}-*-of-{split[2]}.gguf") if split else [path]
+    adapters = source.files if isinstance(source, Changed) else ()
     own = siblings if path.is_file() else (file for file in path.iterdir() if file.is_file())
     beside = (file for name in COPIED if (file := tokenizer_folder(source) / name).is_file())
-    return sorted({*own, *beside})
+    return sorted({*own, *beside, *adapters})
 
 
 def _coded(

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from llamachat.core.spec import Dtype
 from llamachat.formats import Checkpoint
+from llamachat.formats.adapter import base_of
 from llamachat.formats.gguf import GGUFCheckpoint
 from llamachat.formats.hf import chat_template, described
 from llamachat.formats.hf_config import OWN, text_part
@@ -53,7 +54,7 @@ def write_metadata(source: Checkpoint, recipe: Recipe, folder: Path) -> None:
 
 
 def tokenizer_folder(source: Checkpoint) -> Path:
-    return getattr(source, "tokenizer_folder", source.path)
+    return getattr(base_of(source), "tokenizer_folder", source.path)
 
 
 def own_files(source: Checkpoint) -> Translated | None:
@@ -72,8 +73,8 @@ def _write_tokenizer(source: Checkpoint, folder: Path) -> None:
     for name in COPIED:
         if (file := home / name).is_file():
             shutil.copyfile(file, folder / name)
-    if isinstance(source, GGUFCheckpoint):
-        vocabulary = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.ggml.")}
+    if isinstance(opened := base_of(source), GGUFCheckpoint):
+        vocabulary = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.ggml.")}
         _write_json(folder / GGUF_VOCABULARY, vocabulary)
     if isinstance(source, MegatronCheckpoint) and source.sentencepiece is not None:
         _write_json(folder / TOKENIZER_CONFIG, tokens.config(source.sentencepiece, source.sentinels))

@@ -76,7 +76,7 @@ class Quantized:
         self.path, self.config, self.sampling = source.path, source.config, source.sampling
         self.chat_template, self.ignored, self.tokenizer = source.chat_template, source.ignored, source.tokenizer
         self.files, self.tokenizer_files, self.labels = source.files, source.tokenizer_files, source.labels
-        self.pooling = source.pooling
+        self.pooling, self.layout = source.pooling, source.layout
         self._source, self.recipe = source, from_config(config)
 
     def index(self) -> Mapping[str, TensorInfo]:

@@ -13,6 +13,7 @@ import numpy as np
 from llamachat.core.tensors import Array, Tensor, dequantize
 from llamachat.engines.memory import kv_bytes, size
 from llamachat.formats import Checkpoint
+from llamachat.formats.adapter import base_of
 from quantize.recipe import Recipe
 
 SLAB = 1 << 20
@@ -52,12 +53,13 @@ class Conversion:
     out: Path
     recipe: Recipe
     tensors: Mapping[str, Mapping[str, Any]]
+    merged: str = ""  # the adapters that were merged before, for people
 
     def summary(self) -> dict[str, Any]:
         """The whole in numbers; sizes in bytes, memory with a cache of 16 bits."""
         weights = sum(prod(facts["shape"]) for facts in self.tensors.values())
         linear = [facts for name, facts in self.tensors.items() if ".layers." in name and len(facts["shape"]) == 2]
-        before = sum(info.nbytes for info in self.source.index().values())
+        before = sum(info.nbytes for info in base_of(self.source).index().values())
         after = sum(file.stat().st_size for file in self.out.iterdir() if file.suffix == ".safetensors")
         config = self.source.config
         slot = kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 1, 16)
@@ -92,7 +94,8 @@ class Conversion:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        return {"path": str(self.out), **self.summary(), "tensors": self.tensors}
+        merged = {"merged": self.merged} if self.merged else {}
+        return {"path": str(self.out), **merged, **self.summary(), "tensors": self.tensors}
 
 
 def _kind(name: str) -> str:
@@ -145,6 +148,7 @@ def lines(conversion: Conversion) -> list[str]:
     return [
         f"{conversion.out}: {size(facts['source_bytes'])} of weights became {size(facts['bytes'])}, "
         f"{facts['bits_per_weight']:.2f} bits a weight ({facts['bits_per_linear_weight']:.2f} in the linear layers)",
+        *([f"merged before: {conversion.merged}"] if conversion.merged else []),
         *([f"left in float: {left}"] if left else []),
         f"memory to run it: {memory}",
     ]

@@ -143,15 +143,15 @@ def logits(model: Any, ids: list[int]) -> NDArray[np.float32]:
     return rows
 
 
-def save_family_gguf(model: Any, arch: str, path: Path, experts: str = "F32") -> Path:
+def save_family_gguf(model: Any, arch: str, path: Path, experts: str = "F32", **further: Any) -> Path:
     """All in F32 but the experts' matrices; names by the gguf package's own map."""
     config, number = model.config, next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names, writer = gguf.get_tensor_name_map(number, config.num_hidden_layers), gguf.GGUFWriter(path, arch)
-    for key, value in metadata(config, arch).items():
+    for key, value in (metadata(config, arch) | {f"{arch}.{key}": value for key, value in further.items()}).items():
         add_value(writer, key, value)
     for name, data in converted(model, arch):
         stem, dot, kind = name.rpartition(".")
-        found = names.get_name(stem) or f"blk.{name.split('.')[2]}.attn_sinks"
+        found = "cls.output" if stem == "score" else names.get_name(stem) or f"blk.{name.split('.')[2]}.attn_sinks"
         stack = gguf.GGMLQuantizationType[experts if data.ndim == 3 else "F32"]
         writer.add_tensor(
             f"{found}{dot}{kind}", gguf.quants.quantize(np.ascontiguousarray(data), stack), raw_dtype=stack

@@ -7,6 +7,8 @@ import torch
 import transformers
 from checkpoints import save_tokenizer
 from family_files import CASES, SHAPE
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 CLASSES = {
     "sequence_labels": "ForSequenceClassification",
@@ -33,7 +35,7 @@ def headed(case: str, head: str, **changes: Any) -> Any:
 
 
 def save_headed(folder: Path, head: str, labels: list[str], case: str = "llama", **changes: Any) -> Any:
-    """A folder of a small model with these labels, and sentencepiece's tokenizer."""
+    """A folder of a small model with these labels, and sentencepiece's tokenizer. Its vocabulary has 320 tokens."""
     named = {"id2label": dict(enumerate(labels)), "label2id": {name: id for id, name in enumerate(labels)}}
     model = headed(case, head, **({"vocab_size": 320} | (named if head != "span" else {}) | changes))
     model.save_pretrained(folder)
@@ -48,3 +50,21 @@ def rows_of(model: Any, ids: list[int]) -> Any:
     if "start_logits" in out:
         return torch.stack((out.start_logits[0], out.end_logits[0]), -1).numpy()
     return out.logits[0].numpy()
+
+
+TEXT = "Ada met Charles in London , and they walked to the old house in Paris . Ärger über 東京 und más"
+
+
+def fast_tokenizer(folder: Path, single: str = "<s> $A", pair: str = "<s> $A <s> $B", **settings: Any) -> Any:
+    """Byte-level, with some words, as transformers saves it; what it puts around a text is its template."""
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    marks = ["<s>", "</s>", "[GMASK]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=marks, initial_alphabet=alphabet, vocab_size=320, show_progress=False)
+    library.train_from_iterator([TEXT], trainer)
+    ids = [(mark, i) for i, mark in enumerate(marks)]
+    library.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>", **settings)
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

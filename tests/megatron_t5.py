@@ -1,5 +1,6 @@
 """Megatron-core's own T5Model, tiny and random, on the CPU in one process; what that takes is patched here and nowhere else."""
 
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ with warnings.catch_warnings():
 
 PAD = 0
 Masks = tuple[Tensor, Tensor, Tensor]
+
+
+def forget_distutils() -> None:
+    """Something of it imports that, and setuptools, asked for pip by a later test, warns of it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
+        del sys.modules[name]
 
 
 class Embedding(t5_model.LanguageModelEmbedding):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from attacks import COMPLETE, FORBIDDEN, SPELLED
 from checkpoints import save_bin, save_gguf, save_hf, save_lit, save_meta, save_tokenizer, tiny_model
 from hash_engine import HashEngine, hash_model
 from mutations import as_json, as_toml, changed, damaged
+from safetensors.numpy import save_file
 from t5_models import save_t5_gguf, t5_model
 from vocabularies import byte_level_json, small_charsmap, spaced_json, spm_metadata, unigram_json
 
@@ -34,7 +35,8 @@ from llamachat.core.sampling import SamplingParams
 from llamachat.core.tensors import FloatTensor
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
-from llamachat.formats import hf_config
+from llamachat.formats import Checkpoint, hf_config
+from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.gguf import open_gguf
 from llamachat.formats.hf_t5 import hf_t5
@@ -43,6 +45,7 @@ from llamachat.formats.megatron import NAME
 from llamachat.formats.megatron_arguments import BESIDE
 from llamachat.formats.meta import read_params
 from llamachat.formats.mindformers_config import translate
+from llamachat.formats.peft import open_peft
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.safetensors_file import read_safetensors
@@ -132,6 +135,7 @@ def _weights(work: Path, model: Any) -> Iterator[Parser]:
     pickles = [
         file.read_bytes() for folder in folders for file in sorted([*folder.glob("*.bin"), *folder.glob("*.pth")])
     ]
+    yield _adapter(work / "adapter", open_checkpoint(made["hf"]))
     yield Parser("torch pickle", 4, _pickle(pickles), in_file(work / "a.pth", read_pickled))
     megatron = [_megatron(work / "megatron.pt")]
     yield Parser("Megatron checkpoint", 4, _pickle(megatron), in_file(work / NAME, _whole(open_checkpoint)))
@@ -156,6 +160,35 @@ def _megatron(file: Path) -> bytes:
     )  # fmt: skip
     torch.save({"args": arguments, "model": model, "rng_state": [{"np": np.random.get_state()}]}, file)
     return file.read_bytes()
+
+
+def _adapter(folder: Path, base: Checkpoint) -> Parser:
+    """A PEFT folder, its configuration or its weights damaged; merged where it can be read."""
+    folder.mkdir()
+    prefix, ones = "base_model.model.model.", np.ones((4, 32), np.float32)
+    arrays = {f"{prefix}layers.0.self_attn.{name}.lora_{part}.weight": ones if part == "A" else ones.T.copy()
+              for name in ("q_proj", "o_proj") for part in "AB"}  # fmt: skip
+    save_file(arrays | {f"{prefix}norm.weight": np.ones(32, np.float32)}, folder / "adapter_model.safetensors")
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    config = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "bias": "none", "use_dora": False, "loftq_config": {},
+        "rank_pattern": {".*q_proj": 4, "(a|b)+o": 3}, "alpha_pattern": {"o_proj": 2.5}, "init_lora_weights": True,
+        "target_parameters": ["x.weight"], "modules_to_save": ["norm"], "layer_replication": None, "megatron_core": "x",
+    }  # fmt: skip
+    weights = _safetensors(whole)
+
+    def spoil(chance: random.Random) -> tuple[bytes, bytes]:
+        if chance.random() < 0.5:
+            return as_json(changed(config, chance), chance), whole
+        return as_json(config, chance, False), weights(chance)
+
+    def read(files: tuple[bytes, bytes]) -> None:
+        for name, data in zip(("adapter_config.json", "adapter_model.safetensors"), files, strict=True):
+            (folder / name).write_bytes(data)
+        for _ in Changed(base, [(open_peft(folder, base), 1.0)], merge=True).tensors():
+            pass
+
+    return Parser("PEFT folder", 6, spoil, read)
 
 
 def _whole(open_it: Callable[[Path], Any]) -> Callable[[Path], object]:
@@ -264,6 +297,14 @@ HF_SEEDS = [
     {**HF, "rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 32, "attention_factor": 1.2, "truncate": False}},
     {**HF, "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
     {**HF, "model_type": "mistral", "sliding_window": 64},
+    {
+        **HF,
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "no", "1": "yes"},
+        "label2id": {"no": 0, "yes": 1},
+        "problem_type": "regression",
+        "num_labels": 2,
+    },
     {
         **{k: v for k, v in HF.items() if k != "attention_bias"},
         "model_type": "qwen2",

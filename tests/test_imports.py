@@ -39,7 +39,7 @@ WITH_TORCH = {
     "llamachat.core.model",
     *(
         f"llamachat.engines.torch.{name}"
-        for name in ("assembly", "attention", "encoder_decoder", "engine", "keys_values", "linear")
+        for name in ("assembly", "attention", "encoder_decoder", "engine", "keys_values", "linear", "lora")
     ),
 }
 

@@ -1,8 +1,9 @@
 """The native engine under the address and undefined-behaviour sanitizers: python tools/sanitize_native.py [MODELS [SEED]].
 
 Compiles the C code with both, then runs so many random models through every kernel set of this processor: odd sizes and the
-largest ones, every way of coding weights and keys, chunks, batches, windows that roll, snapshots; with finite numbers, with
-ones that overflow, and with steps that are wrong and must be refused. Exit status 77: the compiler has no sanitizers.
+largest ones, every way of coding weights and keys, adapters, chunks, batches, windows that roll, snapshots; with finite numbers,
+with ones that overflow, and with steps and adapters that are wrong and must be refused. Exit status 77: the compiler has no
+sanitizers.
 """
 
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,38 @@ def given(engine: Any, rng: np.random.Generator) -> str:
     return "logits" if engine.config.outputs and rng.integers(3) else "hidden"
 
 
+def random_adapter(config: Any, rng: np.random.Generator, misfit: bool = False) -> Any:
+    """On some of the matrices, of numbers that 32 or 16 bits hold; `misfit`: of too few rows or columns, perhaps."""
+    from llamachat.core.spec import HEADS
+    from llamachat.formats.adapter import Adapter, LowRank
+
+    shapes = {name.removesuffix(".weight"): shape for name, shape in config.tensor_shapes().items() if len(shape) == 2}
+    if config.outputs:
+        shapes[HEADS[config.head][0]] = (config.outputs, config.hidden_size)
+    matrices = {}
+    for name, shape in shapes.items():
+        rank = min(int(rng.choice([1, 3, 4, 16, 37, 300])), 1 + 2**20 // max(shape))
+        rows, columns = (int(rng.integers(1, n + 1)) if misfit else n for n in shape)
+        dtype = rng.choice([np.float32, np.float16])
+        a, b = (rng.standard_normal(size).astype(dtype) for size in ((rank, columns), (rows, rank)))
+        if rng.random() < 0.6:
+            matrices[name] = LowRank(a, b, float(rng.choice([0.5, -2.0, 1e30])))
+    return Adapter(Path("random"), (), matrices, {})
+
+
+def adapt(engine: Any, rng: np.random.Generator) -> None:
+    """Several adapters together, one, none; those that do not fit are refused, or harmless. Some are in force in the end."""
+    from llamachat.core.cache import CacheStep
+
+    held = [random_adapter(engine.config, rng) for _ in range(int(rng.integers(1, 4)))]
+    misfit = random_adapter(engine.config, rng, misfit=True)
+    for adapters in ([misfit], held[:1], [], held, [*held, misfit]):
+        with suppress(ValueError):
+            engine.adapt([(each, float(rng.normal())) for each in adapters])
+        first = np.arange(3, dtype=np.int64)
+        engine.forward([0] * 3, CacheStep(first, first, (range(3),)), "last", given(engine, rng))
+
+
 def use(engine: Any, rng: np.random.Generator) -> None:
     """A prompt in chunks, an answer, a batch, evictions, snapshots."""
     from llamachat.core.cache import Cache
@@ -186,6 +220,8 @@ def fuzz(models: int, seed: int = 0) -> int:
                 config, tensors.items(), slots=239, kv=kv, kernels=kernels, threads=int(rng.integers(1, 4))
             )
             with np.errstate(all="ignore"):
+                if rng.random() < 0.7:
+                    adapt(engine, rng)
                 use(engine, rng)
             logits = engine.forward([0] * 5, CacheStep(first, first, (range(5),)), "all", given(engine, rng))
             finite += bool(np.isfinite(logits).all())

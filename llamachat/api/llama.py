@@ -113,7 +113,7 @@ class Llama(TextReader):
         tokenizer_path: the tokenizer's file, where it does not lie with the model. max_seq_len: tokens of prompt and answer
         together. max_batch_size: prompts a call; so many are held at once where memory allows. model_parallel_size: as one
         process reads all shards of a release, only 1 and the number of shards are right, and neither need be given.
-        `options` are those of llamachat.models.load.load (device, engine, dtype, ...). Raises LlamachatError.
+        `options` are those of llamachat.models.load.load (device, engine, dtype, adapters, ...). Raises LlamachatError.
         """
         if path_or_name is not None and ckpt_dir is not None:
             raise UsageError("path_or_name and ckpt_dir were both given", "nothing was loaded", "give one of them")
@@ -131,6 +131,13 @@ class Llama(TextReader):
             heads=(*USES,),
         )
         return cls(model, max_batch_size, seed)
+
+    def scale_adapter(self, name: str, scale: float) -> None:
+        """Another scale for one of the adapters that it was built with, which are called as their folders are; 0: off. The
+        weights stay loaded. Raises UsageError."""
+        self._begin(None)
+        self.model.adapters.scale(name, scale)
+        self._cache.truncate(0)  # keys and values are those of before
 
     @cached_property
     def formatter(self) -> ChatFormat:
@@ -226,9 +233,6 @@ class Llama(TextReader):
         wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
         return self._stream(ids, wanted, self._chat)
 
-    def _text_ids(self, prompt: str) -> list[int]:
-        return [*self.tokenizer.encode(prompt, bos=True, eos=False), *self.model.text_end]
-
     def logits(self, tokens: Ids, return_hidden_states: bool | None = None) -> Floats | tuple[Floats, Floats]:
         """Logits float32 [T, vocab_size] after each token of a sequence; of a head that classifies, [T, num_labels].
 
@@ -257,7 +261,6 @@ class Llama(TextReader):
         return self._outputs(tokens, "attentions")
 
     def _outputs(self, tokens: Ids, outputs: Outputs) -> Floats:
-        self.model.require_continuing("reading tokens")
         self.take_slots()
         return outputs_of(self.model, listed(tokens), outputs)
 
@@ -265,6 +268,9 @@ class Llama(TextReader):
         """What the cache holds is written over."""
         self._begin(None)
         self._cache.truncate(0)
+
+    def _text_ids(self, prompt: str) -> list[int]:
+        return [*self.tokenizer.encode(prompt, bos=True, eos=False), *self.model.text_end]
 
     def _to_chat(self, wanted: _Wanted, think_budget: int | None) -> _Wanted:
         if think_budget is not None:

@@ -17,6 +17,7 @@ Floats = NDArray[np.float32]
 
 def outputs_of(model: LoadedModel, ids: list[int], outputs: Outputs) -> Floats:
     """Of a sequence that nothing precedes, for every token of it; attention in one step, all else in chunks."""
+    model.require_continuing(outputs.replace("_", " "))
     config = model.checkpoint.config
     if not ids:
         raise UsageError("there are no tokens", "nothing was computed")

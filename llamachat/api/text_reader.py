@@ -46,7 +46,7 @@ class TextReader(ABC):
         self._require(classifier.HEADS, top=top)
         require_number("threshold", threshold, 0, 1, UsageError)
         made = Classifier(self.model, top, threshold, truncate)
-        jobs = [made.job(_text(each)) for each in _listed(texts)]
+        jobs = [made.job(_text(each, pairs=True)) for each in _listed(texts)]
         return self._read("last", jobs, made.classification)
 
     def tag(self, texts: Sequence[str], *, words: bool = False) -> list[list[Span]]:
@@ -118,8 +118,8 @@ def _listed(texts: Sequence[str | tuple[str, str]]) -> Sequence[str | tuple[str,
     return texts
 
 
-def _text(given: str | tuple[str, str]) -> Text:
-    parts = (given,) if isinstance(given, str) else tuple(given)
+def _text(given: str | tuple[str, str], pairs: bool = False) -> Text:
+    parts = (given,) if isinstance(given, str) else tuple(given) if pairs and isinstance(given, (tuple, list)) else ()
     if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
-        raise UsageError(f"{shown(given)} is no text and no pair of texts", "nothing was computed")
+        raise UsageError(f"{shown(given)} is no text" + " or pair of texts" * pairs, "nothing was computed")
     return Text(*parts)

@@ -58,6 +58,6 @@ class Profile:
         parts = spent[:, :_STEP].mean(0)
         step = float(spent[0, _STEP])
         found = dict(zip(PARTS, parts.tolist(), strict=True))
-        found["RoPE, keeping keys, waiting for each other"] = step - float(parts.sum())
+        found["RoPE, keeping keys, adapters, waiting for each other"] = step - float(parts.sum())
         found["Python, start and end of the threads"] = seconds - step
         return {name: round(1000 * value / tokens, 4) for name, value in found.items()}

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ class Spec:
     dtype: str | None = None
     kv_bits: int | None = None
     profile: bool = False
+    lora: tuple[str, ...] = ()  # adapters of a model, as "PATH[:SCALE]"
+    lora_rank: int | None = None  # of a random adapter on all linears
+    label: str = "llamachat"  # what ours is called in the results
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,18 @@ class Ours:
 def ours(spec: Spec, begin: float, prepare: "Prepare | None" = None) -> tuple[Runner, Facts]:
     """A model by name or path as `llamachat complete` would load it, or random weights of a shape."""
     engine, load_s = _random(spec) if spec.shape else _loaded(spec, begin, prepare)
-    return Ours(engine), facts_of(engine, load_s)
+    if spec.lora_rank:
+        _adapt(engine, spec.lora_rank)
+    return Ours(engine), replace(facts_of(engine, load_s), name=spec.label)
+
+
+def _adapt(engine: Engine, rank: int) -> None:
+    from llamachat.bench.shapes import random_adapter
+    from llamachat.models.adapters import Adaptable
+
+    if not isinstance(engine, Adaptable):
+        raise UsageError("this engine takes no adapters", remedy="leave out --lora-rank")
+    engine.adapt([(random_adapter(engine.config, rank), 1.0)])
 
 
 def facts_of(engine: Engine, load_s: float) -> Facts:
@@ -101,7 +115,7 @@ def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine
         "kv_bits": spec.kv_bits,
         "threads": spec.threads,
     }
-    model = load(spec.model, ctx_size=spec.context, prepare=prepare, **options)
+    model = load(spec.model, ctx_size=spec.context, prepare=prepare, adapters=spec.lora, **options)
     model.require_continuing("bench")
     return model.engine, time.perf_counter() - begin
 

@@ -17,6 +17,7 @@ from llamachat.engines.memory import active_bytes
 from llamachat.engines.native.pack import F32, PAGE, Q4, Q8, TILE, Header, aligned, bytes_of
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import UsageError
+from llamachat.formats.adapter import Adapter, LowRank
 
 Scheme = Literal["int4", "int4-head8", "int8"]
 BLOCK = 1 << 24  # random bytes that are drawn; more are these again
@@ -87,6 +88,16 @@ def random_weights(config: ModelSpec, scheme: Scheme) -> PackedWeights:
         _fill(header, data, noise)
         tensors[name] = header, data
     return PackedWeights(tensors)
+
+
+def random_adapter(config: ModelSpec, rank: int) -> Adapter:
+    """On all linears of all layers, in float32, as PEFT writes it."""
+    noise, matrices = Noise.drawn(), dict[str, LowRank]()
+    for name, shape in config.tensor_shapes().items():
+        if len(shape) == 2 and ".layers." in name:
+            a, b = (noise.floats(rank * size) * np.float32(1 / 3) for size in reversed(shape))
+            matrices[name.removesuffix(".weight")] = LowRank(a.reshape(rank, -1), b.reshape(-1, rank), 2.0)
+    return Adapter(Path(f"random, rank {rank}"), (), matrices, {})
 
 
 def _is_eight(name: str, scheme: Scheme) -> bool:

@@ -13,7 +13,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import UsageError
-from llamachat.events import Event, TokenView
+from llamachat.events import AdapterView, Event, TokenView
 
 if TYPE_CHECKING:
     from llamachat.chat.window import Overflow
@@ -24,6 +24,7 @@ LACKING: Mapping[Capability, str] = {
     "continues": "cannot go on from the very tokens of an answer",
     "window": "does not tell what of the dialog it sees",
     "snapshots": "keeps nothing of a dialog that is left",
+    "adapters": "takes no adapters",
 }
 
 
@@ -33,7 +34,7 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """scores: it is a `Scoring`. continues: `respond` goes on with an answer that has ids. window: what it says of
-        `seen` is known. snapshots: `keep` keeps what `take_up` finds again."""
+        `seen` is known. snapshots: `keep` keeps what `take_up` finds again. adapters: it is an `Adapting`."""
         ...
 
     @property
@@ -130,6 +131,22 @@ class Scoring(Backend, Protocol):
         ...
 
 
+class Adapting(Backend, Protocol):
+    """A backend whose model can be adapted (LoRA). After a change the dialog is read anew with the next question."""
+
+    def adapters(self) -> Sequence[AdapterView]:
+        """Those that are there, off ones too, in the order in which they are added up."""
+        ...
+
+    def add_adapter(self, path: str) -> AdapterView:
+        """One more, of "PATH[:SCALE]"; slow."""
+        ...
+
+    def scale_adapter(self, name: str, scale: float | None) -> AdapterView:
+        """Another scale, 0: off, for one of them; None: on again."""
+        ...
+
+
 def require(backend: Backend, capability: Capability) -> None:
     """Raises UsageError for a backend that lacks it."""
     if capability not in backend.capabilities:
@@ -140,6 +157,12 @@ def scoring(backend: Backend) -> Scoring:
     """Raises UsageError for a backend that cannot score."""
     require(backend, "scores")
     return cast(Scoring, backend)
+
+
+def adapting(backend: Backend) -> Adapting:
+    """Raises UsageError for a backend that cannot be adapted."""
+    require(backend, "adapters")
+    return cast(Adapting, backend)
 
 
 @dataclass(frozen=True)

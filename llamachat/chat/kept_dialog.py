@@ -47,7 +47,14 @@ class Dialog:
     def set_parameter(self, name: str, value: str) -> None:
         """Set a parameter from its text, "none" for no value. Raises UsageError on a bad name or value."""
         self.settings = self.settings.changed(name, value)
-        self._do({"type": "parameters", "values": dict(self.parameters())})
+        self._record_parameters()
+
+    def recorded(self) -> Mapping[str, object]:
+        """What is written down of how answers are given."""
+        return self.parameters()
+
+    def _record_parameters(self) -> None:
+        self._do({"type": "parameters", "values": dict(self.recorded())})
 
     # ---- its tree ----
 

@@ -17,17 +17,27 @@ from llamachat.core.detokenize import Detokenizer
 from llamachat.core.sampler import TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import THINKING
+from llamachat.engines.memory import size
 from llamachat.errors import LlamachatError, UsageError, reading
-from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
+from llamachat.events import AdapterView, Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation import snapshot
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import Tagger, spelled_marks, unheard
+from llamachat.models.adapters import Held
 from llamachat.models.load import LoadedModel
 
 REFILLS = (
     "positions of this model depend on the context's length: "
     "when that is full, what stays of the dialog is computed anew"
 )
+
+
+def _view(held: Held) -> AdapterView:
+    adapter = held.adapter
+    count = len(adapter.matrices), len(adapter.replaced)
+    return AdapterView(held.name, held.scale, adapter.rank, *count, size(adapter.nbytes))
+
+
 ALL: frozenset[Capability] = frozenset(get_args(Capability))
 ENDS = {
     "stop": "the model ended it",
@@ -170,6 +180,25 @@ class LocalBackend:
 
     def forget(self) -> None:
         self.window.forget()
+
+    # ---- adapters ----
+
+    def adapters(self) -> Sequence[AdapterView]:
+        return [_view(each) for each in self.model.adapters.held]
+
+    def add_adapter(self, path: str) -> AdapterView:
+        return self._after(lambda: self.model.adapters.add(path))
+
+    def scale_adapter(self, name: str, scale: float | None) -> AdapterView:
+        return self._after(lambda: self.model.adapters.scale(name, scale))
+
+    def _after(self, change: Callable[[], Held]) -> AdapterView:
+        """Keys and values are those of the model as it was before a change."""
+        before = self.model.adapters.key
+        adapter = change()
+        if self.model.adapters.key != before:
+            self._start()
+        return _view(adapter)
 
     # ---- on disk ----
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llamachat.chat.asked import Asked, Beginning
-from llamachat.chat.backend import Backend, require, scoring
+from llamachat.chat.backend import Backend, adapting, require, scoring
 from llamachat.chat.export import export
 from llamachat.chat.history import message, piece
 from llamachat.chat.kept_dialog import Dialog, require_short
@@ -13,7 +13,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, Stats, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Stats, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):
@@ -47,7 +47,7 @@ class Session(Dialog):
         """Go on with these."""
         self.backend, self.settings = backend, settings
         self._do({"type": "model", "name": backend.reference, "tokenizer": backend.tokenizer})
-        self._do({"type": "parameters", "values": dict(self.parameters())})
+        self._record_parameters()
 
     # ---- what it is ----
 
@@ -182,6 +182,28 @@ class Session(Dialog):
         self._notices += backend.notes
         self._adopt(backend, self.settings)
 
+    def adapters(self) -> Sequence[AdapterView]:
+        """Those of the model, off ones too, in the order in which they are added up."""
+        return adapting(self.backend).adapters()
+
+    def add_adapter(self, path: str) -> AdapterView:
+        """One more, of "PATH[:SCALE]"; slow. The dialog stays, and is read anew with the next question."""
+        added = adapting(self.backend).add_adapter(path)
+        self._record_parameters()
+        return added
+
+    def scale_adapter(self, name: str, scale: float | None) -> AdapterView:
+        """Another scale, 0: off, for an adapter; None: on again. As with `add_adapter`, the dialog is read anew."""
+        scaled = adapting(self.backend).scale_adapter(name, scale)
+        self._record_parameters()
+        return scaled
+
+    def recorded(self) -> Mapping[str, object]:
+        """See Dialog; and the adapters that answer."""
+        found = adapting(self.backend).adapters() if "adapters" in self.backend.capabilities else ()
+        scales = {each.name: each.scale for each in found if each.scale}
+        return {**super().recorded(), **({"adapters": scales} if scales else {})}
+
     def clear(self) -> None:
         """See Dialog; what the model remembers of it goes too."""
         super().clear()
@@ -204,13 +226,16 @@ class Session(Dialog):
         if name == self.name and self._keeper.journal is not None:
             return
         opened, settings = self._fetch(name)
-        held_with = opened.history.model
+        held_with, adapted = opened.history.model, opened.history.parameters.get("adapters", {})
         self.close()
         self._keeper.adopt(opened)
         self.history, self.last_stats = opened.history, None
         self._adopt(self.backend, settings)
         if held_with not in ("", self.backend.reference):
             self._notices.append(f"this dialog was held with {held_with}; {self.backend.name} goes on with it")
+        if adapted != self.recorded().get("adapters", {}):
+            names = ", ".join(map(str, adapted)) if isinstance(adapted, dict) and adapted else "none"
+            self._notices.append(f"this dialog was held with other adapters ({names[:200]}); /lora lists those here")
         self.backend.take_up(self.history.uid, self._tree, self._notices.append)
 
     def open(self, name: str) -> None:

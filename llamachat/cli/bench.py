@@ -2,14 +2,18 @@
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from llamachat.cli.loading import note
 from llamachat.cli.options import AUTO, EngineName
 from llamachat.errors import UsageError
+
+ALONE = "without adapters"
 
 
 class Shape(StrEnum):
@@ -42,6 +46,15 @@ def bench(
     engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = AUTO,
     dtype: Annotated[str | None, typer.Option(help="Of the torch engine: float32, bfloat16 or float16.")] = None,
     kv_bits: Annotated[int | None, typer.Option(help="8, 16 or 32.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="Adapter of --model (repeatable); runs without it beside it.", metavar="PATH[:SCALE]"
+        ),
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="A random adapter of this rank; runs without it beside it.")
+    ] = None,
     vs_gguf: Annotated[Path | None, typer.Option(help="Run llama.cpp on this file beside it.")] = None,
     vs_llamacpp: Annotated[
         bool,
@@ -58,18 +71,25 @@ def bench(
     from llamachat.bench.runners import Spec
     from llamachat.bench.shapes import gguf_file
     from llamachat.bench.work import Work
+    from llamachat.models import catalog
     from llamachat.models.load import check_options
 
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     check_options(None, kv_bits, dtype, threads)
     if shape and model:
         raise UsageError("--model and --shape were both given", remedy="give one of them")
+    if lora and shape:
+        raise UsageError("--lora is of a --model", remedy="give --lora-rank with --shape")
     if vs_llamacpp and not shape:
         raise UsageError("--vs-llamacpp needs --shape", remedy="give --vs-gguf FILE")
+    for line in catalog.resolve(model).notes if model else ():
+        note(f"note: {line}")
     work = Work(prompt, decode, depth)
     ours = {"engine": engine.value, "dtype": dtype, "kv_bits": kv_bits, "profile": profile}
     random = {"shape": shape.value, "scheme": scheme.value} if shape else {}
     specs = [Spec("llamachat", threads, work.context, model, **ours, **random)]  # type: ignore[arg-type]
+    if lora or lora_rank:
+        specs = [replace(specs[0], lora=tuple(lora or ()), lora_rank=lora_rank), replace(specs[0], label=ALONE)]
     with ExitStack() as stack:
         if shape and vs_llamacpp:
             vs_gguf = stack.enter_context(gguf_file(shape.value, eight=scheme is Scheme.int8))
@@ -77,5 +97,6 @@ def bench(
         specs += [Spec(kind, threads, work.context, str(file)) for kind, file in wanted.items() if file]
         contenders = [stack.enter_context(Contender(spec)) for spec in specs]
         outcome = measure(contenders, work, repeats, bandwidth_of(threads))
-    facts = {"threads": threads, "prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
+    facts: dict[str, Any] = {"threads": threads, "prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
+    facts |= {"lora": lora} if lora else {"lora_rank": lora_rank} if lora_rank else {}
     report.speeds(outcome, {"model": model, "shape": shape, "scheme": shape and scheme} | facts, tables=not json)

@@ -144,7 +144,7 @@ class _Opening:
     def _load_other(self, name: str) -> "LoadedModel":
         from llamachat.models import catalog
 
-        return load_model(self.options, catalog.resolve(name))
+        return load_model(replace(self.options, lora=[]), catalog.resolve(name))  # those are the first model's
 
 
 def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:

@@ -26,6 +26,7 @@ def classify(
     documents: Annotated[
         Path | None, typer.Option(metavar="FILE", help="One a line: rank them by their score as --pair.")
     ] = None,
+    label: Annotated[str | None, typer.Option(help="With --documents: rank by this one of several labels.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Only the N best.", metavar="N")] = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="From which probability on a label holds, where several may.")
@@ -47,6 +48,8 @@ def classify(
     check_batch(jsonl, output, resume, text, file, pair, documents)
     if pair is not None and documents:
         raise UsageError("--pair and --documents were both given", remedy="give one of them")
+    if label is not None and not documents:
+        raise UsageError("--label needs --documents", "nothing was ranked", "--top shows a text's likeliest labels")
     lines = open_lines(jsonl) if jsonl else None
     given = read_one(text, file) if lines is None else ""
     ranked = [line for line in read_text(documents).splitlines() if line.strip()] if documents else []
@@ -63,7 +66,7 @@ def classify(
             resume,
         )
     elif documents:
-        _rank(reading, classifier, given, ranked, as_json)
+        _rank(reading, classifier, given, ranked, classifier.ranking_label(label), as_json)
     else:
         (done,) = reading.outcomes([classifier.job(Text(given, pair))])
         print_json(classifier.result(done)) if as_json else _show(classifier, classifier.classification(done))
@@ -85,18 +88,19 @@ def _number(label: "Label") -> str:
     return f"{label['probability']:.4f}" if "probability" in label else f"{label['value']:.6g}"
 
 
-def _rank(reading: Reading, classifier: "Classifier", text: str, documents: list[str], as_json: bool) -> None:
+def _rank(
+    reading: Reading, classifier: "Classifier", text: str, documents: list[str], label: str, as_json: bool
+) -> None:
     from llamachat.generation.classifier import ranked
     from llamachat.generation.texts import Text
 
-    classifier.check_one_label()
     jobs = []
     for number, document in enumerate(documents, 1):
         try:
             jobs.append(classifier.job(Text(text, document)))
         except LlamachatError as error:
             raise type(error)(f"document {number}: {error}") from error
-    scores = [classifier.classification(done)["labels"][0] for done in reading.outcomes(jobs)]
+    scores = [classifier.score(done, label) for done in reading.outcomes(jobs)]
     order = ranked(scores)[: classifier.top]
     if not as_json:
         rows = [(_number(scores[at]), str(at + 1), documents[at]) for at in order]

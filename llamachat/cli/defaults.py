@@ -54,10 +54,12 @@ def read(file: Path, chat: Any) -> dict[str, Any]:
             table = tomllib.loads(read_settings(file))
         except (FileNotFoundError, NotADirectoryError):  # HOME may be /dev/null
             return {}
-    return {key: _anchored(check(key, value, chat, f"in {file}"), file) for key, value in table.items()}
+    return {key: _anchored(key, check(key, value, chat, f"in {file}"), file) for key, value in table.items()}
 
 
-def _anchored(value: Any, file: Path) -> Any:
+def _anchored(key: str, value: Any, file: Path) -> Any:
+    if key == "lora":
+        return [str(file.parent / os.path.expanduser(text)) for text in value]  # noqa: PTH111 (never raises)
     return file.parent / os.path.expanduser(value) if isinstance(value, Path) else value  # noqa: PTH111 (never raises)
 
 
@@ -98,6 +100,7 @@ def check_meaning(name: str, value: Any) -> None:
     """Raises UsageError for a value of the right type that no model takes."""
     from llamachat.core.detokenize import StopMatcher
     from llamachat.core.sampling import SamplingParams
+    from llamachat.models.adapters import reference
     from llamachat.models.load import check_options
 
     if name in SamplingParams.__dataclass_fields__:
@@ -106,6 +109,9 @@ def check_meaning(name: str, value: Any) -> None:
         check_options(**{"ctx_size": None, "kv_bits": None, "dtype": None, "threads": None, name: value})
     elif name == "stop":
         StopMatcher(value)
+    elif name == "lora":
+        for text in value:
+            reference(text)
 
 
 def _typed(value: Any) -> Any:

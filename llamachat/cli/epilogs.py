@@ -22,6 +22,7 @@ ROOT = examples(
 CHAT = examples(
     ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
+    ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
     ("llamachat --temp 0 --seed 1", "the same answers each time"),
     ("llamachat --persona pirate", "see /help persona in a chat"),
     ("llamachat chat < questions.txt", "off a terminal each line is a message"),
@@ -71,6 +72,7 @@ CONFIG = examples(
 QUANTIZE = examples(
     ("llamachat quantize ./llama-3.2-1b -o llama-int4", "int4, the default"),
     ("llamachat quantize ./model -o out --scheme int8", ""),
+    ("llamachat quantize ./model -o out --lora ./adapter", "merge an adapter first"),
     ("llamachat quantize ./model -o out --override '*.down_proj=int8' --report", "and measure what it cost"),
     ("llamachat -m ./llama-int4", "chat with the result"),
     note=CODES,
@@ -86,6 +88,7 @@ BENCH = examples(
     ("llamachat bench -m ./model.gguf --vs-gguf ./model.gguf", "beside llama.cpp, in the same run"),
     ("llamachat bench --shape 8b --vs-llamacpp", "random weights of a real shape; no download"),
     ("llamachat bench --profile", "where the time of a token goes"),
+    ("llamachat bench --shape 1b --lora-rank 16", "what an adapter costs"),
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)

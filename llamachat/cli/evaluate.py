@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamachat.cli.loading import note
 from llamachat.cli.options import EngineName
 from llamachat.errors import UsageError
 
@@ -25,6 +26,9 @@ Windows = Annotated[int, typer.Option("--windows", min=1, help="At most so many 
 
 def evaluate_model(
     model: Annotated[str, typer.Option("--model", "-m", help="Name from `llamachat models list`, or a path.")],
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", help="Adapter of --model (repeatable).", metavar="PATH[:SCALE]")
+    ] = None,
     against: Annotated[str | None, typer.Option("--against", help="The model to be compared with.")] = None,
     text: Text = None,
     window: Window = 512,
@@ -40,7 +44,8 @@ def evaluate_model(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
     """Measure perplexity, and the distance from another model, or (--engine native) from exact arithmetic."""
-    found = measure(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf)
+    adapters = {"lora": lora or ()}
+    found = measure(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf, **adapters)
     if as_json:
         from llamachat.generation.perplexity import as_json as plain
 
@@ -67,25 +72,30 @@ def measure(
     engine: str = "torch",
     kv_bits: int | None = None,
     vs_gguf: Path | None = None,
+    lora: Sequence[str] = (),
+    against_lora: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """What perplexity.summary gives for models by name, and behind it the same of llama.cpp on a GGUF file, if one is given.
 
-    Raises UsageError when the models do not read text alike.
+    `lora` and `against_lora`: adapters of either model. Raises UsageError when the models do not read text alike.
     """
     from llamachat.generation import perplexity as ev
     from llamachat.generation.completer import read_text
     from llamachat.models.load import load
     from quantize.prepare import prepare
 
-    def opened(name: str, engine: str = "torch", bits: int | None = None) -> "LoadedModel":
+    def opened(name: str, adapters: Sequence[str], engine: str = "torch", bits: int | None = None) -> "LoadedModel":
         options: dict[str, Any] = {"engine": engine, "dtype": "float32" if engine == "torch" else None}
         options |= {"ctx_size": window, "kv_bits": bits, "threads": threads, "offline": offline}
-        loaded = load(name, prepare=prepare, **options)
+        loaded = load(name, prepare=prepare, adapters=adapters, **options)
         loaded.require_continuing("eval")
         return loaded
 
     content = ev.manual() if text is None else read_text(text)
-    first, second = opened(model, engine, kv_bits), None if against is None else opened(against)
+    first = opened(model, lora, engine, kv_bits)
+    for line in first.entry.notes:
+        note(f"note: {line}")
+    second = None if against is None else opened(against, against_lora)
     ids = first.tokenizer.encode(content)
     if second is not None and second.tokenizer.encode(content) != ids:
         raise UsageError("the two models' tokenizers cut the text differently", "the models cannot be compared")

@@ -22,8 +22,11 @@ def obtain(options: Loading, later: bool = False) -> "ModelEntry":
     from llamachat.core.detokenize import StopMatcher
     from llamachat.core.sampling import SamplingParams
     from llamachat.models import catalog, load
+    from llamachat.models.adapters import reference
     from quantize.prepare import prepare
 
+    for each in options.lora:
+        reference(each)
     if isinstance(options, Options):
         SamplingParams().replace(**options.sampling())
         StopMatcher(options.stop)
@@ -53,6 +56,7 @@ def load_model(
     return load(
         entry,
         prepare=prepare,
+        adapters=options.lora,
         ctx_size=options.ctx_size,
         parallel=parallel,
         kv_bits=options.kv_bits,

@@ -61,7 +61,7 @@ def show_model(name: Name, as_json: AsJson = False) -> None:
         if plan
         else None,
     }
-    lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {})}
+    lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {}, ())}
     _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
 
 
@@ -192,6 +192,8 @@ def _row(fact: dict[str, Any]) -> tuple[str, ...]:
 def _told(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_told(v)}" for key, v in value.items() if v not in (None, ()))
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

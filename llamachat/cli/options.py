@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +94,10 @@ class Loading:
         str | None,
         flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL, autocompletion=models),
     ] = None
+    lora: Annotated[
+        list[str],
+        flag("--lora", help="Adapter: a PEFT folder (repeatable; they add up).", panel=MODEL, metavar="PATH[:SCALE]"),
+    ] = field(default_factory=list)
     ctx_size: Annotated[
         int | None,
         flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
@@ -200,7 +204,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=f.type,
-            default=[] if f.name == "stop" else f.default,
+            default=[] if f.default is MISSING else f.default,
         )
         for f in fields(kind)
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamachat.cli.evaluate import Text, Windows
+from llamachat.cli.loading import note
 from llamachat.cli.options import one_of
 from llamachat.errors import UsageError
 from llamachat.formats.prequantized.schemes import CODEBOOKS, SCHEMES
@@ -43,6 +44,12 @@ def quantize_model(
     override: Annotated[
         list[str] | None, typer.Option(help="E.g. '*.down_proj=int8' (repeatable).", metavar="PATTERN=SCHEME")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="Adapter that is merged into the weights first (repeatable).", metavar="PATH[:SCALE]"
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help=f"Text for {CALIBRATED}. Default: the docstrings of Python's library.")
     ] = None,
@@ -66,6 +73,7 @@ def quantize_model(
     from llamachat.families.t5 import EncoderDecoderSpec
     from llamachat.formats.detect import open_checkpoint
     from llamachat.models import catalog, fetch
+    from llamachat.models.adapters import Adapters
     from quantize import report as reports
     from quantize.convert import convert
 
@@ -82,19 +90,24 @@ def quantize_model(
     recipe = _recipe(config, entry.quant_config, {key: value for key, value in given.items() if value})
     with shown_progress() as fetching:
         path = fetch.fetch(entry, fetching, offline)
-    checkpoint = open_checkpoint(path)
-    if report and isinstance(checkpoint.config, EncoderDecoderSpec):
+    opened = open_checkpoint(path)
+    if report and isinstance(opened.config, EncoderDecoderSpec):
         cause = "--report measures how a model goes on with a text, and this one answers a source"
         raise UsageError(cause, "nothing was converted", "leave it out: the table of errors comes all the same")
+    adapters = Adapters.opened(opened, [*entry.adapters, *(lora or ())])
+    checkpoint = adapters.merged(opened)
+    for line in entry.notes:
+        note(f"note: {line}")
     if any(info.packing for info in checkpoint.index().values()):
         typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
-    recipe.check(checkpoint.config)
     if report and checkpoint.config.head != "next_token":
         raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
+    recipe.check(checkpoint.config)
     ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)
-    quality = _quality(out, path, text, windows, threads) if report else None
+    done = replace(done, merged=adapters.describe())
+    quality = _quality(out, path, text, windows, threads, [*entry.adapters, *(lora or ())]) if report else None
     if html:
         html.write_text(reports.html(done, quality), encoding="utf-8")
     if as_json:
@@ -125,11 +138,14 @@ def _calibration(checkpoint: "Checkpoint", file: Path | None) -> list[list[int]]
     return calibration_windows(checkpoint.tokenizer(), read_text(file) if file else None)
 
 
-def _quality(out: Path, source: Path, text: Path | None, windows: int, threads: int | None) -> dict[str, Any]:
+def _quality(
+    out: Path, source: Path, text: Path | None, windows: int, threads: int | None, adapters: list[str]
+) -> dict[str, Any]:
+    """Of what was written, against the source with its adapters."""
     from llamachat.cli.evaluate import measure
     from llamachat.generation.perplexity import WINDOW
 
-    return measure(str(out), str(source), text, WINDOW, windows, threads)[0]
+    return measure(str(out), str(source), text, WINDOW, windows, threads, against_lora=adapters)[0]
 
 
 @contextmanager

@@ -80,10 +80,11 @@ class Reading:
         from llamachat.generation.jsonl import Lines, open_results
         from llamachat.generation.texts import jobs_of, write_all
 
-        results, done = open_results(output, resume) if output else (nullcontext(sys.stdout), 0)
-        with lines, results as out:
-            jobs = jobs_of(Lines(lines, at_once), self.runner, job, done)
-            good = write_all(self.runner.run(jobs), result, out)
+        with lines:
+            results, done = open_results(output, resume) if output else (nullcontext(sys.stdout), 0)
+            with results as out:
+                jobs = jobs_of(Lines(lines, at_once), self.runner, job, done)
+                good = write_all(self.runner.run(jobs), result, out)
         if self.interrupted:
             raise typer.Exit(INTERRUPTED)
         if not good:

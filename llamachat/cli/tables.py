@@ -8,6 +8,8 @@ import typer
 
 from llamachat.system.sanitise import sanitise_line
 
+GAP = 2  # columns of the terminal between two of a table
+
 
 def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = (), whole: str = "", cut: str = ""
@@ -19,21 +21,21 @@ def print_table(
         for row in safe:
             typer.echo("\t".join(row))
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console, lines = Console(), [*safe]
+    widths = [max(cell_len(each[at]) for each in [headers, *lines]) for at in range(len(headers))]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    lines = [*safe]
-    for at, header in enumerate(headers):
-        number = header in numbers
-        width = max(len(each[at]) for each in [headers, *lines]) if number else None
-        table.add_column(
-            header, justify="right" if number else "left", no_wrap=number or header in (whole, cut), min_width=width
-        )
+    for header, width in zip(headers, widths, strict=True):
+        kept = header in numbers or header in (whole, cut)
+        room = max(console.width - sum(widths) + width - GAP * (len(widths) - 1), 1) if header == cut else None
+        table.add_column(header, justify="right" if header in numbers else "left", no_wrap=kept, max_width=room)
     for row in lines:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console.print(table)
 
 
 def extent_end(span: Any) -> str:

@@ -40,10 +40,13 @@ class Wish:
     threads: int | None
     say: Report
     pack: Packer
+    beside: int = 0  # bytes of adapters
 
     def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE, active: int | None = None) -> memory.Plan:
         """In bytes, beside what this machine has."""
-        return memory.Plan(weights, kv, workspace, memory.available_memory(), self.slots, self.bits or 16, active)
+        return memory.Plan(
+            weights + self.beside, kv, workspace, memory.available_memory(), self.slots, self.bits or 16, active
+        )
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,17 @@ def build_engine(
     force: bool = False,
     say: Report,
     pack: Packer = packed,
+    beside: int = 0,
 ) -> "Engine":
     """The first of ENGINES that can, or the one that is asked for; `say` is told when a wish could not be met.
 
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
-    `pack` packs the weights, or has them packed already. Raises UsageError for what cannot be combined, DoesNotFitError.
+    `pack` packs the weights, or has them packed already; `beside` is what adapters take beside them. Raises UsageError for what
+    cannot be combined, DoesNotFitError.
     """
     require_choice("engine", engine, ("auto", *ENGINES), UsageError)
-    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, pack)
+    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, pack, beside)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
     if plan := kind.plan(wish):
         memory.check(plan, force)

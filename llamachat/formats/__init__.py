@@ -10,6 +10,7 @@ from llamachat.formats.labels import Labels
 
 if TYPE_CHECKING:
     from llamachat.core.tensors import Tensor, TensorInfo
+    from llamachat.families.family import Layout
 
 
 class Checkpoint(Protocol):
@@ -36,6 +37,11 @@ class Checkpoint(Protocol):
     @property
     def recipe(self) -> object:
         """How tensors are quantized while they are read; None: they are as in the files."""
+        ...
+
+    @property
+    def layout(self) -> "Layout":
+        """How the model's class in transformers calls and joins its matrices, and so what was trained there."""
         ...
 
     def index(self) -> "Mapping[str, TensorInfo]":

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,21 @@ from llamachat.core.spec import NORMS, ModelSpec, Rope, RopeScaling
 from llamachat.core.tensors import Tensor, TensorInfo, dequantize
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.families import ARCHITECTURES
+from llamachat.families import ARCHITECTURES, FAMILIES
 from llamachat.families.family import Gguf, Layout
 from llamachat.families.t5 import UNUSED, our_name
 from llamachat.formats import gguf_t5
 from llamachat.formats.ggml import packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
-from llamachat.formats.labels import Labels
+from llamachat.formats.labels import Labels, gguf_labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
 from llamachat.formats.pooling import GGUF_POOLING
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+CLASSIFIER = "cls.output"
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", CLASSIFIER: "score"}
 PARTS: dict[str, tuple[str, ...]] = {
     "attn_q": ("self_attn.q_proj",),
     "attn_k": ("self_attn.k_proj",),
@@ -80,15 +81,21 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
     gguf_t5.refuse_encoder(metadata, str(path))
     arch = general.choice("general.architecture", {name: name for name in (*ARCHITECTURES, gguf_t5.ARCH)})
     own = Fields({key: _of_all_layers(metadata[key]) for key in metadata if key.startswith(f"{arch}.")}, str(path))
+    labels: Labels | None = None
     if arch == gguf_t5.ARCH:
         config: ModelSpec = gguf_t5.t5_spec(own, general, stored, NEUTRAL)
         entries = _stack_entries(stored, path)
     else:
         family = ARCHITECTURES[arch].gguf
         assert family is not None
-        config = _config(family, own, general, stored)
-        weights = {name: tensor for name, tensor in stored.items() if name not in (FREQS, LONG, SHORT)}
-        entries = _entries(weights, config, family.layout)
+        classifier = stored.get(f"{CLASSIFIER}.weight")
+        labels = gguf_labels(own, arch, classifier.shape[0]) if classifier else None
+        config = _config(family, own, general, stored, labels)
+        replaced = ["output.weight"] if labels else []  # rerankers' files keep the head that they had
+        unused = (FREQS, LONG, SHORT, *replaced)
+        entries = _entries(
+            {name: tensor for name, tensor in stored.items() if name not in unused}, config, family.layout
+        )
     pooling = GGUF_POOLING[own.whole(f"{arch}.pooling_type", 0, 0, len(GGUF_POOLING) - 1)]
     return GGUFCheckpoint(
         path,
@@ -102,6 +109,8 @@ def open_gguf(path: Path) -> "GGUFCheckpoint":
         matched(entries, config, path),
         tuple(part_paths(path, metadata)),
         pooling,
+        labels=labels,
+        layout=_in_transformers(arch, config),
     )
 
 
@@ -121,6 +130,7 @@ class GGUFCheckpoint:
     tokenizer_files: tuple[Path, ...] = ()
     labels: Labels | None = None
     recipe: None = None
+    layout: Layout = field(default_factory=Layout)
 
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
@@ -138,13 +148,19 @@ class GGUFCheckpoint:
         return from_gguf(self.metadata)
 
 
+def _in_transformers(arch: str, config: ModelSpec) -> Layout:
+    """Of the class that transformers has for such a model. Mixtral's files are of the architecture llama."""
+    mixtral = arch == "llama" and config.experts is not None
+    return FAMILIES["mixtral"].layout if mixtral else ARCHITECTURES[arch].layout
+
+
 def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layout) -> dict[str, LazyTensor]:
     """By our names; unknown ones stay, and are refused as unknown later."""
     norms = {NORM_ROLES[role]: (name,) for role, name in NORMS[config.norms].items()}
     places = Places(replace(layout, parts=PARTS | norms | dict(layout.parts)), config)
     entries = dict[str, LazyTensor]()
     for name, tensor in stored.items():
-        match = re.fullmatch(r"(blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        match = re.fullmatch(rf"(blk\.(\d+)\.)?(\w+|{re.escape(CLASSIFIER)})\.(weight|bias)", name)
         if match and match[1]:
             prefix = f"model.layers.{match[2]}."
             entries |= {
@@ -177,7 +193,9 @@ def _of_all_layers(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
 
-def _config(family: Gguf, own: Fields, general: Fields, stored: Mapping[str, StoredTensor]) -> ModelSpec:
+def _config(
+    family: Gguf, own: Fields, general: Fields, stored: Mapping[str, StoredTensor], labels: Labels | None
+) -> ModelSpec:
     arch = family.arch
     if "token_embd.weight" not in stored:
         raise FormatError(f"{own.where} has no token_embd.weight", "it does not hold a whole model")
@@ -203,6 +221,9 @@ def _config(family: Gguf, own: Fields, general: Fields, stored: Mapping[str, Sto
         if not ways.get("experts"):
             own.neutral(key("expert_count"), 0)
             own.neutral(key("expert_used_count"), 0)
+        if labels:
+            ways |= {"head": "sequence_labels", "num_labels": len(labels.names)}
+            ways |= {"logit_multiplier": 1.0, "logit_softcap": None}
         return ModelSpec(
             vocab_size=vocab,
             hidden_size=hidden,
@@ -303,9 +324,9 @@ def _yarn(key: Callable[[str], str], own: Fields, factor: float, original: int, 
 def _sampling(general: Fields) -> dict[str, Any]:
     """Fields of SamplingParams that the file recommends."""
     prefix, found = "general.sampling.", dict[str, Any]()
-    for name, field in SAMPLING.items():
+    for name, ours in SAMPLING.items():
         if prefix + name in general.raw:
-            found[field] = general.number(prefix + name)
+            found[ours] = general.number(prefix + name)
     if prefix + "top_k" in general.raw:
         found["top_k"] = general.whole(prefix + "top_k")
     with naming(general.where):

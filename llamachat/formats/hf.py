@@ -3,7 +3,6 @@
 Also reads the kinds of quantized weights that such folders hold: see prequantized/schemes.py.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from llamachat.families.family import Layout
 from llamachat.families.t5 import MODEL_TYPES, STACKS, UNUSED, EncoderDecoderSpec, our_name
 from llamachat.formats import hf_config
 from llamachat.formats.hf_t5 import hf_t5
-from llamachat.formats.layout import Places, cut, half_split
+from llamachat.formats.layout import placed
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.pooling import of_folder
@@ -29,7 +28,6 @@ from llamachat.system.metadata import Fields, naming, read_json, read_text
 
 Reader = Callable[[Path], dict[str, Array]]
 WEIGHTS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickled))
-IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
 CONFIG_READERS = dict.fromkeys(hf_config.KNOWN, hf_config.hf) | dict.fromkeys(MODEL_TYPES, hf_t5)  # by model_type
 EMBEDDING = "model.embed_tokens.weight"
 CONFIGS = ("config.json", "generation_config.json")
@@ -44,7 +42,7 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     if isinstance(told.config, EncoderDecoderSpec):
         arrays = _of_stacks(arrays, folder)
     else:
-        arrays = _of_text(arrays)
+        arrays = of_text(arrays)
         if told.config.head == "next_token" and (head := _classifying(arrays)):
             told = described(folder, head)
         arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
@@ -53,7 +51,17 @@ def open_hf(folder: Path) -> LazyCheckpoint:
     files = [folder / name for name in CONFIGS if (folder / name).is_file()] + weights
     template = chat_template(folder)
     return LazyCheckpoint(
-        folder, config, entries, folder, told.sampling, told.ignored, tuple(files), template, told.pooling, told.labels
+        folder,
+        config,
+        entries,
+        folder,
+        told.sampling,
+        told.ignored,
+        tuple(files),
+        template,
+        told.pooling,
+        told.labels,
+        layout=told.layout,
     )
 
 
@@ -63,8 +71,8 @@ def described(folder: Path, head: HeadKind | None = None) -> Translated:
     generation_config.json adds the ids that end a turn (Llama 3's <|eot_id|>) and overrides sampling defaults.
     """
     raw, where = read_json(folder / "config.json"), str(folder / "config.json")
-    reader = Fields(raw, where).choice("model_type", CONFIG_READERS)
-    told = reader(raw, where) if head is None else hf_config.hf(raw, where, head)
+    read = Fields(raw, where).choice("model_type", CONFIG_READERS)
+    told = read(raw, where) if head is None else hf_config.hf(raw, where, head)
     length = {"max_length": told.max_length} if told.max_length else {}
     told = replace(told, sampling={**told.sampling, **length}, pooling=told.pooling or of_folder(folder))
     path = folder / "generation_config.json"
@@ -125,7 +133,7 @@ def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     return replace(config, tie_word_embeddings=False)
 
 
-def _of_text(arrays: dict[str, Array]) -> dict[str, Array]:
+def of_text(arrays: dict[str, Array]) -> dict[str, Array]:
     """Those of the text model alone, where pictures have weights too and its own are called apart."""
     prefixes = {"model.language_model.": "model.", "language_model.": ""}
     prefixes |= {f"{name}.": f"{name}." for name, _ in HEADS.values() if name}
@@ -156,18 +164,7 @@ def _entries(config: ModelSpec, arrays: Mapping[str, Array], folder: Path, layou
         storage = STORAGES[config.quantization.scheme]
         entries = storage.entries(arrays, str(folder))
         layout = Layout() if storage is OURS else layout
-    if layout == Layout():
-        return entries
-    placed, places = dict[str, LazyTensor](), Places(layout, config)
-    for name, lazy in entries.items():
-        if match := IN_LAYER.fullmatch(name):
-            kind = "bias" if match["kind"] in (".bias", "_bias") else "weight"  # stacks are called X and X_bias
-            for ours, what in places.of(match["prefix"], match["part"], kind, lazy.info.shape[0]):
-                placed[ours] = cut(lazy, what)
-        else:
-            placed[name] = lazy
-    turned = {name: half_split(name, lazy, config) for name, lazy in placed.items()}
-    return turned if layout.interleaved else placed
+    return entries if layout == Layout() else placed(entries, layout, config)
 
 
 def _weights(folder: Path) -> tuple[dict[str, Array], list[Path]]:

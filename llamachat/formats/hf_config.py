@@ -96,7 +96,7 @@ def hf(raw: Mapping[str, Any], where: str, head: HeadKind | None = None) -> Tran
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **ways,
         )
-    sampling, without = finished(fields, family.no_effect)
+    sampling, without = finished(fields, (frozenset() if labels else headed.KEYS) | family.no_effect)
     ignored = tuple(key for key in without if key in given)
     translated = Translated(config, sampling, ignored + unread, layout=family.layout, labels=labels)
     return _extended(translated, own) if own else translated
@@ -106,7 +106,7 @@ def finished(fields: Fields, no_effect: frozenset[str]) -> tuple[dict[str, Any],
     """What a config.json says of sampling, and those of its keys that have no effect; `no_effect`: of its family's own."""
     _refuse_other_ways(fields)
     legacy = {key: fields.get(key) for key, neutral in LEGACY_GENERATION.items() if fields.raw.get(key) not in neutral}
-    without = HF_NO_EFFECT | headed.KEYS | GENERATION_NO_EFFECT | no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
+    without = HF_NO_EFFECT | GENERATION_NO_EFFECT | no_effect | (LEGACY_GENERATION.keys() - legacy.keys())
     return generation(legacy, fields.where), fields.finish(without)
 
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from llamachat.core.spec import RopeScaling
 from llamachat.families.t5 import EncoderDecoderSpec, Inner, NormKind, Positions
 from llamachat.formats.hf_config import OWN, dtypes, finished
+from llamachat.formats.labels import CLASSES, KEYS
 from llamachat.formats.quant_sources import quantization
 from llamachat.formats.translated import Translated
 from llamachat.system.metadata import Fields, names, naming
@@ -35,8 +36,9 @@ ACTIVATIONS: Mapping[str, Inner] = {  # transformers' names of functions
     "silu": "silu",
     "swish": "silu",
 }
-NO_EFFECT = names("architectures dropout_rate initializer_factor output_past")
+NO_EFFECT = names("dropout_rate initializer_factor output_past")
 FLAGS = ("qkv_bias", "attention_out_bias", "mlp_bias", "head_bias")  # under OWN, with the fields below
+OTHER_CLASSES = ("EncoderModel", *(CLASSES[kind] for kind in ("sequence_labels", "token_labels", "span")))
 
 
 def hf_t5(raw: Mapping[str, Any], where: str) -> Translated:
@@ -45,6 +47,7 @@ def hf_t5(raw: Mapping[str, Any], where: str) -> Translated:
     fields = Fields(DEFAULTS[kind] | dict(raw), where)
     fields.get("model_type")
     activation, gated = _activation(fields)
+    _refuse_other_classes(fields)
     fields.neutral("is_encoder_decoder", True)
     fields.neutral("encoder_no_repeat_ngram_size", 0)
     fields.neutral("output_hidden_states", False)
@@ -76,9 +79,17 @@ def hf_t5(raw: Mapping[str, Any], where: str) -> Translated:
             quantization=quantization(quantized.raw, quantized.where) if quantized else None,
             **beyond,
         )
-    sampling, ignored = finished(fields, NO_EFFECT)
+    sampling, ignored = finished(fields, NO_EFFECT | KEYS | {"architectures"})
     ignored = tuple(key for key in ignored if key in raw and key != "decoder_start_token_id")
     return Translated(config, sampling | seed, ignored, length)
+
+
+def _refuse_other_classes(fields: Fields) -> None:
+    """Those of an encoder alone, and of heads that classify."""
+    given = fields.get("architectures")
+    for name in given if isinstance(given, list) else ():
+        if isinstance(name, str) and name.endswith(OTHER_CLASSES):
+            fields.refuse("architectures", "a class that answers a source, as T5ForConditionalGeneration")
 
 
 def _activation(fields: Fields) -> tuple[Inner, bool]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from llamachat.checks import LARGEST, is_whole
+from llamachat.checks import is_whole
 from llamachat.core.spec import HEADS, HeadKind
+from llamachat.errors import ConfigError
 from llamachat.system.metadata import Fields, names
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -18,6 +19,8 @@ CLASSES: dict[HeadKind, str] = {  # of transformers, behind the family's name
 }
 KEYS = names("id2label label2id num_labels problem_type token_classification_bias")  # of a model with such a head
 SPAN = ("start", "end")  # the rows of a head of that kind
+RANK = 4  # llama.cpp's pooling_type of models with a classifier
+MOST = 1 << 16  # labels; more than any model has, and few enough to be named one by one
 USUAL = 2  # labels where nothing is said of them, as in transformers
 
 
@@ -52,9 +55,11 @@ def _names(fields: Fields) -> tuple[str, ...]:
     """id2label in the order of its ids, which label2id must not contradict; writers often leave names in it of old."""
     named, count = fields.inside("id2label"), fields.get("num_labels")
     if named is None:
-        count = fields.whole("num_labels", USUAL, 1, LARGEST["vocab_size"])
-        found = tuple(f"LABEL_{number}" for number in range(count))
+        count = fields.whole("num_labels", USUAL, 1, MOST)
+        found = default_names(count)
     else:
+        if len(named.raw) > MOST:
+            fields.refuse("id2label", f"at most {MOST} labels")
         found = tuple(named.text(str(number)) for number in range(len(named.raw)))
         named.finish(())
         if count not in (None, len(found)):
@@ -64,3 +69,22 @@ def _names(fields: Fields) -> tuple[str, ...]:
         if not is_whole(id) or (name in found and found[id : id + 1] != (name,)):
             fields.refuse("label2id", "id2label the other way round")
     return found
+
+
+def gguf_labels(own: Fields, arch: str, rows: int) -> Labels:
+    """Of a GGUF file whose classifier has so many rows; llama.cpp makes shares of them, as of single labels. `own` has one text
+    for a list of the same ones. Raises ConfigError."""
+    own.neutral(f"{arch}.pooling_type", RANK)
+    if not 1 <= rows <= MOST:
+        raise ConfigError(f"{own.where}: the classifier has {rows} rows", remedy=f"at most {MOST} can be read")
+    key = f"{arch}.classifier.output_labels"
+    same = isinstance(own.raw.get(key), str)
+    found = (own.text(key),) * rows if same else own.strings(key, default_names(rows))
+    if len(found) != rows:
+        own.refuse(key, f"a list of {rows}, as the classifier has so many rows")
+    return Labels(found, None if rows == 1 else "single_label_classification")
+
+
+def default_names(count: int) -> tuple[str, ...]:
+    """transformers', where nothing is said."""
+    return tuple(f"LABEL_{number}" for number in range(count))

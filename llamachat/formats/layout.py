@@ -1,15 +1,16 @@
 """Where a file's tensors go: a layer's joined or stacked matrices -> our own, each read on its own and from where it lies."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 from llamachat.core.spec import ModelSpec
-from llamachat.core.tensors import FloatTensor, Tensor, half_split_rows
+from llamachat.core.tensors import Array, FloatTensor, Tensor, half_split_rows
 from llamachat.families.family import Layout
 from llamachat.formats.lazy import LazyTensor
 
+IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
 EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
 BARE = ("self_attn.sinks",)  # which has no kind at its end
 
@@ -73,6 +74,26 @@ def _name(prefix: str, module: str, kind: str) -> str:
     return prefix + (module if module in BARE else f"{module}.{kind}")
 
 
+def targets(name: str, layout: Layout, spec: ModelSpec, stack: int) -> Iterator[tuple[str, Cut]]:
+    """Of a tensor as transformers calls it: our names, and what of it each is; `stack` as Places.of has it."""
+    match = IN_LAYER.fullmatch(name)
+    if match is None:
+        yield name, Cut(slice(None))
+        return
+    kind = "bias" if match["kind"] in (".bias", "_bias") else "weight"  # stacks are called X and X_bias
+    yield from Places(layout, spec).of(match["prefix"], match["part"], kind, stack)
+
+
+def placed(entries: Mapping[str, LazyTensor], layout: Layout, spec: ModelSpec) -> dict[str, LazyTensor]:
+    """Tensors as transformers has them, by our names."""
+    ours = {
+        ours: lazy if what == Cut(slice(None)) else cut(lazy, what)
+        for name, lazy in entries.items()
+        for ours, what in targets(name, layout, spec, lazy.info.shape[0])
+    }
+    return {name: half_split(name, lazy, spec) for name, lazy in ours.items()} if layout.interleaved else ours
+
+
 def cut(lazy: LazyTensor, what: Cut) -> LazyTensor:
     """A part of a tensor; of mapped floats it stays in the map, of packed ones the whole is read first."""
     inner = lazy.info.shape if what.number is None else lazy.info.shape[1:]
@@ -95,8 +116,11 @@ def _read(lazy: LazyTensor, what: Cut) -> Tensor:
 
 def half_split(name: str, lazy: LazyTensor, spec: ModelSpec) -> LazyTensor:
     """A tensor whose rows rotate in interleaved pairs, if it is of queries or keys, in our order; others as they are."""
+    order = rotated_rows(name, spec)
+    return lazy if order is None else replace(lazy, read=lambda: lazy.read().rows(order))
+
+
+def rotated_rows(name: str, spec: ModelSpec) -> Array | None:
+    """The order of rows that `half_split` gives a tensor of queries or keys; None for others."""
     heads = {"q_proj": spec.num_attention_heads, "k_proj": spec.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return lazy
-    order = half_split_rows(heads, spec.head_dim, spec.rotary_dim)
-    return replace(lazy, read=lambda: lazy.read().rows(order))
+    return None if heads is None else half_split_rows(heads, spec.head_dim, spec.rotary_dim)

@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
+from llamachat.families.family import Layout
 from llamachat.formats.labels import Labels
 from llamachat.system import mapped
 
@@ -42,6 +43,7 @@ class LazyCheckpoint:
     pooling: str | None = None
     labels: Labels | None = None
     recipe: None = None
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from llamachat.checks import shown
 from llamachat.core.spec import HeadKind
 from llamachat.errors import UsageError
 from llamachat.formats.labels import Labels
@@ -77,12 +78,22 @@ class Classifier:
         usage = {"prompt_tokens": len(encoded.ids)}
         return {"model": self.model.name, **self.classification(done), "usage": usage}
 
-    def check_one_label(self) -> None:
-        """Raises UsageError for a model that is no reranker, which has one label."""
-        count = len(self.labels.names)
-        if count != 1:
-            cause = f"{self.model.name} has {count} labels, and documents are ranked by one number"
-            raise UsageError(cause, "nothing was ranked", "take a model with one label")
+    def ranking_label(self, wanted: str | None = None) -> str:
+        """The label that documents are ranked by: the one wanted, or the only one. Raises UsageError."""
+        names = self.labels.names
+        if wanted is None and len(names) > 1:
+            cause = f"{self.model.name} has {len(names)} labels, and documents are ranked by one"
+            raise UsageError(cause, "nothing was ranked", f"give --label, such as {shown(names[0])}")
+        if wanted is not None and wanted not in names:
+            raise UsageError(
+                f"{self.model.name} has no label {shown(wanted)}", "nothing was ranked", f"it has {shown([*names])}"
+            )
+        return wanted or names[0]
+
+    def score(self, done: Outcome, label: str) -> Label:
+        """What a text has of this label."""
+        found = judged(self.labels, done.rows[0])["labels"]
+        return next(each for each in found if each["label"] == label)
 
 
 def judged(labels: Labels, row: Rows, top: int | None = None, threshold: float = THRESHOLD) -> Classification:
@@ -110,7 +121,8 @@ def several(labels: Labels) -> bool:
 
 def ranked(scores: Sequence[Label]) -> list[int]:
     """Numbers of the scores, the best first; of equals the earlier one."""
-    return sorted(range(len(scores)), key=lambda at: -(scores[at].get("logit", 0.0) + scores[at].get("value", 0.0)))
+    keys = [[each.get(key, 0.0) for key in ("value", "probability", "logit")] for each in scores]
+    return sorted(range(len(keys)), key=lambda at: keys[at], reverse=True)
 
 
 def softmax(rows: Rows) -> Rows:

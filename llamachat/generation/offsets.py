@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from llamachat.core.tokenizer import Tokenizer
 
-AGREE = 4  # bytes that must be the same for two places to be one
+AGREE = 4  # bytes that must be the same, at most, for two places to be one
 REACH = 48  # bytes within which such a place is looked for
 Range = tuple[int, int]
 
@@ -114,8 +114,9 @@ def _aligned(data: bytes, body: bytes) -> list[Range]:
 def _gap(data: bytes, body: bytes) -> Range | None:
     """How far to go in both until they agree again, in all as little as can be; None: not within reach."""
     for together in range(1, 2 * REACH):
+        agree = min(AGREE, 1 + together // 2)  # the further away, the surer it has to be
         for gap in range(max(0, together - REACH), min(together, REACH) + 1):
-            ahead, there = data[gap : gap + AGREE], body[together - gap : together - gap + AGREE]
+            ahead, there = data[gap : gap + agree], body[together - gap : together - gap + agree]
             if gap <= len(data) and together - gap <= len(body) and ahead == (there[: len(ahead)] if ahead else there):
                 return gap, together - gap
     return None

@@ -1,8 +1,8 @@
 """Keys and values on disk, so that a dialog goes on, or a fixed beginning is used again, without a new prefill.
 
 A file is one line of JSON (what is in it, and the sha256 of that and of the rest), then the log's ids and the engine's
-arrays as they are. It is only ever read by the model, engine, kind of cache, window and dialog format that its name is a
-key of. Anything wrong with it is no error: it is told, and the tokens are computed anew.
+arrays as they are. It is only ever read by the model, adapters, engine, kind of cache, window and dialog format that its name
+is a key of. Anything wrong with it is no error: it is told, and the tokens are computed anew.
 """
 
 import hashlib
@@ -44,13 +44,15 @@ def store() -> DiskCache:
 
 
 def place(model: LoadedModel, what: str) -> Path:
-    """The file for `what` (a dialog, a prefix) with this very model, tokenizer, engine, kind of cache, window and format.
+    """The file for `what` (a dialog, a prefix) with this very model, adapters, tokenizer, engine, kind of cache, window and
+    format.
 
     Raises OSError where the model's files have gone.
     """
     engine = model.engine
     return store().folder / (
-        key([text_key(model.checkpoint), engine.describe(), engine.slots, model.entry.dialog, what]) + SUFFIX
+        key([text_key(model.checkpoint), model.adapters.key, engine.describe(), engine.slots, model.entry.dialog, what])
+        + SUFFIX
     )
 
 

@@ -141,7 +141,7 @@ def _span(group: Sequence[Tag], places: Offsets, prefixes: bool) -> Span:
         "start": start,
         "end": end,
         "label": parted(group[0].label, prefixes)[1],
-        "probability": float(np.mean([tag.probability for tag in group])),
+        "probability": sum(tag.probability for tag in group) / len(group),
         "text": places.text[start:end],
     }
     if not places.exact(first, last):

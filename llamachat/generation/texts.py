@@ -183,7 +183,8 @@ def write_all(
 class Runner:
     """Runs jobs, the sequences of several at once; each gives what it would give alone.
 
-    `rows`: of each sequence's last token, or of all its tokens. `outputs` go to the engine: see Engine.forward.
+    `rows`: of each sequence's last token, or of all its tokens. `outputs` go to the engine: see Engine.forward. Raises
+    UsageError for a model that answers a source.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Runner:
         interrupted: Callable[[], bool] = never,
         **outputs: Any,
     ) -> None:
+        model.require_continuing("what reads texts")
         self._engine, self._rows, self._interrupted, self._outputs = model.engine, rows, interrupted, outputs
         self._waiting: list[Job | LlamachatError] = []
 

@@ -4,7 +4,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
@@ -13,6 +13,7 @@ from llamachat.checks import shown
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, reading
+from llamachat.formats.peft import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
@@ -99,6 +100,8 @@ class ModelEntry:
     shape: Shape | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)  # fields of SamplingParams
     quant_config: QuantConfig | None = None
+    adapters: tuple[str, ...] = ()  # "PATH[:SCALE]" of PEFT folders that run on it
+    notes: tuple[str, ...] = ()  # what a person who asked for it should know
     think: Literal["on", "off"] | None = None  # before it answers, unless told otherwise; None: as its template has it
 
 
@@ -152,7 +155,7 @@ def load_catalog(user: Path | None = None) -> Catalog:
             Table(document, str(file)).unknown(others[-1], TOP)
         for name, table in _named_tables(document.get("models", {}), file):
             amends = "source" not in table and name in tables
-            tables[name] = {**tables[name], **table} if amends else _anchored(table, file)
+            tables[name] = (tables[name] if amends else {}) | _anchored(table, file)
             entries[name] = _entry(name, tables[name], f"[models.{name}] of {file}")
     if default not in entries:
         raise refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
@@ -160,7 +163,8 @@ def load_catalog(user: Path | None = None) -> Catalog:
 
 
 def resolve(name_or_path: str | None = None) -> ModelEntry:
-    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, or (None) of the default model.
+    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, or (None) of the default model. An adapter's
+    path is its base's entry, with the adapter.
 
     An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
     name. Raises CatalogError for what is not there.
@@ -171,7 +175,7 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
     if name_or_path.startswith("hf:"):
         return _hub_entry(name_or_path)
     if path := _existing(name_or_path):
-        return ModelEntry(name_or_path, LocalPath(path))
+        return _adapted(path) if is_adapter(path) else ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
         cause = f"there is no file or folder {shown(name_or_path)}"
         raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
@@ -198,6 +202,29 @@ def _existing(text: str) -> Path | None:
         return path if text and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, no such home, NUL: not a path that could exist
         return None
+
+
+def _adapted(folder: Path) -> ModelEntry:
+    """The model that an adapter names as its base, with the adapter. Raises CatalogError where it names none that there is."""
+    named, revision = base_named(folder)
+    base = _base(folder, named, revision)
+    if base is None or (isinstance(base.source, LocalPath) and is_adapter(base.source.path)):
+        cause = f"the adapter {folder} names {shown(named)} as its base, which is no model here, of the catalog or of the hub"
+        raise CatalogError(cause, "it cannot run alone", "give the model, and the adapter with --lora")
+    path = os.path.abspath(folder)  # noqa: PTH100 - links stay
+    note = f"{folder} is an adapter; it runs on {base.name}, which it names as its base"
+    return replace(base, name=path, adapters=(*base.adapters, path), notes=(note,))
+
+
+def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
+    """A path, which may be relative to the folder, a name of the catalog, or a repository of the hub that it may know."""
+    if named and (path := _existing(os.path.join(folder, named))):  # noqa: PTH118 - which may be no path at all
+        return ModelEntry(str(path.resolve()), LocalPath(path.resolve()))
+    entries = load_catalog().entries
+    known = [entry for entry in entries.values() if entry.source == HubSource(named)]
+    if named.lower() in entries or known:
+        return entries.get(named.lower()) or known[0]
+    return _hub_entry(f"hf:{named}{f'@{revision}' if revision else ''}") if RULES["hub"].fullmatch(named) else None
 
 
 def _hub_entry(text: str) -> ModelEntry:
@@ -237,10 +264,16 @@ def _named_tables(models: Any, file: Path) -> Iterator[tuple[str, dict[str, Any]
 
 def _anchored(table: dict[str, Any], file: Path) -> dict[str, Any]:
     """A relative path is relative to the file that names it."""
+
+    def place(path: str) -> str:
+        return str(file.parent / os.path.expanduser(path))  # noqa: PTH111 (never raises, as where a user is unknown)
+
+    match table.get("adapters"):
+        case [*paths] if all(isinstance(path, str) for path in paths):
+            table = {**table, "adapters": [place(path) for path in paths]}
     match table.get("source"):
         case {"path": str(path), **others} if path:
-            place = file.parent / os.path.expanduser(path)  # noqa: PTH111 (never raises, as where a user is unknown)
-            return {**table, "source": {**others, "path": str(place)}}
+            return {**table, "source": {**others, "path": place(path)}}
     return table
 
 
@@ -250,7 +283,9 @@ def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
     sampling = _sampling(fields.get("sampling"), where)
     quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
     dialog = fields.choice("dialog", {name: name for name in NAMES}) if "dialog" in table else None
-    return fields.record(ModelEntry, name=name, source=source, sampling=sampling, quant_config=quantized, dialog=dialog)
+    return fields.record(
+        ModelEntry, name=name, source=source, sampling=sampling, quant_config=quantized, dialog=dialog, notes=()
+    )
 
 
 def _quantized(table: Any, where: str) -> QuantConfig | None:

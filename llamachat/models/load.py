@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
@@ -26,6 +26,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
+from llamachat.models.adapters import Adapters, Given
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
@@ -60,6 +61,7 @@ class LoadedModel:
     engine: Engine
     load_s: float
     parallel: int = 1  # texts of full length that the engine holds at once
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def name(self) -> str:
@@ -78,7 +80,8 @@ class LoadedModel:
     @property
     def notes(self) -> list[str]:
         """What a person should know before using it."""
-        made_for, notes = made_for_context(self.entry, self.checkpoint), [*self.tokenizer.notes]
+        made_for = made_for_context(self.entry, self.checkpoint)
+        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes]
         if self.context <= made_for:
             return notes
         return [
@@ -132,10 +135,10 @@ class LoadedModel:
             return self.text_stop_ids
 
     def require_continuing(self, what: str) -> None:
-        """Raises UsageError for a model that answers a source: `what` is done with those that go on with a text."""
+        """Raises UsageError for a model that answers a source: `what` is for those that go on with a text."""
         if self.reads:
             cause = f"{self.name} answers a source text and goes on with none"
-            raise UsageError(cause, f"{what} has nothing to measure", "ask it with `llamachat complete`")
+            raise UsageError(cause, f"{what} is not for it", "ask it with `llamachat complete`")
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text as a sequence of its own: BOS, if the model has one, the text's ids, and behind a source what ends it."""
@@ -180,7 +183,8 @@ class LoadedModel:
 
     def describe(self) -> dict[str, str]:
         """Facts for people."""
-        return {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+        about = {"model": self.name, "file": str(self.checkpoint.path), "engine": self.engine.describe()}
+        return about | ({"adapters": self.adapters.describe()} if self.adapters.held else {})
 
 
 def load(
@@ -199,13 +203,15 @@ def load(
     report: Report | None = None,
     tokenizer_path: str | os.PathLike[str] | None = None,
     prepare: Prepare | None = None,
+    adapters: Sequence[Given] = (),
     heads: Collection[HeadKind] = PREDICTS,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
-    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. heads: those
+    tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
+    folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
     that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
@@ -214,13 +220,17 @@ def load(
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
     checkpoint = _quantized(open_checkpoint(path), prepare)
+    beside = Adapters.opened(checkpoint, [*entry.adapters, *adapters])
+    checkpoint = beside.changed(checkpoint)
     config = checkpoint.config
     require_head(entry.name, config.head, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
     _require_positions(path, config, slots)
-    if report and checkpoint.ignored:
-        report(f"{path.name}: ignored, as without effect on inference: {', '.join(checkpoint.ignored)}")
+    say = report or silent
+    for place, ignored in ((path, checkpoint.ignored), *beside.ignored):
+        if ignored:
+            say(f"{place.name}: ignored, as without effect on inference: {', '.join(ignored)}")
     tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.depends_on_length(slots * parallel):
         parallel = 1  # what tokens mean depends on how many slots there are
@@ -234,9 +244,11 @@ def load(
         bits=cast(KvBits | None, bits),
         threads=threads,
         force=force,
-        say=report or silent,
+        say=say,
+        beside=beside.nbytes,
     )
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel)
+    beside.bind(ready)
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
 
 
 def _require_positions(path: Path, config: ModelSpec, context: int) -> None:

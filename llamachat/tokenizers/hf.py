@@ -44,9 +44,10 @@ def from_json(data: bytes, side: Side, where: str) -> TextTokenizer:
         _refuse_growth(library, where)
         prefix, after_special = _take_prefix(library, where)
         frames = {count: _frame(library, count) for count in (1, 2)}
-        unknown, begins = _unknown(library), frames[1][0]
+        unknown = _unknown(library)
         specials = {name: token.id for name, token in added.items() if token.special or is_control_shaped(name)}
         _hide(library, set(specials.values()))
+    begins = frames[1][0]
     bos, eos = (specials.get(side.names.get(key, "")) for key in ("bos_token", "eos_token"))
     adds_bos = bool(begins) and begins[0] in (bos, *specials.values()) if side.adds_bos is None else side.adds_bos
     bos_id = (bos if bos is not None else begins[0] if begins else None) if adds_bos else None

@@ -14,6 +14,7 @@ from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.commands import COMMANDS, Command, Context, named
 from llamachat.ui.commands.command import Word
 
+PATHS = (".", "/", "~")  # how one begins where there are other words
 _MOST = 200  # entries of a folder
 _TYPED_MENTION = re.compile(r'(?<![\w@/.`])@("?)((?<=")[^"\n]*|[^\s"@`]*)\Z')
 
@@ -52,8 +53,9 @@ def _names(typed: str) -> Iterator[Word]:
 
 
 def _argument(context: Context, command: Command, argument: str) -> tuple[str, Iterable[Word]]:
-    if command.path and (command.words is None or argument.startswith((".", "/", "~"))):
-        return argument, paths(argument)
+    last = argument if command.words is None or argument.startswith(PATHS) else argument.rpartition(" ")[2]
+    if command.path and (command.words is None or last.startswith(PATHS)):
+        return last, paths(last)
     if command.words is None:
         return "", ()
     whole = [(word, help) for word, help in command.words(context, []) if word.startswith(argument)]

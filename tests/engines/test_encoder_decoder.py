@@ -109,6 +109,15 @@ def test_other_types_stay_near(settings: dict[str, Any], tmp_path: Path, model: 
     assert 0 < np.abs(logits - right).mean() < 0.05 * right.std()
 
 
+def test_packed_weights_are_multiplied_as_they_are(tmp_path: Path) -> None:
+    model = as_stored(t5_model(), "Q4_0")
+    engine = opened(save_t5_gguf(model, tmp_path / "t5.gguf", "Q4_0"), dtype="bfloat16")
+    assert "torch int4" in engine.kernels and engine.kernels["torch int4"] > 60_000
+    engine.encode(0, SHORT)
+    logits, right = advance(engine, Cache(256), ANSWER, "all"), t5_logits(model, SHORT, ANSWER)
+    assert 0 < np.abs(logits - right).mean() < 0.1 * right.std()
+
+
 def test_a_source_goes_with_its_text(engine: EncoderDecoderEngine) -> None:
     engine.encode(0, SHORT)
     engine.encode(64, LONG)
@@ -193,6 +202,7 @@ def test_layer_norms_biases_and_other_positions_are_run(positions: Any) -> None:
     engine.encode(0, SHORT)
     logits = advance(engine, Cache(64), ANSWER[:12], "all")
     np.testing.assert_allclose(logits, written_out(spec, w, SHORT, ANSWER[:12]).numpy(), atol=1e-4, rtol=1e-4)
+    assert (engine.source_room() == 64) == (positions == "learned_absolute")
 
 
 def written_out(

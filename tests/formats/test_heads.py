@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from family_files import IDS, SHAPE, model_of
+from family_files import IDS, SHAPE, model_of, save_family_gguf
 from headed import HEADED, headed, rows_of
 from safetensors.torch import load_file, save_file
 
@@ -95,7 +95,9 @@ NAMED = {"0": "no", "1": "yes\x1b[31m", "2": "no"}
 
 def test_labels_are_what_the_configuration_says(tmp_path: Path) -> None:
     saved(tmp_path, num_labels=3)
-    labels = open_checkpoint(reconfigured(tmp_path, id2label=NAMED, problem_type="regression")).labels
+    checkpoint = open_checkpoint(reconfigured(tmp_path, id2label=NAMED, problem_type="regression"))
+    labels = checkpoint.labels
+    assert not {"id2label", "problem_type", "architectures"} & {*checkpoint.ignored}
     assert labels == Labels(("no", "yes\x1b[31m", "no"), "regression")
     old = {"LABEL_0": 0, "LABEL_7": 7}
     assert open_checkpoint(reconfigured(tmp_path, label2id=old, num_labels=3)).labels == labels
@@ -110,6 +112,7 @@ def test_labels_are_what_the_configuration_says(tmp_path: Path) -> None:
         ("id2label", {"0": "a", "1": "b", "3": "c"}, "id2label: 2 is missing"),
         ("id2label", ["a", "b", "c"], "id2label is"),
         ("num_labels", 4, "num_labels is 4; expected is 3, as id2label has so many"),
+        ("id2label", {str(number): "x" for number in range(70000)}, "expected is at most 65536 labels"),
         ("label2id", {"LABEL_0": 1}, "label2id is"),
         ("label2id", {"LABEL_0": "0"}, "label2id is"),
         ("problem_type", "ranking", "problem_type is 'ranking'; expected is one of single_label_classification"),
@@ -127,6 +130,12 @@ def test_labels_of_a_model_that_predicts_tokens_say_nothing(tmp_path: Path) -> N
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(reconfigured(tmp_path, id2label={"5": "x"}, problem_type="?", num_labels=9))
     assert checkpoint.labels is None and {"id2label", "problem_type", "num_labels"} <= {*checkpoint.ignored}
+
+
+def test_no_more_labels_are_named_than_can_be(tmp_path: Path) -> None:
+    reconfigured(saved(tmp_path), id2label=None, label2id=None, num_labels=2**24)
+    with pytest.raises(ConfigError, match="num_labels is 16777216; expected is a whole number from 1 to 65536"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_head_of_another_number_of_rows_is_refused(tmp_path: Path) -> None:
@@ -155,6 +164,22 @@ def test_a_head_is_coded_where_that_is_asked_for(tmp_path: Path) -> None:
     convert(open_checkpoint(tmp_path / "hf"), tmp_path / "out", Recipe("int4", head="int8"))
     packing = open_checkpoint(tmp_path / "out").index()["score.weight"].packing
     assert packing is not None and packing.bits == 8
+    right = ours(tmp_path / "out", PlainEngine)
+    np.testing.assert_allclose(ours(tmp_path / "out", NativeEngine, threads=2), right, atol=0.1 * np.abs(right).max())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rounding"), [("bnb-nf4", 0.01), ("bnb-int8", 0.3)]
+)  # its activations have 8 bits too
+def test_transformers_loads_what_bitsandbytes_packed_and_gives_our_logits(
+    scheme: str, rounding: float, tmp_path: Path
+) -> None:
+    saved(tmp_path / "hf", num_labels=3)
+    convert(open_checkpoint(tmp_path / "hf"), tmp_path / "out", Recipe(scheme))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert type(theirs.score) is torch.nn.Linear and theirs.config.num_labels == 3
+    right = rows_of(theirs, IDS)
+    np.testing.assert_allclose(ours(tmp_path / "out", dtype="float32"), right, atol=rounding * np.abs(right).max())
 
 
 def test_a_head_found_by_its_tensors_is_named_in_the_converted_folder(tmp_path: Path) -> None:
@@ -163,3 +188,39 @@ def test_a_head_found_by_its_tensors_is_named_in_the_converted_folder(tmp_path: 
     assert json.loads((tmp_path / "out/config.json").read_text())["architectures"] == ["LlamaForQuestionAnswering"]
     with pytest.raises(ModelError, match="in two ways"):
         convert(open_checkpoint(tmp_path / "hf"), tmp_path / "bnb", Recipe("bnb-int8"))
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_a_gguf_file_may_have_a_classifier(labels: int, tmp_path: Path) -> None:
+    model, said = headed("qwen3", "sequence_labels", num_labels=labels), {"pooling_type": 4}
+    path = save_family_gguf(model, "qwen3", tmp_path / "model.gguf", **said)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.config.head, checkpoint.config.num_labels, checkpoint.pooling) == (
+        "sequence_labels",
+        labels,
+        None,
+    )
+    assert checkpoint.labels == Labels(
+        ("LABEL_0", "LABEL_1")[:labels], None if labels == 1 else "single_label_classification"
+    )
+    np.testing.assert_allclose(ours(path, dtype="float32"), rows_of(model, IDS), atol=1e-4, rtol=1e-4)
+    convert(checkpoint, tmp_path / "out", Recipe("int8"))
+    assert open_checkpoint(tmp_path / "out").labels == checkpoint.labels
+    named = {"classifier.output_labels": ["yes", "no"]}
+    path = save_family_gguf(model, "qwen3", tmp_path / "named.gguf", **said, **named)
+    if labels == 2:
+        assert open_checkpoint(path).labels == Labels(("yes", "no"), "single_label_classification")
+        return
+    alone = save_family_gguf(model, "qwen3", tmp_path / "one.gguf", **said, **{"classifier.output_labels": ["yes"]})
+    assert open_checkpoint(alone).labels == Labels(("yes",))
+    with pytest.raises(ConfigError, match=r"classifier\.output_labels is \['yes', 'no'\]; expected is a list of 1"):
+        open_checkpoint(path)
+
+
+def test_a_gguf_file_with_another_classifier_is_refused(tmp_path: Path) -> None:
+    model = headed("qwen3", "sequence_labels")
+    with pytest.raises(ConfigError, match="pooling_type is 1"):
+        open_checkpoint(save_family_gguf(model, "qwen3", tmp_path / "mean.gguf", pooling_type=1))
+    model.score.bias = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(FormatError, match=r"holds 'score\.bias'"):
+        open_checkpoint(save_family_gguf(model, "qwen3", tmp_path / "bias.gguf", pooling_type=4))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron_t5 import Shape, build, greedy, logits, on_the_cpu, one_process, save
+from megatron_t5 import Shape, build, forget_distutils, greedy, logits, on_the_cpu, one_process, save
 
 from llamachat import Llama
 from llamachat.cli.main import main
@@ -53,6 +53,7 @@ TEXTS = [[BOS, 6, 19, 4, 33, 21, 39, 8], [BOS], [BOS, 15, 15, 2]]
 def megatron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with on_the_cpu(), one_process(tmp_path_factory.mktemp("group")):
         yield
+    forget_distutils()
 
 
 @pytest.fixture
@@ -170,9 +171,9 @@ def test_what_goes_on_with_a_text_is_refused_in_one_line(folder: Path) -> None:
     save(folder, build(CASES["rope"]), CASES["rope"])
     llama = Llama.build(folder, max_seq_len=32)
     for read in (llama.logits, llama.hidden_states, llama.attentions):
-        with pytest.raises(UsageError, match="answers a source text and goes on with none"):
+        with pytest.raises(UsageError, match="answers a source"):
             read([3, 4])
-    with pytest.raises(UsageError, match="what its layers hold is not offered"):
+    with pytest.raises(UsageError, match="answers a source"):
         llama.embed(["a"])
 
 

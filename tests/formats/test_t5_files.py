@@ -41,6 +41,7 @@ def spec(raw: dict[str, Any]) -> EncoderDecoderSpec:
 
 def test_released_configurations_say_what_their_models_are() -> None:
     small, flan, mt5 = map(spec, (SMALL, FLAN, MT5))
+    assert spec(SMALL | {"output_hidden_states": False}) == small
     assert (small.activation, small.gated, small.logit_multiplier) == ("relu", False, 512**-0.5)
     assert (flan.activation, flan.gated, flan.logit_multiplier) == ("gelu_pytorch_tanh", True, 1.0)
     assert (flan.num_attention_heads * flan.head_dim, flan.hidden_size) == (384, 512)
@@ -175,6 +176,14 @@ def test_missing_and_unknown_tensors_are_named(folder: Path, change: Callable[[A
     with pytest.raises(FormatError, match=said) as error:
         open_checkpoint(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForSequenceClassification", "MT5ForQuestionAnswering"])
+def test_classes_that_answer_nothing_are_refused_by_name(name: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    with pytest.raises(ConfigError, match=rf"architectures is \['{name}'\]; expected is a class that answers a source"):
+        open_checkpoint(folder)
 
 
 def test_types_with_an_encoder_that_are_not_read_are_refused_by_name(folder: Path) -> None:

@@ -237,7 +237,7 @@ def test_answers_follow_a_grammar(run: Callable[..., Any]) -> None:
         (("complete", "a", "--system", "b"), "has no system prompt"),
         (("complete", "a", "--cache-prefix", "conf"), "reads a source as a whole"),
         (("chat",), "it cannot chat; ask it with `llamachat complete`"),
-        (("eval", "--windows", "1"), "eval has nothing to measure"),
+        (("eval", "--windows", "1"), "eval is not for it"),
     ],
 )
 def test_what_makes_no_sense_ends_in_a_line(
@@ -251,7 +251,7 @@ def test_what_makes_no_sense_ends_in_a_line(
 
 
 def test_a_bench_ends_in_a_line(folder: Path) -> None:
-    with pytest.raises(UsageError, match="bench has nothing to measure"):
+    with pytest.raises(UsageError, match="bench is not for it"):
         runners.ours(runners.Spec("llamachat", 1, 64, str(folder)), 0.0)
 
 

@@ -10,10 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from checkpoints import save_hf, save_tokenizer, tiny_model
+from headed import fast_tokenizer
 from sentencepiece import SentencePieceProcessor
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from vocabularies import byte_tokens
 
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.jsonl import Lines
@@ -26,21 +24,8 @@ TEMPLATES = {
     "nothing": ("$A", "$A $B"),
     "eos": ("$A </s>", "$A </s> $B </s>"),
     "bos": ("<s> $A", "<s> $A <s> $B"),
-    "two before": ("[gMASK] <s> $A", "[gMASK] <s> $A $B </s>"),
+    "two before": ("[GMASK] <s> $A", "[GMASK] <s> $A $B </s>"),
 }
-
-
-def fast_tokenizer(folder: Path, single: str, pair: str, **settings: Any) -> Any:
-    """Byte-level, as transformers saves it; what it puts around a text is its template."""
-    marks = ["<s>", "</s>", "[gMASK]"]
-    library = Tokenizer(models.BPE({token: i for i, token in enumerate([*marks, *byte_tokens()])}, []))
-    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    ids = [(mark, i) for i, mark in enumerate(marks)]
-    library.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>", **settings)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]"]})
-    tokenizer.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def ids_of(tokenizer: Any, text: str, pair: str | None) -> list[int]:

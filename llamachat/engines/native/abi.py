@@ -21,6 +21,19 @@ class Matrix(ctypes.Structure):
         ("table", ctypes.c_uint8 * 16),
         ("low", ctypes.c_uint8 * 16),
         *((name, _INT) for name in ("wide", "narrow")),
+        ("added", _POINTER),
+    ]
+
+
+class LowRank(ctypes.Structure):
+    """What is added to a matrix's product."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("a", "b")),
+        *((name, ctypes.c_uint64) for name in ("a_bytes", "b_bytes")),
+        ("next", _POINTER),
+        *((name, _INT) for name in ("rank", "kind")),
+        ("scale", ctypes.c_float),
     ]
 
 
@@ -105,7 +118,7 @@ class Keys(ctypes.Structure):
     ]
 
 
-STRUCTURES = Matrix, Source, Rope, Layer, Model, Step, Keys
+STRUCTURES = Matrix, LowRank, Source, Rope, Layer, Model, Step, Keys
 # name -> what it returns (a text is what was wrong, None: nothing) and takes
 FUNCTIONS = {
     "usable_kernels": (_TEXT, [_INT]),
@@ -115,6 +128,7 @@ FUNCTIONS = {
     "engine_workspace": (_SIZE, [ctypes.POINTER(Model)]),
     "engine_new": (_POINTER, [ctypes.POINTER(Model), _TEXT, ctypes.POINTER(_TEXT)]),
     "engine_free": (None, [_POINTER]),
+    "engine_adapt": (_TEXT, [_POINTER]),
     "engine_set_positions": (_TEXT, [_POINTER, _POINTER, _POINTER, _INT]),
     "engine_forward": (_TEXT, [_POINTER, ctypes.POINTER(Step)]),
     "engine_save_kv": (_TEXT, [_POINTER, _POINTER, _INT, _POINTER, _POINTER]),

@@ -30,7 +30,21 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
 
 
 # compiled once, beside the kernels
-PARTS = ("abi", "alloc", "attention", "cpu", "engine", "faults", "kv", "mixture", "pack", "probe", "single", "threads")
+PARTS = (
+    "abi",
+    "alloc",
+    "attention",
+    "cpu",
+    "engine",
+    "faults",
+    "kv",
+    "lowrank",
+    "mixture",
+    "pack",
+    "probe",
+    "single",
+    "threads",
+)
 
 
 class BuildError(Exception):

@@ -64,6 +64,9 @@ class Description:
     weights: PackedWeights
     model: Model
     parts: list[int] = field(default_factory=list)  # of each matrix, which of PARTS it is
+    modules: dict[str, tuple[Matrix, float]] = field(
+        default_factory=dict
+    )  # those that can be adapted, and their factors
     kept: list[object] = field(default_factory=list)  # what the model points to
 
     def __post_init__(self) -> None:
@@ -81,9 +84,11 @@ class Description:
         embed = self.matrix("model.embed_tokens", spec.embedding_multiplier)
         model.rope, model.layer, model.norm = rope, layers, self._norm("model.norm")
         model.embed = ctypes.pointer(embed)
+        self.modules["model.embed_tokens"] = embed, spec.embedding_multiplier
         if spec.outputs:
-            name = "model.embed_tokens" if spec.tied_head else HEADS[spec.head][0]
-            model.head = ctypes.pointer(self.matrix(name, spec.logit_multiplier))
+            own = HEADS[spec.head][0]
+            head = self.matrix("model.embed_tokens" if spec.tied_head else own, spec.logit_multiplier)
+            self.modules[own], model.head = (head, spec.logit_multiplier), ctypes.pointer(head)
         self.kept += [rope, layers, embed, model.head]
 
     def _matrices(self, layers: ctypes.Array[Layer]) -> ctypes.Array[Matrix]:
@@ -98,6 +103,7 @@ class Description:
             owners = [f"mlp.experts.{each}." for each in range(experts.count)] if experts else ["mlp."]
             names += [f"{prefix}{owner}{name}" for owner in owners for name in GATED]
         matrices = (Matrix * len(names))(*map(self._of_layer, names))
+        self.modules |= {name: (matrix, self._factor(name)) for name, matrix in zip(names, matrices, strict=True)}
         for layer, (attention, mlp, router) in zip(layers, starts, strict=True):
             layer.attention, layer.mlp = ctypes.pointer(matrices[attention]), ctypes.pointer(matrices[mlp])
             if router is not None:
@@ -107,7 +113,10 @@ class Description:
     def _of_layer(self, name: str) -> Matrix:
         last = name.rpartition(".")[2]
         self.parts.append(PARTS.index("router" if last == "gate" else last))
-        return self.matrix(name, self._added if last in ("o_proj", "down_proj") else 1.0)
+        return self.matrix(name, self._factor(name))
+
+    def _factor(self, name: str) -> float:
+        return self._added if name.endswith(("o_proj", "down_proj")) else 1.0
 
     def matrix(self, name: str, factor: float = 1.0) -> Matrix:
         """A packed matrix and its bias, both times a factor."""

@@ -15,11 +15,13 @@ from llamachat.core.tensors import Array, Tensor, TensorInfo
 from llamachat.engines.memory import active_bytes, kv_bytes
 from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
 from llamachat.engines.native.description import ACTIVATIONS, Description, sized
+from llamachat.engines.native.lowrank import Additions
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
+from llamachat.formats.adapter import Scaled
 
 KvType = Literal["float32", "float16", "bfloat16", "int8"]
 KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
@@ -60,6 +62,7 @@ class NativeEngine:
         if not self._engine:
             raise MemoryError(f"a context of {slots} tokens does not fit in memory")
         self._pinned = PinnedKeys[NDArray[np.float32]]()
+        self._additions = Additions(self._description.modules)
 
     @classmethod
     def build(cls, config: ModelSpec, tensors: Iterable[tuple[str, Tensor]], **options: Any) -> "NativeEngine":
@@ -83,6 +86,15 @@ class NativeEngine:
     def kv_bytes(self) -> int:
         """When every slot is in use; memory is taken as slots are written."""
         return _kv_bytes(self.config, self.slots, self.kv)
+
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """Have these adapters in force from the next step on, and no others."""
+        before = self._additions.put(adapters)
+        try:
+            checked(self._lib.engine_adapt(self._engine))
+        except (ValueError, MemoryError):
+            self._additions.put_back(before)
+            raise
 
     def forward(
         self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"

@@ -1,4 +1,4 @@
-"""Tensors -> a model: the one place that chooses how each linear is multiplied (KERNELS, a bias, later LoRA and shards)."""
+"""Tensors -> a model: the one place that chooses how each linear is multiplied (KERNELS, a bias, adapters, later shards)."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,9 @@ from llamachat.core.tensors import QuantTensor, dequantize
 from llamachat.core.tensors import Tensor as Weight
 from llamachat.engines.torch.attention import fused_attention
 from llamachat.engines.torch.linear import Dense, Linear, dense, make_linear
+from llamachat.engines.torch.lora import Adapted, AdaptedEmbedding, Added, added
 from llamachat.families.t5 import ABSOLUTE, RELATIVE
+from llamachat.formats.adapter import Scaled
 
 EMBEDDING = "model.embed_tokens"
 
@@ -23,11 +25,12 @@ class Assembly:
     def __init__(self, spec: ModelSpec, device: torch.device, precision: Precision) -> None:
         self.spec, self.device, self.precision = spec, device, precision
         self.head = HEADS[spec.head][0]
-        self.linears: dict[str, Linear] = {}
+        self.linears: dict[str, Adapted] = {}
+        self.rows: dict[str, tuple[str, slice]] = {}  # module -> the layer that it is part of, and which rows of that
         self.vectors: dict[str, Tensor] = {}  # norms and sinks by name, and tables of positions
         self.waiting: dict[str, dict[str, Weight | None]] = {}
         self.kernels: dict[str, int] = {}
-        self.embed: Callable[[Sequence[int]], Tensor]
+        self.embed: AdaptedEmbedding
         for name in spec.tensor_shapes():
             self.waiting.setdefault(_layer(name), {})[name] = None
 
@@ -49,10 +52,13 @@ class Assembly:
                 self.vectors[name] = dense([tensor], self.device, self.precision.norm)
                 self._count("norms", self.vectors[name].nbytes)
         else:
+            start = 0
+            for name in (name for name in parts if name.endswith(".weight")):
+                self.rows[name.removesuffix(".weight")] = layer, slice(start, start := start + parts[name].shape[0])
             self._linear(layer, make_linear(weights, biases, self.device, self.precision.compute))
 
     def _linear(self, layer: str, linear: Linear) -> None:
-        self.linears[layer] = linear
+        self.linears[layer] = Adapted(linear)
         self._count(linear.kernel, linear.nbytes)
 
     def _embedding(self, tensor: Weight) -> None:
@@ -60,15 +66,16 @@ class Assembly:
         head = None
         if self.spec.tied_head:
             head = make_linear([tensor], [], self.device, self.precision.compute)
+            self.rows[self.head] = self.head, slice(None)
             self._linear(self.head, head)
         if isinstance(head, Dense):
-            self.embed = _lookup(head.weight)
+            self.embed = AdaptedEmbedding(_lookup(head.weight))
         elif isinstance(tensor, QuantTensor):
-            self.embed = _packed_lookup(tensor, self.device)
+            self.embed = AdaptedEmbedding(_packed_lookup(tensor, self.device))
             self._count("embedding", tensor.nbytes)
         else:
             weight = dense([tensor], self.device, self.precision.compute)
-            self.embed = _lookup(weight)
+            self.embed = AdaptedEmbedding(_lookup(weight))
             self._count("embedding", weight.nbytes)
 
     def _count(self, kernel: str, nbytes: int) -> None:
@@ -81,6 +88,18 @@ class Assembly:
         ]
         norm, head = self.vectors["model.norm.weight"] + self.spec.norm_offset, self.linears.get(self.head)
         return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
+
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """Have the model that was made add these to its products, and nothing else."""
+        found: dict[str, list[Added]] = {}
+        for adapter, scale in adapters:
+            for module, low in adapter.matrices.items():
+                layer, rows = self.rows.get(module, (module, slice(None)))
+                made = added(low.times(scale), rows, self.device, self.precision.compute)
+                found.setdefault(layer, []).append(made)
+        self.embed.added = found.pop(EMBEDDING, ())
+        for layer, linear in self.linears.items():
+            linear.added = found.get(layer, ())
 
     def made(self, *modules: str) -> Linear:
         """The product with these matrices, which have become one."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.engine import Outputs
-from llamachat.core.model import Model, Precision
+from llamachat.core.model import Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.engines.saved import Saved
@@ -19,6 +19,7 @@ from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.engines.torch.linear import kernel_for
 from llamachat.families.t5 import EncoderDecoderSpec
+from llamachat.formats.adapter import Scaled
 
 
 class Bytes(NamedTuple):
@@ -34,11 +35,12 @@ class TorchEngine:
     batch_invariant = False  # products of one row and of several round differently
     assembly = Assembly
 
-    def __init__(self, model: Model, keys_values: KeysValues, kernels: Mapping[str, int]) -> None:
-        self.model, self.keys_values = model, keys_values
-        self.kernels = kernels  # name -> bytes of weights that it multiplies
-        self.config, self.slots = model.spec, keys_values.slots
-        self.weight_bytes, self.kv_bytes = sum(kernels.values()), keys_values.nbytes
+    def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
+        self.model, self.keys_values = assembly.model(), keys_values
+        self.kernels = assembly.kernels  # name -> bytes of weights that it multiplies
+        self._assembly = assembly
+        self.config, self.slots = self.model.spec, keys_values.slots
+        self.weight_bytes, self.kv_bytes = sum(self.kernels.values()), keys_values.nbytes
 
     @classmethod
     def build(
@@ -64,7 +66,12 @@ class TorchEngine:
         assembly = cls.assembly(config, where, precision)
         for name, tensor in tensors:
             assembly.add(name, tensor)
-        return cls(assembly.model(), KeysValues(config, slots, where, precision, kv_bits), assembly.kernels)
+        return cls(assembly, KeysValues(config, slots, where, precision, kv_bits))
+
+    @torch.inference_mode()
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """Have these adapters in force from the next step on, and no others."""
+        self._assembly.adapt(adapters)
 
     @torch.inference_mode()
     def forward(

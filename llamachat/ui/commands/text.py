@@ -43,6 +43,13 @@ def first_then(events: Iterator[Event], action: Callable[[], None]) -> Iterator[
         yield event
 
 
+def require_terminal(context: Context, command: str) -> None:
+    """Raises UsageError off one, where commands come from who knows whom."""
+    if context.send is None:
+        cause = f"/{command} works at a terminal only"
+        raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
+
+
 def number(text: str, what: str, default: int | None = None) -> int:
     """A whole number from 1 on; `default` for an empty text. Raises UsageError."""
     if not text and default is not None:

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import LIMIT
+from llamachat.ui.commands.adapt import ADAPTERS
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
 from llamachat.ui.commands.inside import INSIDE
 from llamachat.ui.commands.settings import SETTINGS
-from llamachat.ui.commands.text import QUOTES, first_then, unquoted, with_files
+from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
 from llamachat.ui.commands.turns import DIALOG
 
-COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *FILES, *INSIDE)
+COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *ADAPTERS, *FILES, *INSIDE)
 
 
 def respond(context: Context, text: str) -> Iterator[Event] | None:
@@ -48,9 +49,8 @@ def find(text: str) -> tuple[Command, str] | None:
 
 
 def _check_private(context: Context, command: Command) -> None:
-    if command.private and context.send is None:
-        cause = f"/{command.names[0]} works at a terminal only"
-        raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
+    if command.private:
+        require_terminal(context, command.names[0])
 
 
 def named(name: str) -> Command | None:

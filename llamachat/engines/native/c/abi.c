@@ -9,7 +9,9 @@
 static const struct { const char *type, *name; size_t offset, size; } fields[] = {
     WHOLE(Matrix), FIELD(Matrix, data), FIELD(Matrix, bytes), FIELD(Matrix, bias), FIELD(Matrix, rows), FIELD(Matrix, columns),
     FIELD(Matrix, kind), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, unit), FIELD(Matrix, table),
-    FIELD(Matrix, low), FIELD(Matrix, wide), FIELD(Matrix, narrow),
+    FIELD(Matrix, low), FIELD(Matrix, wide), FIELD(Matrix, narrow), FIELD(Matrix, added),
+    WHOLE(LowRank), FIELD(LowRank, a), FIELD(LowRank, b), FIELD(LowRank, a_bytes), FIELD(LowRank, b_bytes), FIELD(LowRank, next),
+    FIELD(LowRank, rank), FIELD(LowRank, kind), FIELD(LowRank, scale),
     WHOLE(Rope), FIELD(Rope, frequency), FIELD(Rope, factor), FIELD(Rope, dim),
     WHOLE(Layer), FIELD(Layer, attention_in), FIELD(Layer, attention_out), FIELD(Layer, mlp_in), FIELD(Layer, mlp_out),
     FIELD(Layer, q_norm), FIELD(Layer, k_norm), FIELD(Layer, sinks), FIELD(Layer, attention), FIELD(Layer, mlp),

@@ -84,7 +84,7 @@ void engine_free(Engine *e) {
     free_acts(&e->acts), free_acts(&e->mlp), free_acts(&e->gathered), free_acts(&e->expert_acts), free_route(&e->route);
     free(e->scores), free(e->expert_row), free(e->expert_gate), free(e->expert_out);
     free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->query_scale);
-    free(e->parts);
+    free(e->parts), free(e->low), free(e->low_inputs);
     free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
     release(e->kv, e->kv_bytes);
     free(e);

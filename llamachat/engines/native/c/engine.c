@@ -8,25 +8,25 @@
 #include "attention.h"
 #include "faults.h"
 #include "kv.h"
+#include "lowrank.h"
 #include "mixture.h"
 #include "alloc.h"
 #include "threads.h"
 
 /* ---- steps of the forward pass ---- */
 
-/* y [tokens][rows of w], whose rows lie `stride` floats apart. */
-typedef struct { const Matrix *w; int tokens; float *y; size_t stride; } Product;
-
 /* Products of the same activations with some matrices, as if these were one: threads take strips of all of them. */
 static void multiply(const Task *t, const Acts *a, int fine, const Product *products, int count) {
     int total = 0, lo, hi = 0;
     for (int i = 0; i < count; i++) total += strips_of(products[i].w);
+    start_added(t, a, products, count, total);
     while (take_strips(t, total, &lo, &hi))
         for (int i = 0, start = 0; i < count; start += strips_of(products[i++].w)) {
             const Product *p = &products[i];
             int from = most(lo - start, 0), to = least(hi - start, strips_of(p->w));
-            if (from < to)
-                t->e->k->matmul(p->w, a, fine, 0, p->tokens, p->y, p->stride, from, to - from, t->local->scratch);
+            if (from >= to) continue;
+            t->e->k->matmul(p->w, a, fine, 0, p->tokens, p->y, p->stride, from, to - from, t->local->scratch);
+            add_added(t, p, i, from, to - from);
         }
 }
 
@@ -35,7 +35,10 @@ static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of
 /* The tokens' rows of the embedding become the residual stream x [tokens][hidden]; beside it, what RoPE rotates by and queries are scaled by. */
 static void embed(const Task *t) {
     const Engine *e = t->e;
-    EACH_TOKEN(t, i) e->k->dequantize_row(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
+    EACH_TOKEN(t, i) {
+        e->k->dequantize_row(e->m.embed, t->s->ids[i], t->x + (size_t)i * e->hidden);
+        add_to_row(e, t->s->ids[i], t->x + (size_t)i * e->hidden);
+    }
     for (int i = t->thread; i < t->tokens; i += t->threads) e->query_scale[i] = query_scale(e, t->s->positions[i]);
     for (int i = t->thread; i < t->tokens * e->m.ropes; i += t->threads) {
         const Rope *rope = e->m.rope + i / t->tokens;
@@ -118,10 +121,13 @@ static void gate_up(const Task *t, const Matrix *w) {
     const Engine *e = t->e;
     int tokens = t->tokens, strips = strips_of(w + GATE), fine = is_fine(e, FINE_MLP);
     float *gate = e->gate, *upper = gate + e->inner;
+    const Product products[] = {{w + GATE, tokens, gate, 2 * e->inner}, {w + UP, tokens, upper, 2 * e->inner}};
+    start_added(t, t->acts, products, 2, e->inner / LANES);
     for (int lo, hi = 0; take_strips(t, e->inner / LANES, &lo, &hi);) {
         int count = least(hi, strips) - lo, from = lo * LANES, to = hi * LANES;
         e->k->matmul(w + GATE, t->acts, fine, 0, tokens, gate, 2 * e->inner, lo, count, t->local->scratch);
         e->k->matmul(w + UP, t->acts, fine, 0, tokens, upper, 2 * e->inner, lo, count, t->local->scratch);
+        for (int i = 0; i < 2; i++) add_added(t, products + i, i, lo, count);
         for (int i = 0; i < tokens; i++) {
             size_t row = (size_t)i * 2 * e->inner + from;
             float *out = e->mlp.x + (size_t)i * e->inner + from;
@@ -159,8 +165,11 @@ static void project_head(const Task *t) {
     const Engine *e = t->e;
     const Matrix *head = e->m.head;
     size_t stride = up(head->rows, LANES);
+    const Product product = {head, t->tokens, t->s->logits, stride};
+    start_added(t, t->acts, &product, 1, strips_of(head));
     for (int lo, hi = 0; take_strips(t, strips_of(head), &lo, &hi);) {
         e->k->matmul(head, t->acts, is_fine(e, FINE_HEAD), 0, t->tokens, t->s->logits, stride, lo, hi - lo, t->local->scratch);
+        add_added(t, &product, 0, lo, hi - lo);
         for (int i = 0; e->m.logit_softcap > 0.0f && i < t->tokens; i++)
             e->k->soften(t->s->logits + i * stride + (size_t)lo * LANES, (hi - lo) * LANES, e->m.logit_softcap);
     }

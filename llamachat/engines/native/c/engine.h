@@ -27,6 +27,10 @@ typedef struct { int expert, row; float share; } Pick;
 typedef struct { int expert, first, rows; } Group;      /* the rows of one expert */
 typedef struct { Pick *picks; Group *groups; int count; } Route;  /* [tokens][picked], by expert; and so many groups */
 
+/* y [tokens][rows of w], whose rows lie `stride` floats apart, of the activations from the token-th on. What is added to it is kept in
+   the row-th row of the engine's and those after. */
+typedef struct { const Matrix *w; int tokens; float *y; size_t stride; int token, row; } Product;
+
 typedef struct { Acts acts; float *x, *part; void *scratch; Route route; } Local;  /* what each thread has to itself */
 
 typedef struct Engine {
@@ -59,6 +63,10 @@ typedef struct Engine {
     char *kv;                                /* [chunks][layers][kv_heads][2][CHUNK * dim] */
     float *kv_scale;                         /* [layers][2][kv_heads][cap] */
     size_t kv_bytes;
+    float *low;                              /* sums of low-rank additions [3 products][low_rows][low_width]; see lowrank.c */
+    float *low_inputs;                       /* and what they are multiplied with [threads][tokens][low_rank] */
+    size_t low_rows, low_width;
+    int low_rank;                            /* the largest; 0: there are none */
     Team team;
 } Engine;
 
@@ -77,6 +85,7 @@ typedef struct {
 
 static inline int most(int a, int b) { return a > b ? a : b; }
 static inline int least(int a, int b) { return a < b ? a : b; }
+static inline size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t part_size(const Engine *e) { return PART + e->dim; }
 static inline int queries_per_key(const Engine *e) { return e->m.heads / e->m.kv_heads; }
 

@@ -86,6 +86,30 @@ const char *weights_fault(const Model *m) {
     return NULL;
 }
 
+static const char *low_rank_fault(const Matrix *w) {
+    int count = 0;
+    for (const LowRank *low = w->added; low; low = low->next) {
+        if (!within(low->kind, F32, BF16) || !within(low->rank, 1, MAX_RANK) || ++count > MAX_ADDED) return "an addition of impossible rank or kind";
+        size_t size = float_bytes(low->kind), a = (size_t)up(low->rank, 4) * up(w->columns, TILE), b = (size_t)low->rank * up(w->rows, LANES);
+        if (!low->a || !low->b || (uintptr_t)low->a % TILE || (uintptr_t)low->b % TILE) return "an addition that is not aligned";
+        if (low->a_bytes < a * size || low->b_bytes < b * size) return "an addition that is cut off";
+    }
+    return NULL;
+}
+
+/* Why what is added to the matrices of a model without fault cannot be; NULL: it can. */
+const char *low_ranks_fault(const Model *m) {
+    const char *fault = low_rank_fault(m->embed);
+    if (!fault && m->head) fault = low_rank_fault(m->head);
+    for (int layer = 0; layer < m->layers; layer++) {
+        const Layer *l = m->layer + layer;
+        for (int i = 0; !fault && i < PROJECTIONS; i++) fault = low_rank_fault(l->attention + i);
+        for (int i = 0; !fault && i < GATED * (l->router ? m->experts : 1); i++) fault = low_rank_fault(l->mlp + i);
+        if (!fault && l->router) fault = low_rank_fault(l->router);
+    }
+    return fault;
+}
+
 /* Why these cannot be slots and positions of an engine with so many slots; NULL: they can. */
 const char *places_fault(int slots, const int64_t *slot, const int64_t *position, int count) {
     for (int i = 0; i < count; i++) {

@@ -6,6 +6,7 @@
 const char *matrix_fault(const Matrix *w);
 const char *model_fault(const Model *m);
 const char *weights_fault(const Model *m);
+const char *low_ranks_fault(const Model *m);
 const char *places_fault(int slots, const int64_t *slot, const int64_t *position, int count);
 const char *step_fault(const Model *m, const Step *s);
 #endif

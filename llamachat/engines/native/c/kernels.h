@@ -42,6 +42,9 @@ typedef struct {
     void (*soften)(float *x, int n, float cap);  /* cap * tanh(x / cap) in place, n a multiple of 16 */
     void (*matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch);
+    void (*low_sums)(int kind, const void *a, const float *x, int columns, float *out);  /* 4 rows of a group times x, to out [4] */
+    void (*low_add)(const LowRank *low, const float *h, float *y, int strip, int strips);  /* y += b h in these strips */
+    void (*low_row)(const LowRank *low, int columns, int row, float *x);  /* x += scale * b[row] a */
     void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
     void (*merge)(float *into, const float *part, int dim);
     float (*narrow)(int kind, const float *x, void *out, int n);  /* returns the scale of Q8 */

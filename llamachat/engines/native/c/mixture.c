@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "lowrank.h"
 #include "mixture.h"
 #include "threads.h"
 
@@ -81,8 +82,12 @@ static void gather(const Task *t) {
 
 void route(const Task *t, const Layer *l) {
     Engine *e = t->e;
-    for (int lo, hi = 0; take_strips(t, strips_of(l->router), &lo, &hi);)
+    const Product product = {l->router, t->tokens, e->scores, e->scored};
+    start_added(t, t->acts, &product, 1, strips_of(l->router));
+    for (int lo, hi = 0; take_strips(t, strips_of(l->router), &lo, &hi);) {
         e->k->matmul(l->router, t->acts, is_fine(e, FINE_MLP), 0, t->tokens, e->scores, e->scored, lo, hi - lo, t->local->scratch);
+        add_added(t, &product, 0, lo, hi - lo);
+    }
     barrier(t);
     if (t->alone) {
         route_alone(t);
@@ -96,19 +101,33 @@ void route(const Task *t, const Layer *l) {
     barrier(t);
 }
 
+/* Gate (UP: up) of one expert's rows, whose activations are the token's own where there is but one. */
+static Product gate_of(const Task *t, const Matrix *w, const Group *g, int which) {
+    const Engine *e = t->e;
+    size_t stride = 2 * (size_t)e->expert_inner;
+    float *y = e->expert_gate + g->first * stride + which * e->expert_inner;
+    return (Product){w + which, g->rows, y, stride, t->alone ? 0 : g->first, g->first};
+}
+
+static Product down_of(const Engine *e, const Matrix *w, const Group *g) {
+    return (Product){w + DOWN, g->rows, e->expert_out + (size_t)g->first * e->hidden, e->hidden, g->first, g->first};
+}
+
 /* Strips [lo, hi) of gate and up for one expert's rows, 64 rows or a multiple, and the next product's activations of them. */
 static void gate_up(const Task *t, const Matrix *w, const Group *g, int lo, int hi) {
     const Engine *e = t->e;
     const Acts *acts = t->alone ? t->acts : &e->gathered;
-    int count = least(hi, strips_of(w + GATE)) - lo, from = lo * LANES, to = hi * LANES, token = t->alone ? 0 : g->first;
-    int fine = is_fine(e, FINE_MLP);
-    size_t stride = 2 * (size_t)e->expert_inner;
-    float *gate = e->expert_gate + g->first * stride, *upper = gate + e->expert_inner;
-    e->k->matmul(w + GATE, acts, fine, token, g->rows, gate, stride, lo, count, t->local->scratch);
-    e->k->matmul(w + UP, acts, fine, token, g->rows, upper, stride, lo, count, t->local->scratch);
+    int count = least(hi, strips_of(w + GATE)) - lo, from = lo * LANES, to = hi * LANES;
+    Product products[] = {gate_of(t, w, g, GATE), gate_of(t, w, g, UP)};
+    for (int i = 0; i < 2; i++) {
+        const Product *p = products + i;
+        e->k->matmul(p->w, acts, is_fine(e, FINE_MLP), p->token, p->tokens, p->y, p->stride, lo, count, t->local->scratch);
+        add_added(t, p, i, lo, count);
+    }
     for (int i = 0; i < g->rows; i++) {
+        const float *gate = products[0].y + i * products[0].stride, *upper = products[1].y + i * products[1].stride;
         float *out = e->expert_acts.x + (size_t)(g->first + i) * e->expert_inner;
-        e->k->activate(e->m.activation, e->m.swiglu_limit, gate + i * stride + from, upper + i * stride + from, out + from, to - from);
+        e->k->activate(e->m.activation, e->m.swiglu_limit, gate + from, upper + from, out + from, to - from);
         e->k->quantize(&e->expert_acts, g->first + i, from, to, is_fine(e, FINE_DOWN));
     }
 }
@@ -118,7 +137,13 @@ static void gate_up(const Task *t, const Matrix *w, const Group *g, int lo, int 
 void gate_up_experts(const Task *t, const Layer *l) {
     const Engine *e = t->e;
     const Route *r = route_of(t);
-    int strips = e->expert_inner / LANES, apart = t->alone ? strips : 0;
+    int strips = e->expert_inner / LANES, apart = t->alone ? strips : 0, added = 0, turn = 0;
+    for (int i = 0; i < 2 * r->count; i++) {
+        const Group *g = r->groups + i / 2;
+        const Product product = gate_of(t, l->mlp + g->expert * GATED, g, i % 2);
+        added |= sum_added(t, t->alone ? t->acts : &e->gathered, &product, i % 2, &turn);
+    }
+    if (added) barrier(t);
     for (int lo, hi = 0; take_strips(t, strips + apart * (r->count - 1), &lo, &hi);)
         for (int i = 0; i < r->count; i++) {
             int from = most(lo - i * apart, 0), to = least(hi - i * apart, strips);
@@ -139,11 +164,17 @@ static void add_shares(const Engine *e, const Pick *picks, float *out, int from,
 void project_down_experts(const Task *t, const Layer *l) {
     const Engine *e = t->e;
     const Route *r = route_of(t);
+    int added = 0, turn = 0;
+    for (int i = 0; i < r->count; i++) {
+        const Product product = down_of(e, l->mlp + r->groups[i].expert * GATED, r->groups + i);
+        added |= sum_added(t, &e->expert_acts, &product, 0, &turn);
+    }
+    if (added) barrier(t);
     for (int lo, hi = 0; take_strips(t, up(e->m.hidden, LANES) / LANES, &lo, &hi);) {
         for (int i = 0; i < r->count; i++) {
-            const Group *g = r->groups + i;
-            e->k->matmul(l->mlp + g->expert * GATED + DOWN, &e->expert_acts, is_fine(e, FINE_DOWN), g->first, g->rows,
-                         e->expert_out + (size_t)g->first * e->hidden, e->hidden, lo, hi - lo, t->local->scratch);
+            const Product p = down_of(e, l->mlp + r->groups[i].expert * GATED, r->groups + i);
+            e->k->matmul(p.w, &e->expert_acts, is_fine(e, FINE_DOWN), p.token, p.tokens, p.y, p.stride, lo, hi - lo, t->local->scratch);
+            add_added(t, &p, 0, lo, hi - lo);
         }
         for (int i = 0; i < t->tokens; i++)
             add_shares(e, r->picks + (size_t)i * e->m.picked, e->out + (size_t)i * e->hidden, lo * LANES, hi * LANES);

@@ -7,7 +7,7 @@
 /* The largest model whose products of sizes fit 32 bits wherever the code has them in an int; see model_fault. */
 enum {
     MAX_HIDDEN = 1 << 20, MAX_INNER = 1 << 22, MAX_VOCAB = 1 << 24, MAX_LAYERS = 1024, MAX_HEADS = 4096, MAX_THREADS = 1024,
-    MAX_SLOTS = 1 << 30, MAX_BATCH = 1 << 12, MAX_ROPES = 2, MAX_EXPERTS = 1 << 12
+    MAX_SLOTS = 1 << 30, MAX_BATCH = 1 << 12, MAX_ROPES = 2, MAX_EXPERTS = 1 << 12, MAX_RANK = 1 << 12, MAX_ADDED = 64
 };
 
 enum attention_matrix { QUERY, KEY, VALUE, OUTPUT, PROJECTIONS };

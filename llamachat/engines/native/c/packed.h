@@ -18,6 +18,17 @@
 enum { LANES = 16, TILE = 64, GROUP = 32 };  /* rows of a strip, columns of a tile, columns that share an activation scale */
 enum kind { F32, F16, BF16, Q8, Q4 };
 
+/* What is added to a matrix's product with x: scale * b (a x), and of several all. `a` [rank, columns] lies in groups of 4 rows, a
+   group in pieces of 16 columns, as [4][16]; `b` [rows, rank] in strips of 16 rows, a strip as [rank][16]. Missing rows and columns
+   (of whole tiles) are zero. */
+typedef struct LowRank {
+    const void *a, *b;             /* 64-byte aligned */
+    uint64_t a_bytes, b_bytes;
+    const struct LowRank *next;    /* or NULL */
+    int32_t rank, kind;            /* kind: F32, F16 or BF16, of both */
+    float scale;
+} LowRank;
+
 typedef struct {
     const uint8_t *data;  /* 64-byte aligned */
     uint64_t bytes;       /* of data */
@@ -28,6 +39,7 @@ typedef struct {
     uint8_t low[16];      /* Q4, if wide: 256ths + 128 of each code, for tables that 8 bits are too coarse for */
     int32_t wide;
     int32_t narrow;       /* Q8: all codes are within -32..31, whose products sum in fewer instructions on some processors */
+    const LowRank *added; /* or NULL; see engine_adapt */
 } Matrix;
 
 /* What pack.c makes a matrix of: a tensor in the bit layout of llamachat/core/tensors.py. */
@@ -47,5 +59,6 @@ static inline size_t tile_bytes(const Matrix *w) {
     return 32 * (size_t)w->subs * (w->minimum ? 2 : 1) + (w->kind == Q4 ? 512 : 1024);
 }
 static inline size_t strip_bytes(const Matrix *w) { return tile_bytes(w) * (up(w->columns, TILE) / TILE); }
+static inline size_t float_bytes(int kind) { return kind == F32 ? 4 : 2; }
 static inline size_t matrix_bytes(const Matrix *w) { return strip_bytes(w) * strips_of(w); }
 #endif
