@@ -152,4 +152,6 @@ def test_the_local_backend_is_made_by_name_and_can_do_everything(snapshots: bool
     chat = Session(backend, SETTINGS)
     *_, done = chat.ask("hello")
     assert asked == ["hash"] and isinstance(done, TurnDone) and len(chat.tokens()) == done.stats.completion_tokens
-    assert backend.capabilities == {"scores", "continues", "window"} | ({"snapshots"} if snapshots else set())
+    assert backend.capabilities == {"scores", "continues", "window", "adapters"} | (
+        {"snapshots"} if snapshots else set()
+    )

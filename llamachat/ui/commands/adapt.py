@@ -85,11 +85,11 @@ def _words(context: Context, before: Sequence[str]) -> Iterator[Word]:
 ADAPTERS = (
     Command(
         ("lora",),
-        "[NAME SCALE|on|off, add PATH]",
-        "show, scale, switch or add adapters",
+        "[NAME [SCALE]]",
+        "show adapters, scale or switch one, or add one",
         _lora,
-        "An adapter is a folder that PEFT has written. Several add up, each times its scale; 0 and off are the same.\n"
-        "The model stays loaded. What it has read of the dialog is of before, so that is read anew.",
+        "SCALE is a number, on or off (as 0 is). `/lora add PATH[:SCALE]` takes another, from a folder that PEFT has written.\n"
+        "Several add up. The model stays loaded; what it had read of the dialog is of before, so that is read anew.",
         _words,
         path=True,
     ),
