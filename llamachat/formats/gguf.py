@@ -150,8 +150,9 @@ class GGUFCheckpoint:
 
 def _in_transformers(arch: str, config: ModelSpec) -> Layout:
     """Of the class that transformers has for such a model. Mixtral's files are of the architecture llama."""
-    mixtral = arch == "llama" and config.experts is not None
-    return FAMILIES["mixtral"].layout if mixtral else ARCHITECTURES[arch].layout
+    if arch == "llama" and config.experts is not None:
+        return FAMILIES["mixtral"].layout
+    return ARCHITECTURES[arch].layout if arch in ARCHITECTURES else Layout()
 
 
 def _entries(stored: Mapping[str, StoredTensor], config: ModelSpec, layout: Layout) -> dict[str, LazyTensor]:

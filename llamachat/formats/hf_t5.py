@@ -50,6 +50,7 @@ def hf_t5(raw: Mapping[str, Any], where: str) -> Translated:
     _refuse_other_classes(fields)
     fields.neutral("is_encoder_decoder", True)
     fields.neutral("encoder_no_repeat_ngram_size", 0)
+    fields.neutral("output_hidden_states", False)
     quantized, own = fields.inside("quantization_config"), fields.inside(OWN)
     heads, layers = fields.size("num_heads", "num_attention_heads"), fields.size("num_layers", "num_hidden_layers")
     hidden = fields.size("d_model", "hidden_size")

@@ -8,6 +8,7 @@ from functools import partial
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, Tensor, half_split_rows
 from llamachat.families.family import Layout
+from llamachat.families.t5 import EncoderDecoderSpec, our_name
 from llamachat.formats.lazy import LazyTensor
 
 IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
@@ -78,7 +79,7 @@ def targets(name: str, layout: Layout, spec: ModelSpec, stack: int) -> Iterator[
     """Of a tensor as transformers calls it: our names, and what of it each is; `stack` as Places.of has it."""
     match = IN_LAYER.fullmatch(name)
     if match is None:
-        yield name, Cut(slice(None))
+        yield our_name(name) if isinstance(spec, EncoderDecoderSpec) else name, Cut(slice(None))
         return
     kind = "bias" if match["kind"] in (".bias", "_bias") else "weight"  # stacks are called X and X_bias
     yield from Places(layout, spec).of(match["prefix"], match["part"], kind, stack)

@@ -258,7 +258,7 @@ class _Model:
             name = f"{module.removesuffix(COPIED)}.{kind}"
             if not (copied and kind == "weight"):
                 entries[name] = float_entry(name, array)
-            elif array.shape != self._shape(name):
+            elif any(array.shape != self._shape(ours) for ours, _ in targets(name, self.layout, self.spec, len(array))):
                 raise FormatError(f"{shown(name)} in {self.file} is {array.shape}", "the base has another vocabulary")
         ours = placed(entries, self.layout, self.spec)
         for name, lazy in ours.items():

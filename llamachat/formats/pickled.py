@@ -18,6 +18,7 @@ from llamachat.checks import shown
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader, reading
 from llamachat.system.mapped import is_mapped
+from llamachat.system.metadata import names
 
 AXES = 8  # of a tensor; a weight has two, and numpy at most 64
 PICKLE_LIMIT = 4 << 20  # bytes; 10,000 tensors take half of it, and reading it all some seconds and 300 MB
@@ -34,16 +35,7 @@ UNREAD = {  # states of random numbers, paths and the like
     *("numpy ndarray", "numpy dtype", "pathlib PosixPath", "_io BytesIO"),
 }
 ENUMERATION = re.compile(r"megatron\.[\w.]+ \w+")
-EXPANDING = {
-    "base64",
-    "bz2",
-    "hex",
-    "quopri",
-    "quotedprintable",
-    "uu",
-    "zip",
-    "zlib",
-}  # codecs of bytes, without "_codec"
+EXPANDING = names("base64 bz2 hex quopri quotedprintable uu zip zlib")  # codecs of bytes, without "_codec"
 
 
 class Arguments:
@@ -104,10 +96,10 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _standing_in(names: Mapping[str, type]) -> Iterator[None]:
+def _standing_in(classes: Mapping[str, type]) -> Iterator[None]:
     import torch
 
-    with torch.serialization.safe_globals([(kind, name.replace(" ", ".")) for name, kind in names.items()]):
+    with torch.serialization.safe_globals([(kind, name.replace(" ", ".")) for name, kind in classes.items()]):
         yield
 
 

@@ -1,5 +1,6 @@
 """T5 in torch beside transformers: logits, whatever the lengths, chunks and texts beside; and what is kept of a source."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft_folders import PeftModel, trained
 from t5_models import CASES, VOCAB_SIZE, as_stored, save_t5, save_t5_gguf, t5_logits, t5_model
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -19,6 +21,7 @@ from llamachat.engines.torch.encoder_decoder import EncoderDecoderEngine, bucket
 from llamachat.errors import ConfigError, DoesNotFitError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.peft import open_peft
 
 random = np.random.default_rng(0)
 LONG, SHORT = ([int(token) for token in random.integers(3, VOCAB_SIZE, size)] for size in (300, 5))
@@ -59,6 +62,26 @@ def test_a_gguf_file_gives_the_same_logits(case: str, quant: str, tmp_path: Path
     engine.encode(0, LONG)
     logits = advance(engine, Cache(256), ANSWER, "all")
     np.testing.assert_allclose(logits, t5_logits(model, LONG, ANSWER), atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_gives_pefts_logits_and_goes_again(tmp_path: Path) -> None:
+    linears, before = ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"], t5_model()
+    adapter = trained(t5_model(), tmp_path / "adapter", target_modules=linears, task_type="SEQ_2_SEQ_LM")
+    folder = save_t5(tmp_path / "t5")
+    engine = opened(folder)
+    engine.adapt([(open_peft(adapter, open_checkpoint(folder)), 1.0)])
+    engine.encode(0, SHORT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(t5_model(), adapter).eval()
+    right = t5_logits(adapted, SHORT, ANSWER)
+    assert np.abs(right - t5_logits(before, SHORT, ANSWER)).max() > 0.1
+    np.testing.assert_allclose(advance(engine, Cache(256), ANSWER, "all"), right, atol=1e-4, rtol=1e-4)
+    engine.adapt([])
+    engine.encode(0, SHORT)
+    np.testing.assert_allclose(
+        advance(engine, Cache(256), ANSWER, "all"), t5_logits(before, SHORT, ANSWER), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_chunks_and_single_tokens_give_what_the_whole_gives(engine: EncoderDecoderEngine, model: Any) -> None:
@@ -109,6 +132,15 @@ def test_other_types_stay_near(settings: dict[str, Any], tmp_path: Path, model: 
     assert 0 < np.abs(logits - right).mean() < 0.05 * right.std()
 
 
+def test_packed_weights_are_multiplied_as_they_are(tmp_path: Path) -> None:
+    model = as_stored(t5_model(), "Q4_0")
+    engine = opened(save_t5_gguf(model, tmp_path / "t5.gguf", "Q4_0"), dtype="bfloat16")
+    assert "torch int4" in engine.kernels and engine.kernels["torch int4"] > 60_000
+    engine.encode(0, SHORT)
+    logits, right = advance(engine, Cache(256), ANSWER, "all"), t5_logits(model, SHORT, ANSWER)
+    assert 0 < np.abs(logits - right).mean() < 0.1 * right.std()
+
+
 def test_a_source_goes_with_its_text(engine: EncoderDecoderEngine) -> None:
     engine.encode(0, SHORT)
     engine.encode(64, LONG)
@@ -129,9 +161,21 @@ def test_a_source_without_room_is_refused_before_it_is_read(
         engine.encode(0, LONG)
 
 
-def test_reading_can_be_interrupted(engine: EncoderDecoderEngine) -> None:
+def test_reading_can_be_interrupted_within_a_layer(engine: EncoderDecoderEngine) -> None:
+    asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        engine.encode(0, LONG, lambda: True)
+        engine.encode(0, LONG, lambda: next(asked))
+
+
+def test_a_long_source_is_run_in_smaller_parts(
+    engine: EncoderDecoderEngine, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(encoder_decoder, "PAIRS", 3000)
+    engine.encode(0, LONG, lambda: asked.append(1) is not None)
+    assert len(asked) == 2 * 30, "layers, and parts of 10 queries"
+    logits = advance(engine, Cache(256), ANSWER, "all")
+    np.testing.assert_allclose(logits, t5_logits(model, LONG, ANSWER), atol=1e-4, rtol=1e-4)
 
 
 def test_the_plan_counts_both_stacks_and_the_keys_of_a_source(tmp_path: Path) -> None:
@@ -193,6 +237,7 @@ def test_layer_norms_biases_and_other_positions_are_run(positions: Any) -> None:
     engine.encode(0, SHORT)
     logits = advance(engine, Cache(64), ANSWER[:12], "all")
     np.testing.assert_allclose(logits, written_out(spec, w, SHORT, ANSWER[:12]).numpy(), atol=1e-4, rtol=1e-4)
+    assert (engine.source_room() == 64) == (positions == "learned_absolute")
 
 
 def written_out(

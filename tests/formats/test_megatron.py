@@ -167,6 +167,16 @@ def test_more_tokens_than_there_are_positions_is_refused_before_anything_runs(fo
         Llama.build(folder, max_seq_len=49)
 
 
+def test_what_goes_on_with_a_text_is_refused_in_one_line(folder: Path) -> None:
+    save(folder, build(CASES["rope"]), CASES["rope"])
+    llama = Llama.build(folder, max_seq_len=32)
+    for read in (llama.logits, llama.hidden_states, llama.attentions):
+        with pytest.raises(UsageError, match="answers a source"):
+            read([3, 4])
+    with pytest.raises(UsageError, match="answers a source"):
+        llama.embed(["a"])
+
+
 # ---- its tokenizer ----
 
 

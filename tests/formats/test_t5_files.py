@@ -41,6 +41,7 @@ def spec(raw: dict[str, Any]) -> EncoderDecoderSpec:
 
 def test_released_configurations_say_what_their_models_are() -> None:
     small, flan, mt5 = map(spec, (SMALL, FLAN, MT5))
+    assert spec(SMALL | {"output_hidden_states": False}) == small
     assert (small.activation, small.gated, small.logit_multiplier) == ("relu", False, 512**-0.5)
     assert (flan.activation, flan.gated, flan.logit_multiplier) == ("gelu_pytorch_tanh", True, 1.0)
     assert (flan.num_attention_heads * flan.head_dim, flan.hidden_size) == (384, 512)

@@ -33,7 +33,8 @@ from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE, STACKS, EncoderDecoderSpec, Inner, Stack
 
-ROWS = 128  # queries of a source that are run together: bounds the memory of scores
+ROWS = 128  # queries of a source that are run together: bounds the memory of scores,
+PAIRS = 1 << 22  # and so many of them with keys: bounds the wait for an interrupt, too
 ACTIVATIONS: Mapping[Inner, Callable[[Tensor], Tensor]] = {
     "relu": relu,
     "gelu": gelu,
@@ -41,16 +42,24 @@ ACTIVATIONS: Mapping[Inner, Callable[[Tensor], Tensor]] = {
     "silu": silu,
 }
 NORMS = {"attention_in": "input_layernorm", "cross_in": "cross_attn_layernorm", "mlp_in": "post_attention_layernorm"}
+LookedAt = Callable[[int], Iterable[Context]]  # of a decoder's layer, what each run of queries sees of its source
 Source = list[tuple[Tensor, Tensor]]  # of each of the decoder's layers, keys and values [H, S, D]
 
 
 @dataclass(frozen=True)
-class CrossBlock(Block):
-    """A decoder's layer: it looks at a source between its own attention and the feed-forward part."""
+class Cross:
+    """Attention over what an encoder made: queries are of the decoder, keys and values (one matrix) of the source."""
 
-    cross_q: Linear | None = None
-    cross_kv: Linear | None = None
-    cross_output: Linear | None = None
+    query: Linear
+    key_value: Linear
+    output: Linear
+
+
+@dataclass(frozen=True)
+class StackBlock(Block):
+    """A layer; a decoder's looks at a source between its own attention and the feed-forward part."""
+
+    cross: Cross | None = None
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,16 @@ class StackModel(Model):
     """One of the two stacks. A norm's weight is [hidden], or [2, hidden] with a bias."""
 
     spec: EncoderDecoderSpec
+    blocks: Sequence[StackBlock]
 
     def run(
-        self,
-        x: Tensor,
-        rotations: Sequence[Rotation],
-        memory: Memory,
-        cross: Callable[[int], Iterable[Context]] | None = None,
-        interrupted: Callable[[], bool] = never,
+        self, x: Tensor, rotations: Sequence[Rotation], memory: Memory, looked_at: LookedAt | None = None
     ) -> Tensor:
-        """[T, hidden] through all layers; `cross`: of a layer, what each run of queries sees of its source."""
+        """[T, hidden] through all layers."""
         for number, block in enumerate(self.blocks):
-            if interrupted():
-                raise Interrupted
             x = self._add(x, block, "attention", partial(self._own, number, block, rotations[number], memory))
-            if cross is not None and isinstance(block, CrossBlock):
-                x = self._add(x, block, "cross", partial(self._cross, block, cross(number)))
+            if block.cross and looked_at:
+                x = self._add(x, block, "cross", partial(self._cross, block.cross, looked_at(number)))
             x = self._add(x, block, "mlp", block.mlp)
         return x
 
@@ -100,11 +103,10 @@ class StackModel(Model):
     def _own(self, number: int, block: Block, rotation: Rotation, memory: Memory, x: Tensor) -> Tensor:
         return self._attend(number, block, x, rotation, memory, None)
 
-    def _cross(self, block: CrossBlock, contexts: Iterable[Context], x: Tensor) -> Tensor:
-        assert block.cross_q and block.cross_output
-        q = block.cross_q(x).view(len(x), self.spec.num_attention_heads, self.spec.head_dim)
+    def _cross(self, cross: Cross, contexts: Iterable[Context], x: Tensor) -> Tensor:
+        q = cross.query(x).view(len(x), self.spec.num_attention_heads, self.spec.head_dim)
         scores = Scores(self.scale, self.precision.softmax)
-        return block.cross_output(torch.cat([self.attention(q[c.queries], *c[1:], scores) for c in contexts]))
+        return cross.output(torch.cat([self.attention(q[c.queries], *c[1:], scores) for c in contexts]))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.dim() == 1:
@@ -145,25 +147,27 @@ class Decoder(StackModel):
     def read(self, ids: Sequence[int], rotations: Sequence[Rotation], interrupted: Callable[[], bool]) -> Source:
         """What the decoder keeps of a source."""
         positions = np.arange(len(ids))
-        x = self.encoder.run(self.start(ids, positions), rotations, self._whole(len(ids)), None, interrupted)
+        x = self.encoder.run(self.start(ids, positions), rotations, self._whole(len(ids), interrupted))
         x = self.encoder.normed(x)
-        return [self._looked_at(block, x) for block in self.blocks]
+        return [self._kept(block.cross, x) for block in self.blocks if block.cross]
 
-    def _whole(self, count: int) -> Memory:
+    def _whole(self, count: int, interrupted: Callable[[], bool]) -> Memory:
         """The memory of a source: all its tokens see each other. Some queries at a time, as scores are a square."""
-        runs = [range(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
+        rows = max(1, min(ROWS, PAIRS // count))
+        runs = [range(start, min(start + rows, count)) for start in range(0, count, rows)]
 
         def memory(layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
-            keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+            keys, values = keys.transpose(0, 1).contiguous(), values.transpose(0, 1).contiguous()
             for run in runs:
+                if interrupted():
+                    raise Interrupted
                 yield Context(slice(run.start, run.stop), keys, values, self.seen("encoder", run, count))
 
         return memory
 
-    def _looked_at(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(block, CrossBlock) and block.cross_kv
+    def _kept(self, cross: Cross, x: Tensor) -> tuple[Tensor, Tensor]:
         heads, size = self.spec.num_attention_heads, self.spec.head_dim
-        keys, values = block.cross_kv(x).view(len(x), 2, heads, size).permute(1, 2, 0, 3).contiguous()
+        keys, values = cross.key_value(x).view(len(x), 2, heads, size).permute(1, 2, 0, 3).contiguous()
         return keys, values
 
 
@@ -208,25 +212,25 @@ class StacksAssembly(Assembly):
         head, bias = self.linears[self.head], self.vectors.get(f"{self.head}.bias")
         return head if bias is None else lambda x: head(x) + bias.to(x.dtype)
 
-    def _block(self, stack: Stack, layer: int) -> Block:
+    def _block(self, stack: Stack, layer: int) -> StackBlock:
         prefix = f"{stack}.layers.{layer}."
         roles = {role: name for role, name in NORMS.items() if stack == "decoder" or role != "cross_in"}
-        cross: dict[str, Any] = {}
-        if stack == "decoder":
-            parts = {"cross_q": ("q",), "cross_kv": ("k", "v"), "cross_output": ("o",)}
-            names = {role: [f"{prefix}cross_attn.{part}_proj" for part in part] for role, part in parts.items()}
-            cross = {role: self.made(*modules) for role, modules in names.items()}
-        return CrossBlock(
+
+        def attention(name: str, parts: str) -> Linear:
+            return self.made(*(f"{prefix}{name}_attn.{part}_proj" for part in parts))
+
+        cross = Cross(*(attention("cross", parts) for parts in ("q", "kv", "o"))) if stack == "decoder" else None
+        return StackBlock(
             {role: self._norm(prefix + name) for role, name in roles.items()},
-            self.made(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
-            self.made(f"{prefix}self_attn.o_proj"),
+            attention("self", "qkv"),
+            attention("self", "o"),
             FeedForward(
                 self.made(f"{prefix}mlp.up_proj"),
                 self.made(f"{prefix}mlp.down_proj"),
                 ACTIVATIONS[self.spec.activation],
                 self.spec.gated,
             ),
-            **cross,
+            cross=cross,
         )
 
     def _norm(self, name: str) -> Tensor:
@@ -303,12 +307,12 @@ class EncoderDecoderEngine(TorchEngine):
             for context, mask in zip(kept(layer, keys, values), masks, strict=True):
                 yield context._replace(mask=mask)
 
-        def cross(layer: int) -> Iterator[Context]:
+        def looked_at(layer: int) -> Iterator[Context]:
             for run, source in zip(runs, sources, strict=True):
                 yield Context(run, *source[layer], Mask())
 
         x = self.model.start(list(chain.from_iterable(ids)), positions)
-        x = self.model.run(x, self.keys_values.rotations(positions), own, cross)
+        x = self.model.run(x, self.keys_values.rotations(positions), own, looked_at)
         rows: NDArray[np.float32] = self.model.logits(x if wanted is None else x[wanted]).float().cpu().numpy()
         return rows
 
@@ -322,7 +326,7 @@ class EncoderDecoderEngine(TorchEngine):
 def source_bytes(config: EncoderDecoderSpec, precision: Precision) -> int:
     """A token's: of the keys and values that are kept of it, and of what a layer of the encoder makes meanwhile."""
     inner = config.num_attention_heads * config.head_dim
-    layer = 6 * config.hidden_size + 5 * inner + 3 * config.intermediate_size
+    layer = 6 * config.hidden_size + 7 * inner + 3 * config.intermediate_size
     kept = 2 * config.num_hidden_layers * inner
     return precision.compute.itemsize * (kept + layer) + 12 * config.num_attention_heads * ROWS
 
