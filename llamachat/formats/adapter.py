@@ -1,17 +1,19 @@
 """What was trained beside a model's weights: low-rank additions to its matrices (LoRA, arXiv 2106.09685), and whole tensors in
 place of its own. Either is added as the model runs, or merged into the weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from llamachat.core.spec import HEADS, HeadKind, ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, Tensor, TensorInfo, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats import Checkpoint
+from llamachat.formats.labels import classifying, unnamed, with_head
 from llamachat.formats.lazy import LazyTensor, listed
 
 MAX_RANK = 4096
@@ -92,10 +94,13 @@ class Changed:
         for adapter, scale in adapters if merge else ():
             for module, low in adapter.matrices.items():
                 self._added.setdefault(f"{module}.weight", []).append(low.times(scale))
-        self._unties = source.config.tied_head and bool(
+        self.config = source.config
+        self._brought = self._take_head()
+        self._unties = self.config.tied_head and bool(
             {f"{EMBEDDING}.weight", f"{HEAD}.weight"} & {*self._replaced, *self._added}
         )
-        self.config = replace(source.config, tie_word_embeddings=False) if self._unties else source.config
+        if self._unties:
+            self.config = replace(self.config, tie_word_embeddings=False)
         if packed := [name for name in self._added if self._source_info(name).packing is not None]:
             cause = f"{listed(sorted(packed))} of {source.path} are quantized already"
             raise ModelError(
@@ -106,16 +111,32 @@ class Changed:
         infos = dict(self.source.index())
         if self._unties:
             infos[f"{HEAD}.weight"] = infos[f"{EMBEDDING}.weight"]
-        return {name: self._info(name, info) for name, info in infos.items()}
+        if self._brought:
+            infos.pop(f"{HEAD}.weight", None)
+        changed = {name: self._info(name, info) for name, info in infos.items()}
+        return changed | {name: self._replaced[name].info for name in self._brought}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         head: Tensor | None = None
         for name, tensor in self.source.tensors():
             if self._unties and name == f"{EMBEDDING}.weight":
                 head = tensor
-            yield name, self._changed(name, tensor)
+            if not (self._brought and name == f"{HEAD}.weight"):
+                yield name, self._changed(name, tensor)
+        for name in self._brought:
+            yield name, self._replaced[name].read()
         if head is not None:
             yield f"{HEAD}.weight", self._changed(f"{HEAD}.weight", head)
+
+    def _take_head(self) -> list[str]:
+        """The tensors of a head that classifies, which an adapter has and the source has not; it is this model's then."""
+        head = new_head(self.config, self._replaced)
+        if head is None:
+            return []
+        name = HEADS[head][0]
+        rows = self._replaced[f"{name}.weight"].info.shape[0]
+        self.config, self.labels = with_head(self.config, head, rows), unnamed(head, rows)
+        return [each for each in self._replaced if each.startswith(f"{name}.")]
 
     def tokenizer(self) -> Tokenizer:
         return self.source.tokenizer()
@@ -137,6 +158,11 @@ class Changed:
             return tensor
         assert isinstance(tensor, FloatTensor)
         return FloatTensor(merged(to_float32(tensor.data), self._added[name]))
+
+
+def new_head(spec: ModelSpec, names: Collection[str]) -> HeadKind | None:
+    """The head that classifies of which an adapter of such a model has the tensors; None where it brings none."""
+    return classifying(names) if spec.head in ("next_token", "none") else None
 
 
 def base_of(checkpoint: Checkpoint) -> Checkpoint:

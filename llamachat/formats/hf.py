@@ -17,6 +17,7 @@ from llamachat.families.family import Layout
 from llamachat.families.t5 import MODEL_TYPES, STACKS, UNUSED, EncoderDecoderSpec, our_name
 from llamachat.formats import hf_config
 from llamachat.formats.hf_t5 import hf_t5
+from llamachat.formats.labels import classifying
 from llamachat.formats.layout import placed
 from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, listed, matched
 from llamachat.formats.pickled import read_pickled
@@ -43,7 +44,7 @@ def open_hf(folder: Path) -> LazyCheckpoint:
         arrays = _of_stacks(arrays, folder)
     else:
         arrays = of_text(arrays)
-        if told.config.head == "next_token" and (head := _classifying(arrays)):
+        if told.config.head == "next_token" and (head := classifying(arrays)):
             told = described(folder, head)
         arrays = {_called(name, told.config.head): array for name, array in _below_model(arrays).items()}
     config = _with_head(told.config, arrays)
@@ -85,15 +86,6 @@ def described(folder: Path, head: HeadKind | None = None) -> Translated:
         with naming(where):
             config = replace(config, decoder_start_token_id=Fields(raw, where).whole("decoder_start_token_id"))
     return replace(told, config=config, sampling={**told.sampling, **hf_config.generation(raw, where)})
-
-
-def _classifying(arrays: Mapping[str, Array]) -> HeadKind | None:
-    """The head that tensors are of which stand in place of a causal model's."""
-    if "lm_head.weight" in arrays:
-        return None
-    if "score.weight" in arrays:
-        return "token_labels" if "score.bias" in arrays else "sequence_labels"
-    return "span" if "qa_outputs.weight" in arrays else None
 
 
 def _below_model(arrays: dict[str, Array]) -> dict[str, Array]:

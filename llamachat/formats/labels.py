@@ -1,10 +1,11 @@
 """What the rows of a head mean: config.json's id2label, label2id, num_labels and problem_type, and which class it names."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from llamachat.checks import is_whole
-from llamachat.core.spec import HEADS, HeadKind
+from llamachat.core.spec import HEADS, HeadKind, ModelSpec
 from llamachat.errors import ConfigError
 from llamachat.system.metadata import Fields, names
 
@@ -37,6 +38,25 @@ def head_kind(fields: Fields) -> HeadKind:
     given = fields.get("architectures")
     architecture = str(given[0]) if isinstance(given, list) and given else ""
     return next((kind for kind, name in CLASSES.items() if architecture.endswith(name)), "next_token")
+
+
+def classifying(names: Collection[str]) -> HeadKind | None:
+    """The head that tensors of these names are of, which stand in place of a causal model's."""
+    if "lm_head.weight" in names:
+        return None
+    if "score.weight" in names:
+        return "token_labels" if "score.bias" in names else "sequence_labels"
+    return "span" if "qa_outputs.weight" in names else None
+
+
+def with_head(spec: ModelSpec, head: HeadKind, rows: int) -> ModelSpec:
+    """The model with a head that classifies in place of its own; transformers neither scales nor caps what that gives."""
+    return replace(spec, head=head, num_labels=rows, logit_multiplier=1.0, logit_softcap=None)
+
+
+def unnamed(head: HeadKind, rows: int) -> Labels:
+    """Of a head that comes without names."""
+    return Labels(SPAN if head == "span" else default_names(rows))
 
 
 def read_labels(fields: Fields, head: HeadKind) -> Labels | None:

@@ -16,13 +16,15 @@ import numpy as np
 import regex
 
 from llamachat.checks import is_number, is_whole, shown
-from llamachat.core.spec import ModelSpec
+from llamachat.core.spec import HEADS, ModelSpec
 from llamachat.core.tensors import Array, to_float32
 from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.families.family import Layout
 from llamachat.formats import Checkpoint
-from llamachat.formats.adapter import EMBEDDING, HEAD, MAX_RANK, Adapter, LowRank
+from llamachat.formats.adapter import EMBEDDING, HEAD, MAX_RANK, Adapter, LowRank, new_head
 from llamachat.formats.hf import of_text
+from llamachat.formats.labels import MOST as MOST_LABELS
+from llamachat.formats.labels import with_head
 from llamachat.formats.layout import placed, rotated_rows, targets
 from llamachat.formats.lazy import FLOATS, LazyTensor, float_entry
 from llamachat.formats.pickled import read_pickled
@@ -30,6 +32,8 @@ from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.system.metadata import Fields, names, read_json
 
 CONFIG = "adapter_config.json"
+CALLED = {"transformer.": "model.", "layers.": "model.layers.", "embed_tokens": "model.embed_tokens", "norm.": "model.norm.",
+          "classifier.": "score."}  # fmt: skip
 WEIGHTS = (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_pickled))
 PREFIX = "base_model.model."
 PART = regex.compile(r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
@@ -198,6 +202,14 @@ def _arrays(folder: Path) -> tuple[Path, dict[str, Array]]:
     raise FormatError(f"{folder} has neither {wanted}", "the adapter has no weights", "fetch its files again")
 
 
+def in_causal(name: str) -> str:
+    """What the class of a causal model calls a part that a class without a head, or with another one, calls otherwise."""
+    for theirs, ours in CALLED.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 @dataclass(frozen=True)
 class _Model:
     """What an adapter is for."""
@@ -222,7 +234,7 @@ class _Model:
             yield from self._of_experts(inner, a, b, told)
             return
         scale = told.scale(module, len(a))
-        for name, what in targets(f"{module}.weight", self.layout, self.spec, b.shape[0]):
+        for name, what in targets(f"{in_causal(module)}.weight", self.layout, self.spec, b.shape[0]):
             yield self._fitting(name, LowRank(a, b[what.rows], scale))
 
     def _of_experts(self, module: str, a: Array, b: Array, told: Told) -> Iterator[tuple[str, LowRank]]:
@@ -236,7 +248,7 @@ class _Model:
             raise self._misfit(module, b, a)
         rank = len(a) // experts.count
         scale = told.scale(f"{module}.{stack}", rank)
-        for name, what in targets(f"{module}.{stack}", self.layout, self.spec, experts.count):
+        for name, what in targets(f"{in_causal(module)}.{stack}", self.layout, self.spec, experts.count):
             if what.number is None:
                 raise self._unknown(name)
             own = a[what.number * rank : (what.number + 1) * rank], b[what.rows, what.number :: experts.count]
@@ -255,16 +267,31 @@ class _Model:
         for name, array in others.items():
             module, _, kind = name.rpartition(".")
             copied = module.endswith(COPIED)
-            name = f"{module.removesuffix(COPIED)}.{kind}"
+            name = in_causal(f"{module.removesuffix(COPIED)}.{kind}")
             if not (copied and kind == "weight"):
                 entries[name] = float_entry(name, array)
             elif any(array.shape != self._shape(ours) for ours, _ in targets(name, self.layout, self.spec, len(array))):
                 raise FormatError(f"{shown(name)} in {self.file} is {array.shape}", "the base has another vocabulary")
         ours = placed(entries, self.layout, self.spec)
+        brought = self._brought(ours)
         for name, lazy in ours.items():
-            if lazy.info.shape != self._shape(name):
+            if lazy.info.shape != (brought.get(name) or self._shape(name)):
                 raise FormatError(f"{shown(name)} in {self.file} is {lazy.info.shape}", "it is another model's")
         return ours
+
+    def _brought(self, ours: Mapping[str, LazyTensor]) -> dict[str, tuple[int, ...]]:
+        """Shapes of a head that classifies, where an adapter brings one to a base that has none."""
+        head = new_head(self.spec, ours)
+        if head is None:
+            return {}
+        name = f"{HEADS[head][0]}."
+        found = ours[f"{name}weight"].info.shape
+        if len(found) != 2 or not 1 <= found[0] <= MOST_LABELS:
+            raise FormatError(
+                f"{name}weight in {self.file} is {found}", f"a head has a row a label, at most {MOST_LABELS}"
+            )
+        shapes = with_head(self.spec, head, found[0]).tensor_shapes()
+        return {each: shape for each, shape in shapes.items() if each.startswith(name)}
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save_hf, save_tokenizer, tiny_model
-from peft_folders import merged, right, trained
+from peft_folders import PeftModel, merged, right, trained
+from transformers import (
+    LlamaConfig,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+)
 
 from llamachat import Llama, paths
 from llamachat.core.cache import Cache
@@ -24,6 +31,7 @@ from llamachat.formats.peft import open_peft
 from llamachat.generation.snapshot import place
 from llamachat.models import adapters
 from llamachat.models.catalog import HubSource, load_catalog, resolve
+from llamachat.models.heads import USES
 from llamachat.models.keys import weights_key
 from llamachat.models.load import LoadedModel, load
 from quantize.convert import convert, making
@@ -247,3 +255,45 @@ def test_packed_weights_are_not_merged_into(made: Path, tmp_path: Path) -> None:
     assert torch.isfinite(torch.from_numpy(logits(model))).all()
     with pytest.raises(ModelError, match="nothing can be merged into them; merge into the float model"):
         model.adapters.merged(model.checkpoint)
+
+
+CLASSES = {
+    "SEQ_CLS": LlamaForSequenceClassification,
+    "TOKEN_CLS": LlamaForTokenClassification,
+    "QUESTION_ANS": LlamaForQuestionAnswering,
+}
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("task", CLASSES)
+def test_an_adapter_brings_a_head_that_its_base_has_not(made: Path, tmp_path: Path, task: str, engine: str) -> None:
+    causal = tiny_model()
+    labelled = CLASSES[task](LlamaConfig(**(causal.config.to_dict() | {"num_labels": 3, "tie_word_embeddings": False})))
+    backbone = labelled.transformer if task == "QUESTION_ANS" else labelled.model
+    backbone.load_state_dict(causal.model.state_dict())
+    folder = trained(labelled.eval(), tmp_path / "adapter", 7, task_type=task)
+    rows = len(labelled.qa_outputs.weight) if task == "QUESTION_ANS" else 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(labelled, folder).eval()
+    with torch.no_grad():
+        out = adapted(torch.tensor([IDS]))
+    spans = "start_logits" in out
+    right = torch.stack((out.start_logits, out.end_logits), -1)[0] if spans else out.logits[0]
+    model = opened(made / "base", folder, engine=engine, heads=[*USES])
+    found = logits(model)
+    np.testing.assert_allclose(found[-1] if task == "SEQ_CLS" else found, right, atol=1e-3, rtol=1e-4)
+    assert model.checkpoint.labels and len(model.checkpoint.labels.names) == rows
+    with pytest.raises(UsageError, match="it cannot do what is asked; use llamachat"):
+        opened(made / "base", folder, engine=engine)
+
+
+def test_an_adapter_of_a_class_without_a_head_is_read(made: Path, tmp_path: Path) -> None:
+    causal = tiny_model()
+    folder = trained(causal.model, tmp_path / "adapter", 3, task_type="FEATURE_EXTRACTION")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        right = PeftModel.from_pretrained(causal.model, folder).eval()(torch.tensor([IDS])).last_hidden_state[0]
+    model = opened(made / "base", folder, engine="torch", dtype="float32")
+    found = model.engine.forward(IDS, Cache(64).plan(len(IDS)), "all", "hidden")
+    np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
