@@ -194,9 +194,9 @@ class LocalBackend:
 
     def _after(self, change: Callable[[], Held]) -> AdapterView:
         """Keys and values are those of the model as it was before a change."""
-        before = self.model.adapters.key
+        before = self.model.adapters.scaled
         adapter = change()
-        if self.model.adapters.key != before:
+        if self.model.adapters.scaled != before:
             self._start()
         return _view(adapter)
 

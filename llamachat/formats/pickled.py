@@ -1,8 +1,9 @@
 """Torch's zipped pickles (.pth, .bin, .pt), through torch's restricted unpickler and mapped.
 
 A pickle is a program. Before torch sees a file, its archive is checked to be whole and not compressed, and its pickle,
-disassembled but not run, to call nothing but what builds a dictionary of tensors. Where a training script saved its
-arguments too (Megatron-LM), classes of ours, which do nothing, stand for the few that such a file names besides.
+disassembled but not run, to call nothing but what builds a dictionary of tensors, and not to copy without end. Where a
+training script saved its arguments too (Megatron-LM), classes of ours, which do nothing, stand for the few that such a file
+names besides.
 """
 
 import pickletools
@@ -17,17 +18,19 @@ from typing import Any
 from llamachat.checks import shown
 from llamachat.core.tensors import Array
 from llamachat.errors import FormatError, reader, reading
+from llamachat.formats.pickle_machine import Machine
 from llamachat.system.mapped import is_mapped
-from llamachat.system.metadata import names
 
 AXES = 8  # of a tensor; a weight has two, and numpy at most 64
-PICKLE_LIMIT = 4 << 20  # bytes; 10,000 tensors take half of it, and reading it all some seconds and 300 MB
+PICKLE_LIMIT = (
+    4 << 20
+)  # bytes, and items copied; 10,000 tensors take half of it, and reading it all some seconds and 300 MB
 STORAGES = ("Float", "Half", "BFloat16", "Byte", "Char", "Int", "Long")
 ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
     f"torch {kind}Storage" for kind in STORAGES
 }
 OPCODES_WITH_NAMES = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX")
-ENCODE = "_codecs encode"  # which makes bytes of a text, in the protocol that has no bytes
+ENCODE, AS_BYTES = "_codecs encode", "latin1"  # which makes bytes of a text, in the protocol that has no bytes
 DTYPES = {f"torch {name}" for name in ("float32", "float16", "bfloat16", "float64", "uint8", "int64", "int32")}
 ARGUMENTS = "argparse Namespace"
 UNREAD = {  # states of random numbers, paths and the like
@@ -35,7 +38,6 @@ UNREAD = {  # states of random numbers, paths and the like
     *("numpy ndarray", "numpy dtype", "pathlib PosixPath", "_io BytesIO"),
 }
 ENUMERATION = re.compile(r"megatron\.[\w.]+ \w+")
-EXPANDING = names("base64 bz2 hex quopri quotedprintable uu zip zlib")  # codecs of bytes, without "_codec"
 
 
 class Arguments:
@@ -144,17 +146,22 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_pickle(path: Path, program: bytes, allowed: Set[str], further: re.Pattern[str]) -> set[str]:
-    named, texts = set[str](), set[str]()
+    named, machine = set[str](), Machine()
     for opcode, argument, _ in pickletools.genops(program):
-        named_here = opcode.name in OPCODES_WITH_NAMES and not (opcode.name == "NEWOBJ" and ARGUMENTS in allowed)
-        good = argument in allowed or (isinstance(argument, str) and further.fullmatch(argument))
-        if (named_here and not good) or (opcode.name == "PROTO" and argument != 2):  # torch's own; of others it warns
+        if opcode.name in OPCODES_WITH_NAMES and not (opcode.name == "NEWOBJ" and ARGUMENTS in allowed):
+            good = argument in allowed or (isinstance(argument, str) and further.fullmatch(argument))
+            if not good:
+                raise _refusal(path, f"{opcode.name} {argument}")
+            named.add(str(argument))
+        if opcode.name == "PROTO" and argument != 2:  # torch's own; of others it warns
             raise _refusal(path, f"{opcode.name} {argument}")
-        (named if named_here else texts).update([argument] if isinstance(argument, str) else ())
-    if ENCODE in named:  # what such a codec makes of bytes is longer, and it may be called again and again
-        for text in texts:
-            if re.sub(r"[^a-z0-9]|codec", "", text.lower()) in EXPANDING:
-                raise _refusal(path, f"an encoding, {text}")
+        call = machine.step(opcode.name, argument)
+        if call and call.name == ENCODE and call.given[1:] != (AS_BYTES,):
+            raise _refusal(path, f"an encoding that is not {AS_BYTES}")
+        if machine.copied > PICKLE_LIMIT:
+            raise FormatError(
+                f"{path} is a pickle that copies what it holds again and again", "it would fill the memory"
+            )
     return named
 
 

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,15 +72,11 @@ class Held:
     name: str
     adapter: Adapter
     scale: float
-    last: float = 1.0  # the scale that "on" brings back
+    last: float  # the scale that "on" brings back
+    key: list[tuple[Any, ...]]  # of its content when it was opened: its folder may be written to again
 
     def set(self, scale: float) -> None:
         self.last, self.scale = scale or self.scale or self.last, scale
-
-    @cached_property
-    def key(self) -> list[tuple[Any, ...]]:
-        """Of its content."""
-        return keys.files(self.adapter.files)
 
 
 @dataclass
@@ -201,7 +196,8 @@ class Adapters:
             raise UsageError(cause, "the model was not adapted", "give the folder that PEFT has written")
         adapter = open_peft(given.path, self.base)
         adapter.check_scale(given.scale)
-        return Held(self._named(given.path), adapter, given.scale, given.scale or 1.0)
+        content = keys.files(adapter.files)
+        return Held(self._named(given.path), adapter, given.scale, given.scale or 1.0, content)
 
     def _named(self, path: Path) -> str:
         """By its folder, in one word, and by a number where that is taken."""

@@ -7,7 +7,7 @@ made it. A file of a moderate size counts by its content, a larger one by its si
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ CODE = ("llamachat/core/*.py", "llamachat/formats/**/*.py", "llamachat/engines/*
 
 def weights_key(checkpoint: Checkpoint) -> str:
     """Of a checkpoint's tensors and configuration. Raises OSError where a file has gone."""
-    recipe = checkpoint.recipe
     return key(
         [
             code(),
             asdict(checkpoint.config),
-            asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else recipe,
+            checkpoint.recipe,
             [(name, *_tensor(info)) for name, info in checkpoint.index().items()],
             files(checkpoint.files),
         ]
@@ -42,8 +41,8 @@ def text_key(checkpoint: Checkpoint) -> str:
 
 
 def key(facts: Any) -> str:
-    """Of anything that JSON can tell apart."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    """Of anything that JSON can tell apart, and dataclasses of that."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=asdict).encode()).hexdigest()[:32]
 
 
 def files(paths: Iterable[Path]) -> list[tuple[Any, ...]]:

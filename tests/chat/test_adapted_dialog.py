@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_switch_answers_as_a_model_loaded_so(made: Path) -> None:
     desk.type("/lora b on")
     desk.type("/clear")
     assert desk.type("the fox") == with_both
+
+
+def test_a_switch_needs_the_folder_no_more(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made / "a", tmp_path / "a")
+    desk = Desk(made, str(folder))
+    with_it = desk.type("the fox")
+    shutil.rmtree(folder)
+    assert desk.type("/lora a off") == "a is off; the dialog is read anew with the next question\n"
+    desk.type("/lora a on")
+    desk.type("/clear")
+    assert desk.type("the fox") == with_it
 
 
 def test_one_is_added_while_the_model_stays(made: Path) -> None:

@@ -18,8 +18,9 @@ from llamachat.core.tensors import FloatTensor
 from llamachat.engines.encoding import encoding, started
 from llamachat.engines.torch import encoder_decoder
 from llamachat.engines.torch.encoder_decoder import EncoderDecoderEngine, buckets, planned_bytes, source_bytes
-from llamachat.errors import ConfigError, DoesNotFitError
+from llamachat.errors import ConfigError, DoesNotFitError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
+from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.peft import open_peft
 
@@ -82,6 +83,28 @@ def test_an_adapter_gives_pefts_logits_and_goes_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         advance(engine, Cache(256), ANSWER, "all"), t5_logits(before, SHORT, ANSWER), atol=1e-4, rtol=1e-4
     )
+
+
+def test_an_adapter_of_distances_is_refused_and_can_be_merged(tmp_path: Path) -> None:
+    """Torch looks them up once, when the model is made."""
+    modules = ["q", "relative_attention_bias"]
+    adapter = trained(t5_model(), tmp_path / "adapter", target_modules=modules, task_type="SEQ_2_SEQ_LM")
+    checkpoint = open_checkpoint(save_t5(tmp_path / "t5"))
+    opened_adapter, engine = open_peft(adapter, checkpoint), opened(checkpoint.path)
+    with pytest.raises(
+        UsageError, match=r"changes .*bias.*, which is looked up in; .*; merge it with llamachat quantize"
+    ):
+        engine.adapt([(opened_adapter, 1.0)])
+    engine.encode(0, SHORT)
+    plain = t5_logits(t5_model(), SHORT, ANSWER)
+    np.testing.assert_allclose(advance(engine, Cache(256), ANSWER, "all"), plain, atol=1e-4, rtol=1e-4)
+    whole = Changed(checkpoint, [(opened_adapter, 1.0)], merge=True)
+    engine = EncoderDecoderEngine.build(checkpoint.config, whole.tensors(), slots=256, dtype="float32")
+    engine.encode(0, SHORT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        right = t5_logits(PeftModel.from_pretrained(t5_model(), adapter).eval(), SHORT, ANSWER)
+    np.testing.assert_allclose(advance(engine, Cache(256), ANSWER, "all"), right, atol=1e-3, rtol=1e-4)
 
 
 def test_chunks_and_single_tokens_give_what_the_whole_gives(engine: EncoderDecoderEngine, model: Any) -> None:

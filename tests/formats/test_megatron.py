@@ -1,5 +1,6 @@
 """Megatron-core's T5 beside itself: logits and texts of what its script saved; and what a checkpoint may not ask for."""
 
+import codecs
 import io
 import json
 import os
@@ -393,16 +394,25 @@ def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(
     assert not (folder / "FLAG").exists()
 
 
-def test_an_encoding_that_grows_again_and_again_is_refused(folder: Path) -> None:
-    import codecs
-
+@pytest.mark.parametrize(
+    "coding", ["hex_codec", Calls(codecs.encode, "urk", "rot13")], ids=["by name", "by a name that is made"]
+)
+def test_an_encoding_that_grows_again_and_again_is_refused(folder: Path, coding: Any) -> None:
     shape = CASES["rope"]
     save(folder, build(shape), shape)
     grown: Any = Calls(codecs.encode, "x" * 1000, "latin1")
     for _ in range(40):
-        grown = Calls(codecs.encode, grown, "hex_codec")
-    with pytest.raises(FormatError, match="an encoding, hex_codec"):
+        grown = Calls(codecs.encode, grown, coding)
+    with pytest.raises(FormatError, match="asks for 'an encoding that is not latin1'"):
         open_checkpoint(rewritten(folder, rng_state=grown))
+
+
+def test_a_text_that_is_encoded_again_and_again_is_refused(folder: Path) -> None:
+    shape = CASES["rope"]
+    save(folder, build(shape), shape)
+    text = "x" * 100_000
+    with pytest.raises(FormatError, match="copies what it holds again and again"):
+        open_checkpoint(rewritten(folder, rng_state=[Calls(codecs.encode, text, "latin1") for _ in range(100)]))
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,18 @@ def test_a_pickle_that_would_take_minutes_to_read_is_refused_at_once(tmp_path: P
     lists = b"\x80\x02" + b"]" * PICKLE_LIMIT + b"."
     with pytest.raises(FormatError, match="not an archive as torch"):
         read_pickled(rewritten(source, tmp_path / "b", {"data.pkl": lists}))
+
+
+@pytest.mark.parametrize("as_state", [False, True], ids=["argument", "state"])
+def test_a_small_file_whose_copies_would_fill_the_memory_is_refused_at_once(as_state: bool, tmp_path: Path) -> None:
+    """Each call of six bytes would take as much as all the items."""
+    items = b"".join(
+        b"M" + number.to_bytes(2, "little") + b"K\x01" + (b"" if as_state else b"\x86") for number in range(60_000)
+    )
+    held = b"}(" + items + b"u" if as_state else b"](" + items + b"e"
+    copy = b"h\x00)Rh\x01b" if as_state else b"h\x00h\x01\x85R"
+    calls = b"".join(b"M" + number.to_bytes(2, "little") + copy for number in range(1000))
+    program = b"\x80\x02}(K\x00ccollections\nOrderedDict\nq\x00K\x01" + held + b"q\x01" + calls + b"u."
+    path = rewritten(saved(tmp_path / "good.pth", STATE), tmp_path / "bad.pth", {"data.pkl": program})
+    with pytest.raises(FormatError, match="copies what it holds again and again; it would fill the memory"):
+        read_pickled(path)

@@ -72,6 +72,29 @@ def test_numbers_that_are_none_are_refused(folder: Path) -> None:
         vectors(Embedder(broken, "last"), ["a"])
 
 
+@pytest.mark.parametrize(
+    ("kinds", "pooling"),
+    [
+        (["Transformer", "Pooling", "Normalize"], "last"),
+        (["Transformer", "Pooling", "Dense", "Normalize"], "last and a module 'Dense'"),
+    ],
+)
+def test_a_module_behind_the_pooling_is_told_of(kinds: list[str], pooling: str, folder: Path, tmp_path: Path) -> None:
+    """Without it the vectors would be others."""
+    path = with_pooling(folder, tmp_path, pooling_mode_lasttoken=True)
+    modules = [{"idx": number, "type": f"sentence_transformers.models.{kind}"} for number, kind in enumerate(kinds)]
+    (path / "modules.json").write_text(json.dumps(modules))
+    loaded = load(str(path))
+    assert loaded.checkpoint.pooling == pooling
+    if pooling != "last":
+        with pytest.raises(ModelError, match="makes vectors by last and a module 'Dense'; that is not done here"):
+            pool_of(loaded)
+    for broken in ("[", "[3]", '[{"type": 3}]', "3", "null", '"x"', "[null]"):
+        (path / "modules.json").write_text(broken)
+        with pytest.raises(ModelError, match=r"modules\.json"):
+            open_checkpoint(path)
+
+
 def with_pooling(folder: Path, to: Path, **modes: Any) -> Path:
     for file in folder.iterdir():
         (to / file.name).write_bytes(file.read_bytes())

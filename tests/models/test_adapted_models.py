@@ -35,6 +35,7 @@ from llamachat.models.heads import USES
 from llamachat.models.keys import weights_key
 from llamachat.models.load import LoadedModel, load
 from quantize.convert import convert, making
+from quantize.once import Quantized
 from quantize.recipe import Recipe
 
 IDS = [5, 9, 17, 300, 42, 42, 7]
@@ -135,6 +136,24 @@ def test_keys_of_what_is_kept_cover_adapters_and_their_scales(made: Path, tmp_pa
     assert place(model, "x") == before
     whole = opened(made / "base", made / "whole", engine="native")
     assert weights_key(whole.checkpoint) != weights_key(models[0].checkpoint), "here they are not"
+
+
+def test_keys_are_those_of_the_adapter_that_was_opened(made: Path, tmp_path: Path) -> None:
+    """Trained again into the same folder, it is another; and the one that runs is still the first."""
+    folder = shutil.copytree(made / "a", tmp_path / "again")
+    model = opened(made / "base", folder, engine="native")
+    first = place(opened(made / "base", made / "a", engine="native"), "x")
+    shutil.rmtree(folder)
+    shutil.copytree(made / "b", folder)
+    assert place(model, "x") == first != place(opened(made / "base", folder, engine="native"), "x")
+
+
+def test_a_base_that_is_quantized_as_it_is_read_has_a_key_with_a_head_of_an_adapter(made: Path) -> None:
+    base = open_checkpoint(made / "base")
+    whole = [(open_peft(made / "whole", base), 1.0)]
+    found = [Changed(Quantized(base, QuantConfig(scheme)), whole, merge=False) for scheme in ("int8", "int4", "int8")]
+    keys = [weights_key(each) for each in found]
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.fixture

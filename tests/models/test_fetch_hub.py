@@ -31,10 +31,12 @@ def files() -> dict[str, bytes]:
     index = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}).encode()
     others = {"consolidated.safetensors": b"x" * 99, "onnx/model.safetensors": b"y" * 99, "README.md": b"z"}
     small = {"config.json": b"{}", "generation_config.json": b"{ }", "tokenizer.json": b"[1]"}
+    small |= {"1_Pooling/config.json": b"{  }", "modules.json": b"[]"}
     return {"model.safetensors.index.json": index, **others, **small, **weights, "tiny.gguf": noise.randbytes(999)}
 
 
-SMALL = {"model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"}
+SMALL = {"model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json", "modules.json"}
+SMALL |= {"1_Pooling/config.json"}
 
 
 @pytest.fixture

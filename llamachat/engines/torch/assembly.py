@@ -13,8 +13,10 @@ from llamachat.core.tensors import Tensor as Weight
 from llamachat.engines.torch.attention import fused_attention
 from llamachat.engines.torch.linear import Dense, Linear, dense, make_linear
 from llamachat.engines.torch.lora import Adapted, AdaptedEmbedding, Added, added
+from llamachat.errors import UsageError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE
 from llamachat.formats.adapter import Scaled
+from llamachat.formats.lazy import listed
 
 EMBEDDING = "model.embed_tokens"
 
@@ -90,13 +92,16 @@ class Assembly:
         return Model(self.spec, self.embed, blocks, norm, head, self.precision, fused_attention)
 
     def adapt(self, adapters: Sequence[Scaled]) -> None:
-        """Have the model that was made add these to its products, and nothing else."""
+        """Have the model that was made add these to its products, and nothing else. Raises UsageError for what is no product."""
         found: dict[str, list[Added]] = {}
         for adapter, scale in adapters:
             for module, low in adapter.matrices.items():
                 layer, rows = self.rows.get(module, (module, slice(None)))
                 made = added(low.times(scale), rows, self.device, self.precision.compute)
                 found.setdefault(layer, []).append(made)
+        if tables := sorted(found.keys() - {EMBEDDING, *self.linears}):
+            cause = f"an adapter changes {listed(tables)}, which is looked up in"
+            raise UsageError(cause, "that is not done beside the weights", "merge it with llamachat quantize --lora")
         self.embed.added = found.pop(EMBEDDING, ())
         for layer, linear in self.linears.items():
             linear.added = found.get(layer, ())

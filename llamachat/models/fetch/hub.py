@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # What a model in Hugging Face's or our own format needs; more copies of the weights (consolidated, onnx) are left out.
 NEEDED = re.compile(
-    r"(config|generation_config|special_tokens_map|added_tokens|vocab|manifest)\.json|merges\.txt"
+    r"((1_Pooling/)?config|generation_config|special_tokens_map|added_tokens|vocab|manifest|modules)\.json|merges\.txt"
     r"|tokenizer[\w.-]*|chat_template[\w.-]*|model[\w.-]*\.safetensors(\.index\.json)?"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -101,7 +101,8 @@ def _blobs(place: Path) -> list[tuple[Path, str]]:
 
     Where links are not to be had (Windows), files are copies; then only what `download` verified is known.
     """
-    files = [place] if not place.is_dir() else sorted(f for f in place.iterdir() if NEEDED.fullmatch(f.name))
+    inside = (file for file in place.rglob("*") if NEEDED.fullmatch(file.relative_to(place).as_posix()))
+    files = sorted(inside) if place.is_dir() else [place]
     named = [(file, file.readlink().name) for file in files if file.is_symlink()]
     return [(file, name) for file, name in named if DIGEST.fullmatch(name)]
 
