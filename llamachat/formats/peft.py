@@ -22,6 +22,7 @@ from llamachat.errors import ConfigError, FormatError, reader
 from llamachat.families.family import Layout
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import EMBEDDING, HEAD, MAX_RANK, Adapter, LowRank, new_head
+from llamachat.formats.adapter_base import CONFIG
 from llamachat.formats.hf import of_text
 from llamachat.formats.labels import MOST as MOST_LABELS
 from llamachat.formats.labels import with_head
@@ -31,7 +32,6 @@ from llamachat.formats.pickled import read_pickled
 from llamachat.formats.safetensors_file import read_safetensors
 from llamachat.system.metadata import Fields, names, read_json
 
-CONFIG = "adapter_config.json"
 CALLED = {"transformer.": "model.", "layers.": "model.layers.", "embed_tokens": "model.embed_tokens", "norm.": "model.norm.",
           "classifier.": "score."}  # fmt: skip
 WEIGHTS = (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_pickled))
@@ -58,17 +58,6 @@ SIMPLE = regex.compile(
     r"(?:\(\?:|\((?!\?)|\\[dDwWsSb.]|[\w.*+?|)\[\]^$-])*+"
 )  # without counts, which may stand for gigabytes
 MOST, LONGEST, SECONDS = 4096, 500, 5.0  # patterns, characters of one, and how long all may take
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def base_named(folder: Path) -> tuple[str, str | None]:
-    """What its configuration says that it was trained on, and of which revision. Raises ConfigError."""
-    fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
-    return fields.text("base_model_name_or_path", "").strip(), fields.text("revision", "") or None
 
 
 @reader

@@ -12,8 +12,9 @@ from llamachat.core.engine import Engine
 from llamachat.errors import UsageError, no_memory
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Adapter, Changed, Scaled
+from llamachat.formats.adapter_base import CONFIG
 from llamachat.formats.lazy import listed
-from llamachat.formats.peft import CONFIG, open_peft
+from llamachat.formats.peft import open_peft
 from llamachat.models import keys
 
 LARGEST = 1000.0  # scale

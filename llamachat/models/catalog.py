@@ -13,7 +13,7 @@ from llamachat.checks import shown
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, reading
-from llamachat.formats.peft import base_named, is_adapter
+from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings

@@ -20,8 +20,9 @@ from llamachat.core.tensors import FloatTensor, to_float32
 from llamachat.errors import ConfigError, FormatError, LlamachatError, ModelError, UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Changed
+from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.detect import open_checkpoint
-from llamachat.formats.peft import Patterns, base_named, is_adapter, open_peft
+from llamachat.formats.peft import Patterns, open_peft
 from llamachat.models.adapters import Adapters, reference
 from quantize.once import Quantized
 
