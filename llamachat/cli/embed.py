@@ -54,6 +54,8 @@ def embed(
 
     array = output if output is not None and output.suffix == ".npy" else None
     check_batch(jsonl, None if array else output, resume and not array, text, file)
+    if array and resume:
+        raise UsageError("--resume goes on with lines, an array is written whole", "nothing was run", "leave it out")
     if array and array.exists():
         raise UsageError(f"{array} exists", "nothing was run", "remove it, or give another --output")
     lines = open_lines(jsonl) if jsonl else None
@@ -79,7 +81,7 @@ def embed(
 
 
 def _jobs(lines: BinaryIO, job: "Callable[[str, int], Job]") -> "Iterator[Job]":
-    """Of all lines, which must all be good: rows of an array are told apart by their number alone. Raises UsageError."""
+    """Of all lines, which must all be good: rows of an array are told apart by their number alone. Raises LlamachatError."""
     from llamachat.generation.jsonl import Lines, numbered
 
     with lines:
@@ -89,7 +91,8 @@ def _jobs(lines: BinaryIO, job: "Callable[[str, int], Job]") -> "Iterator[Job]":
                     raise line
                 yield job(line or "", number)
             except LlamachatError as error:
-                raise UsageError(f"a text has no vector ({error})", "nothing was written", "leave it out") from error
+                cause = f"line {number} has no vector ({str(error).partition('; ')[0]})"
+                raise type(error)(cause, "nothing was written", "mend it or leave it out") from error
 
 
 def _save(rows: "Sequence[Vector]", output: Path) -> None:
@@ -104,4 +107,4 @@ def _save(rows: "Sequence[Vector]", output: Path) -> None:
             np.save(file, np.stack(rows))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {reason(error)}") from error
-    note(f"{output}: {len(rows)} vectors of {len(rows[0])} numbers")
+    note(f"{output}: {len(rows)} {'vector' if len(rows) == 1 else 'vectors'} of {len(rows[0])} numbers")
