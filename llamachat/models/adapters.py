@@ -72,7 +72,8 @@ def number(text: str, what: str = "the scale") -> float:
 def checked(scale: float) -> float:
     """Raises UsageError for what is no scale."""
     if not is_number(scale) or abs(scale) > LARGEST:
-        raise UsageError(f"an adapter cannot be scaled by {shown(scale)}", remedy=f"give -{LARGEST:g} to {LARGEST:g}")
+        told = f"{scale:g}" if isinstance(scale, float) else shown(scale)
+        raise UsageError(f"an adapter cannot be scaled by {told}", remedy=f"give -{LARGEST:g} to {LARGEST:g}")
     return float(scale)
 
 
