@@ -7,7 +7,7 @@ import typer
 
 from llamachat.cli.loading import note
 from llamachat.cli.options import Loading, with_options
-from llamachat.cli.reading import AsJson, Output, Reading, Resume, TextFile, check_batch, print_json
+from llamachat.cli.reading import AsJson, OneText, Output, Reading, Resume, TextFile, Truncate, check_batch, print_json
 from llamachat.cli.tables import print_table
 from llamachat.errors import LlamachatError, UsageError
 
@@ -20,7 +20,7 @@ SHOWN = 10  # labels of a table, unless asked otherwise
 @with_options
 def classify(
     options: Loading,
-    text: Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")] = None,
+    text: OneText = None,
     file: TextFile = None,
     pair: Annotated[str | None, typer.Option(help="A second text, read behind the first.")] = None,
     documents: Annotated[
@@ -31,7 +31,7 @@ def classify(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="From which probability on a label holds, where several may.")
     ] = 0.5,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is too long for the context.")] = False,
+    truncate: Truncate = False,
     as_json: AsJson = False,
     jsonl: Annotated[
         Path | None,

@@ -10,7 +10,7 @@ import typer
 from llamachat.cli.interrupts import at_once
 from llamachat.cli.loading import note
 from llamachat.cli.options import Loading, one_of, with_options
-from llamachat.cli.reading import AsJson, Reading, TextFile, check_batch, print_json
+from llamachat.cli.reading import AsJson, OneText, Reading, Resume, TextFile, Truncate, check_batch, print_json
 from llamachat.errors import LlamachatError, UsageError, reason
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ else:
 @with_options
 def embed(
     options: Loading,
-    text: Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")] = None,
+    text: OneText = None,
     file: TextFile = None,
     pool: Annotated[
         Pool | None,
@@ -35,7 +35,7 @@ def embed(
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Make vectors of length 1: products are cosines.")
     ] = True,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is too long for the context.")] = False,
+    truncate: Truncate = False,
     as_json: AsJson = False,
     jsonl: Annotated[
         Path | None, typer.Option(help='Batch: {"text": ...} a line; one result a line. -: stdin.')
@@ -44,7 +44,7 @@ def embed(
         Path | None,
         typer.Option("--output", "-o", help="Write a new file: FILE.npy has an array, a row a text; others lines."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Print the vector of a text, or of each line of a file."""
     from llamachat.generation.completer import open_lines
