@@ -1,7 +1,7 @@
 """Meta's `Llama` with the meaning of its reference code (`llama/generation.py`), and twins of it that stream."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,8 @@ from llamachat.api.model_args import ModelArgs
 from llamachat.api.outputs import Floats, outputs_of
 from llamachat.api.streaming import Stream
 from llamachat.api.text_reader import TextReader
-from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed
-from llamachat.checks import require, require_whole, shown
+from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed, require_list
+from llamachat.checks import require, require_whole
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
 from llamachat.core.engine import Outputs
@@ -178,7 +178,7 @@ class Llama(TextReader):
     ) -> list[CompletionPrediction]:
         """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
         wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
-        _require_list(prompts, "text_stream")
+        require_list(prompts, "prompts", "text_stream takes a single one")
         ids = [self._text_ids(prompt) for prompt in prompts]
         return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
 
@@ -200,7 +200,7 @@ class Llama(TextReader):
         its thought, which is then the prediction's "reasoning".
         """
         wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
-        _require_list(dialogs, "chat_stream")
+        require_list(dialogs, "prompts", "chat_stream takes a single one")
         ids = [self.model.encode_dialog(parsed(dialog), think) for dialog in dialogs]
         return [self._chat(answer, wanted) for answer in self._answers(ids, wanted)]
 
@@ -305,7 +305,7 @@ class Llama(TextReader):
         return list(self._answered(requests))
 
     def _request(self, prompt: list[int], wanted: _Wanted) -> Request:
-        require_head(self.model.name, self.model.checkpoint.config.head, PREDICTS)
+        require_head(self.model.name, self.model.checkpoint.config, PREDICTS)
         if not prompt:
             raise UsageError("a prompt without tokens cannot be continued", "nothing was computed")
         length = len(started(self.model.engine, prompt))
@@ -374,14 +374,6 @@ def _logprobs(answer: Answer, wanted: _Wanted) -> list[float]:
     unscored = [0.0] * answer.unscored
     before = [*unscored, *(entry.logprob for entry in answer.prompt_logprobs)] if wanted.echo else []
     return before + [entry.logprob for entry in answer.logprobs]
-
-
-def _require_list(given: object, for_one: str) -> None:
-    """Text is a sequence of texts to Python, but not to people."""
-    if isinstance(given, (str, Mapping)):
-        raise UsageError(
-            f"{shown(given)} is not a list of prompts", "nothing was computed", f"{for_one} takes a single one"
-        )
 
 
 def _check_parallel(size: int | None, path: str | None) -> None:

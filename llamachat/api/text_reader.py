@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llamachat.api.tokenizer import require_list
 from llamachat.checks import require_number, require_whole, shown
 from llamachat.core.spec import HeadKind
 from llamachat.errors import LlamachatError, UsageError
@@ -94,7 +95,7 @@ class TextReader(ABC):
         """What the cache holds is written over."""
 
     def _require(self, heads: Sequence[HeadKind], **counts: int | None) -> None:
-        require_head(self.model.name, self.model.checkpoint.config.head, heads)
+        require_head(self.model.name, self.model.checkpoint.config, heads)
         for name, count in counts.items():
             if count is not None:
                 require_whole(name, count, 1, MOST, UsageError)
@@ -112,9 +113,7 @@ class TextReader(ABC):
 
 
 def _listed(texts: Sequence[str | tuple[str, str]]) -> Sequence[str | tuple[str, str]]:
-    """Text is a sequence of texts to Python, but not to people."""
-    if isinstance(texts, str):
-        raise UsageError(f"{shown(texts)} is not a list of texts", "nothing was computed", "put it into a list")
+    require_list(texts, "texts", "put it into a list")
     return texts
 
 

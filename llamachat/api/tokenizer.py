@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypedDict
@@ -138,6 +138,12 @@ def listed(ids: Ids) -> list[int]:
     except TypeError as error:
         remedy = "a text is a list of whole numbers, a batch a list of such lists"
         raise UsageError(f"{shown(ids)} are no token ids", "nothing was computed", remedy) from error
+
+
+def require_list(given: object, what: str, remedy: str) -> None:
+    """Text is a sequence of texts to Python, but not to people. Raises UsageError."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise UsageError(f"{shown(given)} is not a list of {what}", "nothing was computed", remedy)
 
 
 def parsed(messages: Dialog) -> list[dialog.Message]:

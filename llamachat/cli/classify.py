@@ -7,7 +7,7 @@ import typer
 
 from llamachat.cli.loading import note
 from llamachat.cli.options import Loading, with_options
-from llamachat.cli.reading import AsJson, Output, Reading, Resume, TextFile, check_batch, print_json
+from llamachat.cli.reading import AsJson, OneText, Output, Reading, Resume, TextFile, Truncate, check_batch, print_json
 from llamachat.cli.tables import print_table
 from llamachat.errors import LlamachatError, UsageError
 
@@ -20,7 +20,7 @@ SHOWN = 10  # labels of a table, unless asked otherwise
 @with_options
 def classify(
     options: Loading,
-    text: Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")] = None,
+    text: OneText = None,
     file: TextFile = None,
     pair: Annotated[str | None, typer.Option(help="A second text, read behind the first.")] = None,
     documents: Annotated[
@@ -31,7 +31,7 @@ def classify(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="From which probability on a label holds, where several may.")
     ] = 0.5,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is too long for the context.")] = False,
+    truncate: Truncate = False,
     as_json: AsJson = False,
     jsonl: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ def classify(
         raise UsageError("--label needs --documents", "nothing was ranked", "--top shows a text's likeliest labels")
     lines = open_lines(jsonl) if jsonl else None
     given = read_one(text, file) if lines is None else ""
-    ranked = [line for line in read_text(documents).splitlines() if line.strip()] if documents else []
+    ranked = _lines(read_text(documents)) if documents else {}
     if documents and not ranked:
         raise UsageError(f"{documents} has no documents", "nothing was ranked", "write one a line")
     reading = Reading.begin(options, HEADS, "last", several=bool(lines or ranked))
@@ -89,22 +89,29 @@ def _number(label: "Label") -> str:
 
 
 def _rank(
-    reading: Reading, classifier: "Classifier", text: str, documents: list[str], label: str, as_json: bool
+    reading: Reading, classifier: "Classifier", text: str, documents: dict[int, str], label: str, as_json: bool
 ) -> None:
     from llamachat.generation.classifier import ranked
     from llamachat.generation.texts import Text
 
-    jobs = []
-    for number, document in enumerate(documents, 1):
+    jobs, lines = [], [*documents.items()]
+    for number, document in lines:
         try:
             jobs.append(classifier.job(Text(text, document)))
         except LlamachatError as error:
-            raise type(error)(f"document {number}: {error}") from error
+            raise type(error)(f"line {number} of the documents: {error}") from error
     scores = [classifier.score(done, label) for done in reading.outcomes(jobs)]
     order = ranked(scores)[: classifier.top]
     if not as_json:
-        rows = [(_number(scores[at]), str(at + 1), documents[at]) for at in order]
+        rows = [(_number(scores[at]), str(lines[at][0]), lines[at][1]) for at in order]
         print_table(("score", "line", "document"), rows, ("score", "line"), cut="document")
         return
-    found: list[dict[str, Any]] = [{"document": at + 1, **scores[at], "text": documents[at]} for at in order]
-    print_json({"model": reading.model.name, "text": text, "ranking": found})
+    found: list[dict[str, Any]] = [{"line": lines[at][0], **scores[at], "text": lines[at][1]} for at in order]
+    usage = {"prompt_tokens": sum(len(ids) for job in jobs for ids in job.sequences)}
+    print_json({"model": reading.model.name, "text": text, "ranking": found, "usage": usage})
+
+
+def _lines(text: str) -> dict[int, str]:
+    """The lines that are not blank, by their numbers."""
+    lines = enumerate(text.split("\n"), 1)
+    return {number: line.removesuffix("\r") for number, line in lines if line.strip()}

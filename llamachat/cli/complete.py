@@ -10,6 +10,7 @@ import typer
 from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
+from llamachat.cli.reading import AsJson, Output, Resume
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def complete(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin follows it.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text: no dialog format.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     logprobs: Annotated[
         int | None,
         typer.Option(
@@ -58,10 +59,8 @@ def complete(
         int | None,
         typer.Option(min=1, max=256, help="With --jsonl: requests run at once. Default: 32, or as many as fit."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --jsonl: write the results to a new file.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")] = False,
+    output: Output = None,
+    resume: Resume = False,
 ) -> None:
     """Answer one prompt on stdout; all else goes to stderr."""
     if schema or regex or grammar:  # its process imports while we do

@@ -30,7 +30,7 @@ Key = Annotated[
     str, typer.Argument(metavar="NAME", help="A flag without its dashes, such as top-k.", autocompletion=_keys)
 ]
 config_app = typer.Typer(
-    help="Show and change the defaults of `chat`'s and `complete`'s flags.\n\n"
+    help="Show and change the defaults of flags: of chat, complete, and what reads texts.\n\n"
     "A flag goes before its environment variable, that before the file, and the file before the model's own default.",
     epilog=epilogs.CONFIG,
 )

@@ -10,7 +10,7 @@ import typer
 from llamachat.cli.interrupts import at_once
 from llamachat.cli.loading import note
 from llamachat.cli.options import Loading, one_of, with_options
-from llamachat.cli.reading import AsJson, Reading, TextFile, check_batch, print_json
+from llamachat.cli.reading import AsJson, OneText, Reading, Resume, TextFile, Truncate, check_batch, print_json
 from llamachat.errors import LlamachatError, UsageError, reason
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ else:
 @with_options
 def embed(
     options: Loading,
-    text: Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")] = None,
+    text: OneText = None,
     file: TextFile = None,
     pool: Annotated[
         Pool | None,
@@ -35,7 +35,7 @@ def embed(
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Make vectors of length 1: products are cosines.")
     ] = True,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is too long for the context.")] = False,
+    truncate: Truncate = False,
     as_json: AsJson = False,
     jsonl: Annotated[
         Path | None, typer.Option(help='Batch: {"text": ...} a line; one result a line. -: stdin.')
@@ -44,7 +44,7 @@ def embed(
         Path | None,
         typer.Option("--output", "-o", help="Write a new file: FILE.npy has an array, a row a text; others lines."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Print the vector of a text, or of each line of a file."""
     from llamachat.generation.completer import open_lines
@@ -54,6 +54,8 @@ def embed(
 
     array = output if output is not None and output.suffix == ".npy" else None
     check_batch(jsonl, None if array else output, resume and not array, text, file)
+    if array and resume:
+        raise UsageError("--resume goes on with lines, an array is written whole", "nothing was run", "leave it out")
     if array and array.exists():
         raise UsageError(f"{array} exists", "nothing was run", "remove it, or give another --output")
     lines = open_lines(jsonl) if jsonl else None
@@ -79,7 +81,7 @@ def embed(
 
 
 def _jobs(lines: BinaryIO, job: "Callable[[str, int], Job]") -> "Iterator[Job]":
-    """Of all lines, which must all be good: rows of an array are told apart by their number alone. Raises UsageError."""
+    """Of all lines, which must all be good: rows of an array are told apart by their number alone. Raises LlamachatError."""
     from llamachat.generation.jsonl import Lines, numbered
 
     with lines:
@@ -89,7 +91,8 @@ def _jobs(lines: BinaryIO, job: "Callable[[str, int], Job]") -> "Iterator[Job]":
                     raise line
                 yield job(line or "", number)
             except LlamachatError as error:
-                raise UsageError(f"a text has no vector ({error})", "nothing was written", "leave it out") from error
+                cause = f"line {number} has no vector ({str(error).partition('; ')[0]})"
+                raise type(error)(cause, "nothing was written", "mend it or leave it out") from error
 
 
 def _save(rows: "Sequence[Vector]", output: Path) -> None:
@@ -104,4 +107,4 @@ def _save(rows: "Sequence[Vector]", output: Path) -> None:
             np.save(file, np.stack(rows))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {reason(error)}") from error
-    note(f"{output}: {len(rows)} vectors of {len(rows[0])} numbers")
+    note(f"{output}: {len(rows)} {'vector' if len(rows) == 1 else 'vectors'} of {len(rows[0])} numbers")

@@ -4,7 +4,7 @@ from llamachat.cli.options import examples
 
 CODES = "Exit codes: 0 ok, 2 usage, 3 model or file error, 4 does not fit, 130 interrupted, 141 output no longer read."
 DEFAULTS = (
-    "What --top-k sets, LLAMACHAT_TOP_K in the environment sets as well, and after that top-k in the config file (see "
+    "What --ctx-size sets, LLAMACHAT_CTX_SIZE in the environment sets as well, and after that ctx-size in the config file (see "
     "llamachat config --help); so it is with all flags of chat."
 )
 TEXTS = (
@@ -42,7 +42,7 @@ EMBED = examples(
     ("llamachat embed -f letter.txt --json", "with its model, pooling and tokens"),
     ("llamachat embed --jsonl texts.jsonl -o vectors.npy", "all of them, for numpy.load"),
     ("llamachat embed -m ./Qwen3-Embedding-0.6B --jsonl texts.jsonl", "by a model made for it"),
-    note=f"{TEXTS}\n\n{CODES}",
+    note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
 CLASSIFY = examples(
     ("llamachat classify -m ./sentiment 'What a day!'", "label and probability"),

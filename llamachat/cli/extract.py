@@ -40,7 +40,7 @@ def extract(
     from llamachat.generation.texts import read_one
 
     check_batch(jsonl, output, resume, question, file)
-    if not jsonl and question is None:
+    if not jsonl and not question:
         raise UsageError("there is no question", remedy="give it as an argument, and the text with --file or on stdin")
     lines = open_lines(jsonl) if jsonl else None
     asked = Question(utf8(question or "", "the question"), read_one(None, file) if lines is None else "")

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from llamachat.generation.texts import Job, Outcome, Runner
     from llamachat.models.load import LoadedModel
 
+OneText = Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut what is too long for the context.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="With --jsonl: write the results to a new file.")]
 Resume = Annotated[bool, typer.Option("--resume", help="With --output: go on where a broken run left it.")]
 

@@ -7,14 +7,14 @@ import typer
 
 from llamachat.cli.loading import note
 from llamachat.cli.options import Loading, with_options
-from llamachat.cli.reading import AsJson, Output, Reading, Resume, TextFile, check_batch, print_json
+from llamachat.cli.reading import AsJson, OneText, Output, Reading, Resume, TextFile, check_batch, print_json
 from llamachat.cli.tables import extent_end, print_table
 
 
 @with_options
 def tag(
     options: Loading,
-    text: Annotated[str | None, typer.Argument(help="The text; or stdin, or --file.")] = None,
+    text: OneText = None,
     file: TextFile = None,
     words: Annotated[
         bool, typer.Option("--words", help="Label whole words by their first tokens, as many models are trained to.")

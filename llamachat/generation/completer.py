@@ -177,7 +177,10 @@ class Completer:
         if is_record(request, {"prompt": str}):
             return self._request(self.dialog(request["prompt"]), grammar)
         asks = is_record(request, {"messages": list}) and request["messages"]
-        if asks and (self.model.reads or not self.raw):
+        if asks and self.model.reads:
+            cause = f"{self.model.name} answers a source text, it has no dialog"
+            raise UsageError(cause, f"line {number} was skipped", 'write {"prompt": "..."}')
+        if asks and not self.raw:
             messages = [Message.parse(message) for message in request["messages"]]
             return self._request(self._with_system(messages), grammar)
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')

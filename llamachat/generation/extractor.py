@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
+from llamachat.checks import require_number
 from llamachat.core.spec import HeadKind
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.generation.classifier import softmax
@@ -22,6 +23,7 @@ from llamachat.system.metadata import is_record
 HEADS: tuple[HeadKind, ...] = ("span",)
 WINDOW = 512  # tokens of question and text that are seen together, unless asked otherwise
 LONGEST = 30  # tokens of an answer, unless asked otherwise
+LIMIT = 1e9  # of a difference of scores
 BEST = 20  # answers that share out the probability
 
 
@@ -73,18 +75,23 @@ class Extractor:
     threshold: float | None = 0.0
     top: int = 1
 
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            require_number("null_threshold", self.threshold, -LIMIT, LIMIT, UsageError)
+
     def job(self, asked: Question) -> Job:
         """Raises DoesNotFitError for a question that leaves no room for the text."""
         self.model.require_room([asked.question])
         question, ids = self.model.tokenizer.encode(asked.question), read_long(self.model, asked.text)
         if not ids:
             raise empty()
-        room = min(self.window, self.model.context) - len(framed(self.model.tokenizer, question, []).ids)
+        window = min(self.window, self.model.context)
+        room = window - len(framed(self.model.tokenizer, question, []).ids)
         if room <= self.overlap:
             raise DoesNotFitError(
-                f"the question leaves {max(room, 0)} tokens of a window of {min(self.window, self.model.context)}",
+                f"the question leaves {max(room, 0)} tokens of a window of {window}",
                 f"windows that overlap by {self.overlap} tokens never end",
-                "raise --window or lower --overlap",
+                f"shorten it, raise {'--window' if window < self.model.context else '--ctx-size'} or lower --overlap",
             )
         parts = windows(len(ids), room, self.overlap)
         sequences = [framed(self.model.tokenizer, question, ids[part.start : part.stop]) for part in parts]

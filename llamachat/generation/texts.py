@@ -85,7 +85,7 @@ def encode(model: LoadedModel, text: Text, cut: bool = False) -> Encoded:
         raise DoesNotFitError(
             f"the text makes {model.context + over} tokens, the context holds {model.context}",
             "nothing was computed",
-            "shorten it or raise --ctx-size",
+            "shorten it, cut it with --truncate or raise --ctx-size",
         )
     encoded = framed(model.tokenizer, *parts[:-1], parts[-1][: len(parts[-1]) - max(over, 0)])
     if not encoded.ids:
@@ -121,10 +121,14 @@ def windows(length: int, size: int, overlap: int) -> list[range]:
 
 
 def read_one(argument: str | None, file: Path | None) -> str:
-    """The text of one call: the argument, else the file's, else what stdin has. Raises UsageError."""
-    if argument is not None and file is None:
+    """The text of one call: the argument, else the file's, else what stdin has. Raises UsageError, for an empty one too."""
+    if argument and file is None:
         return utf8(argument, "the text")
-    return read_text(file) if argument is None and file is not None else read_prompt(argument, file, "text")
+    if argument is None and file is not None:
+        if text := read_text(file):
+            return text
+        raise UsageError(f"{file} is empty", "nothing was read", "give a text")
+    return read_prompt(argument, file, "text")
 
 
 # Lines of a file ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The adapters of a loaded model: opened by path, named, scaled and switched without loading it again."""
 
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from llamachat.checks import is_number, shown
 from llamachat.core.engine import Engine
 from llamachat.errors import UsageError, no_memory
 from llamachat.formats import Checkpoint
@@ -42,13 +42,23 @@ class Reference:
 
 def reference(given: Given) -> Reference:
     """Of "PATH[:SCALE]", or a path and a scale. Raises UsageError."""
-    text, scale = given if isinstance(given, tuple) else (given, None)
+    text, scale = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not isinstance(text, (str, os.PathLike)):
+        cause = f"{shown(given)} is no adapter"
+        raise UsageError(cause, "no adapter was changed", 'give "PATH[:SCALE]", or a path and a scale')
     text = os.path.expanduser(os.fspath(text))  # noqa: PTH111 (never raises)
     path, colon, end = text.rpartition(":")
     if scale is None and colon and not Path(text).exists():
         scale = number(end, f"the scale in {text}")
         text = path
     return Reference(Path(text), checked(1.0 if scale is None else scale))
+
+
+def several(given: Sequence[Given]) -> list[Given]:
+    """Raises UsageError for a single one, whose letters would be taken for many."""
+    if isinstance(given, (str, os.PathLike)):
+        raise UsageError(f"adapters is {shown(given)}", "the model was not adapted", "put it into a list")
+    return [*given]
 
 
 def number(text: str, what: str = "the scale") -> float:
@@ -61,8 +71,9 @@ def number(text: str, what: str = "the scale") -> float:
 
 def checked(scale: float) -> float:
     """Raises UsageError for what is no scale."""
-    if not math.isfinite(scale) or abs(scale) > LARGEST:
-        raise UsageError(f"an adapter cannot be scaled by {scale:g}", remedy=f"give -{LARGEST:g} to {LARGEST:g}")
+    if not is_number(scale) or abs(scale) > LARGEST:
+        told = f"{scale:g}" if isinstance(scale, float) else shown(scale)
+        raise UsageError(f"an adapter cannot be scaled by {told}", remedy=f"give -{LARGEST:g} to {LARGEST:g}")
     return float(scale)
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from llamachat.core.spec import HeadKind
+from llamachat.core.spec import HeadKind, ModelSpec
 from llamachat.errors import UsageError
+from llamachat.families.t5 import EncoderDecoderSpec
 
 PREDICTS: tuple[HeadKind, ...] = ("next_token",)
 # What a model with such a head does, for people, and the commands that use it.
@@ -16,8 +17,9 @@ USES: dict[HeadKind, tuple[str, str]] = {
 }
 
 
-def require_head(name: str, head: HeadKind, wanted: Collection[HeadKind]) -> None:
+def require_head(name: str, config: ModelSpec, wanted: Collection[HeadKind]) -> None:
     """Raises UsageError, which names the right command, for a model called `name` unless its head is one of these."""
-    if head not in wanted:
-        what, command = USES[head]
+    if config.head not in wanted:
+        reads = isinstance(config, EncoderDecoderSpec)
+        what, command = ("answers a source text", "llamachat complete") if reads else USES[config.head]
         raise UsageError(f"{name} {what}", "it cannot do what is asked", f"use {command}")

@@ -26,7 +26,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
-from llamachat.models.adapters import Adapters, Given
+from llamachat.models.adapters import Adapters, Given, several
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
@@ -220,10 +220,10 @@ def load(
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
     checkpoint = _quantized(open_checkpoint(path), prepare)
-    beside = Adapters.opened(checkpoint, [*entry.adapters, *adapters])
+    beside = Adapters.opened(checkpoint, [*entry.adapters, *several(adapters)])
     checkpoint = beside.changed(checkpoint)
     config = checkpoint.config
-    require_head(entry.name, config.head, heads)
+    require_head(entry.name, config, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
     _require_positions(path, config, slots)

@@ -31,6 +31,8 @@ def test_texts_and_pairs_are_classified(tmp_path: Path) -> None:
     for wrong, said in (
         ({"texts": TEXT}, "not a list"),
         ({"texts": [3]}, "no text or pair"),
+        ({"texts": None}, "None is not a list of texts"),
+        ({"texts": {"a": "b"}}, "is not a list of texts"),
         ({"texts": ["a"], "top": 0}, "top is 0"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -55,6 +57,11 @@ def test_an_answer_is_extracted(tmp_path: Path) -> None:
     assert found["answer"] == found["answers"][0] and len(found["answers"]) == 3
     assert found["answer"]["text"] == TEXT[found["answer"]["start"] : found["answer"]["end"]]
     assert llama.extract("the fox", TEXT, null_threshold=-1e9)["answer"] is None
+    for wrong in ("x", float("nan"), True):
+        with pytest.raises(UsageError, match=r"null_threshold is .*; allowed is a number"):
+            llama.extract("the fox", TEXT, null_threshold=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DoesNotFitError, match=r"leaves 0 tokens of a window of 256; .*raise --ctx-size or lower"):
+        llama.extract("the fox " * 300, TEXT)
     with pytest.raises(DoesNotFitError, match="a window of 32"):
         llama.extract("the fox", TEXT, window=32)
 

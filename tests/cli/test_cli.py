@@ -158,7 +158,8 @@ def test_a_persona_goes_after_what_is_typed_and_before_all_else() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("chat",), ("complete",), ("config",), ("quantize",), ("eval",), ("bench",)]
+    [(), ("chat",), ("complete",), ("classify",), ("tag",), ("extract",), ("embed",)]
+    + [("config",), ("quantize",), ("eval",), ("bench",)]
     + [("models", name) for name in ("list", "show", "pull", "rm", "cache")],
 )
 def test_every_command_has_help_with_examples_in_80_columns(
@@ -170,6 +171,11 @@ def test_every_command_has_help_with_examples_in_80_columns(
     assert all(len(line) <= 80 for line in out.splitlines())
     examples = [line for line in out.partition("Examples:")[2].splitlines() if line.startswith("   llamachat")]
     assert examples
+    setting = re.search(r"What (--[\w-]+) sets", " ".join(out.split()))
+    assert (setting is None) != (
+        command[:1] in (("chat",), ("complete",), ("classify",), ("tag",), ("extract",), ("embed",))
+    )
+    assert setting is None or f"│ {setting[1]} " in out
 
 
 def test_echo_and_logprobs(run: Run) -> None:

@@ -1,6 +1,7 @@
 """`llamachat embed` as people use it: one text, files of them, arrays, and models made for nothing else."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,21 @@ def test_a_bad_line_is_an_error_in_its_place_and_keeps_an_array_from_being_writt
     assert code == 2 and ["error" in json.loads(line) for line in out.splitlines()] == [False, True, False]
     array = tmp_path / "vectors.npy"
     code, out, err = run("embed", "--jsonl", str(tmp_path / "bad.jsonl"), "-o", str(array), "-m", "TINY")
-    assert (code, out) == (2, "") and "a text has no vector (line 2 is no text to read" in err and not array.exists()
+    said = "llamachat: line 2 has no vector ({}); nothing was written; mend it or leave it out\n"
+    assert (code, out, err) == (2, "", said.format("line 2 is no text to read")) and not array.exists()
+    (tmp_path / "long.jsonl").write_text(f'{{"text": "fox"}}\n{{"text": "{"quick " * 9000}"}}\n')
+    code, out, err = run("embed", "--jsonl", str(tmp_path / "long.jsonl"), "-o", str(array), "-m", "TINY")
+    assert (code, out) == (4, "") and re.fullmatch(
+        re.escape(said).replace(re.escape("{}"), r"the text makes \d+ tokens, the context holds 2048"), err
+    )
+
+
+def test_a_single_text_becomes_an_array_of_one_row(run: Run, tmp_path: Path) -> None:
+    array = tmp_path / "vector.npy"
+    given = ("embed", "the quick", "-m", "TINY", "-o", str(array))
+    said = "--resume goes on with lines, an array is written whole; nothing was run; leave it out"
+    assert run(*given, "--resume") == (2, "", f"llamachat: {said}\n") and not array.exists()
+    assert run(*given) == (0, "", f"{array}: 1 vector of 64 numbers\n") and np.load(array).shape == (1, 64)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +87,10 @@ def test_a_bad_line_is_an_error_in_its_place_and_keeps_an_array_from_being_writt
         (("a", "-o", "x"), "--output needs --jsonl; redirect one result with >"),
         (("--jsonl", "x", "--resume"), "--resume needs --output; name the file to go on with"),
         (("a", "-o", "nowhere/x.npy"), "nowhere/x.npy cannot be written: No such file or directory"),
-        (("quick " * 9000,), "the context holds 2048; nothing was computed; shorten it or raise --ctx-size"),
+        (
+            ("quick " * 9000,),
+            "the context holds 2048; nothing was computed; shorten it, cut it with --truncate or raise --ctx-size",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(arguments: tuple[str, ...], said: str, run: Run) -> None:
@@ -89,12 +107,12 @@ def bare(folder: Path) -> Path:
 
 def test_a_model_without_a_head_embeds_and_nothing_else(run: Run, tmp_path: Path) -> None:
     folder = str(bare(tmp_path))
-    exact = ("--kv-bits", "32")
-    vector = json.loads(run("embed", "the quick", "-m", "TINY", "--pool", "last", *exact)[1])
+    exact = ("embed", "the quick", "--pool", "last", "--kv-bits", "32", "-m")
+    vector = json.loads(run(*exact, "TINY")[1])
     for engine in ("native", "torch"):
-        code, out, err = run("embed", "the quick", "-m", folder, "--pool", "last", "--engine", engine, *exact)
+        code, out, err = run(*exact, folder, "--engine", engine)
         assert (code, err) == (0, "")
-        np.testing.assert_allclose(json.loads(out), vector, atol=1e-3)
+        np.testing.assert_allclose(json.loads(out), vector, atol=1e-4)
     said = "has no head; it cannot do what is asked; use llamachat embed\n"
     assert run("complete", "the quick", "-m", folder) == (2, "", f"llamachat: {folder} {said}")
 

@@ -89,7 +89,7 @@ def documents(tmp_path: Path) -> str:
 def test_documents_are_ranked_by_their_score(run: Run, models: dict[str, str], documents: str) -> None:
     code, out, _ = run("classify", "the quick", "-m", models["ranker"], "--documents", documents)
     rows = [line.split("\t") for line in out.splitlines()]
-    assert code == 0 and sorted(int(line) for _, line, _ in rows) == [1, 2, 3, 4]
+    assert code == 0 and sorted(int(line) for _, line, _ in rows) == [1, 3, 5, 6]
     assert [share for share, *_ in rows] == sorted((share for share, *_ in rows), reverse=True)
     for share, _, text in rows:
         alone = run("classify", "the quick", "-m", models["ranker"], "--pair", text)[1]
@@ -97,7 +97,9 @@ def test_documents_are_ranked_by_their_score(run: Run, models: dict[str, str], d
     told = json.loads(
         run("classify", "the quick", "-m", models["ranker"], "--documents", documents, "--json", "--top", "2")[1]
     )
-    assert [str(each["document"]) for each in told["ranking"]] == [line for _, line, _ in rows[:2]]
+    assert [str(each["line"]) for each in told["ranking"]] == [line for _, line, _ in rows[:2]]
+    alone = [["classify", "the quick", "-m", models["ranker"], "--pair", text, "--json"] for *_, text in rows]
+    assert told["usage"]["prompt_tokens"] == sum(json.loads(run(*each)[1])["usage"]["prompt_tokens"] for each in alone)
     code, out, err = run("classify", "the quick", "-m", models["single"], "--documents", documents)
     assert code == 2 and err.endswith(
         "documents are ranked by one; nothing was ranked; give --label, such as 'NEGATIVE'\n"
@@ -106,6 +108,17 @@ def test_documents_are_ranked_by_their_score(run: Run, models: dict[str, str], d
     assert (
         "has no label 'x'" in run("classify", "x", "-m", models["single"], "--documents", documents, "--label", "x")[2]
     )
+
+
+def test_documents_are_the_lines_that_other_programs_count(run: Run, models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "documents").write_bytes("a\u2028b\x0c\r\n\r\nc\n".encode())
+    told = json.loads(
+        run("classify", "x", "-m", models["ranker"], "--documents", str(tmp_path / "documents"), "--json")[1]
+    )
+    assert {each["line"]: each["text"] for each in told["ranking"]} == {1: "a\u2028b\x0c", 3: "c"}
+    (tmp_path / "documents").write_text("a\n\n" + "quick " * 3000)
+    code, _, err = run("classify", "x", "-m", models["ranker"], "--documents", str(tmp_path / "documents"))
+    assert code == 4 and err.startswith("llamachat: line 3 of the documents: the text makes")
 
 
 def test_a_long_document_ends_where_the_line_does(
@@ -186,13 +199,20 @@ def test_a_batch_gives_a_line_for_each_and_is_gone_on_with(
         (("classify", "quick " * 3000, "-m", "single"), 4, "tokens, the context holds 256; nothing was computed; shorten it"),
         (("tag", "-f", "/nowhere", "-m", "names"), 2, "/nowhere cannot be read: No such file or directory"),
         (("extract", "-m", "reader"), 2, "there is no question; give it as an argument, and the text with --file or on stdin"),
+        (("extract", "", "-m", "reader", "-f", "y"), 2, "there is no question; give it as an argument"),
+        (("classify", "", "-m", "single"), 2, "there is no text; give it as an argument, with --file, or on stdin"),
+        (("classify", "-f", "EMPTY", "-m", "single"), 2, "empty is empty; nothing was read; give a text"),
+        (("tag", "-f", "EMPTY", "-m", "names"), 2, "empty is empty; nothing was read; give a text"),
+        (("extract", "x", "-f", "README.md", "-m", "reader", "--null-threshold", "nan"), 2, "null_threshold is nan; allowed is"),
         (("quantize", "single", "-o", "OUT", "--report"), 2, "this model predicts none; leave it out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_in_a_line(
     arguments: tuple[str, ...], code: int, said: str, run: Run, models: dict[str, str], tmp_path: Path
 ) -> None:
-    given = [str(tmp_path / "out") if each == "OUT" else models.get(each, each) for each in arguments]
+    (tmp_path / "empty").touch()
+    files = {"OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty")}
+    given = [(models | files).get(each, each) for each in arguments]
     found, out, err = run(*given)
     assert (found, out) == (code, "") and said in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 

@@ -221,7 +221,8 @@ def test_a_batch_of_lines_is_answered_as_one_by_one(model: LoadedModel, tmp_path
     for text, result in zip(TEXTS, results, strict=True):
         alone = completer(model).result(text)
         assert (result["text"], result["tokens"], result["usage"]) == (alone["text"], alone["tokens"], alone["usage"])
-    assert "answers a source text, it has no dialog" in refused["error"]
+    said = 'answers a source text, it has no dialog; line 5 was skipped; write {"prompt": "..."}'
+    assert refused["error"].endswith(said)
 
 
 def test_answers_follow_a_grammar(run: Callable[..., Any]) -> None:
@@ -238,6 +239,7 @@ def test_answers_follow_a_grammar(run: Callable[..., Any]) -> None:
         (("complete", "a", "--cache-prefix", "conf"), "reads a source as a whole"),
         (("chat",), "it cannot chat; ask it with `llamachat complete`"),
         (("eval", "--windows", "1"), "eval is not for it"),
+        (("classify", "a"), "answers a source text; it cannot do what is asked; use llamachat complete"),
     ],
 )
 def test_what_makes_no_sense_ends_in_a_line(

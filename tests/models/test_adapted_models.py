@@ -231,6 +231,17 @@ def test_the_api_takes_adapters_and_scales_them(made: Path) -> None:
     assert ids(llama) == plain != adapted
     llama.scale_adapter("a", 1)
     assert ids(llama) == adapted
+    for wrong in ("1", float("nan"), True):
+        with pytest.raises(UsageError, match="an adapter cannot be scaled by"):
+            llama.scale_adapter("a", wrong)  # type: ignore[arg-type]
+    for given, said in (
+        ("a", "adapters is 'a'"),
+        ([3], "3 is no adapter"),
+        ([("a",)], "is no adapter"),
+        ([("a", "x")], "by 'x'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Llama.build(made / "base", adapters=given)
 
 
 # Merged before coding -------------------------------------------------------------------------------------------------
