@@ -202,6 +202,11 @@ def test_a_file_cut_at_any_byte_opens_with_every_whole_record_and_goes_on(archiv
         torn = data[size : size + 1] != b"\n" and data[:size][-1:] not in (b"", b"\n")
         assert bool(told) == torn and all("torn off in the middle of its last record" in line for line in told)
         told.clear()
+        if (
+            size % 5 and b"\n" not in data[size - 2 : size + 2]
+        ):  # it goes on from every fifth, and from all near a record's end
+            opened.journal.close()
+            continue
         last = opened.history.tree.active
         opened.history.apply({"type": "message", "id": 10**6, "parent": last.id, "role": "user", "text": "on"})
         opened.journal.append([message(opened.history.tree.active)])
