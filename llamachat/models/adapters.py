@@ -14,7 +14,6 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Adapter, Changed, Scaled
 from llamachat.formats.adapter_base import CONFIG
 from llamachat.formats.lazy import listed
-from llamachat.formats.peft import open_peft
 from llamachat.models import keys
 
 LARGEST = 1000.0  # scale
@@ -198,6 +197,8 @@ class Adapters:
             raise no_memory("for the adapters") from error
 
     def _open(self, given: Reference) -> Held:
+        from llamachat.formats.peft import open_peft  # which takes 15 to 25 ms, and few starts have an adapter
+
         assert self.base is not None, "a model that was loaded has a checkpoint"
         if len(self.held) >= MOST:
             raise UsageError(
