@@ -1,7 +1,5 @@
 """What a model computes of ids besides text: logits, hidden states, attention."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +8,7 @@ from llamachat.core.engine import Outputs
 from llamachat.core.generate import PREFILL_CHUNK
 from llamachat.engines.memory import available_memory
 from llamachat.errors import DoesNotFitError, ModelError, UsageError
+from llamachat.generation.texts import in_pieces
 from llamachat.models.load import LoadedModel
 
 Floats = NDArray[np.float32]
@@ -23,8 +22,7 @@ def outputs_of(model: LoadedModel, ids: list[int], outputs: Outputs) -> Floats:
         raise UsageError("there are no tokens", "nothing was computed")
     if unknown := next((token for token in ids if not 0 <= token < config.vocab_size), None):
         raise ModelError(f"token {unknown} is not in the vocabulary of {config.vocab_size}", "nothing was computed")
-    cache = Cache(model.context)
-    cache.require(len(ids))
+    Cache(model.context).require(len(ids))
     each = {
         "logits": config.outputs,
         "hidden": config.hidden_size,
@@ -33,14 +31,7 @@ def outputs_of(model: LoadedModel, ids: list[int], outputs: Outputs) -> Floats:
     }[outputs]
     _require_memory(3 * 4 * each * len(ids), outputs)  # the pieces, the whole, and what torch makes it of
     chunk = len(ids) if outputs == "attentions" else PREFILL_CHUNK
-    return np.concatenate([*_pieces(model, cache, ids, outputs, chunk)], -2)
-
-
-def _pieces(model: LoadedModel, cache: Cache, ids: list[int], outputs: Outputs, chunk: int) -> Iterator[Floats]:
-    for start in range(0, len(ids), chunk):
-        piece = ids[start : start + chunk]
-        yield model.engine.forward(piece, cache.plan(len(piece)), "all", outputs)
-        cache.commit(piece)
+    return in_pieces(model.engine, ids, chunk, outputs=outputs)
 
 
 def _require_memory(size: int, outputs: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llamachat.api.outputs import Floats
 from llamachat.api.tokenizer import require_list
 from llamachat.checks import require_number, require_whole, shown
 from llamachat.core.spec import HeadKind
@@ -21,7 +21,6 @@ from llamachat.models.heads import require_head
 from llamachat.models.load import LoadedModel
 
 R = TypeVar("R")
-Floats = NDArray[np.float32]
 MOST = 2**30
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
 from llamachat.core.generate import PREFILL_CHUNK, Interrupted, never
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
@@ -233,7 +234,7 @@ class Runner:
 
     def _run(self, sequences: list[list[int]]) -> Iterator[Rows]:
         if self._rows == "all":
-            yield from map(self._alone, sequences)
+            yield from (in_pieces(self._engine, ids, check=self._stop_if_asked, **self._outputs) for ids in sequences)
             return
         left = sequences
         while left:
@@ -242,15 +243,6 @@ class Runner:
             caches = [Cache(len(ids), run.start) for ids, run in zip(left, filter(None, runs), strict=False)]
             yield from self._together(left[: len(caches)], caches)
             left = left[len(caches) :]
-
-    def _alone(self, ids: list[int]) -> Rows:
-        cache, rows = Cache(len(ids)), list[Rows]()
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            self._stop_if_asked()
-            piece = ids[start : start + PREFILL_CHUNK]
-            rows.append(self._engine.forward(piece, cache.plan(len(piece)), "all", **self._outputs))
-            cache.commit(piece)
-        return np.concatenate(rows)
 
     def _together(self, sequences: list[list[int]], caches: list[Cache]) -> list[Rows]:
         """The last row of each: in every step a piece of as many as there is room for."""
@@ -272,6 +264,20 @@ class Runner:
     def _stop_if_asked(self) -> None:
         if self._interrupted():
             raise Interrupted
+
+
+def in_pieces(
+    engine: Engine, ids: list[int], size: int = PREFILL_CHUNK, check: Callable[[], object] = never, **outputs: Any
+) -> Rows:
+    """Of a sequence that nothing precedes, what the engine gives for every token: [..., T, n], run `size` tokens at a time.
+    `check` is called before each piece; `outputs`: see Engine.forward."""
+    cache, rows = Cache(len(ids)), list[Rows]()
+    for start in range(0, len(ids), size):
+        check()
+        piece = ids[start : start + size]
+        rows.append(engine.forward(piece, cache.plan(len(piece)), "all", **outputs))
+        cache.commit(piece)
+    return np.concatenate(rows, -2)
 
 
 def _outcome(job: Job, rows: list[Rows]) -> Outcome | LlamachatError:
