@@ -15,8 +15,8 @@ import llamachat
 import quantize
 
 LAYERS = [  # from the top: each imports only what stands below it
-    "__main__", "cli", "api", "quantize", "bench", "ui", "chat", "generation", "models", "engines", "formats", "tokenizers",
-    "families", "core", "system", "events", "paths", "version", "checks", "errors",
+    "__main__", "cli", "api", "quantize", "bench", "ui", "chat", "generation", "remote", "models", "engines", "formats",
+    "tokenizers", "families", "core", "system", "events", "paths", "version", "checks", "errors",
 ]  # fmt: skip
 HEAVY = {
     "torch",
