@@ -297,6 +297,23 @@ def test_a_wrong_file_is_one_line_that_names_key_value_and_file(
 
 
 @pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('server = "ftp://h"', "'ftp://h' is no address of a server"),
+        ('server = "http://h", model = ""', "'' is no model of a server"),
+        ('server = "https://h", insecure = true', "https://h is another machine; its certificate has to be looked at"),
+    ],
+)
+def test_a_server_that_is_none_is_one_line_that_names_the_file(
+    write: Callable[[str], Path], source: str, message: str
+) -> None:
+    write("[models.x]\nsource = { " + source + " }")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_catalog()
+    assert str(caught.value).startswith("source in [models.x] of") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "given", ['key_env = "sk-Abc"', 'key_env = "sk_abc"', 'key = "sk-Abc"', 'key_env = ["sk-Abc"]']
 )
 def test_what_may_be_a_key_is_not_shown(write: Callable[[str], Path], given: str) -> None:
