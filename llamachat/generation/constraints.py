@@ -18,6 +18,12 @@ from llamachat.core.sampler import Constraint
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, ModelError, UsageError
 from llamachat.generation.grammars import Matcher, RefusedError, Vocabulary, process
+from llamachat.remote.asking import Format
+
+
+def compiled(wanted: Format) -> str:
+    """The grammar of what an answer must follow. Raises UsageError."""
+    return {"schema": from_schema, "regex": from_regex, "lark": from_lark}[wanted.kind](wanted.text)
 
 
 def from_schema(schema: object) -> str:
