@@ -16,8 +16,6 @@ from llamachat.generation.constraints import Constrainer, from_schema
 from llamachat.generation.prompting import Outcome, Prompting, Requests, check_stops
 from llamachat.models.load import LoadedModel
 
-PARALLEL = 32  # requests at once, unless told otherwise
-
 
 @dataclass(frozen=True)
 class Completer(Prompting[Answer, Request, str]):

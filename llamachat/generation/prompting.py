@@ -15,6 +15,8 @@ from llamachat.generation.thinking import Part, parted
 from llamachat.system.metadata import is_record
 from llamachat.system.sanitise import Sanitiser
 
+PARALLEL = 32
+
 
 class Reply(Protocol):
     """One answer: `parts` is iterated once, and all else is right wherever that is left off."""
@@ -55,6 +57,8 @@ class Prompting(Generic[R, Asked, Followed]):
     system: str | None
     raw: bool  # a prompt is a plain text to go on with
     grammar: Followed | None  # of every answer
+    interrupted: Callable[[], bool]
+    at_once = PARALLEL  # requests, unless told otherwise
 
     @property
     def name(self) -> str:
@@ -105,6 +109,14 @@ class Prompting(Generic[R, Asked, Followed]):
         """None: none were asked for."""
         raise NotImplementedError
 
+    def usage(self, reply: R) -> dict[str, int | None]:
+        """None: nobody counted."""
+        stats = reply.stats()
+        return {"prompt_tokens": stats.prompt_tokens, "completion_tokens": stats.completion_tokens}
+
+    def finished(self, reply: R) -> None:
+        """An answer has been written: what else is to be said of it may be said now."""
+
     def start(self, messages: list[Message] | str) -> R:
         """The answer to a dialog, or (raw) the continuation of a text; iterate it for the text."""
         return self.begin(self.request(messages, self.grammar))
@@ -139,6 +151,7 @@ class Prompting(Generic[R, Asked, Followed]):
         if thought.begun:
             thought.end()
         said.end()
+        self.finished(reply)
         return reply
 
     def _text(self, reply: R) -> Iterator[Part]:
@@ -152,11 +165,12 @@ class Prompting(Generic[R, Asked, Followed]):
         reply, parts = self.start(messages), list[Part]()
         try:
             for part in reply.parts():
-                parts.append(part)  # noqa: PERF402 - what came before an error is kept
+                parts.append(part)
         except LlamachatError:
             if parts:
                 broken(self._object(reply, parts))
             raise
+        self.finished(reply)
         return self._object(reply, parts)
 
     def _object(self, reply: R, parts: Iterable[Part]) -> dict[str, Any]:
@@ -168,7 +182,7 @@ class Prompting(Generic[R, Asked, Followed]):
             **({"reasoning": thought} if thought else {}),
             "tokens": self.tokens(reply),
             "finish_reason": reply.reason,
-            "usage": {"prompt_tokens": stats.prompt_tokens, "completion_tokens": stats.completion_tokens},
+            "usage": self.usage(reply),
             "timings": {
                 "load_s": round(self.load_s, 4),
                 "prefill_s": round(stats.prefill_s, 4),
@@ -192,6 +206,7 @@ class Prompting(Generic[R, Asked, Followed]):
                 write_json({"error": str(outcome)}, out)
             else:
                 write_json(self._object(*outcome), out)
+                self.finished(outcome[0])
         return good
 
     def _requests(self, lines: Source, idle: Callable[[], bool], skip: int) -> "Requests[Asked]":
@@ -256,5 +271,3 @@ def write_json(value: dict[str, Any], out: TextIO) -> None:
     ascii_only = out.isatty() or (out.encoding or "utf-8").lower() != "utf-8"
     out.write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
     out.flush()
-
-

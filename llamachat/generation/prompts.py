@@ -1,5 +1,7 @@
 """What is asked: prompts from the command line, files and pipes, and what their answers must follow."""
 
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -52,11 +54,43 @@ def read_format(schema: str | None, regex: str | None, grammar: str | None) -> F
     if sum(given is not None for given in (schema, regex, grammar)) > 1:
         raise UsageError("only one of --schema, --regex and --grammar can be followed", remedy="give one of them")
     if schema is not None:
-        return Format("schema", schema if schema.lstrip().startswith(("{", "[")) else read_text(Path(schema)))
+        inline = schema.lstrip().startswith(("{", "["))
+        return Format("schema", schema_text(schema if inline else read_text(Path(schema))))
     if grammar is not None:
-        inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE)
+        inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE) is not None
         return Format("lark", utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
     return None if regex is None else Format("regex", utf8(regex, "--regex"))
+
+
+def schema_text(schema: object) -> str:
+    """A JSON schema, parsed or as text, as text. Raises UsageError for what is none."""
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        parsed = json.loads(text, parse_int=_exact, parse_float=_finite, parse_constant=_finite)
+        if not isinstance(parsed, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        raise unusable("JSON schema", reason(error)) from error
+    return text
+
+
+def unusable(what: str, why: str) -> UsageError:
+    """The error for what no answer can follow."""
+    return UsageError(f"the {what} cannot be used: {why}", "nothing was generated")
+
+
+def _exact(digits: str) -> int:
+    """Raises ValueError for what llguidance, which computes with float64, would change."""
+    if abs(number := int(digits)) > 2**53:
+        raise ValueError(f"{number} is too large")
+    return number
+
+
+def _finite(digits: str) -> float:
+    """Raises ValueError for what float64 cannot hold: 1e400, Infinity and NaN."""
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is no finite number")
+    return number
 
 
 def open_lines(file: Path) -> BinaryIO:
