@@ -69,7 +69,12 @@ class Reply:
             yield "logprobs of the text itself"
         if question.thinking is False and self._thought:
             yield "not to think"
-        if question.format and question.format.kind == "schema" and self.reason == "stop" and not _is_json("".join(self._said)):
+        if (
+            question.format
+            and question.format.kind == "schema"
+            and self.reason == "stop"
+            and not _is_json("".join(self._said))
+        ):
             yield "the JSON schema"
 
     def _event(self, event: Event) -> Iterator[Piece]:
