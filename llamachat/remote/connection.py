@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from llamachat.remote import faults
+from llamachat.remote.asking import ServerError
 
 if TYPE_CHECKING:
     import ssl
@@ -92,7 +93,9 @@ class Connection:
     def __enter__(self) -> "Connection":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._socket is not None:
             self._socket.close()
 
@@ -122,7 +125,7 @@ class Connection:
         try:
             while not opening.ready(POLL):
                 self._look()
-            self._socket = opening.socket()
+            self._socket = opening.opened()
             self._socket.settimeout(POLL)
             if self._tls is not None:
                 self._socket = self._tls.wrap_socket(
@@ -140,7 +143,7 @@ class Connection:
         left, end = memoryview(data), time.monotonic() + self._waits.between
         try:
             while left:
-                taken = self._until(end, lambda part=left: self._socket.send(part))  # type: ignore[misc,union-attr]
+                taken = self._until(end, lambda part=left: self._socket.send(part))  # type: ignore[misc]
                 left, end = left[taken:], time.monotonic() + self._waits.between
         except TimeoutError as error:
             raise faults.stalled(self._place.name, self._waits.between, self.begun) from error
@@ -172,7 +175,7 @@ class Connection:
             raise self._unspoken(error) from error
         return event  # type: ignore[return-value]
 
-    def _unspoken(self, error: "h11.RemoteProtocolError") -> faults.ServerError:
+    def _unspoken(self, error: "h11.RemoteProtocolError") -> ServerError:
         if self._protocol.trailing_data[1]:  # the end of what came was in the middle of a body
             return faults.broken(self._place.name, self.begun)
         if error.error_status_hint == 431:
@@ -221,11 +224,11 @@ class _Opening:
             raise TimeoutError
         return self._result.done()
 
-    def socket(self) -> socket.socket:
+    def opened(self) -> socket.socket:
         """Once it is ready. Raises OSError."""
         return self._result.result()
 
-    def leave(self, used: "socket.socket | None") -> None:
+    def leave(self, used: socket.socket | None) -> None:
         """Whatever comes yet is closed, unless it is the socket that is used."""
         if used is None and not self._result.cancel() and self._result.exception() is None:
             self._result.result().close()
@@ -243,7 +246,7 @@ class _Opening:
         with suppress(InvalidStateError):
             self._result.set_exception(error)
 
-    def _give(self, opened: "socket.socket") -> None:
+    def _give(self, opened: socket.socket) -> None:
         try:
             self._result.set_result(opened)
         except InvalidStateError:  # nobody waits for it

@@ -18,7 +18,9 @@ UNASKED = "nothing was asked"
 TOO_LONG = re.compile(
     r"context.?length|context.?(window|size)|exceed_context|maximum.{0,20}\bcontext\b|prompt.{0,20}\btoo long\b", re.I
 )
-UNKNOWN = re.compile(r"un(known|expected|recognized|supported)|not (supported|allowed|permitted)|not support|extra", re.I)
+UNKNOWN = re.compile(
+    r"un(known|expected|recognized|supported)|not (supported|allowed|permitted)|not support|extra", re.I
+)
 ROOM = re.compile(r"context (?:length|window|size)\D{0,20}(\d{1,9})", re.I)
 ASKED = re.compile(r"(?:request|requested|resulted in|a total of)\b\D{0,12}(\d{1,9})", re.I)
 
@@ -49,15 +51,21 @@ def unreachable(where: str, error: OSError) -> ServerError:
             remedy = "check the address: is it http://, or another port?"
             return ServerError(f"{where} does not speak TLS", UNASKED, remedy)
         case TimeoutError():
-            return ServerError(f"{where} cannot be reached: it took too long", UNASKED, "check the address and the network")
+            return ServerError(
+                f"{where} cannot be reached: it took too long", UNASKED, "check the address and the network"
+            )
     return ServerError(f"{where} cannot be reached: {said(error.strerror or error)}", UNASKED, "check the address")
 
 
-def broken(where: str, begun: bool) -> ServerError:
+class BrokenError(ServerError):
     """The connection ended where more should have come."""
+
+
+def broken(where: str, begun: bool) -> BrokenError:
+    """Before the answer, or in the midst of it."""
     if begun:
-        return ServerError(f"{where} broke off in the middle of the answer", "the answer is not whole", AGAIN)
-    return ServerError(f"{where} closed the connection without an answer", "there is no answer", AGAIN)
+        return BrokenError(f"{where} broke off in the middle of the answer", "the answer is not whole", AGAIN)
+    return BrokenError(f"{where} closed the connection without an answer", "there is no answer", AGAIN)
 
 
 def stalled(where: str, seconds: float, begun: bool) -> ServerError:

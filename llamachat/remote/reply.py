@@ -69,14 +69,19 @@ class Reply:
             yield "logprobs of the text itself"
         if question.thinking is False and self._thought:
             yield "not to think"
-        if question.format and question.format.kind == "schema" and self.reason == "stop" and not _is_json("".join(self._said)):
+        if (
+            question.format
+            and question.format.kind == "schema"
+            and self.reason == "stop"
+            and not _is_json("".join(self._said))
+        ):
             yield "the JSON schema"
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
-            self.done = True
             if self.reason is None:
                 raise faults.broken(self._where, self.begun)
+            self.done = True
             return
         chunk = parsed(event.data.encode(), self._where, self.begun)
         if event.name == "error":

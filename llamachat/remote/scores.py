@@ -46,7 +46,8 @@ def _text(entry: Mapping[str, Any]) -> str:
 
 def _of_lists(value: Mapping[str, Any], top: int) -> Iterator[ScoredToken]:
     tokens, numbers, tops = (
-        each if isinstance(each := value.get(name), list) else [] for name in ("tokens", "token_logprobs", "top_logprobs")
+        each if isinstance(each := value.get(name), list) else []
+        for name in ("tokens", "token_logprobs", "top_logprobs")
     )
     for text, number, others in zip_longest(tokens, numbers[: len(tokens)], tops[: len(tokens)]):
         pairs = others.items() if isinstance(others, Mapping) else ()
