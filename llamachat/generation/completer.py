@@ -93,8 +93,10 @@ class Completer(Prompting[Answer, Request, str]):
     ) -> Iterator[Outcome[Answer]]:
         batch = Batch(self.model, parallel, self.interrupted)
         for outcome in batch.run(requests(lambda: batch.idle)):
-            bad = isinstance(outcome, LlamachatError)
-            yield outcome if bad else (outcome.answer, outcome.answer.parts([outcome.text]))
+            if isinstance(outcome, LlamachatError):
+                yield outcome
+            else:
+                yield outcome.answer, outcome.answer.parts([outcome.text])
 
     def before(self, reply: Answer) -> str:
         return self.model.tokenizer.decode(reply.prompt) if self.echo else ""

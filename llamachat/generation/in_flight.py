@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -50,7 +50,9 @@ class InFlight(Generic[Asked, Given]):
         """Nothing can be done before the next question: who gives the questions may wait for it."""
         return not self._waiting
 
-    def run(self, requests: Iterator[Asked | LlamachatError | None]) -> Iterator[Given | LlamachatError]:
+    def run(
+        self, requests: Iterator[Asked | LlamachatError | None]
+    ) -> Generator[Given | LlamachatError, None, None]:
         """An outcome for each question, in order, as soon as it and those before have ended.
 
         None from `requests` means that there is none yet; an error among them is passed on in its place. When interrupted,
