@@ -60,6 +60,11 @@ def without(sent: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in sent.items() if key not in dropped}
 
 
+def left_out(wanted: Mapping[str, Any], sent: Mapping[str, Any]) -> list[str]:
+    """What of a body was not sent, in words for people."""
+    return [word for key in wanted if key not in sent and (word := OPTIONAL[key])]
+
+
 def missing(question: Question, abilities: Abilities) -> list[str]:
     """What is asked for that this kind of server is known not to have, in words for people."""
     params = question.sampling

@@ -13,12 +13,11 @@ from llamachat.remote import faults, listing, request
 from llamachat.remote.abilities import OTHER, Abilities
 from llamachat.remote.asking import Address, Ended, Piece, Question, ServedModel, ServerError
 from llamachat.remote.client import Client
-from llamachat.remote.connection import Connection, Head, StoppedError, Waits
+from llamachat.remote.connection import Connection, StoppedError, Waits
 from llamachat.remote.faults import BrokenError, RefusedError
 from llamachat.remote.reply import Reply
 from llamachat.system.web_address import server_url
 
-SHOWN = 8  # names of models in an error
 USUAL = Waits()
 
 
@@ -51,7 +50,7 @@ class Server:
         started, first = time.monotonic(), None
         reason: Literal["stop", "length", "interrupt"] = "interrupt"
         with closing(self._pieces(question, reply, ignored, interrupted)) as pieces, suppress(StoppedError):
-            for piece in pieces:
+            for piece in _echoed(question, pieces):
                 first = first or time.monotonic() - started
                 yield piece
             reason = reply.reason or "stop"
@@ -78,8 +77,9 @@ class Server:
             try:
                 with self._client.asked("POST", path, sent, stopped) as (connection, head):
                     headed = True
-                    yield from _until(stopped, _answer(connection, head, question, reply, self._client.name))
-                ignored += (word for key in whole.keys() - sent.keys() if (word := request.OPTIONAL[key]))
+                    ignored += request.left_out(whole, sent)
+                    kind = head.headers.get("content-type", "")
+                    yield from _until(stopped, reply.pieces(kind, _blocks(connection, reply)))
                 return
             except RefusedError as refused:
                 if not self._learnt(refused, sent):
@@ -134,7 +134,8 @@ class Server:
         names = [model.name for model in listing.listed(found)]
         if len(names) == 1:
             return names[0]
-        has = f"has {len(names)} models: {', '.join(names[:SHOWN])}" if names else "has no model"
+        some = faults.said(", ".join(names[: faults.MOST_NAMES]), self._client.secret())
+        has = f"has {len(names)} models: {some}" if names else "has no model"
         raise UsageError(
             f"{self._client.name} {has}", "nothing was asked", "name one with -m" if names else "load one there"
         )
@@ -146,25 +147,23 @@ class Server:
             raise faults.refusal(self._client.name, refused, self.address.key_env, self._client.secret()) from None
 
 
+def _echoed(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The text first, where the server is not asked for it, as nothing more is wanted of it."""
+    before = question.text if question.echo and not request.echoes(question) else None
+    for piece in pieces:
+        if before is not None:
+            yield Piece(before)
+            before = None
+        yield piece
+    if before is not None:
+        yield Piece(before)
+
+
 def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
         if stopped():
             raise StoppedError
         yield piece
-
-
-def _answer(connection: Connection, head: Head, question: Question, reply: Reply, where: str) -> Iterator[Piece]:
-    """The pieces of an answer whose head has come. A server may give it as one although a stream is asked for."""
-    if question.echo and not request.echoes(question):
-        yield Piece(question.text or "")
-    media = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media == "text/event-stream":
-        yield from reply.stream(_blocks(connection, reply))
-    elif media == "application/json":
-        yield from reply.whole(_blocks(connection, reply))
-    else:
-        what = f"answers with {faults.said(media)}" if media else "does not say what it answers with"
-        raise faults.unfit(where, what)
 
 
 def _blocks(connection: Connection, reply: Reply) -> Iterator[bytes]:
