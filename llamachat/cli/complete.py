@@ -162,7 +162,7 @@ class _Wanted:
             cause = "how a dialog is written for the model, which --echo shows, only the server knows"
             raise UsageError(cause, "nothing was asked", "leave --echo out, or add --raw")
         server = connect(source, self.options.offline)
-        name = getattr(server, "model_name", lambda: source.model or server.models()[0].name)() if self.entry.name == source.reference else self.entry.name
+        name = server.model_name() if self.entry.name == source.reference else self.entry.name
         interrupted = count_interrupts()
         system = self.entry.system if self.system is None else self.system
         settings = self._settings()

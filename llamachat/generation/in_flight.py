@@ -50,9 +50,7 @@ class InFlight(Generic[Asked, Given]):
         """Nothing can be done before the next question: who gives the questions may wait for it."""
         return not self._waiting
 
-    def run(
-        self, requests: Iterator[Asked | LlamachatError | None]
-    ) -> Generator[Given | LlamachatError, None, None]:
+    def run(self, requests: Iterator[Asked | LlamachatError | None]) -> Generator[Given | LlamachatError, None, None]:
         """An outcome for each question, in order, as soon as it and those before have ended.
 
         None from `requests` means that there is none yet; an error among them is passed on in its place. When interrupted,

@@ -40,7 +40,15 @@ class Server:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
         return listing.listed(self._list(lambda: self._closed))
 
-    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Iterator[Piece | Ended]:
+    def model_name(self) -> str:
+        """Of the model that is asked: as the address names it, else of the only one that it has. Raises ServerError, and UsageError
+        where it has several."""
+        if self.address.model is not None:
+            return self.address.model
+        self._listed = self._listed or self._list(lambda: self._closed)
+        return self._only(self._listed)
+
+    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
 
         `interrupted` is asked while it is waited for; then the connection is closed at once and Ended("interrupt") comes.

@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def server() -> Iterator[StandIn]:
-    with standing_in(WHOLE) as stand_in:
+    with standing_in([WHOLE]) as stand_in:
         yield stand_in
 
 
@@ -78,15 +78,15 @@ def test_plain_text_is_gone_on_with(run: Run) -> None:
 
 
 def test_json_names_the_model_that_answers(run: Run) -> None:
-    listed = document({"data": [{"id": "the-only"}]})
-    with standing_in(listed, listed, WHOLE) as server:
+    listed = [document({"data": [{"id": "the-only"}]})]
+    with standing_in(listed, [WHOLE]) as server:
         code, out, err = run("complete", "hi", "--server", server.url, "--json")
     result = json.loads(out)
     assert (code, err, result["model"], result["text"]) == (0, "", "the-only", "Hello there")
 
 
 def test_one_of_several_models_has_to_be_named(run: Run) -> None:
-    with standing_in(document({"data": [{"id": "first"}, {"id": "second"}]})) as server:
+    with standing_in([document({"data": [{"id": "first"}, {"id": "second"}]})]) as server:
         code, out, err = run("complete", "hi", "--server", server.url)
     assert (code, out, err.count("\n")) == (2, "", 1) and "first, second" in err and "-m" in err
 
@@ -122,7 +122,8 @@ def test_the_key_of_an_entry_goes_to_its_server_alone(run: Run, server: StandIn,
     assert run("complete", "hi", "-m", f"server:{server.url}#big")[0] == 0 and key_of(server) is None
     assert run(*ask(server))[0] == 0 and key_of(server) is None
     write(tmp_path, "config.toml", "model = 'home'\n")
-    with standing_in(document({"data": [{"id": "x"}]}), document({"data": [{"id": "x"}]}), WHOLE) as other:
+    listed = [document({"data": [{"id": "x"}]})]
+    with standing_in(listed, [WHOLE]) as other:
         assert run("complete", "hi", "--server", other.url)[0] == 0 and key_of(other) is None
 
 
@@ -145,7 +146,7 @@ def test_a_configured_server_is_left_with_an_empty_one(run: Run, server: StandIn
         (("--think-budget", "9"), 2, "--think-budget is for"),
         (("--cache-prefix", __file__), 2, "--cache-prefix is for"),
         (("--echo",), 2, "--echo shows, only the server knows"),
-        (("--key-env", "sk-abc"), 2, "--key-env is not the name of an environment variable"),
+        (("--key-env", "sk-abc"), 2, "is not the name of an environment variable"),
         (("--key-env", "NOT_SET_AT_ALL"), 2, "NOT_SET_AT_ALL is not set"),
         (("--server", "http://me:secret@h"), 2, "holds a user or a password"),
         (("--server", "https://h", "--insecure"), 2, "https://h is another machine"),
@@ -212,7 +213,7 @@ def test_a_batch_keeps_order_and_tells_faults_in_place(run: Run, tmp_path: Path)
     lines = "".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(3))
     broken = [head(), delta("half"), RESET]
     (tmp_path / "in").write_text(lines)
-    with standing_in(WHOLE, broken, WHOLE) as server:
+    with standing_in([WHOLE], broken, [WHOLE]) as server:
         code, out, _ = run(
             "complete", "--jsonl", str(tmp_path / "in"), "--server", server.url, "-m", "x", "--parallel", "1"
         )
@@ -224,7 +225,7 @@ def test_a_batch_waits_where_the_server_says_so_and_can_be_gone_on_with(run: Run
     (tmp_path / "in").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     results = tmp_path / "out"
     busy = document({"error": {"message": "slow down"}}, 429, "Retry-After: 0")
-    with standing_in(busy, WHOLE) as server:
+    with standing_in([busy], [WHOLE]) as server:
         flags = (
             "--jsonl",
             str(tmp_path / "in"),
