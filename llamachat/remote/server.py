@@ -41,8 +41,8 @@ class Server:
         return listing.listed(self._list(lambda: self._closed))
 
     def model_name(self) -> str:
-        """Of the model that is asked: as the address names it, else of the only one that it has. Raises ServerError, and UsageError
-        where it has several."""
+        """Of the model that is asked: as the address names it, else of the only one there. Raises ServerError, UsageError where
+        there are several."""
         if self.address.model is not None:
             return self.address.model
         self._listed = self._listed or self._list(lambda: self._closed)
