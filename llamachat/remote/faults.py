@@ -95,6 +95,11 @@ class RefusedError(Exception):
         words, param = message_of(self.body), details(self.body).get("param")
         return {key for key in keys if key == param or _names(words, key)}
 
+    def others(self, keys: Collection[str], names: Mapping[str, str]) -> set[str]:
+        """Which of them are to go by another name, which it tells."""
+        words = message_of(self.body)
+        return {key for key in self.named(keys) if key in names and _names(words, names[key]) and self.of_any_value}
+
     @property
     def of_any_value(self) -> bool:
         """Whether it is the key that is refused, not what it was to be."""

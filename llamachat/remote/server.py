@@ -33,6 +33,7 @@ class Server:
         self._client = Client(self.address, waits, offline)
         self._lock = threading.Lock()
         self._refused: dict[str, set[str] | None] = {}  # keys, with the values that were refused; None: any
+        self._renamed: set[str] = set()  # keys that go by their other name
         self._listed: dict[str, Any] | None = None
         self._closed = False
 
@@ -40,7 +41,11 @@ class Server:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
         return listing.listed(self._list(lambda: self._closed))
 
-    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Iterator[Piece | Ended]:
+    def model_name(self) -> str:
+        """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
+        return self._model(Question(), lambda: self._closed)[0]
+
+    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
 
         `interrupted` is asked while it is waited for; then the connection is closed at once and Ended("interrupt") comes.
@@ -97,18 +102,20 @@ class Server:
                 for key, values in self._refused.items()
                 if key in sent and request.optional(sent, key) and (values is None or json.dumps(sent[key]) in values)
             ]
-        return request.without(sent, gone)
+            return request.renamed(request.without(sent, gone), self._renamed)
 
     def _learnt(self, refused: RefusedError, sent: Mapping[str, Any]) -> bool:
         """Whether the question may be asked again without what is refused."""
         keys = [key for key in refused.named(sent) if request.optional(sent, key)]
+        others = refused.others(sent, request.OTHER_NAMES)
         with self._lock:
+            self._renamed |= others
             for key in keys:
                 if refused.of_any_value:
                     self._refused[key] = None
                 elif (values := self._refused.setdefault(key, set())) is not None:
                     values.add(json.dumps(sent[key]))
-        return bool(keys)
+        return bool(keys or others)
 
     def _refusal(self, refused: RefusedError, stopped: Callable[[], bool]) -> ServerError:
         names = list[str]()

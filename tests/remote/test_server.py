@@ -189,6 +189,17 @@ def test_a_refused_value_is_remembered_as_that() -> None:
     assert [request.body.get("temperature") for request in stand_in.requests] == [9, None, 1, None]
 
 
+def test_a_limit_goes_by_the_name_that_the_server_asks_for() -> None:
+    says = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    no = document({"error": {"message": says, "param": "max_tokens", "code": "unsupported_parameter"}}, 400)
+    with standing_in([no], WHOLE_SCRIPT) as stand_in:
+        server = Server(Address(stand_in.url, "x"))
+        for _ in range(2):
+            assert ask(server, Question(HELLO, max_tokens=5))[1].ignored == ()
+    limits = [(each.body.get("max_tokens"), each.body.get("max_completion_tokens")) for each in stand_in.requests]
+    assert limits == [(5, None), (None, 5), (None, 5)]
+
+
 def test_a_parameter_that_cannot_be_left_out_is_named() -> None:
     with standing_in(refused("stop")) as stand_in, pytest.raises(ServerError, match=r"refuses \(400\): .*'stop'"):
         ask(Server(Address(stand_in.url, "x")), Question(HELLO, stop=["x"]))
@@ -255,6 +266,9 @@ def test_models_without_a_name_are_none(body: object) -> None:
 
 def test_the_only_model_is_taken_and_among_several_one_is_to_be_named() -> None:
     assert sent(Question(HELLO), owned("vllm", "llama"), model=None)["model"] == "llama"
+    with standing_in(owned("vllm", "llama")) as stand_in:
+        assert Server(Address(stand_in.url)).model_name() == "llama"
+        assert Server(Address(stand_in.url, "qwen")).model_name() == "qwen" and len(stand_in.requests) == 1
     with (
         standing_in(owned("vllm", "llama", "qwen")) as stand_in,
         pytest.raises(UsageError, match="2 models: llama, qwen"),
@@ -301,7 +315,7 @@ def test_leaving_the_iterator_closes_the_connection_too() -> None:
     with standing_in([head(), *SAID, WAIT]) as stand_in:
         reply = Server(Address(stand_in.url, "x")).ask(Question(HELLO), lambda: False)
         assert next(reply) == Piece("Hello")
-        reply.close()  # type: ignore[attr-defined]
+        reply.close()
         while not stand_in.left:
             time.sleep(0.001)
 
