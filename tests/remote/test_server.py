@@ -19,7 +19,7 @@ from stand_in import DONE, RESET, SAID, WAIT, WHOLE, Script, StandIn, delta, doc
 from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.remote.asking import Address, Ended, Format, Piece, Question, ServedModel, ServerError
+from llamachat.remote.asking import Address, Ended, Format, Piece, Question, ServedModel, ServerError, TooLongError
 from llamachat.remote.connection import POLL
 from llamachat.remote.server import Server
 
@@ -210,6 +210,18 @@ def test_an_error_in_place_of_the_stream_may_name_one_too() -> None:
     no = event({"error": {"message": "logprobs is not supported"}})
     with standing_in([head(), no], WHOLE_SCRIPT) as stand_in:
         assert ask(Server(Address(stand_in.url, "x")), Question(HELLO, top_logprobs=1))[1].ignored == ("logprobs",)
+
+
+def test_a_text_without_a_limit_that_is_too_long_does_not_cost_the_next_its_length() -> None:
+    no = document(
+        {"error": {"message": "maximum context length is 8 tokens (parameter=max_tokens)", "param": "max_tokens"}}, 400
+    )
+    with standing_in([no], WHOLE_SCRIPT) as stand_in:
+        server = Server(Address(stand_in.url, "x"))
+        with pytest.raises(TooLongError):
+            ask(server, Question(text="Once"))
+        ask(server, Question(text="Once"))
+    assert stand_in.requests[1].body["max_tokens"] is None
 
 
 def test_words_of_english_are_no_names() -> None:
