@@ -96,7 +96,7 @@ class ServerSource:
     @property
     def reference(self) -> str:
         """What `resolve` makes the address and the model of again; of a key it knows nothing."""
-        return f"{SERVER}{server_url(self.server)}#{self.model or ''}"
+        return SERVER + server_url(self.server) + (f"#{self.model}" if self.model else "")
 
 
 Source = WheelSource | HubSource | LocalPath | ServerSource
@@ -353,19 +353,12 @@ def _source(table: Any, where: str) -> Source:
     kinds: dict[str, type[Source]] = {"wheel": WheelSource, "hub": HubSource, "path": LocalPath}
     named = [kind for kind in (*kinds, "server") if isinstance(table, dict) and kind in table]
     if named == ["server"]:
-        return _server(table, where)
+        return _Keyless(table, f"source in {where}").record(ServerSource)
     if len(named) != 1:
         raise refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub, path or server")
     source = Table(table, f"source in {where}").record(kinds[named[0]])
     _check_words(source, where)
     return source
-
-
-def _server(table: dict[str, Any], where: str) -> ServerSource:
-    try:
-        return _Keyless(table, f"source in {where}").record(ServerSource)
-    except UsageError as error:
-        raise refusal(f"source in {where}: {str(error).partition('; ')[0]}", "correct it") from error
 
 
 def _sampling(table: Any, where: str) -> dict[str, float]:
