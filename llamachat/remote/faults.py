@@ -106,7 +106,9 @@ class RefusedError(Exception):
 
 
 def _names(words: str, key: str) -> bool:
-    """A word of English has to be marked as a name."""
+    """A word of English has to be marked as a name. ollama speaks of thinking where its key is `reasoning_effort`."""
+    if key == "reasoning_effort" and "not support thinking" in words:
+        return True
     mark = "" if "_" in key or key in ("logprobs", "temperature") else "['\"`]"
     found = re.search(rf"(?<![\w-]){mark}{re.escape(key)}{mark}(?![\w-])", words)
     return found is not None or re.search(rf"(^|; ){re.escape(key)}: ", words) is not None
