@@ -83,8 +83,8 @@ def _group(tensor: QuantTensor, columns: range) -> int | None:
     """How many of these columns share a scale then; None: their codes cannot be cut there."""
     if tensor.bits == 4 and (columns.start % GROUP or columns.stop % GROUP):
         return None
-    if tensor.group == tensor.shape[1]:
-        return len(columns)
+    if tensor.bits == 8 and columns.start // tensor.group == (columns.stop - 1) // tensor.group:
+        return len(columns)  # one scale a row, as kernels want it
     group = math.gcd(tensor.group, columns.start, columns.stop)
     return group if group >= min(tensor.group, NARROWEST) else None
 
