@@ -125,6 +125,8 @@ def taken(array: Array, part: Part) -> Array:
 def cut_info(info: TensorInfo, part: Part) -> TensorInfo:
     """What a header would say of the part."""
     shape = part.shape(info.shape)
-    like = None if info.packing is None else cut(info.packing, replace(part, rows=None))
+    like: Tensor | None = info.packing
+    if info.packing is not None and part.columns is not None:
+        like = cut(info.packing, Part(columns=part.columns))
     share = 0 if part.zero else math.prod(shape) / math.prod(info.shape)
     return TensorInfo(shape, round(info.nbytes * share), like if isinstance(like, QuantTensor) else None)
