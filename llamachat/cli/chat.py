@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -75,7 +76,7 @@ def chat(
     try:
         code = ui.run(
             opened.start,
-            model=entry.name,
+            model=_called(entry),
             watch=watch,
             history_file=history,
             library=Library(),
@@ -108,14 +109,24 @@ class _Opening:
 
     def start(self) -> "Session":
         """Load the model and open the dialog. Raises LlamachatError."""
-        from llamachat.chat.backend import BACKENDS, Wanted
+        from llamachat.chat.backend import Wanted, opened
         from llamachat.chat.session import Session
         from llamachat.chat.settings import Settings
+        from llamachat.models import catalog
 
         options = self.options
-        first = Wanted(self.entry.name, self._load_first, options.overflow.value, snapshots=self.keep)
-        make = BACKENDS["local"]
-        backend = make(first)
+        wanted = Wanted(
+            self.entry,
+            self._load,
+            options.overflow.value,
+            snapshots=self.keep,
+            context=options.ctx_size,
+            offline=options.offline,
+            asks=self.watch is not None,
+        )
+        if self.watch and _host(self.entry):
+            self.watch.line = f"asking {_host(self.entry)} …"
+        backend = opened(wanted)
         self.session = chat = Session(
             backend,
             Settings(
@@ -127,7 +138,7 @@ class _Opening:
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
-            another=lambda name: make(replace(first, model=name, load=self._load_other)),
+            another=lambda name: opened(replace(wanted, entry=catalog.resolve(name), context=None)),
         )
         if self.name:
             chat.open(self.name)
@@ -136,15 +147,26 @@ class _Opening:
             chat.begin(self.manner.said)
         return chat
 
-    def _load_first(self, name: str) -> "LoadedModel":
-        if self.watch:
-            return _watched(self.options, self.entry, self.watch)
-        return load_model(self.options, self.entry)
+    def _load(self, entry: "ModelEntry") -> "LoadedModel":
+        """--lora is of the first model alone."""
+        if entry is not self.entry:
+            return load_model(replace(self.options, lora=[]), entry)
+        return _watched(self.options, entry, self.watch) if self.watch else load_model(self.options, entry)
 
-    def _load_other(self, name: str) -> "LoadedModel":
-        from llamachat.models import catalog
 
-        return load_model(replace(self.options, lora=[]), catalog.resolve(name))  # those are the first model's
+def _host(entry: "ModelEntry") -> str:
+    """Where a model runs; nothing for here."""
+    from llamachat.models.catalog import ServerSource
+
+    return urlsplit(entry.source.server).netloc if isinstance(entry.source, ServerSource) else ""
+
+
+def _called(entry: "ModelEntry") -> str:
+    """What a model is called before it is there."""
+    from llamachat.models.catalog import ServerSource
+
+    named = entry.source.model if isinstance(entry.source, ServerSource) else entry.name
+    return " on ".join(filter(None, (named, _host(entry))))
 
 
 def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:
