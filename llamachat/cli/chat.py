@@ -8,6 +8,7 @@ import typer
 
 from llamachat.cli.loading import given_system, load_model, obtain, think_of
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
+from llamachat.cli.serving import as_saved, chosen
 from llamachat.cli.shell_words import personas, sessions
 from llamachat.errors import UsageError
 
@@ -64,11 +65,13 @@ def chat(
         raise UsageError(
             "a persona begins a dialog", "this one is not opened", "leave out --persona, or /persona in the chat"
         )
-    if archive and name and not _typed(ctx, "model"):
-        options = replace(options, model=archive.model_of(name) or options.model)
+    if archive and name and not (_typed(ctx, "model") or _typed(ctx, "server")):
+        options = as_saved(options, archive.model_of(name))
     system = given_system(options)
     watch = ui.Watch() if ui.redraws() else None
-    entry = obtain(options, later=watch is not None)
+    entry = chosen(ctx, options)
+    if watch is None:
+        obtain(options, entry)
     opened = _Opening(options, ctx, entry, watch, archive, name, manner, system, keep=not no_history)
 
     guard()  # while the terminal is as it was found
@@ -213,7 +216,9 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
 
 def as_persona(options: Options, persona: "Persona", ctx: typer.Context) -> Options:
     """Its model, system prompt, sampling and thinking: after what was typed, before the environment and the config file."""
-    changes: dict[str, Any] = {**persona.sampling} | ({"model": persona.model} if persona.model else {})
+    if persona.model and not (_typed(ctx, "model") or _typed(ctx, "server")):
+        options = as_saved(options, persona.model)
+    changes: dict[str, Any] = {**persona.sampling}
     changes |= {"think": Think(persona.think)} if persona.think else {}
     if persona.system is not None and not (_typed(ctx, "system") or _typed(ctx, "system_file")):
         changes |= {"system": persona.system, "system_file": None}

@@ -11,6 +11,7 @@ from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.cli.reading import AsJson, Output, Resume
+from llamachat.cli.serving import chosen
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 @with_options
 def complete(
+    ctx: typer.Context,
     options: Options,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin follows it.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
@@ -94,7 +96,8 @@ def complete(
     before = None if cache_prefix is None else read_text(cache_prefix)
     lines = open_lines(jsonl) if jsonl else None
     system = given_system(options)
-    entry = obtain(options)
+    entry = chosen(ctx, options, "ctx_size", "think_budget", "cache_prefix")
+    obtain(options, entry)
     model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
     if model.reads:
         _require_source(model.name, system, before)
