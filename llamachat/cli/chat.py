@@ -65,12 +65,12 @@ def chat(
         raise UsageError(
             "a persona begins a dialog", "this one is not opened", "leave out --persona, or /persona in the chat"
         )
-    if archive and name and not (_typed(ctx, "model") or _typed(ctx, "server")):
-        options = as_saved(options, archive.model_of(name))
+    if archive and name and not _typed(ctx, "model"):
+        options = _as_held(ctx, options, archive.model_of(name))
     system = given_system(options)
     watch = ui.Watch() if ui.redraws() else None
     entry = chosen(ctx, options)
-    if watch is None:
+    if watch is None and not _host(entry):
         obtain(options, entry)
     opened = _Opening(options, ctx, entry, watch, archive, name, manner, system, keep=not no_history)
 
@@ -170,6 +170,12 @@ def _called(entry: "ModelEntry") -> str:
 
     named = entry.source.model if isinstance(entry.source, ServerSource) else entry.name
     return " on ".join(filter(None, (named, _host(entry))))
+
+
+def _as_held(ctx: typer.Context, options: Options, reference: str | None) -> Options:
+    """With the model that a saved dialog was held with, but for a typed server, of which only the model may be the saved one."""
+    held = as_saved(options, reference)
+    return options if _typed(ctx, "server") and held.server is None else held
 
 
 def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:

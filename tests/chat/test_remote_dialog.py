@@ -333,13 +333,12 @@ def questions(server: TellingServer) -> list[int]:
 
 def test_a_dialog_that_is_known_not_to_fit_goes_without_its_oldest_turns() -> None:
     chat, server = long_chat(8)
-    server.answers = [["Yes."], ["No."], ["Anew."]]
+    server.answers, server.ended = [["Yes."], ["No."], ["Anew."]], ended_after(90, 1)
     events = list(chat.ask("x" * 100))
     gone = [event for event in events if isinstance(event, Evicted)]
     assert gone == [Evicted(9 - questions(server)[-1], 0, refilled=True)] and 2 <= questions(server)[-1] <= 4
     assert server.sent[-1][0] == ("system", "Be brief.") and server.sent[-1][-1] == ("user", "x" * 100)
     assert [turn.seen for turn in chat.turns()].count("dropped") == 2 * gone[0].turns
-    server.ended = ended_after(90, 1)
     again = list(chat.ask("y"))
     assert not any(isinstance(event, Evicted) for event in again), "what is gone is told of once"
     assert questions(server)[-1] == questions(server)[-2] + 1
