@@ -58,6 +58,9 @@ class ScriptedBackend:
     def sibling(self, name: str) -> None:
         pass
 
+    def remarks(self) -> Sequence[str]:
+        return ()
+
     def unheard(self, settings: Settings) -> str | None:
         return None
 

@@ -102,6 +102,10 @@ class Backend(Protocol):
         """A line where it cannot do what the settings ask for, and does as it can."""
         ...
 
+    def remarks(self) -> Sequence[str]:
+        """Lines about the last answers that the person should see; each is handed out once."""
+        ...
+
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         """Answer, or go on with an answer; one that has ended (`reason` is "stop") is only taken note of.
 

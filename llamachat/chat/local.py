@@ -109,6 +109,10 @@ class LocalBackend:
         except LlamachatError as error:  # of its chat template
             return str(error)
 
+    def remarks(self) -> Sequence[str]:
+        """See Backend: there is nothing that it does not say at once."""
+        return ()
+
     # ---- answering ----
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:

@@ -54,7 +54,8 @@ class RemoteBackend:
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
         self._scored: dict[Node, list[ScoredToken]] = {}  # the latest last
-        self._ignored: tuple[str, ...] = ()  # of what the last answer was asked with
+        self._ignored: set[str] = set()  # of what was asked for; that was told
+        self._remarks: list[str] = []
         self._used, self._counts = 0, True
 
     # ---- what it is ----
@@ -131,9 +132,13 @@ class RemoteBackend:
         """See Backend: whether a model can chat, its server knows."""
 
     def unheard(self, settings: Settings) -> str | None:
-        """See Backend. What the server ignores is known once it has answered."""
-        ignored = [f"{self.host} ignores {', '.join(self._ignored)}"] if self._ignored else []
-        return "; ".join([*([NO_BUDGET] if settings.think_budget is not None else []), *ignored]) or None
+        """See Backend. What else a server does not do is known once it has answered."""
+        return NO_BUDGET if settings.think_budget is not None else None
+
+    def remarks(self) -> Sequence[str]:
+        """See Backend."""
+        new, self._remarks = self._remarks, []
+        return new
 
     def require_model(self, consequence: str, remedy: str) -> None:
         """Raises UsageError as long as it is open which of several is meant."""
@@ -194,7 +199,9 @@ class RemoteBackend:
     def _ended(self, ended: Ended, messages: Sequence[Message], pieces: int) -> TurnDone:
         """What is known of the server now, and what the answer took."""
         self._scores = self._scores and NO_LOGPROBS not in ended.ignored
-        self._ignored = tuple(each for each in ended.ignored if each != NO_LOGPROBS)
+        ignored = [each for each in ended.ignored if each not in {NO_LOGPROBS, *self._ignored}]
+        self._ignored.update(ignored)
+        self._remarks += [*ended.notes, *([f"{self.host} ignores {', '.join(ignored)}"] if ignored else [])]
         prompt, said, cached = 0, pieces, 0
         if usage := ended.usage:
             prompt, said, cached = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens

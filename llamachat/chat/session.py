@@ -166,7 +166,7 @@ class Session(Dialog):
         """See Dialog; one says, when it becomes so, what the backend cannot do of the settings in force."""
         before, self._unheard = self._unheard, self.backend.unheard(self.settings)
         new = [self._unheard] if self._unheard and self._unheard != before else []
-        return [*super().notices(), *new]
+        return [*super().notices(), *self.backend.remarks(), *new]
 
     def use_model(self, name: str) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""

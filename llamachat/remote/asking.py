@@ -35,26 +35,6 @@ class TooLongError(ServerError):
 NO_LOGPROBS = "logprobs"  # of `Ended.ignored`: they were asked for, and did not come
 
 
-class TooLongError(ServerError):
-    """A server refuses, before the first piece, what is too long for the model's context; None: it does not tell."""
-
-    def __init__(
-        self,
-        cause: str,
-        consequence: str = "",
-        remedy: str = "",
-        *,
-        prompt: int | None = None,
-        context: int | None = None,
-    ) -> None:
-        """`prompt`: tokens of what was asked; `context`: those that there is room for."""
-        super().__init__(cause, consequence, remedy)
-        self.prompt, self.context = prompt, context
-
-
-NO_LOGPROBS = "logprobs"  # of `Ended.ignored`: they were asked for, and did not come
-
-
 @dataclass(frozen=True)
 class Address:
     """Where a server is, and what it is told."""

@@ -44,6 +44,9 @@ class Far:
     def sibling(self, name: str) -> None:
         pass
 
+    def remarks(self) -> Sequence[str]:
+        return ()
+
     def unheard(self, settings: Settings) -> str | None:
         return f"far cannot be told to think {settings.think}" if settings.think != "auto" else None
 
