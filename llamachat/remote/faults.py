@@ -57,11 +57,15 @@ def unreachable(where: str, error: OSError) -> ServerError:
     return ServerError(f"{where} cannot be reached: {said(error.strerror or error)}", UNASKED, "check the address")
 
 
-def broken(where: str, begun: bool) -> ServerError:
+class BrokenError(ServerError):
     """The connection ended where more should have come."""
+
+
+def broken(where: str, begun: bool) -> BrokenError:
+    """Before the answer, or in the midst of it."""
     if begun:
-        return ServerError(f"{where} broke off in the middle of the answer", "the answer is not whole", AGAIN)
-    return ServerError(f"{where} closed the connection without an answer", "there is no answer", AGAIN)
+        return BrokenError(f"{where} broke off in the middle of the answer", "the answer is not whole", AGAIN)
+    return BrokenError(f"{where} closed the connection without an answer", "there is no answer", AGAIN)
 
 
 def stalled(where: str, seconds: float, begun: bool) -> ServerError:

@@ -79,9 +79,9 @@ class Reply:
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
-            self.done = True
             if self.reason is None:
                 raise faults.broken(self._where, self.begun)
+            self.done = True
             return
         chunk = parsed(event.data.encode(), self._where, self.begun)
         if event.name == "error":

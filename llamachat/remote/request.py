@@ -27,19 +27,21 @@ OPTIONAL: Mapping[str, str] = {
 TOGETHER = ({"logprobs", "top_logprobs"},)  # neither without the other
 
 
+def unstreamed(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the answer as one."""
+    return {**without(sent, ["stream_options"]), "stream": False}
+
+
 def body(question: Question, model: str, abilities: Abilities) -> dict[str, Any]:
     """All that is asked, as JSON has it. Raises ServerError for what the server cannot do and cannot be left out."""
-    whole = echoes(question)
-    sent: dict[str, Any] = {"model": model, "stream": not whole}
-    if not whole:
-        sent["stream_options"] = {"include_usage": True}
+    sent: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     sent |= _text(question) if question.text is not None else _chat(question, abilities)
     sent |= _sampling(question.sampling, abilities)
     if question.stop:
         sent["stop"] = list(question.stop)
     if question.format is not None:
         sent |= _format(question.format, abilities, question.text is not None)
-    return sent
+    return unstreamed(sent) if echoes(question) else sent
 
 
 def echoes(question: Question) -> bool:

@@ -13,8 +13,8 @@ from llamachat.remote import faults, listing, request
 from llamachat.remote.abilities import OTHER, Abilities
 from llamachat.remote.asking import Address, Ended, Piece, Question, ServedModel, ServerError
 from llamachat.remote.client import Client
-from llamachat.remote.connection import Connection, StoppedError, Waits
-from llamachat.remote.faults import RefusedError
+from llamachat.remote.connection import Connection, Head, StoppedError, Waits
+from llamachat.remote.faults import BrokenError, RefusedError
 from llamachat.remote.reply import Reply
 from llamachat.system.web_address import server_url
 
@@ -74,20 +74,20 @@ class Server:
         ignored += request.missing(question, abilities)
         whole = request.body(question, model, abilities)
         while True:
-            sent = self._allowed(whole)
+            sent, headed = self._allowed(whole), False
             try:
                 with self._client.asked("POST", path, sent, stopped) as (connection, head):
-                    ignored += (word for key in whole.keys() - sent.keys() if (word := request.OPTIONAL[key]))
-                    for piece in _answer(
-                        connection, head.headers.get("content-type", ""), question, reply, self._client.name
-                    ):
-                        if stopped():
-                            raise StoppedError
-                        yield piece
+                    headed = True
+                    yield from _until(stopped, _answer(connection, head, question, reply, self._client.name))
+                ignored += (word for key in whole.keys() - sent.keys() if (word := request.OPTIONAL[key]))
                 return
             except RefusedError as refused:
                 if not self._learnt(refused, sent):
                     raise self._refusal(refused, stopped) from None
+            except BrokenError:  # llama-cpp-python tells what is wrong only where it does not stream
+                if reply.begun or not headed or not sent["stream"]:
+                    raise
+                whole = request.unstreamed(whole)
 
     def _allowed(self, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Without what the server has refused."""
@@ -146,11 +146,18 @@ class Server:
             raise faults.refusal(self._client.name, refused, self.address.key_env, self._client.secret()) from None
 
 
-def _answer(connection: Connection, kind: str, question: Question, reply: Reply, where: str) -> Iterator[Piece]:
+def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in pieces:
+        if stopped():
+            raise StoppedError
+        yield piece
+
+
+def _answer(connection: Connection, head: Head, question: Question, reply: Reply, where: str) -> Iterator[Piece]:
     """The pieces of an answer whose head has come. A server may give it as one although a stream is asked for."""
     if question.echo and not request.echoes(question):
         yield Piece(question.text or "")
-    media = kind.partition(";")[0].strip().lower()
+    media = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "text/event-stream":
         yield from reply.stream(_blocks(connection, reply))
     elif media == "application/json":
