@@ -83,7 +83,8 @@ class Backend(Protocol):
         ...
 
     def describe(self) -> Mapping[str, str]:
-        """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys."""
+        """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys. "memory" is
+        what the model takes; without it, what the process does."""
         ...
 
     def check(self) -> None:

@@ -125,6 +125,7 @@ class RemoteBackend:
             "engine": f"a server{here}: {self.server.address.url}",
             "context": f"{size} tokens" if size else "of how many tokens is not known",
             "overflow": "stop" if self.overflow == "stop" else "refill",
+            "memory": "",  # of no use here: the model's is elsewhere
             "privacy": f"everything that you write is sent to {self.host}",
         }
 
