@@ -169,18 +169,24 @@ class Connection:
             while (event := self._protocol.next_event()) is h11.NEED_DATA:
                 data = self._read()
                 if not data and self._protocol.their_state is h11.SEND_RESPONSE:
-                    raise faults.broken(self._place.name, self.begun)
+                    raise self._headless()
                 self._protocol.receive_data(data)
         except h11.RemoteProtocolError as error:
-            raise self._unspoken(error) from error
+            raise self._unspoken(error) from None  # which quotes the server
         return event  # type: ignore[return-value]
+
+    def _headless(self) -> ServerError:
+        """The server has gone, and what came until then was no head."""
+        if self._protocol.trailing_data[0][:5] in (b"", b"HTTP/"):
+            return faults.broken(self._place.name, self.begun)
+        return faults.unfit(self._place.name, "does not speak HTTP as it should")
 
     def _unspoken(self, error: "h11.RemoteProtocolError") -> ServerError:
         if self._protocol.trailing_data[1]:  # the end of what came was in the middle of a body
             return faults.broken(self._place.name, self.begun)
         if error.error_status_hint == 431:
             return faults.unfit(self._place.name, f"sends more than {LONGEST_HEADERS >> 10} KiB of headers")
-        return faults.unfit(self._place.name, "does not speak HTTP there", self.begun)
+        return faults.unfit(self._place.name, "does not speak HTTP as it should", self.begun)
 
     def _read(self) -> bytes:
         """The next bytes; none: the server has closed the connection."""

@@ -12,6 +12,7 @@ from llamachat.remote.asking import ServerError, TooLongError
 
 LONGEST_SAYING = 200  # characters of a server's own words that are shown
 LONGEST_WAIT = 7 * 86400.0  # seconds of a Retry-After that are believed
+MOST_NAMES = 8  # of models, in an error
 BUSY = (429, 503, 529)
 AGAIN = "ask again, or see the server's log"
 UNASKED = "nothing was asked"
@@ -29,8 +30,8 @@ def said(text: object, secret: str | None = None) -> str:
     """A server's words as they may be shown: at most 200 characters of one line, without the key."""
     words = str(text)[: 20 * LONGEST_SAYING]
     if secret:
-        words = words.replace(secret, "***")
-    line = " ".join("".join(each if each.isprintable() else " " for each in words).split())
+        words = re.sub(re.escape(secret), "***", words, flags=re.I)
+    line = " ".join("".join(each if each.isprintable() else " " for each in words).split()).rstrip(".")
     return line if len(line) <= LONGEST_SAYING else line[: LONGEST_SAYING - 1] + "…"
 
 
@@ -94,6 +95,11 @@ class RefusedError(Exception):
         words, param = message_of(self.body), details(self.body).get("param")
         return {key for key in keys if key == param or _names(words, key)}
 
+    def others(self, keys: Collection[str], names: Mapping[str, str]) -> set[str]:
+        """Which of them are to go by another name, which it tells."""
+        words = message_of(self.body)
+        return {key for key in self.named(keys) if key in names and _names(words, names[key]) and self.of_any_value}
+
     @property
     def of_any_value(self) -> bool:
         """Whether it is the key that is refused, not what it was to be."""
@@ -149,7 +155,11 @@ def refusal(
         remedy = "give that address, if you trust it"
         return ServerError(f"{where} points to {_target(refused, secret)}, which is not followed", none, remedy)
     if status == 404:
-        has = f"it has {said(', '.join(names[:8]))}" if names else "check the address and the model's name"
+        has = (
+            f"it has {said(', '.join(names[:MOST_NAMES]), secret)}"
+            if names
+            else "check the address and the model's name"
+        )
         return ServerError(f"{where} has no such model or path (404){says}", none, has)
     if status in BUSY:
         return _busy(where, refused, says)

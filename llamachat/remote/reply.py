@@ -36,6 +36,16 @@ class Reply:
         """There was a piece."""
         return self._length > 0
 
+    def pieces(self, kind: str, blocks: Iterable[bytes]) -> Iterator[Piece]:
+        """`kind`: the Content-Type. A server may give an answer as one although a stream is asked for."""
+        media = kind.partition(";")[0].strip().lower()
+        if media == "text/event-stream":
+            return self.stream(blocks)
+        if media == "application/json":
+            return self.whole(blocks)
+        told = f"answers with {faults.said(media, self._secret)}" if media else "does not say what it answers with"
+        raise self._unfit(told)
+
     def stream(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         """The pieces of a stream of events. Raises ServerError where it ends too early, or is none."""
         events, size = Events(), 0
@@ -140,7 +150,7 @@ class Reply:
         first = calls[0] if isinstance(calls, list) else calls
         function = first.get("function", first) if isinstance(first, Mapping) else {}
         name = function.get("name") if isinstance(function, Mapping) else None
-        self.notes.append(f"the model calls the tool {faults.said(name or '?')!r}: tools are not run")
+        self.notes.append(f"the model calls the tool {faults.said(name or '?', self._secret)!r}: tools are not run")
 
     def _ends(self, reason: object) -> None:
         if reason is None:

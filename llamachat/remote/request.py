@@ -24,6 +24,7 @@ OPTIONAL: Mapping[str, str] = {
     "max_tokens": "that there is no limit",  # where it says so: see `optional`
     "stream_options": "",
 }
+OTHER_NAMES = {"max_tokens": "max_completion_tokens"}  # OpenAI's own since its models think
 TOGETHER = ({"logprobs", "top_logprobs"},)  # neither without the other
 
 
@@ -58,6 +59,16 @@ def without(sent: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """Leave out keys, and what does not go without them."""
     dropped = {*keys}.union(*(group for group in TOGETHER if group & {*keys}))
     return {key: value for key, value in sent.items() if key not in dropped}
+
+
+def renamed(sent: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """These keys by their other name."""
+    return {OTHER_NAMES[key] if key in keys else key: value for key, value in sent.items()}
+
+
+def left_out(wanted: Mapping[str, Any], sent: Mapping[str, Any]) -> list[str]:
+    """What of a body was not sent, in words for people."""
+    return [word for key in wanted if key not in sent and (word := OPTIONAL[key]) and OTHER_NAMES.get(key) not in sent]
 
 
 def missing(question: Question, abilities: Abilities) -> list[str]:

@@ -38,10 +38,13 @@ def _alternative(entry: Mapping[str, Any]) -> Alternative:
 
 def _text(entry: Mapping[str, Any]) -> str:
     """The token's bytes are what it says; its name may be an escape of them."""
+    said = entry.get("bytes")
     try:
-        return bytes(entry["bytes"]).decode()
-    except (KeyError, TypeError, ValueError):
-        return clean(str(entry.get("token", "")))
+        if isinstance(said, list):
+            return bytes(said).decode()
+    except (TypeError, ValueError):
+        pass
+    return clean(str(entry.get("token", "")))
 
 
 def _of_lists(value: Mapping[str, Any], top: int) -> Iterator[ScoredToken]:

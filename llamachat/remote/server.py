@@ -13,12 +13,11 @@ from llamachat.remote import faults, listing, request
 from llamachat.remote.abilities import OTHER, Abilities
 from llamachat.remote.asking import Address, Ended, Piece, Question, ServedModel, ServerError
 from llamachat.remote.client import Client
-from llamachat.remote.connection import Connection, Head, StoppedError, Waits
+from llamachat.remote.connection import Connection, StoppedError, Waits
 from llamachat.remote.faults import BrokenError, RefusedError
 from llamachat.remote.reply import Reply
 from llamachat.system.web_address import server_url
 
-SHOWN = 8  # names of models in an error
 USUAL = Waits()
 
 
@@ -34,6 +33,7 @@ class Server:
         self._client = Client(self.address, waits, offline)
         self._lock = threading.Lock()
         self._refused: dict[str, set[str] | None] = {}  # keys, with the values that were refused; None: any
+        self._renamed: set[str] = set()  # keys that go by their other name
         self._listed: dict[str, Any] | None = None
         self._closed = False
 
@@ -41,7 +41,11 @@ class Server:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
         return listing.listed(self._list(lambda: self._closed))
 
-    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Iterator[Piece | Ended]:
+    def model_name(self) -> str:
+        """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
+        return self._model(Question(), lambda: self._closed)[0]
+
+    def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
 
         `interrupted` is asked while it is waited for; then the connection is closed at once and Ended("interrupt") comes.
@@ -51,7 +55,7 @@ class Server:
         started, first = time.monotonic(), None
         reason: Literal["stop", "length", "interrupt"] = "interrupt"
         with closing(self._pieces(question, reply, ignored, interrupted)) as pieces, suppress(StoppedError):
-            for piece in pieces:
+            for piece in _echoed(question, pieces):
                 first = first or time.monotonic() - started
                 yield piece
             reason = reply.reason or "stop"
@@ -78,8 +82,9 @@ class Server:
             try:
                 with self._client.asked("POST", path, sent, stopped) as (connection, head):
                     headed = True
-                    yield from _until(stopped, _answer(connection, head, question, reply, self._client.name))
-                ignored += (word for key in whole.keys() - sent.keys() if (word := request.OPTIONAL[key]))
+                    ignored += request.left_out(whole, sent)
+                    kind = head.headers.get("content-type", "")
+                    yield from _until(stopped, reply.pieces(kind, _blocks(connection, reply)))
                 return
             except RefusedError as refused:
                 if not self._learnt(refused, sent):
@@ -97,18 +102,20 @@ class Server:
                 for key, values in self._refused.items()
                 if key in sent and request.optional(sent, key) and (values is None or json.dumps(sent[key]) in values)
             ]
-        return request.without(sent, gone)
+            return request.renamed(request.without(sent, gone), self._renamed)
 
     def _learnt(self, refused: RefusedError, sent: Mapping[str, Any]) -> bool:
         """Whether the question may be asked again without what is refused."""
         keys = [key for key in refused.named(sent) if request.optional(sent, key)]
+        others = refused.others(sent, request.OTHER_NAMES)
         with self._lock:
+            self._renamed |= others
             for key in keys:
                 if refused.of_any_value:
                     self._refused[key] = None
                 elif (values := self._refused.setdefault(key, set())) is not None:
                     values.add(json.dumps(sent[key]))
-        return bool(keys)
+        return bool(keys or others)
 
     def _refusal(self, refused: RefusedError, stopped: Callable[[], bool]) -> ServerError:
         names = list[str]()
@@ -134,7 +141,8 @@ class Server:
         names = [model.name for model in listing.listed(found)]
         if len(names) == 1:
             return names[0]
-        has = f"has {len(names)} models: {', '.join(names[:SHOWN])}" if names else "has no model"
+        some = faults.said(", ".join(names[: faults.MOST_NAMES]), self._client.secret())
+        has = f"has {len(names)} models: {some}" if names else "has no model"
         raise UsageError(
             f"{self._client.name} {has}", "nothing was asked", "name one with -m" if names else "load one there"
         )
@@ -146,25 +154,23 @@ class Server:
             raise faults.refusal(self._client.name, refused, self.address.key_env, self._client.secret()) from None
 
 
+def _echoed(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The text first, where the server is not asked for it, as nothing more is wanted of it."""
+    before = question.text if question.echo and not request.echoes(question) else None
+    for piece in pieces:
+        if before is not None:
+            yield Piece(before)
+            before = None
+        yield piece
+    if before is not None:
+        yield Piece(before)
+
+
 def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
         if stopped():
             raise StoppedError
         yield piece
-
-
-def _answer(connection: Connection, head: Head, question: Question, reply: Reply, where: str) -> Iterator[Piece]:
-    """The pieces of an answer whose head has come. A server may give it as one although a stream is asked for."""
-    if question.echo and not request.echoes(question):
-        yield Piece(question.text or "")
-    media = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media == "text/event-stream":
-        yield from reply.stream(_blocks(connection, reply))
-    elif media == "application/json":
-        yield from reply.whole(_blocks(connection, reply))
-    else:
-        what = f"answers with {faults.said(media)}" if media else "does not say what it answers with"
-        raise faults.unfit(where, what)
 
 
 def _blocks(connection: Connection, reply: Reply) -> Iterator[bytes]:
