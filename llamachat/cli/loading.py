@@ -107,7 +107,7 @@ def given_system(options: Options) -> str | None:
     if options.system is not None and options.system_file is not None:
         raise UsageError("--system and --system-file were both given", remedy="give one of them")
     if options.system_file is not None:
-        from llamachat.generation.completer import read_text
+        from llamachat.generation.prompts import read_text
 
         return read_text(options.system_file)
     return options.system

@@ -105,6 +105,6 @@ def check_batch(jsonl: Path | None, output: Path | None, resume: bool, *others: 
 
 
 def print_json(value: dict[str, Any]) -> None:
-    from llamachat.generation.completer import write_json
+    from llamachat.generation.prompting import write_json
 
     write_json(value, sys.stdout)

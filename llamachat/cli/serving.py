@@ -11,6 +11,7 @@ from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
     from llamachat.models.catalog import ModelEntry, ServerSource
+    from llamachat.remote.server import Server
 
 NOT_FOR_SERVERS = ("lora", "kv_bits", "device", "engine", "threads", "force")  # which go their own way with these
 
@@ -29,6 +30,14 @@ def chosen(ctx: Any, options: Options, *own: str) -> "ModelEntry":
     if isinstance(entry.source, catalog.ServerSource):
         _refuse_typed(ctx, (*NOT_FOR_SERVERS, *own), entry.source)
     return entry
+
+
+def connect(source: "ServerSource", offline: bool) -> "Server":
+    """Raises LlamachatError for an address that may not be used so; asks nothing yet."""
+    from llamachat.remote.asking import Address
+    from llamachat.remote.server import Server
+
+    return Server(Address(source.server, source.model, source.key_env, source.insecure), offline=offline)
 
 
 def as_saved(options: Options, reference: str | None) -> Options:
