@@ -1,7 +1,7 @@
 """One dialog by script in a pseudo-terminal, over any backend: ask, stop, undo, edit, fork, look inside, kill -9, go on.
 
     python tools/scripted_dialog.py -- -m smollm2-135m
-    python tools/scripted_dialog.py --columns 120 -- -m smollm2-135m -- --server http://127.0.0.1:8000 -- -m NAME --tensor-parallel 2
+    python tools/scripted_dialog.py --columns 120 -- -m smollm2-135m -- --server URL -- -m NAME --tensor-parallel 2
 
 What follows each `--` goes to `llamachat chat`. All screens are printed; what must be on them, and on disk afterwards, is
 checked, and that the dialog's tree is of the same shape over each backend. Folders for dialogs and settings are temporary.
@@ -27,6 +27,7 @@ from llamachat.chat.tree import path
 
 NAME = "scripted"
 SECONDS = 180.0  # that a step may take
+SETTLED = 0.3  # seconds without anything new, after which a command is done
 FLUSHED = 1.5  # seconds after which what came of an answer is on disk
 LONG = "Tell a long story about a sailing boat, with many details."
 LINE = r"error: [^;]+;\s[^;]+"  # what is lacking, and what to do
@@ -37,7 +38,7 @@ class Terminal:
 
     def __init__(self, arguments: Sequence[str], home: Path, columns: int, rows: int) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.001)
-        self._stream, self._shown = pyte.ByteStream(self.screen), 0
+        self._stream, self._shown, self._came = pyte.ByteStream(self.screen), 0, 0.0
         folders = {f"XDG_{kind}_HOME": str(home / kind) for kind in ("DATA", "STATE", "CONFIG")}
         env = {**os.environ, **folders, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
         command = ["-m", "llamachat", "chat", *arguments]
@@ -60,6 +61,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             self._stream.feed(self.child.read_nonblocking(65536, timeout=0.1))
+            self._came = time.monotonic()
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:
@@ -90,9 +92,12 @@ class Terminal:
     def say(self, text: str) -> str:
         """Send a text, wait for the next prompt, and return what came."""
         self.begun(text) if not text.startswith("/") else self.child.send(text + "\r")
-        count = len(self.lines())
-        self.wait(lambda: self.idle and len(self.lines()) >= count and self._echoed(text), f"the end of {text!r}")
+        self.wait(lambda: self.idle and self._echoed(text) and self._still(), f"the end of {text!r}")
         return self.fresh()
+
+    def _still(self) -> bool:
+        """Whether nothing has come for a while."""
+        return time.monotonic() - self._came > SETTLED
 
     def _echoed(self, text: str) -> bool:
         return any(text[:30] in line for line in self.lines()[self._shown : -2])
@@ -153,7 +158,12 @@ def first_chat(chat: Terminal) -> None:
         check(len(re.findall("[●○] +[0-9]+", listed)) == 4, "four branches")
         check("Name a fruit." in chat.say("/switch 2"), "it switched to the first answer")
     with step("look inside"):
-        check(re.search(r"\d+ tokens, perplexity \d|" + LINE, chat.say("/heat")), "a heat map, or what is lacking")
+        if "/regen" in (heat := chat.say("/heat")):  # a server tells of answers only for which it was asked to
+            chat.say("/regen")
+            heat = chat.say("/heat")
+        else:
+            chat.say("/regen")
+        check(re.search(r"\d+ tokens, perplexity \d|" + LINE, heat), "a heat map, or what is lacking")
         check(re.search(r"token 1: .*\n.*1 +█.*%|" + LINE, chat.say("/alts 1")), "alternatives, or what is lacking")
         check(re.search(r"of \d+ tokens|" + LINE, chat.say("/context")), "the context, or what is lacking")
         check(re.search(r"no adapters|" + LINE, chat.say("/lora")), "adapters, or what is lacking")
@@ -200,7 +210,7 @@ def shape(history: History) -> list[tuple[int, int, str, str]]:
 def play(arguments: Sequence[str], columns: int, rows: int) -> list[tuple[int, int, str, str]]:
     """The whole dialog over one backend; the shape of its tree up to the kill, and behind it."""
     with tempfile.TemporaryDirectory() as folder:
-        home, fixed = Path(folder), ["--temp", "0", "--seed", "1", "-n", "120"]
+        home, fixed = Path(folder), ["--temp", "0", "--seed", "1", "-n", "400", "--system", "You help."]
         first_chat(Terminal([*arguments, *fixed, "--session", NAME], home, columns, rows))
         half = path(opened(home).tree.active)[-1]
         check(len(half.text) > 100 and half.reason == "interrupt", f"{len(half.text)} characters of it are on disk")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llamachat.chat.window import Overflow
     from llamachat.models.catalog import ModelEntry, ServerSource
 
-ALTERNATIVES = 10  # of each token, asked for with every answer: a server scores none afterwards
+ALTERNATIVES = 10  # of each token
 SCORED = 10_000  # tokens of the latest answers whose probabilities are kept; with their alternatives some 2 kB each
 LISTED = 20  # models that a line names
 NO_BUDGET = "no server keeps a think_budget: thoughts end where the model ends them"
@@ -53,6 +53,7 @@ class RemoteBackend:
         told = next((each.context for each in self.served if each.name == self.model), None)
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
+        self._wanted = False  # whether answers are to come with their tokens' probabilities
         self._scored: dict[Node, list[ScoredToken]] = {}  # the latest last
         self._ignored: set[str] = set()  # of what was asked for; that was told
         self._remarks: list[str] = []
@@ -194,7 +195,7 @@ class RemoteBackend:
             max_tokens=settings.max_tokens,
             stop=settings.stop,
             thinking=thinking(asked.answer.parameters),
-            top_logprobs=ALTERNATIVES if self._scores else None,
+            top_logprobs=ALTERNATIVES if self._scores and self._wanted else None,
         )
 
     def _ended(self, ended: Ended, messages: Sequence[Message], pieces: int) -> TurnDone:
@@ -258,9 +259,12 @@ class RemoteBackend:
     # ---- seeing inside ----
 
     def tokens(self, asked: Asked, alternatives: int) -> Sequence[TokenView]:
-        """See Scoring: of answers of this run, as the server told with them."""
+        """See Scoring: of answers of this run, as the server told with them, which is all that servers do. They are asked for
+        once somebody has wanted to see them: llama-cpp-python takes eight times as long for an answer with them."""
         if not (found := self._scored.get(asked.answer)):
-            raise UsageError("no probabilities came with this answer", remedy="/regen asks for another one, with them")
+            self._wanted = True
+            cause, consequence = "this answer came without probabilities", "from now on they are asked for"
+            raise UsageError(cause, consequence, "/regen gives another answer, with them")
         return [
             TokenView(each.text, None, each.logprob, tuple((a.text, None, a.logprob) for a in each.top[:alternatives]))
             for each in found

@@ -249,19 +249,21 @@ def scored(text: str) -> Piece:
 
 
 def test_probabilities_that_came_with_an_answer_are_those_of_its_tokens() -> None:
-    server = TellingServer([scored("Yes"), scored(".")], ["No."], [scored("Ha"), LEFT])
+    server = TellingServer(["Yes."], [scored("Yes"), scored(".")], ["No."], [scored("Ha"), LEFT])
     chat = chat_with(server)
     end(chat.ask("Is it?"))
-    assert server.asked[0].top_logprobs == far.ALTERNATIVES
+    without = r"^this answer came without probabilities; from now on they are asked for; /regen [^\n]*$"
+    with pytest.raises(UsageError, match=without):
+        chat.tokens()
+    end(chat.regenerate())
+    assert [each.top_logprobs for each in server.asked] == [None, far.ALTERNATIVES]
     views = chat.tokens(1)
     assert [(v.text, v.id, v.logprob, v.top) for v in views] == [
         ("Yes", None, -0.5, (("Yes", None, -0.5),)),
         (".", None, -0.5, ((".", None, -0.5),)),
     ]
     end(chat.ask("Sure?"))
-    with pytest.raises(
-        UsageError, match=r"^no probabilities came with this answer; /regen asks for another one[^\n]*$"
-    ):
+    with pytest.raises(UsageError, match=without):
         chat.tokens()
     with pytest.raises(ServerError):
         list(chat.ask("Why?"))
@@ -271,11 +273,15 @@ def test_probabilities_that_came_with_an_answer_are_those_of_its_tokens() -> Non
 
 
 def test_a_server_without_probabilities_is_not_asked_for_them_again() -> None:
-    server = TellingServer(["a"], ["b"], ended=ended_after(9, 1, NO_LOGPROBS))
+    server = TellingServer(["a"], ["b"], ["c"])
     chat = chat_with(server)
+    end(chat.ask("Is it?"))
+    with pytest.raises(UsageError, match="from now on they are asked for"):
+        chat.tokens()
+    server.ended = ended_after(9, 1, NO_LOGPROBS)
     for _ in range(2):
         end(chat.ask("Is it?"))
-    assert [each.top_logprobs for each in server.asked] == [far.ALTERNATIVES, None]
+    assert [each.top_logprobs for each in server.asked] == [None, far.ALTERNATIVES, None] and not chat.notices()
     with pytest.raises(UsageError, match=r"^tiny on 127.0.0.1:9 does not tell how likely its tokens are; "):
         chat.tokens()
 
@@ -289,7 +295,7 @@ def test_probabilities_of_the_latest_answers_only_are_kept(monkeypatch: pytest.M
     chat.undo()
     assert len(chat.tokens()) == 2
     chat.undo()
-    with pytest.raises(UsageError, match="no probabilities came"):
+    with pytest.raises(UsageError, match="came without probabilities"):
         chat.tokens()
 
 
