@@ -47,7 +47,7 @@ class Server:
 
     def model_name(self) -> str:
         """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
-        return self._model(Question(), never)[0]
+        return self._model(Question(), lambda: self._closed)[0]
 
     def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
