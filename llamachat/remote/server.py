@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,10 +19,6 @@ from llamachat.remote.reply import Reply
 from llamachat.system.web_address import server_url
 
 USUAL = Waits()
-
-
-def never() -> bool:
-    return False
 
 
 class Server:
@@ -43,11 +39,13 @@ class Server:
 
     def models(self) -> Sequence[ServedModel]:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
-        return listing.listed(self._list(never))
+        with self._open():
+            return listing.listed(self._list(self._is_closed))
 
     def model_name(self) -> str:
         """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
-        return self._model(Question(), lambda: self._closed)[0]
+        with self._open():
+            return self._model(Question(), self._is_closed)[0]
 
     def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
@@ -70,6 +68,17 @@ class Server:
     def close(self) -> None:
         """Answers under way end as interrupted ones, and nothing more is asked."""
         self._closed = True
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """What is asked here is given up when the server is closed. Raises ServerError then."""
+        try:
+            yield
+        except StoppedError:
+            raise ServerError(f"{self._client.name} is asked no more", "its models are not known") from None
 
     def _pieces(
         self, question: Question, reply: Reply, ignored: list[str], interrupted: Callable[[], bool]

@@ -375,6 +375,15 @@ def test_closing_the_server_ends_what_is_under_way() -> None:
         assert ask(server, Question(HELLO))[1].reason == "interrupt"
 
 
+def test_a_list_is_given_up_when_the_server_is_closed() -> None:
+    with standing_in([WAIT]) as stand_in:
+        server = Server(Address(stand_in.url))
+        threading.Thread(target=lambda: (stand_in.waiting.wait(), server.close())).start()
+        for ask_for in (server.models, server.model_name):
+            with pytest.raises(ServerError, match="is asked no more"):
+                ask_for()
+
+
 def test_many_are_asked_at_once() -> None:
     together = threading.Barrier(8, timeout=10)  # no answer begins before eight questions have come
     with standing_in(WHOLE_SCRIPT) as stand_in, ThreadPoolExecutor(8) as pool:
