@@ -1,9 +1,11 @@
 """What is sent to one server, and to no other: requests with its key, over TLS where its address says so."""
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llamachat.errors import UsageError, reading
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
 
 LONGEST_LIST = 16 << 20  # bytes of a list of models
+LISTING_S = 30.0  # for a list of models
 LONGEST_ERROR = 1 << 16  # bytes of what comes with an error
 
 
@@ -39,12 +42,20 @@ class Client:
 
     @contextmanager
     def asked(
-        self, method: str, path: str, body: Mapping[str, Any] | None, stopped: Callable[[], bool]
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        stopped: Callable[[], bool],
+        longest: float = math.inf,
     ) -> Iterator[tuple[Connection, Head]]:
-        """The head of an answer, and the connection that its body is on. Raises RefusedError for another status than 200,
-        UsageError, ServerError, StoppedError."""
+        """The head of an answer, and the connection that its body is on; `longest`: seconds until it begins, at most.
+
+        Raises RefusedError for another status than 200, UsageError, ServerError, StoppedError.
+        """
+        waits = replace(self._waits, first=min(self._waits.first, longest))
         data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode(errors="replace")
-        with Connection(self._place, self._waits, stopped, self._tls()) as connection:
+        with Connection(self._place, waits, stopped, self._tls()) as connection:
             head = connection.send(method, path, self._headers(body is not None), data)
             if head.status != 200:
                 raise RefusedError(head.status, head.headers, _error(connection))
@@ -54,7 +65,7 @@ class Client:
 
     def listed(self, stopped: Callable[[], bool]) -> dict[str, Any]:
         """The list of models, as the server gives it."""
-        with self.asked("GET", "/models", None, stopped) as (connection, _):
+        with self.asked("GET", "/models", None, stopped, LISTING_S) as (connection, _):
             return parsed(gathered(connection.body(), self.name, LONGEST_LIST), self.name)
 
     def _headers(self, has_body: bool) -> dict[str, str]:
@@ -113,7 +124,7 @@ def context(insecure: bool) -> "ssl.SSLContext":
 
 def _error(connection: Connection) -> object:
     """What comes with an error, of which a page for browsers says nothing to people."""
-    data = b""
+    data, connection.done = b"", True
     try:
         for block in connection.body():
             data += block

@@ -23,7 +23,9 @@ OPTIONAL: Mapping[str, str] = {
     "echo": "logprobs of the text itself",
     "max_tokens": "that there is no limit",  # where it says so: see `optional`
     "stream_options": "",
+    **dict.fromkeys(("guided_regex", "guided_grammar"), ""),  # where vLLM's later key is beside them: see `optional`
 }
+OTHER_NAMES = {"max_tokens": "max_completion_tokens"}  # OpenAI's own since its models think
 TOGETHER = ({"logprobs", "top_logprobs"},)  # neither without the other
 
 
@@ -51,6 +53,8 @@ def echoes(question: Question) -> bool:
 
 def optional(sent: Mapping[str, Any], key: str) -> bool:
     """Whether the question remains what it is without this key."""
+    if key.startswith("guided_"):
+        return "structured_outputs" in sent
     return key in OPTIONAL and (key != "max_tokens" or sent.get(key) is None)
 
 
@@ -60,9 +64,14 @@ def without(sent: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in sent.items() if key not in dropped}
 
 
+def renamed(sent: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """These keys by their other name."""
+    return {OTHER_NAMES[key] if key in keys else key: value for key, value in sent.items()}
+
+
 def left_out(wanted: Mapping[str, Any], sent: Mapping[str, Any]) -> list[str]:
     """What of a body was not sent, in words for people."""
-    return [word for key in wanted if key not in sent and (word := OPTIONAL[key])]
+    return [word for key in wanted if key not in sent and (word := OPTIONAL[key]) and OTHER_NAMES.get(key) not in sent]
 
 
 def missing(question: Question, abilities: Abilities) -> list[str]:

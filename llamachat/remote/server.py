@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,20 +33,19 @@ class Server:
         self._client = Client(self.address, waits, offline)
         self._lock = threading.Lock()
         self._refused: dict[str, set[str] | None] = {}  # keys, with the values that were refused; None: any
+        self._renamed: set[str] = set()  # keys that go by their other name
         self._listed: dict[str, Any] | None = None
         self._closed = False
 
     def models(self) -> Sequence[ServedModel]:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
-        return listing.listed(self._list(lambda: self._closed))
+        with self._open():
+            return listing.listed(self._list(self._is_closed))
 
     def model_name(self) -> str:
-        """Of the model that is asked: as the address names it, else of the only one there. Raises ServerError, UsageError where
-        there are several."""
-        if self.address.model is not None:
-            return self.address.model
-        self._listed = self._listed or self._list(lambda: self._closed)
-        return self._only(self._listed)
+        """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
+        with self._open():
+            return self._model(Question(), self._is_closed)[0]
 
     def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
@@ -69,6 +68,17 @@ class Server:
     def close(self) -> None:
         """Answers under way end as interrupted ones, and nothing more is asked."""
         self._closed = True
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """What is asked here is given up when the server is closed. Raises ServerError then."""
+        try:
+            yield
+        except StoppedError:
+            raise ServerError(f"{self._client.name} is asked no more", "its models are not known") from None
 
     def _pieces(
         self, question: Question, reply: Reply, ignored: list[str], interrupted: Callable[[], bool]
@@ -105,18 +115,20 @@ class Server:
                 for key, values in self._refused.items()
                 if key in sent and request.optional(sent, key) and (values is None or json.dumps(sent[key]) in values)
             ]
-        return request.without(sent, gone)
+            return request.renamed(request.without(sent, gone), self._renamed)
 
     def _learnt(self, refused: RefusedError, sent: Mapping[str, Any]) -> bool:
         """Whether the question may be asked again without what is refused."""
         keys = [key for key in refused.named(sent) if request.optional(sent, key)]
+        others = refused.others(sent, request.OTHER_NAMES)
         with self._lock:
+            self._renamed |= others
             for key in keys:
                 if refused.of_any_value:
                     self._refused[key] = None
                 elif (values := self._refused.setdefault(key, set())) is not None:
                     values.add(json.dumps(sent[key]))
-        return bool(keys)
+        return bool(keys or others)
 
     def _refusal(self, refused: RefusedError, stopped: Callable[[], bool]) -> ServerError:
         names = list[str]()
