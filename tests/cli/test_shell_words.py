@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stand_in import document, standing_in
 
 from llamachat.cli.main import main
 
@@ -34,6 +35,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("2026-01-01_10-00-00", "work", "with a space", "$(reboot)"):
         (tmp_path / f"llamachat/sessions/{name}.jsonl").touch()
     return tmp_path
+
+
+def test_a_typed_servers_models_are_offered_and_a_dead_ones_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with standing_in([document({"data": [{"id": "qwen-a"}, {"id": "qwen-b"}, {"id": "other"}]})]) as server:
+        for command in ([], ["complete"]):
+            words = [*command, "--server", server.url, "-m", "qw"]
+            assert asked(monkeypatch, capsys, *words) == ["qwen-a", "qwen-b"]
+    assert asked(monkeypatch, capsys, "--server", "http://127.0.0.1:9", "-m", "q") == [""]
+    assert asked(monkeypatch, capsys, "--server", "ftp://h", "-m", "q") == [""]
 
 
 def asked(
