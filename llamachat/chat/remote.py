@@ -47,9 +47,10 @@ class RemoteBackend:
         where that was asked already. Raises ServerError, and UsageError for an address that is not to be used."""
         self.entry, self.overflow, self._open = entry, overflow, open
         source = self._source
-        self.server = open(Address(source.server, source.model, source.key_env, source.insecure))
-        self.served = self.server.models() if served is None else served
+        address = Address(source.server, source.model, source.key_env, source.insecure)
+        self.served = open(address).models() if served is None else served
         self.model = source.model or (self.served[0].name if len(self.served) == 1 else None)
+        self.server = open(replace(address, model=self.model))
         told = next((each.context for each in self.served if each.name == self.model), None)
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
