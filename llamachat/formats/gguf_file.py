@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import FloatTensor, Tensor
+from llamachat.core.tensors import Array, QuantTensor, Tensor
 from llamachat.errors import FormatError, reading
-from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
-from llamachat.formats.lazy import map_file
+from llamachat.formats.ggml import SLAB, TYPES, UNSUPPORTED, GGMLType, read_blocks, unpack
+from llamachat.formats.lazy import float_part, map_file
+from llamachat.formats.parts import WHOLE, Part, covering, cut, picked
+from llamachat.system.mapped import let_go
 
 MAGIC = b"GGUF"
 # No honest file comes near these; they bound the time and memory that a dishonest one can cost.
@@ -77,7 +79,7 @@ class StoredTensor:
     def nbytes(self) -> int:
         return self.kind.nbytes(self.shape)
 
-    def part(self, rows: slice, number: int | None = None) -> "StoredTensor":
+    def some(self, rows: slice, number: int | None = None) -> "StoredTensor":
         """A run of its rows, or of those of one tensor in a stack of them."""
         shape = self.shape if number is None else self.shape[1:]
         start, stop, step = rows.indices(shape[0])
@@ -86,16 +88,37 @@ class StoredTensor:
         offset = self.offset + row * (start + (number or 0) * shape[0])
         return replace(self, shape=(stop - start, *shape[1:]), offset=offset)
 
-    def read(self) -> Tensor:
+    def read(self, part: Part = WHOLE) -> Tensor:
         """Floats as they lie in the map; blocks through a stream, as mapped pages would count beside the result."""
         if self.kind.split is None:
             flat = np.frombuffer(self.data, self.kind.layout[0], math.prod(self.shape), self.offset)
-            return FloatTensor(flat.reshape(self.shape))
-        rows, columns = self.shape
+            return float_part(flat.reshape(self.shape), part)
+        outer, rest = covering(part, self.shape[1], self.kind.columns)
+        return cut(self._unpacked(*map(picked, self.shape, (outer.rows, outer.columns))), rest)
+
+    def _unpacked(self, rows: range, columns: range) -> QuantTensor:
+        """A run of rows, of columns that are whole blocks."""
+        assert rows.step == columns.step == 1
         where = f"tensor {shown(self.name)} of {self.path}"
+        if len(columns) < self.shape[1]:
+            return unpack(self._runs(rows, columns), self.kind, len(rows), len(columns), where)
         with reading(where), self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            return read_blocks(file, self.kind, rows, columns, where)
+            file.seek(self.offset + self.kind.nbytes((rows.start, self.shape[1])))
+            return read_blocks(file, self.kind, len(rows), len(columns), where)
+
+    def _runs(self, rows: range, columns: range) -> Iterator[Array]:
+        """Their blocks, of some rows at a time, from the map: a call to the system for each of many short runs takes longer."""
+        row, start, stop = (self.kind.nbytes((1, count)) for count in (self.shape[1], columns.start, columns.stop))
+        step = max(1, SLAB // row)
+        buffer = np.empty((step, stop - start), np.uint8)
+        for first in range(rows.start, rows.stop, step):
+            count, at = min(step, rows.stop - first), self.offset + first * row
+            slab = buffer[:count]
+            slab[:] = np.frombuffer(self.data, np.uint8, count * row, at).reshape(count, row)[:, start:stop]
+            yield slab.reshape(-1).view(self.kind.layout)
+            let_go(
+                self.data, self.offset, at + count * row - self.offset
+            )  # the system maps pages before those touched, too
 
 
 class _Header:

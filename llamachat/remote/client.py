@@ -124,7 +124,7 @@ def context(insecure: bool) -> "ssl.SSLContext":
 
 def _error(connection: Connection) -> object:
     """What comes with an error, of which a page for browsers says nothing to people."""
-    data = b""
+    data, connection.done = b"", True
     try:
         for block in connection.body():
             data += block

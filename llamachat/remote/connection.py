@@ -79,7 +79,7 @@ class Head:
 class Connection:
     """Use it as a context; leaving that closes it. Of one thread. Whatever fails is a ServerError.
 
-    `begun`: a piece of the answer has come, so that the wait for the next is a shorter one.
+    `begun`: a piece of the answer has come, so that the wait for the next is a shorter one. `done`: all that matters has.
     """
 
     def __init__(self, place: Place, waits: Waits, stopped: Callable[[], bool], tls: "ssl.SSLContext | None") -> None:
@@ -240,17 +240,17 @@ class _Opening:
             self._result.result().close()
 
     def _open(self) -> None:
-        error: Exception = OSError("it has no address")
+        error: OSError | None = None
         for host in self._hosts:
             try:
                 opened = socket.create_connection((host, self._port), timeout=self._seconds)
             except (OSError, UnicodeError) as failed:
-                error = failed if isinstance(failed, OSError) else socket.gaierror(str(failed))
+                error = error or (failed if isinstance(failed, OSError) else socket.gaierror(str(failed)))
                 continue
             self._give(opened)
             return
         with suppress(InvalidStateError):
-            self._result.set_exception(error)
+            self._result.set_exception(error or OSError())
 
     def _give(self, opened: socket.socket) -> None:
         try:

@@ -4,7 +4,6 @@ import re
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from llamachat.checks import is_whole
@@ -20,7 +19,7 @@ TOO_LONG = re.compile(
     r"context.?length|context.?(window|size)|exceed_context|maximum.{0,20}\bcontext\b|prompt.{0,20}\btoo long\b", re.I
 )
 UNKNOWN = re.compile(
-    r"un(known|expected|recognized|supported)|not (supported|allowed|permitted)|not support|extra", re.I
+    r"un(known|expected|recognized|supported)|not (supported|allowed|permitted)|not support|\bextra\b", re.I
 )
 ROOM = re.compile(r"context (?:length|window|size)\D{0,20}(\d{1,9})", re.I)
 ASKED = re.compile(r"(?:request|requested|resulted in|a total of)\b\D{0,12}(\d{1,9})", re.I)
@@ -89,8 +88,8 @@ class RefusedError(Exception):
         self.status, self.headers, self.body = status, headers, body
 
     def named(self, keys: Collection[str]) -> set[str]:
-        """Which of a question's keys it is about."""
-        if self.status not in (200, 400, 422, 500, 501):
+        """Which of a question's keys it is about. What is too long is not a matter of any."""
+        if self.status not in (200, 400, 422, 500, 501) or too_long(self.status, message_of(self.body), self.body):
             return set()
         words, param = message_of(self.body), details(self.body).get("param")
         return {key for key in keys if key == param or _names(words, key)}
@@ -107,7 +106,9 @@ class RefusedError(Exception):
 
 
 def _names(words: str, key: str) -> bool:
-    """A word of English has to be marked as a name."""
+    """A word of English has to be marked as a name. ollama speaks of thinking where its key is `reasoning_effort`."""
+    if key == "reasoning_effort" and "not support thinking" in words:
+        return True
     mark = "" if "_" in key or key in ("logprobs", "temperature") else "['\"`]"
     found = re.search(rf"(?<![\w-]){mark}{re.escape(key)}{mark}(?![\w-])", words)
     return found is not None or re.search(rf"(^|; ){re.escape(key)}: ", words) is not None
@@ -119,20 +120,19 @@ def told(where: str, error: object, secret: str | None, begun: bool) -> ServerEr
     return ServerError(f"{where} reports: {said(message_of(error), secret)}", consequence, AGAIN)
 
 
-def message_of(body: object) -> str:
-    """What an error says, in any of the shapes that servers give it."""
-    while isinstance(body, dict):
-        body = next((body[key] for key in ("error", "message", "detail", "msg") if body.get(key)), "an error")
-    if isinstance(body, list):
-        return "; ".join(_of_field(each) for each in body[:3])
-    return str(body)
-
-
-def _of_field(entry: object) -> str:
-    """FastAPI's {"loc": ["body", "top_k"], "msg": ...}."""
-    if isinstance(entry, dict) and isinstance(entry.get("loc"), list):
-        return f"{'.'.join(map(str, entry['loc'][1:]))}: {entry.get('msg')}"
-    return message_of(entry)
+def message_of(body: object, depth: int = 5) -> str:
+    """What an error says, in any of the shapes that servers give it; at most so deep in it."""
+    if isinstance(body, str):
+        return body
+    if isinstance(body, list) and body and depth:
+        return "; ".join(message_of(each, depth - 1) for each in body[:3])
+    if not isinstance(body, dict) or not depth:
+        return str(body) if isinstance(body, int | float) else "an error"
+    if isinstance(places := body.get("loc"), list):  # FastAPI's {"loc": ["body", "top_k"], "msg": ...}
+        names = [str(place) for place in places[1:8] if isinstance(place, str | int)]
+        return f"{'.'.join(names)}: {message_of(body.get('msg'), depth - 1)}"
+    more = next((body[key] for key in ("error", "message", "detail", "msg") if body.get(key)), None)
+    return message_of(more, depth - 1)
 
 
 def refusal(
@@ -185,6 +185,8 @@ def _busy(where: str, refused: RefusedError, says: str) -> ServerError:
 
 def retry_after(value: str) -> float | None:
     """Seconds of a Retry-After: a number, or a date. None for anything else."""
+    from email.utils import parsedate_to_datetime
+
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value.strip(), re.ASCII):
         return min(float(value), LONGEST_WAIT)
     try:
@@ -196,7 +198,8 @@ def retry_after(value: str) -> float | None:
 def too_long(status: int, words: str, body: object) -> tuple[int | None, int | None] | None:
     """Tokens asked for, and those that there is room for, of a refusal because of the context; None: of any other."""
     more = details(body)
-    if status not in (200, 400, 413, 422, 500) or not TOO_LONG.search(f"{words} {more.get('code')} {more.get('type')}"):
+    kinds = [kind for key in ("code", "type") if isinstance(kind := more.get(key), str)]
+    if status not in (200, 400, 413, 422, 500) or not TOO_LONG.search(" ".join([words, *kinds])):
         return None
     asked, room = more.get("n_prompt_tokens"), more.get("n_ctx")
     return (

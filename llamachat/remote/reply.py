@@ -79,13 +79,13 @@ class Reply:
             yield "logprobs of the text itself"
         if question.thinking is False and self._thought:
             yield "not to think"
-        if (
-            question.format
-            and question.format.kind == "schema"
-            and self.reason == "stop"
-            and not _is_json("".join(self._said))
-        ):
+        if question.format and question.format.kind == "schema" and not self._follows_json():
             yield "the JSON schema"
+
+    def _follows_json(self) -> bool:
+        """Whether the answer is JSON or, where it was cut off, begins as JSON does."""
+        text = "".join(self._said).strip()
+        return _is_json(text) if self.reason == "stop" else not text or text[0] in '{["-0123456789tfn'
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
@@ -119,8 +119,8 @@ class Reply:
     def _pieces(self, choice: Mapping[str, Any]) -> Iterator[Piece]:
         """Of a chat's part or whole, or of a plain text's; whichever it is."""
         part = next((choice[key] for key in ("delta", "message") if isinstance(choice.get(key), Mapping)), choice)
-        thought = _text(part, "reasoning_content") or _text(part, "reasoning")
-        text = _text(part, "content") or _text(part, "text")
+        thought = clean(part.get("reasoning_content")) or clean(part.get("reasoning"))
+        text = clean(part.get("content")) or clean(part.get("text"))
         tokens = scored(choice.get("logprobs"), self._question.top_logprobs or 0)
         self._calls(part)
         if thought:
@@ -150,7 +150,8 @@ class Reply:
         first = calls[0] if isinstance(calls, list) else calls
         function = first.get("function", first) if isinstance(first, Mapping) else {}
         name = function.get("name") if isinstance(function, Mapping) else None
-        self.notes.append(f"the model calls the tool {faults.said(name or '?', self._secret)!r}: tools are not run")
+        shown = faults.said(name, self._secret) if isinstance(name, str) else "?"
+        self.notes.append(f"the model calls the tool {shown!r}: tools are not run")
 
     def _ends(self, reason: object) -> None:
         if reason is None:
@@ -202,11 +203,6 @@ def usage(value: object) -> Usage | None:
     more = value.get("prompt_tokens_details")
     cached = more.get("cached_tokens") if isinstance(more, Mapping) else 0
     return Usage(counts[0], counts[1], cached if is_whole(cached) and cached > 0 else 0)  # type: ignore[arg-type]
-
-
-def _text(part: Mapping[str, Any], key: str) -> str:
-    value = part.get(key)
-    return clean(value) if isinstance(value, str) else ""
 
 
 def _starts(tokens: Iterable[Any]) -> list[int]:

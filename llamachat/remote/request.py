@@ -23,6 +23,7 @@ OPTIONAL: Mapping[str, str] = {
     "echo": "logprobs of the text itself",
     "max_tokens": "that there is no limit",  # where it says so: see `optional`
     "stream_options": "",
+    **dict.fromkeys(("guided_regex", "guided_grammar"), ""),  # where vLLM's later key is beside them: see `optional`
 }
 OTHER_NAMES = {"max_tokens": "max_completion_tokens"}  # OpenAI's own since its models think
 TOGETHER = ({"logprobs", "top_logprobs"},)  # neither without the other
@@ -52,6 +53,8 @@ def echoes(question: Question) -> bool:
 
 def optional(sent: Mapping[str, Any], key: str) -> bool:
     """Whether the question remains what it is without this key."""
+    if key.startswith("guided_"):
+        return "structured_outputs" in sent
     return key in OPTIONAL and (key != "max_tokens" or sent.get(key) is None)
 
 

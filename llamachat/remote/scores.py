@@ -44,7 +44,7 @@ def _text(entry: Mapping[str, Any]) -> str:
             return bytes(said).decode()
     except (TypeError, ValueError):
         pass
-    return clean(str(entry.get("token", "")))
+    return clean(entry.get("token"))
 
 
 def _of_lists(value: Mapping[str, Any], top: int) -> Iterator[ScoredToken]:
@@ -54,8 +54,8 @@ def _of_lists(value: Mapping[str, Any], top: int) -> Iterator[ScoredToken]:
     )
     for text, number, others in zip_longest(tokens, numbers[: len(tokens)], tops[: len(tokens)]):
         pairs = others.items() if isinstance(others, Mapping) else ()
-        alternatives = [Alternative(clean(str(other)), logprob(said)) for other, said in pairs]
-        yield ScoredToken(clean(str(text)), logprob(number), None, _falling(alternatives, top))
+        alternatives = [Alternative(clean(other), logprob(said)) for other, said in pairs]
+        yield ScoredToken(clean(text), logprob(number), None, _falling(alternatives, top))
 
 
 def _falling(alternatives: Sequence[Alternative], top: int) -> tuple[Alternative, ...]:
@@ -71,8 +71,10 @@ def logprob(value: object) -> float:
         return math.nan
 
 
-def clean(text: str) -> str:
-    """Halves of characters, which JSON can spell, are replaced: no text of ours has them. Two halves are one."""
+def clean(text: object) -> str:
+    """A text of JSON's; "" for what is none. Halves of characters, which JSON can spell, are replaced; two halves are one."""
+    if not isinstance(text, str):
+        return ""
     try:
         text.encode()
     except UnicodeEncodeError:

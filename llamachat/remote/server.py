@@ -21,6 +21,10 @@ from llamachat.system.web_address import server_url
 USUAL = Waits()
 
 
+def never() -> bool:
+    return False
+
+
 class Server:
     """What it has been found to be able to do. May be used by several threads at once: each request has a connection of its
     own, and closing that is what stops an answer.
@@ -39,7 +43,7 @@ class Server:
 
     def models(self) -> Sequence[ServedModel]:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
-        return listing.listed(self._list(lambda: self._closed))
+        return listing.listed(self._list(never))
 
     def model_name(self) -> str:
         """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from stand_in import DONE, delta, event
 from llamachat.core.dialog import Message
 from llamachat.remote import reply as replies
 from llamachat.remote.asking import Alternative, Format, Piece, Question, ScoredToken, ServerError, Usage
-from llamachat.remote.faults import RefusedError
+from llamachat.remote.faults import RefusedError, refusal
 from llamachat.remote.reply import Reply
 
 HELLO = [Message("user", "Hello")]
@@ -99,6 +100,9 @@ def test_what_an_answer_proves_to_have_been_ignored() -> None:
     assert [*reply.ignored()] == ["logprobs", "not to think", "the JSON schema"]
     _, reply = read(delta('{"a": 1}'), STOP, question=Question(HELLO, format=Format("schema", "{}")))
     assert [*reply.ignored()] == []
+    for said, ignored in (('{"a": ', []), ("Yes, of", ["the JSON schema"])):
+        _, reply = read(delta(said), delta(reason="length"), question=Question(HELLO, format=Format("schema", "{}")))
+        assert [*reply.ignored()] == ignored
 
 
 def test_a_text_that_is_repeated_is_a_piece_of_its_own() -> None:
@@ -197,9 +201,46 @@ def test_any_bytes_end_in_pieces_or_in_a_line(blocks: list[bytes]) -> None:
     assert ended in ("stop", "length") or len(ended.splitlines()) == 1
 
 
-@given(JUNK)
-def test_any_json_ends_in_pieces_or_in_a_line(value: object) -> None:
+DEEP = reduce(lambda inner, _: [inner], range(400), "x")
+
+
+def survived(value: object) -> None:
+    """It gives pieces, or an error of one line."""
     try:
         whole(value)
     except (ServerError, RefusedError) as error:
         assert len(str(error).splitlines()) == 1
+
+
+def told(body: object, status: int = 400, header: str = "") -> None:
+    """A refusal with this body is an error of one line."""
+    refused = RefusedError(status, {"retry-after": header, "location": header}, body)
+    assert refused.named(["seed", "top_k"]) <= {"seed", "top_k"}
+    line = str(refusal("SERVER", refused, None, "key"))
+    assert len(line.splitlines()) == 1 and len(line) < 400
+
+
+@given(JUNK)
+def test_any_json_ends_in_pieces_or_in_a_line(value: object) -> None:
+    survived(value)
+
+
+@given(JUNK, st.sampled_from([200, 204, 302, 400, 401, 404, 422, 429, 500, 503]), st.text(max_size=30))
+def test_any_refusal_is_a_line(body: object, status: int, header: str) -> None:
+    told(body, status, header)
+
+
+DEEP_ANSWERS = [
+    {"choices": [{"delta": {"content": DEEP, "tool_calls": [{"function": {"name": DEEP}}]}, "finish_reason": DEEP}]},
+    {"choices": [{"text": "x", "logprobs": {"tokens": [DEEP]}, "finish_reason": "stop"}, DEEP]},
+    {"choices": [{"text": "x", "logprobs": {"content": [{"token": DEEP, "bytes": [DEEP]}]}, "finish_reason": "stop"}]},
+    {"error": {"message": DEEP, "code": DEEP, "param": DEEP}},
+    {"detail": [{"loc": ["body", DEEP], "msg": DEEP}]},
+    {"usage": DEEP},
+]
+
+
+@pytest.mark.parametrize("at", range(len(DEEP_ANSWERS)))  # not the values, of which pytest would show too much
+def test_what_is_nested_deeply_is_not_walked(at: int) -> None:
+    survived(DEEP_ANSWERS[at])
+    told(DEEP_ANSWERS[at])
