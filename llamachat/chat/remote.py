@@ -15,7 +15,7 @@ from llamachat.core.thoughts import TAGGED
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation.thinking import Tagger
-from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError
+from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError, Usage
 from llamachat.remote.server import Server
 from llamachat.system.web_address import is_loopback
 
@@ -175,15 +175,17 @@ class RemoteBackend:
             raise
 
     def _reply(self, asked: Asked, settings: Settings) -> Iterator[Event]:
-        messages, tagger, tokens, pieces = self._latest.messages(asked), Tagger(TAGGED), list[ScoredToken](), 0
+        messages, tagger, tokens = self._latest.messages(asked), Tagger(TAGGED), list[ScoredToken]()
+        pieces = characters = 0
         try:
             for part in self.server.ask(self._question(messages, asked, settings), asked.interrupted):
                 if isinstance(part, Ended):
-                    yield self._ended(part, messages, pieces)
+                    self._learn(part, messages, pieces, characters)
+                    yield self._done(part, pieces)
                     return
                 tokens += part.tokens
                 if part.text:
-                    pieces += 1
+                    pieces, characters = pieces + 1, characters + len(part.text)
                     yield TextDelta(tagger.tag([(part.text, part.thinking)]))
         finally:
             self._keep_scores(asked.answer, tokens)
@@ -199,21 +201,26 @@ class RemoteBackend:
             top_logprobs=ALTERNATIVES if self._scores and self._wanted else None,
         )
 
-    def _ended(self, ended: Ended, messages: Sequence[Message], pieces: int) -> TurnDone:
-        """What is known of the server now, and what the answer took."""
+    def _learn(self, ended: Ended, messages: Sequence[Message], pieces: int, characters: int) -> None:
+        """What is known of the server now."""
         self._scores = self._scores and NO_LOGPROBS not in ended.ignored
         ignored = [each for each in ended.ignored if each not in {NO_LOGPROBS, *self._ignored}]
         self._ignored.update(ignored)
         self._remarks += [*ended.notes, *([f"{self.host} ignores {', '.join(ignored)}"] if ignored else [])]
-        prompt, said, cached = 0, pieces, 0
-        if usage := ended.usage:
-            prompt, said, cached = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
-            self._latest.counted(messages, prompt)
-        self._used, self._counts = prompt + said if usage else 0, usage is not None
+        if ended.usage:
+            self._latest.counted(messages, ended.usage.prompt_tokens)
+        elif pieces:
+            self._latest.supposed(pieces, characters)
+
+    def _done(self, ended: Ended, pieces: int) -> TurnDone:
+        """What the answer took."""
+        self._counts = ended.usage is not None
+        usage = ended.usage or Usage(0, pieces)
+        self._used = usage.prompt_tokens + usage.completion_tokens if self._counts else 0
         stats = Stats(
-            prompt,
-            cached,
-            said,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
             ended.first_s,
             ended.total_s - ended.first_s,
             self.context_used,

@@ -392,6 +392,14 @@ def test_a_told_context_goes_before_the_servers() -> None:
     assert any(isinstance(event, Evicted) for event in chat.ask("x" * 100))
 
 
+def test_where_nothing_is_counted_the_pieces_of_an_answer_tell_how_long_the_dialog_is() -> None:
+    server = TellingServer(["ab "] * 30, ["Yes."], ended=replace(ended_after(0, 0), usage=None))
+    chat = chat_with(server, context=120)
+    end(chat.ask("x" * 100))
+    events = list(chat.ask("y" * 100))
+    assert Evicted(1, 0, refilled=True) in events and questions(server) == [1, 1]
+
+
 # ---- which model ----
 
 
