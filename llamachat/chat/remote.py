@@ -158,17 +158,19 @@ class RemoteBackend:
     def _answer(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         """Of as much of the dialog as the server takes; where it takes nothing, all is as before."""
         before, begun = self._latest.begins, False
+        gone = [self._latest.fit(asked, settings.max_tokens)]
         try:
-            if shortened := self._latest.fit(asked, settings.max_tokens):
-                yield shortened
-            while True:
+            while not begun:
                 try:
                     for event in self._reply(asked, settings):
+                        if not begun:
+                            yield from filter(None, gone)
                         begun = True
                         yield event
-                    return
                 except TooLongError as error:
-                    yield self._latest.refused(asked, error)
+                    if begun:
+                        raise
+                    gone.append(self._latest.refused(asked, error))
         except LlamachatError:
             if not begun:
                 self._latest.begins = before
