@@ -4,10 +4,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
+from llamachat.core.detokenize import StopMatcher
 from llamachat.errors import UsageError
 from llamachat.remote import faults, listing, request
 from llamachat.remote.abilities import OTHER, Abilities
@@ -19,10 +21,6 @@ from llamachat.remote.reply import Reply
 from llamachat.system.web_address import server_url
 
 USUAL = Waits()
-
-
-def never() -> bool:
-    return False
 
 
 class Server:
@@ -43,11 +41,13 @@ class Server:
 
     def models(self) -> Sequence[ServedModel]:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
-        return listing.listed(self._list(never))
+        with self._open():
+            return listing.listed(self._list(self._is_closed))
 
     def model_name(self) -> str:
         """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
-        return self._model(Question(), lambda: self._closed)[0]
+        with self._open():
+            return self._model(Question(), self._is_closed)[0]
 
     def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
@@ -59,7 +59,7 @@ class Server:
         started, first = time.monotonic(), None
         reason: Literal["stop", "length", "interrupt"] = "interrupt"
         with closing(self._pieces(question, reply, ignored, interrupted)) as pieces, suppress(StoppedError):
-            for piece in _echoed(question, pieces):
+            for piece in _echoed(question, _up_to_stops(question, pieces)):
                 first = first or time.monotonic() - started
                 yield piece
             reason = reply.reason or "stop"
@@ -70,6 +70,17 @@ class Server:
     def close(self) -> None:
         """Answers under way end as interrupted ones, and nothing more is asked."""
         self._closed = True
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """What is asked here is given up when the server is closed. Raises ServerError then."""
+        try:
+            yield
+        except StoppedError:
+            raise ServerError(f"{self._client.name} is asked no more", "its models are not known") from None
 
     def _pieces(
         self, question: Question, reply: Reply, ignored: list[str], interrupted: Callable[[], bool]
@@ -168,6 +179,24 @@ def _echoed(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield piece
     if before is not None:
         yield Piece(before)
+
+
+def _up_to_stops(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Up to a stop string: there are servers that give it, too (transformers), or that know of none and go on."""
+    if question.stop and request.echoes(question):
+        yield from islice(pieces, 1)
+    stops, met = StopMatcher(question.stop), False
+    for piece in pieces:
+        if piece.thinking or not question.stop:
+            yield piece
+            continue
+        if met and piece.text:
+            return
+        text, met = stops.add(piece.text)
+        if text or piece.tokens:
+            yield replace(piece, text=text)
+    if held := stops.finish():
+        yield Piece(held)
 
 
 def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Piece]:
