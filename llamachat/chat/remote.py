@@ -216,9 +216,10 @@ class RemoteBackend:
 
     def _done(self, ended: Ended, pieces: int) -> TurnDone:
         """What the answer took."""
-        self._counts = ended.usage is not None
         usage = ended.usage or Usage(0, pieces)
-        self._used = usage.prompt_tokens + usage.completion_tokens if self._counts else 0
+        if ended.usage or ended.reason != "interrupt":  # of a stopped answer no server tells
+            self._counts = ended.usage is not None
+            self._used = usage.prompt_tokens + usage.completion_tokens if self._counts else 0
         stats = Stats(
             usage.prompt_tokens,
             usage.cached_tokens,
@@ -227,7 +228,7 @@ class RemoteBackend:
             ended.total_s - ended.first_s,
             self.context_used,
             self.context_size,
-            counted=self._counts,
+            counted=ended.usage is not None,
         )
         return TurnDone(stats, ended.reason)
 

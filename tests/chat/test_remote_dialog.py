@@ -236,6 +236,8 @@ def test_stopping_keeps_the_part_that_came() -> None:
     chat = chat_with(server)
     assert stopped(chat, chat.ask("Is it?"), 2) == ["Ha", "lf"]
     assert said(chat)[-1] == ("assistant", "Half") and chat.history.tree.active.reason == "interrupt"
+    assert chat.last_stats and (chat.last_stats.completion_tokens, chat.last_stats.counted) == (2, False)
+    assert chat.context_size == 400, "of a stopped answer no server tells, which says nothing of the context"
     end(chat.ask("Sure?"))
     assert server.sent[-1][2:] == [("assistant", "Half"), ("user", "Sure?")]
 
