@@ -4,17 +4,16 @@ Where nothing is offered, the shell offers files.
 """
 
 import re
-from collections.abc import Callable, Iterable
-from threading import Timer
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import typer
 
-from llamachat.cli.defaults import source_of
 from llamachat.errors import LlamachatError
 from llamachat.system.sanitise import sanitise_line
 
 Word = tuple[str, str]
-SOON = 2.0  # seconds that a server has to tell its models
+PATIENCE = 2.0  # seconds that a server may take
 
 
 def _quiet(words: Callable[[], Iterable[Word]], incomplete: str) -> list[Word]:
@@ -29,26 +28,23 @@ def _quiet(words: Callable[[], Iterable[Word]], incomplete: str) -> list[Word]:
 
 
 def models(ctx: typer.Context, incomplete: str) -> list[Word]:
-    """The catalog's; where a --server has been typed, its own, which is asked."""
+    """The catalog's; of a server that was given, those that it has."""
     from llamachat.chat.persona import Library
 
-    server, key_env = ctx.params.get("server"), ctx.params.get("key_env")
-    if server and source_of(ctx, "server") == "COMMANDLINE":
-        return _quiet(lambda: _served(server, key_env), incomplete)
+    if ctx.params.get("server"):
+        return _quiet(lambda: _served(ctx.params), incomplete)
     return _quiet(Library().models, incomplete)
 
 
-def _served(server: str, key_env: str | None) -> Iterable[Word]:
+def _served(given: Mapping[str, Any]) -> Iterator[Word]:
     from llamachat.remote.asking import Address
+    from llamachat.remote.connection import Waits
     from llamachat.remote.server import Server
 
-    asked = Server(Address(server, key_env=key_env))
-    late = Timer(SOON, asked.close)
-    late.start()
-    try:
-        return [(each.name, f"{each.context} tokens" if each.context else "") for each in asked.models()]
-    finally:
-        late.cancel()
+    address = Address(given["server"], None, given.get("key_env"), bool(given.get("insecure")))
+    server = Server(address, offline=bool(given.get("offline")), waits=Waits(PATIENCE, PATIENCE, PATIENCE))
+    for model in server.models():
+        yield model.name, f"context {model.context}" if model.context else ""
 
 
 def personas(incomplete: str) -> list[Word]:

@@ -37,17 +37,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_typed_servers_models_are_offered_and_a_dead_ones_are_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with standing_in([document({"data": [{"id": "qwen-a"}, {"id": "qwen-b"}, {"id": "other"}]})]) as server:
-        for command in ([], ["complete"]):
-            words = [*command, "--server", server.url, "-m", "qw"]
-            assert asked(monkeypatch, capsys, *words) == ["qwen-a", "qwen-b"]
-    assert asked(monkeypatch, capsys, "--server", "http://127.0.0.1:9", "-m", "q") == [""]
-    assert asked(monkeypatch, capsys, "--server", "ftp://h", "-m", "q") == [""]
-
-
 def asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str, shell: str = "bash"
 ) -> list[str]:
@@ -110,6 +99,16 @@ def test_a_shell_is_offered_what_fits_and_else_its_own_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], offered: list[str]
 ) -> None:
     assert [line for line in asked(monkeypatch, capsys, *words) if line] == offered
+
+
+def test_the_models_of_a_server_are_offered_where_one_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with standing_in([document({"data": [{"id": "zone", "max_model_len": 99}, {"id": "other"}]})]) as server:
+        for words in (["--server", server.url, "-m", "z"], ["complete", "--server", server.url, "--model", "z"]):
+            assert asked(monkeypatch, capsys, *words) == ["zone"]
+        url = server.url
+    assert [line for line in asked(monkeypatch, capsys, "--server", url, "-m", "z") if line] == []
 
 
 def test_zsh_and_fish_are_told_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
