@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import same_coding, save_gguf, save_hf, tiny_model
+from checkpoints import as_wholes, save_gguf, save_hf, tiny_model
 from family_files import CASES, model_of, save_family_gguf
 from gguf_files import write_gguf
 from peft_folders import trained
@@ -20,40 +20,25 @@ from t5_models import save_t5, save_t5_gguf, t5_model
 from test_bnb import KINDS
 from test_bnb import quantize as save_bnb
 from test_formats_agree import FORMATS
+from test_formats_mindformers import write as write_yaml
 from test_lit import save_gptq
 from test_packed import model as packed_model
-from test_packed import same
 from test_packed import write as write_packed
 
 from llamachat.core.spec import QuantConfig
 from llamachat.core.tensors import FloatTensor, QuantTensor, dequantize
 from llamachat.engines.shards import shards
-from llamachat.formats import Checkpoint, ggml, gguf_file
+from llamachat.formats import ggml, gguf_file
 from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.ggml import TYPES
-from llamachat.formats.parts import Part, cut, cut_info
+from llamachat.formats.parts import Part, cut
 from llamachat.formats.peft import open_peft
 from quantize.once import Quantized
 
 SUPERBLOCKS = [kind.name for kind in TYPES.values() if kind.columns == 256]
 WIDE = {"hidden_size": 512, "intermediate_size": 768, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 128}
 ODD = {"hidden_size": 60, "intermediate_size": 34, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 14}
-
-
-def as_wholes(checkpoint: Checkpoint, sizes: tuple[int, ...] = (2, 4)) -> None:
-    """Every rank's parts are cut of the wholes, and the index says how they are coded."""
-    whole, index = dict(checkpoint.tensors()), checkpoint.index()
-    for size in sizes:
-        for rank in range(size):
-            parts = shards(checkpoint.config, rank, size)
-            found = dict(checkpoint.tensors(parts))
-            assert found.keys() == whole.keys() == parts.keys()
-            for name, tensor in found.items():
-                same(tensor, cut(whole[name], parts[name]))
-                info = cut_info(index[name], parts[name])
-                assert info.shape == tensor.shape
-                same_coding(info.packing, tensor)
 
 
 @pytest.mark.parametrize("save", FORMATS.values(), ids=FORMATS.keys())
@@ -112,6 +97,10 @@ def test_bitsandbytes(tmp_path: Path, kind: str, shape: dict[str, int]) -> None:
 
 def test_lit_llama_s_gptq(tmp_path: Path) -> None:
     as_wholes(open_checkpoint(save_gptq(tmp_path)[0]))
+
+
+def test_mindformers(tmp_path: Path) -> None:
+    as_wholes(open_checkpoint(write_yaml(tmp_path)))
 
 
 def test_our_own_format(tmp_path: Path) -> None:
