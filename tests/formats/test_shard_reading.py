@@ -17,7 +17,6 @@ from family_files import CASES, model_of, save_family_gguf
 from gguf_files import write_gguf
 from peft_folders import trained
 from t5_models import save_t5, save_t5_gguf, t5_model
-from test_bnb import KINDS
 from test_bnb import quantize as save_bnb
 from test_formats_agree import FORMATS
 from test_formats_mindformers import write as write_yaml
@@ -36,7 +35,6 @@ from llamachat.formats.parts import Part, cut
 from llamachat.formats.peft import open_peft
 from quantize.once import Quantized
 
-SUPERBLOCKS = [kind.name for kind in TYPES.values() if kind.columns == 256]
 WIDE = {"hidden_size": 512, "intermediate_size": 768, "vocab_size": 96, "num_hidden_layers": 1, "head_dim": 128}
 ODD = {"hidden_size": 60, "intermediate_size": 34, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 14}
 
@@ -46,12 +44,12 @@ def test_float_formats(tmp_path: Path, save: Callable[[Any, Path], Path]) -> Non
     as_wholes(open_checkpoint(save(tiny_model(torch.bfloat16), tmp_path / "model")))
 
 
-@pytest.mark.parametrize("quant", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("quant", ["Q4_1", "Q8_0"])
 def test_gguf_blocks(tmp_path: Path, quant: str) -> None:
     as_wholes(open_checkpoint(save_gguf(tiny_model(), tmp_path / "model", quant=quant)))
 
 
-@pytest.mark.parametrize("quant", SUPERBLOCKS)
+@pytest.mark.parametrize("quant", ["Q2_K", "Q4_K", "Q6_K"])
 def test_gguf_blocks_that_a_part_cuts(tmp_path: Path, quant: str) -> None:
     as_wholes(open_checkpoint(save_blocks(tmp_path / "model.gguf", quant)))
 
@@ -68,26 +66,25 @@ def save_blocks(path: Path, quant: str, **shape: int) -> Path:
     return write_gguf(path, state, model.config.to_dict(), raw=raw)[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["phi3", "glm4", "olmo2", "qwen3 moe", "gpt-oss"])
 def test_families_in_folders(tmp_path: Path, case: str) -> None:
     model_of(case).save_pretrained(tmp_path)
     as_wholes(open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][2]])
+@pytest.mark.parametrize("case", ["granite", "phi3", "mixtral", "gpt-oss"])
 def test_families_in_gguf(tmp_path: Path, case: str) -> None:
     arch, changes = CASES[case][2] or ("", {})
     packed = "MXFP4" if case == "gpt-oss" else "Q8_0"
     as_wholes(open_checkpoint(save_family_gguf(model_of(case, **changes), arch, tmp_path / "model.gguf", packed)))
 
 
-@pytest.mark.parametrize("case", ["t5", "v1.1"])
-def test_two_stacks(tmp_path: Path, case: str) -> None:
-    as_wholes(open_checkpoint(save_t5(tmp_path / "t5", case)))
-    as_wholes(open_checkpoint(save_t5_gguf(t5_model(case), tmp_path / "t5.gguf")))
+def test_two_stacks(tmp_path: Path) -> None:
+    as_wholes(open_checkpoint(save_t5(tmp_path / "t5")))
+    as_wholes(open_checkpoint(save_t5_gguf(t5_model(), tmp_path / "t5.gguf")))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nested", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", [{"hidden_size": 128, "intermediate_size": 160}, ODD], ids=["packed", "odd"])
 def test_bitsandbytes(tmp_path: Path, kind: str, shape: dict[str, int]) -> None:
     """Rows of 160 are cut by blocks of 64 anywhere; those of odd widths are floats."""
