@@ -43,10 +43,9 @@ class Wish:
     beside: int = 0  # bytes of adapters
 
     def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE, active: int | None = None) -> memory.Plan:
-        """In bytes, beside what this machine has."""
-        return memory.Plan(
-            weights + self.beside, kv, workspace, memory.available_memory(), self.slots, self.bits or 16, active
-        )
+        """In bytes, beside what this machine, or the device, has."""
+        place, free = _free(self.device)
+        return memory.Plan(weights + self.beside, kv, workspace, free, self.slots, self.bits or 16, active, place)
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,13 @@ class EngineKind:
     """An engine's row.
 
     `own_types`: it computes in types of its own, so no dtype can be asked of it. `supports`: what of a checkpoint it cannot
-    run, in words, or None; raises BuildError where it cannot be had here. `plan`: of the memory that `build` will take, None
-    where that is not the machine's.
+    run, in words, or None; raises BuildError where it cannot be had here. `plan`: of the memory that `build` will take.
     """
 
     devices: tuple[str, ...]
     own_types: bool
     supports: Callable[[Checkpoint], str | None]
-    plan: Callable[[Wish], memory.Plan | None]
+    plan: Callable[[Wish], memory.Plan]
     build: Callable[[Wish], "Engine"]
 
     def refuses(self, device: str, dtype: Dtype | None) -> str | None:
@@ -103,8 +101,7 @@ def build_engine(
     require_choice("engine", engine, ("auto", *ENGINES), UsageError)
     wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, pack, beside)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
-    if plan := kind.plan(wish):
-        memory.check(plan, force)
+    memory.check(kind.plan(wish), force)
     return kind.build(wish)
 
 
@@ -179,12 +176,10 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
     return {"slots": wish.slots, "device": wish.device, "dtype": wish.dtype, "kv_bits": wish.bits}
 
 
-def _torch_plan(wish: Wish) -> memory.Plan | None:
+def _torch_plan(wish: Wish) -> memory.Plan:
     from llamachat.engines.torch import encoder_decoder, engine
 
     config, index = wish.checkpoint.config, wish.checkpoint.index()
-    if wish.device != "cpu":
-        return None
     if isinstance(config, EncoderDecoderSpec):
         return wish.plan(*encoder_decoder.planned_bytes(config, index, **_torch_settings(wish)))
     return wish.plan(*engine.planned_bytes(config, index, **_torch_settings(wish)))
@@ -209,6 +204,15 @@ ENGINES = {
     "torch": EngineKind(("cpu", "cuda"), False, lambda checkpoint: None, _torch_plan, _torch),
 }
 LAST = [*ENGINES][-1]  # runs all that a family can say
+
+
+def _free(device: str) -> tuple[str, int]:
+    """Whose memory a model on this device takes, in words, and how many bytes of it can be had."""
+    if device == "cpu":
+        return "memory", memory.available_memory()
+    from llamachat.engines.torch.engine import free_memory
+
+    return "the GPU's memory", free_memory(device)
 
 
 def _device(wanted: str) -> str:
