@@ -7,7 +7,12 @@ def main() -> None:
     """Console entry point. Ctrl-C may come, and memory end, while the command itself is being imported."""
     gc.set_threshold(500_000)  # loading makes many objects and no garbage: looking for it took a tenth of the start
     try:
-        from llamachat.cli.main import main as command
+        from llamachat.engines.world import launched
+
+        if (world := launched()) and world.rank:  # torchrun has started others as well
+            from llamachat.cli.rank_process import of_torchrun as command
+        else:
+            from llamachat.cli.main import main as command
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (MemoryError, OSError, ImportError) as error:  # ulimit left too little even for this

@@ -5,8 +5,9 @@ Rank 0 has the cache's plan and the sampler; it tells the others ids and steps, 
 """
 
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -20,8 +21,10 @@ from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.engine import Outputs
 from llamachat.core.generate import never
 from llamachat.core.spec import ModelSpec
+from llamachat.core.tensors import Tensor
+from llamachat.engines.memory import no_room_is_memory_error
 from llamachat.engines.saved import Saved
-from llamachat.engines.shards import Shard
+from llamachat.engines.shards import Shard, require_size, shards
 from llamachat.engines.torch.encoder_decoder import EncoderDecoderEngine
 from llamachat.engines.torch.engine import TorchEngine
 from llamachat.engines.torch.links import (
@@ -30,15 +33,31 @@ from llamachat.engines.torch.links import (
     Links,
     hear,
     receive_arrays,
+    receive_message,
     send_arrays,
+    send_message,
     tell,
 )
-from llamachat.errors import DoesNotFitError, LostError, UsageError
+from llamachat.engines.torch.parallel import build_shard
+from llamachat.engines.torch.workers import Launched, Workers, join
+from llamachat.engines.world import launched
+from llamachat.errors import (
+    ConfigError,
+    DoesNotFitError,
+    FormatError,
+    LlamachatError,
+    LostError,
+    ModelError,
+    UsageError,
+    no_memory,
+)
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Adapter, LowRank, Scaled
+from llamachat.formats.parts import Part
 
 Floats = NDArray[np.float32]
 Matrices = Mapping[str, LowRank]  # of an adapter, by module
+Tensors = Callable[[Mapping[str, Part]], Iterator[tuple[str, Tensor]]]  # reads only these parts
 HEADS = {"kv": 2, "scale": 2, "master": 1, "attentions": 1}  # the axis of heads
 
 
@@ -77,71 +96,16 @@ class Others(Protocol):
         ...
 
 
-class ParallelEngine:
-    """See engine.Engine. A process that ends is a LostError now and in everything that is asked from then on."""
+class Bond:
+    """What holds rank 0 and the others together, until one of them ends."""
 
-    batch_invariant = False
-
-    def __init__(self, config: ModelSpec, engine: TorchEngine, links: Links, others: Others) -> None:
-        """`engine` has the first shard."""
-        self.config, self.engine, self.links, self.others = config, engine, links, others
-        self.slots, self.weight_bytes, self.kv_bytes = engine.slots, engine.weight_bytes, engine.kv_bytes
-        self.shards = [Shard(config, rank, links.size) for rank in range(links.size)]
+    def __init__(self, links: Links, others: Others) -> None:
+        self.links, self.others = links, others
         self.lost: LostError | None = None
 
-    def forward(
-        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
-    ) -> Floats:
-        self.engine.check_outputs(outputs)
-        with self._asking("forward", ids=_whole(ids), step=described(step), logits=logits, outputs=outputs):
-            rows = self.engine.forward(ids, step, logits, outputs)
-            if outputs != "attentions":
-                return rows
-            return self._joined({"attentions": rows}, "heads")["attentions"]
-
-    def forward_many(
-        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
-    ) -> Floats:
-        self.engine.check_outputs(outputs)
-        told = {"ids": [_whole(text) for text in ids], "steps": [described(step) for step in steps]}
-        with self._asking("forward_many", **told, outputs=outputs):
-            return self.engine.forward_many(ids, steps, outputs)
-
-    def save_kv(self, slots: Integers) -> Saved:
-        with self._asking("save_kv", slots=slots.tolist()):
-            return self._joined(self.engine.save_kv(slots), "groups")
-
-    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
-        replace(self.engine.keys_values.layout, config=self.config).check(saved, slots)
-        with self._asking("load_kv", slots=slots.tolist(), positions=positions.tolist()):
-            pieces = [_cut(saved, shard.groups) for shard in self.shards]
-            self._deal(pieces)
-            self.engine.load_kv(slots, positions, pieces[0])
-
-    def adapt(self, adapters: Sequence[Scaled]) -> None:
-        """See TorchEngine."""
-        pieces = [[_cut_matrices(*each, shard) for each in adapters] for shard in self.shards]
-        self.engine.adapt([*map(_adapter, pieces[0])])  # which refuses what cannot be
-        scales = [{module: low.scale for module, low in each.items()} for each in pieces[0]]
-        with self._asking("adapt", scales=scales):
-            self._deal([*map(_arrays, pieces)])
-
-    def describe(self) -> str:
-        return f"{self.engine.describe()}; each in {self.links.size} processes"
-
-    def close(self) -> None:
-        """End the other processes."""
-        if self.lost is None:
-            self.lost = LostError("the model's processes were ended", "nothing more can be computed", "load it again")
-            try:
-                tell({"do": "close"}, self.links)
-            except BrokenLinkError:
-                pass
-        self.others.end()
-
     @contextmanager
-    def _asking(self, what: str, **told: Any) -> Iterator[None]:
-        """The others do this as well. What breaks off here cannot be gone on with there, so it ends them."""
+    def asking(self, what: str, **told: Any) -> Iterator[None]:
+        """The others do this as well. What breaks off here cannot be gone on with there, so it ends them. Raises LostError."""
         if self.lost:
             raise self.lost
         try:
@@ -152,9 +116,71 @@ class ParallelEngine:
             self.lost = LostError(self.others.failure(), "the model cannot go on without it", "start again")
             raise self.lost from error
         except BaseException:
-            self.lost = LostError("a step was broken off", "nothing more can be computed", "start again")
+            self.lost = LostError("a step was broken off", "the model cannot go on", "start again")
             self.others.end()
             raise
+
+    def close(self) -> None:
+        """End the others."""
+        if self.lost is None:
+            self.lost = LostError("the model's processes were ended", "nothing more can be computed", "load it again")
+            with suppress(BrokenLinkError):
+                tell({"do": "close"}, self.links)
+        self.others.end()
+
+
+class ParallelEngine:
+    """See engine.Engine. A process that ends is a LostError now and in everything that is asked from then on."""
+
+    batch_invariant = False
+
+    def __init__(self, config: ModelSpec, engine: TorchEngine, links: Links, others: Others) -> None:
+        """`engine` has the first shard."""
+        self.config, self.engine, self.links = config, engine, links
+        self.slots, self.weight_bytes, self.kv_bytes = engine.slots, engine.weight_bytes, engine.kv_bytes
+        self.shards = [Shard(config, rank, links.size) for rank in range(links.size)]
+        self.bond = Bond(links, others)
+        self.close = weakref.finalize(self, self.bond.close)  # also where nobody holds it any more
+
+    def forward(
+        self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"
+    ) -> Floats:
+        self.engine.check_outputs(outputs)
+        with self.bond.asking("forward", ids=_whole(ids), step=described(step), logits=logits, outputs=outputs):
+            rows = self.engine.forward(ids, step, logits, outputs)
+            if outputs != "attentions":
+                return rows
+            return self._joined({"attentions": rows}, "heads")["attentions"]
+
+    def forward_many(
+        self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
+    ) -> Floats:
+        self.engine.check_outputs(outputs)
+        told = {"ids": [_whole(text) for text in ids], "steps": [described(step) for step in steps]}
+        with self.bond.asking("forward_many", **told, outputs=outputs):
+            return self.engine.forward_many(ids, steps, outputs)
+
+    def save_kv(self, slots: Integers) -> Saved:
+        with self.bond.asking("save_kv", slots=slots.tolist()):
+            return self._joined(self.engine.save_kv(slots), "groups")
+
+    def load_kv(self, slots: Integers, positions: Integers, saved: Saved) -> None:
+        replace(self.engine.keys_values.layout, config=self.config).check(saved, slots)
+        with self.bond.asking("load_kv", slots=slots.tolist(), positions=positions.tolist()):
+            pieces = [_cut(saved, shard.groups) for shard in self.shards]
+            self._deal(pieces)
+            self.engine.load_kv(slots, positions, pieces[0])
+
+    def adapt(self, adapters: Sequence[Scaled]) -> None:
+        """See TorchEngine."""
+        pieces = [[_cut_matrices(*each, shard) for each in adapters] for shard in self.shards]
+        self.engine.adapt([*map(_adapter, pieces[0])])  # which refuses what cannot be
+        scales = [{module: low.scale for module, low in each.items()} for each in pieces[0]]
+        with self.bond.asking("adapt", scales=scales):
+            self._deal([*map(_arrays, pieces)])
+
+    def describe(self) -> str:
+        return f"{self.engine.describe()}; each in {self.links.size} processes"
 
     def _deal(self, pieces: Sequence[Arrays]) -> None:
         """To each its own."""
@@ -188,12 +214,12 @@ class ParallelEncoder(ParallelEngine):
             raise DoesNotFitError(
                 f"the source has {len(ids)} tokens, there is room for {room}", "nothing was computed", "shorten it"
             )
-        with self._asking("read", first=first, ids=_whole(ids)):
+        with self.bond.asking("read", first=first, ids=_whole(ids)):
             self.engine.read(first, ids)
 
     def release(self, first: int) -> None:
         """See Encoding."""
-        with self._asking("release", first=first):
+        with self.bond.asking("release", first=first):
             self.engine.release(first)
 
     def source_room(self) -> int:
@@ -201,7 +227,54 @@ class ParallelEncoder(ParallelEngine):
         return self.engine.source_room()
 
 
+def start(
+    config: ModelSpec, tensors: Tensors, size: int, opening: Any, settings: Mapping[str, Any]
+) -> ParallelEngine:
+    """The engine, with the other processes started, or called where torchrun has started them; `opening` and `settings` (those of
+    TorchEngine.build) are told to them. Raises UsageError, LostError, and what any of them cannot do."""
+    require_size(config, size)
+    device = settings["device"]
+    workers = Launched(size, device) if launched() else Workers(size, device)
+    try:
+        links = join(workers, device)
+        tell({"opening": opening, "settings": settings}, links)
+        engine = build_shard(config, tensors(shards(config, 0, size)), links, **settings)
+        for rank in range(1, size):
+            _check_answer(receive_message(links, rank))
+    except BrokenLinkError as error:
+        raise LostError(workers.failure(), "the model was not loaded", "start again") from error
+    except BaseException:
+        workers.end()
+        raise
+    kind = ParallelEncoder if isinstance(config, EncoderDecoderSpec) else ParallelEngine
+    return kind(config, engine, links, workers)
+
+
+def _check_answer(answer: Mapping[str, str]) -> None:
+    """Raises what a process has found that cannot load its shard."""
+    kinds: list[type[LlamachatError]] = [UsageError, FormatError, ConfigError, ModelError, DoesNotFitError]
+    if answer:
+        raise next((kind for kind in kinds if kind.__name__ == answer["kind"]), ModelError)(answer["error"])
+
+
 # The other ranks -------------------------------------------------------------------------------------------------------
+
+
+def follow(links: Links, device: str, opened: Callable[[Any], tuple[ModelSpec, Tensors]]) -> None:
+    """A rank other than 0: load the shard that rank 0 tells of, `opened` by what it is told, and do after rank 0 what it does, until
+    that is over. Raises BrokenLinkError where rank 0 has gone without a word."""
+    told = hear(links)
+    try:
+        config, tensors = opened(told["opening"])
+        settings = {**told["settings"], "device": device}
+        with no_room_is_memory_error():
+            engine = build_shard(config, tensors(shards(config, links.rank, links.size)), links, **settings)
+    except (LlamachatError, MemoryError) as error:
+        found = error if isinstance(error, LlamachatError) else no_memory("for the model")
+        send_message({"kind": type(found).__name__, "error": str(found)}, links, 0)
+        return
+    send_message({}, links, 0)
+    Follower(engine, links).run()
 
 
 class Follower:

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, Std, start_processes
@@ -28,16 +27,18 @@ PROGRAM = "llamachat.cli.rank_process"
 BEAT = 0.02  # seconds between two looks at who is there
 PATIENCE = 5.0  # seconds in which a process that has ended is found to have
 GONE = 75  # exit code of a process that lost the others: it is not the one to blame
-CALL = "llamachat"  # what rank 0 says in the store to those that torchrun has started
+CALL = "call"  # what rank 0 says in the store: on which device to join it, or to leave
+LEAVE = "leave"
 
 
 class Workers:
     """Ranks 1 to size - 1, as processes of our own."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str) -> None:
         self.size = size
         self.folder = Path(tempfile.mkdtemp(prefix="llamachat-"))  # for its owner only
         self.store = dist.FileStore(str(self.folder / "store"), size)
+        self.store.set(CALL, device)
         self.processes = _start(self.folder, size)
         self._finalizer = weakref.finalize(self, _end, self.processes, self.folder)
 
@@ -75,14 +76,14 @@ class Launched:
 
     called = False
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str) -> None:
         """Raises UsageError where they have a model already."""
         if Launched.called:
             cause = "the processes that torchrun has started have a model already"
             raise UsageError(cause, "another one was not loaded", "start again with -m NAME")
-        self.size = size
-        call("join")
-        self.store = launchers_store()
+        Launched.called = True
+        self.size, self.store = size, launchers_store()
+        self.store.set(CALL, device)
 
     def failure(self) -> str:
         """See ranks.Others."""
@@ -109,18 +110,18 @@ def join(workers: Workers | Launched, device: str) -> ProcessLinks:
         raise LostError(workers.failure(), "the model was not loaded", "start again") from error
 
 
-def call(what: Literal["join", "leave"]) -> None:
-    """Tell the others that torchrun has started, who wait for it, what to do; once."""
+def dismiss() -> None:
+    """Let those that torchrun has started go, if they were never called."""
     if not Launched.called:
-        Launched.called = True
-        launchers_store().set(CALL, what)
+        launchers_store().set(CALL, LEAVE)
 
 
-def called() -> bool:
-    """In one of those: wait for rank 0, and whether to join it."""
-    store = launchers_store()
+def called(store: dist.Store, rank: int) -> str | None:
+    """In one of the others: the device on which to join rank 0, once that calls; None: not at all."""
+    store.set(f"here {rank}", "")
     store.set_timeout(EVER)
-    return store.get(CALL) == b"join"
+    told = store.get(CALL).decode()
+    return None if told == LEAVE else told
 
 
 def launchers_store() -> dist.Store:

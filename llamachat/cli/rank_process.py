@@ -1,0 +1,30 @@
+"""A further process of a model over several: one that torchrun has started, or that engines/torch/workers.py starts with its store,
+its rank and the number of ranks. It has no screen, and no command of its own."""
+
+import os
+import sys
+from typing import NoReturn
+
+from llamachat.engines.world import World, launched
+from llamachat.models import rank
+from quantize.prepare import prepare
+
+
+def of_torchrun() -> NoReturn:
+    """Does not return."""
+    rank.live_with_parent()
+    world = launched()
+    assert world is not None
+    sys.exit(rank.of_torchrun(world, prepare))
+
+
+def main(store: str, number: str, size: str) -> NoReturn:
+    """Does not return."""
+    for name in [name for name, value in os.environ.items() if not value]:  # what it is not to see
+        del os.environ[name]
+    rank.live_with_parent()
+    sys.exit(rank.of_ours(store, World(int(number), int(size), int(number)), prepare))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
