@@ -9,10 +9,11 @@ def main() -> None:
     try:
         from llamachat.engines.world import launched
 
-        if (world := launched()) and world.rank:  # torchrun has started others as well
-            from llamachat.cli.rank_process import of_torchrun as command
-        else:
-            from llamachat.cli.main import main as command
+        if (world := launched()) and world.rank:  # torchrun's others have no command of their own
+            from llamachat.cli.rank_process import of_torchrun
+
+            of_torchrun()
+        from llamachat.cli.main import main as command
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (MemoryError, OSError, ImportError) as error:  # ulimit left too little even for this

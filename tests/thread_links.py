@@ -1,14 +1,10 @@
 """The links between ranks that are threads of one process."""
 
-from collections.abc import Callable
 from queue import Queue
-from threading import Barrier, Thread
+from threading import Barrier
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
-
-from llamachat.engines.torch.links import BrokenLinkError
 
 Made = TypeVar("Made")
 PATIENCE = 30  # seconds

@@ -1,5 +1,5 @@
-"""A further process of a model over several: one that torchrun has started, or that engines/torch/workers.py starts with its store,
-its rank and the number of ranks. It has no screen, and no command of its own."""
+"""A further process of a model over several: torchrun's, or one that engines/torch/workers.py starts with its store, its rank and
+the number of ranks. It has no screen, and no command of its own."""
 
 import os
 import sys

@@ -28,7 +28,7 @@ def launched() -> World | None:
 
 
 def processes(asked: int | None) -> int:
-    """How many one model is to run over: as asked for, or as many as torchrun has started. Raises UsageError where these differ."""
+    """How many one model runs over: as asked for, or as many as torchrun has started. Raises UsageError where these differ."""
     world = launched()
     if world is None:
         return asked or 1

@@ -257,7 +257,9 @@ def load(
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
 
 
-def opened(path: str | os.PathLike[str], adapters: Iterable[Given], prepare: Prepare | None) -> tuple[Checkpoint, Adapters]:
+def opened(
+    path: str | os.PathLike[str], adapters: Iterable[Given], prepare: Prepare | None
+) -> tuple[Checkpoint, Adapters]:
     """The checkpoint as it runs, with the adapters beside it. Raises LlamachatError."""
     checkpoint = _quantized(open_checkpoint(Path(path)), prepare)
     beside = Adapters.opened(checkpoint, adapters)
@@ -371,7 +373,7 @@ def _is_packed(checkpoint: Checkpoint) -> bool:
 
 
 def checked(checkpoint: Checkpoint, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, or these parts of them, refusing scales and vectors that are not finite: one such number would spoil every answer."""
+    """The tensors, or these parts of them; refuses scales and vectors that are not finite: one would spoil every answer."""
     for name, tensor in checkpoint.tensors():
         tensor = cut(tensor, parts[name]) if parts else tensor  # XXX until readers do
         numbers = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)

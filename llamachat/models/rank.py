@@ -12,7 +12,7 @@ from llamachat.engines.world import World
 from llamachat.models.load import Prepare, checked, opened
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
     from llamachat.core.spec import ModelSpec
     from llamachat.engines.select import Tensors
@@ -29,9 +29,9 @@ def of_torchrun(world: World, prepare: Prepare) -> int:
 
 def of_ours(file: str, world: World, prepare: Prepare) -> int:
     """A process that rank 0 has started, whose store is a file; returns its exit code."""
-    import torch.distributed as dist
+    from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented there
 
-    return follow(dist.FileStore(file, world.size), world, prepare)
+    return follow(FileStore(file, world.size), world, prepare)
 
 
 def follow(store: "Store", world: World, prepare: Prepare) -> int:

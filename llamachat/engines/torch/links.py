@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # documented there
 
 Arrays = Mapping[str, NDArray[Any]]
 FRAME = 4096  # bytes of a command that are sent at once; a longer one's rest follows
@@ -52,16 +53,17 @@ class Links(Protocol):
 class ProcessLinks:
     """Those of real processes: gloo's for what is in memory, nccl's for what is on GPUs."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, device: str) -> None:
+    def __init__(self, store: Store, rank: int, size: int, device: str) -> None:
         """Joins the others, who must all be there by now."""
         self.rank, self.size = rank, size
         self.sum, self.first = dist.AllreduceOptions(), dist.BroadcastOptions()
         self.sum.timeout = self.first.timeout = EVER
         with _broken():
-            gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, CONNECT)
+            gloo = dist.ProcessGroupGloo(PrefixStore("gloo", store), rank, size, CONNECT)
             self.groups: dict[str, Any] = {"cpu": gloo}
             if device == "cuda":
-                self.groups["cuda"] = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size)
+                options = dist.ProcessGroupNCCL.Options()
+                self.groups["cuda"] = dist.ProcessGroupNCCL(PrefixStore("nccl", store), rank, size, options)
 
     def add_up(self, x: Tensor) -> None:
         with _broken():

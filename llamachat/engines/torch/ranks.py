@@ -227,9 +227,7 @@ class ParallelEncoder(ParallelEngine):
         return self.engine.source_room()
 
 
-def start(
-    config: ModelSpec, tensors: Tensors, size: int, opening: Any, settings: Mapping[str, Any]
-) -> ParallelEngine:
+def start(config: ModelSpec, tensors: Tensors, size: int, opening: Any, settings: Mapping[str, Any]) -> ParallelEngine:
     """The engine, with the other processes started, or called where torchrun has started them; `opening` and `settings` (those of
     TorchEngine.build) are told to them. Raises UsageError, LostError, and what any of them cannot do."""
     require_size(config, size)
@@ -261,8 +259,8 @@ def _check_answer(answer: Mapping[str, str]) -> None:
 
 
 def follow(links: Links, device: str, opened: Callable[[Any], tuple[ModelSpec, Tensors]]) -> None:
-    """A rank other than 0: load the shard that rank 0 tells of, `opened` by what it is told, and do after rank 0 what it does, until
-    that is over. Raises BrokenLinkError where rank 0 has gone without a word."""
+    """A rank other than 0: load the shard that rank 0 tells of, `opened` by what it is told, and do after rank 0 what that does,
+    until it is over. Raises BrokenLinkError where rank 0 has gone without a word."""
     told = hear(links)
     try:
         config, tensors = opened(told["opening"])

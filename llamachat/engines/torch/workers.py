@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, Std, start_processes
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented there
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, SubprocessContext, start_processes
 
 from llamachat.engines.torch.links import EVER, BrokenLinkError, ProcessLinks, stay_on_this_machine
 from llamachat.errors import LostError, UsageError
@@ -37,7 +37,7 @@ class Workers:
     def __init__(self, size: int, device: str) -> None:
         self.size = size
         self.folder = Path(tempfile.mkdtemp(prefix="llamachat-"))  # for its owner only
-        self.store = dist.FileStore(str(self.folder / "store"), size)
+        self.store = FileStore(str(self.folder / "store"), size)
         self.store.set(CALL, device)
         self.processes = _start(self.folder, size)
         self._finalizer = weakref.finalize(self, _end, self.processes, self.folder)
@@ -57,9 +57,8 @@ class Workers:
 
     def first_ended(self) -> tuple[int, int] | None:
         """Rank and exit code of a process that has ended; of those, one that did not so because another had."""
-        handlers = self.processes.subprocess_handlers
-        ended = [(number + 1, each.proc.poll()) for number, each in handlers.items() if each.proc.poll() is not None]
-        return next((each for each in ended if each[1] != GONE), None)
+        codes = {number + 1: each.proc.poll() for number, each in self.processes.subprocess_handlers.items()}
+        return next(((rank, code) for rank, code in codes.items() if code not in (None, GONE)), None)
 
     def end(self) -> None:
         """See ranks.Others."""
@@ -116,7 +115,7 @@ def dismiss() -> None:
         launchers_store().set(CALL, LEAVE)
 
 
-def called(store: dist.Store, rank: int) -> str | None:
+def called(store: Store, rank: int) -> str | None:
     """In one of the others: the device on which to join rank 0, once that calls; None: not at all."""
     store.set(f"here {rank}", "")
     store.set_timeout(EVER)
@@ -124,25 +123,27 @@ def called(store: dist.Store, rank: int) -> str | None:
     return None if told == LEAVE else told
 
 
-def launchers_store() -> dist.Store:
+def launchers_store() -> Store:
     """The one that torchrun, or its agent, keeps."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     master = not agents and os.environ["RANK"] == "0"
-    return dist.PrefixStore("llamachat", dist.TCPStore(host, port, is_master=master, wait_for_workers=False))
+    return PrefixStore("llamachat", TCPStore(host, port, is_master=master, wait_for_workers=False))
 
 
-def _start(folder: Path, size: int) -> PContext:
+def _start(folder: Path, size: int) -> SubprocessContext:
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)  # we tell, in one line
     count = range(1, size)
     with _handlers_kept():
-        return start_processes(
+        started = start_processes(
             "llamachat",
             sys.executable,
             {rank - 1: ("-P", "-m", PROGRAM, str(folder / "store"), rank, size) for rank in count},
             {rank - 1: {**_blanked(), **environment.of_ourselves()} for rank in count},
             DefaultLogsSpecs(str(folder / "logs"), Std.ALL),
         )
+    assert isinstance(started, SubprocessContext), "which a program's name gives"
+    return started
 
 
 def _blanked() -> dict[str, str]:
@@ -163,6 +164,6 @@ def _handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _end(processes: PContext, folder: Path) -> None:
+def _end(processes: SubprocessContext, folder: Path) -> None:
     processes.close(signal.SIGKILL if hasattr(signal, "SIGKILL") else None)
     shutil.rmtree(folder, ignore_errors=True)
