@@ -12,6 +12,7 @@ from llamachat.core.tensors import FloatTensor, Tensor, TensorInfo
 from llamachat.errors import ConfigError, ModelError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.parts import WHOLE, Part, Parts, covering, cut
 from llamachat.formats.prequantized.ours import MANIFEST, expected
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.fetch.verified import is_intact, lock
@@ -82,11 +83,19 @@ class Quantized:
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: self._info(name, info) for name, info in self._source.index().items()}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._source.tensors():
-            scheme = self.recipe.scheme_for(name, tensor.shape)
-            coded = scheme and isinstance(tensor, FloatTensor)
-            yield name, quantize_tensor(name, tensor, scheme) if coded else tensor  # type: ignore[arg-type]
+    def tensors(self, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Of parts whole groups of columns are read, and whole rows where these are groups."""
+        shapes = {name: info.shape for name, info in self._source.index().items()}
+        schemes = {name: self.recipe.scheme_for(name, shape) for name, shape in shapes.items()}
+        outer, rest = dict(parts or {}), dict[str, Part]()
+        for name in outer:
+            if scheme := schemes[name]:
+                columns = shapes[name][1]
+                outer[name], rest[name] = covering(outer[name], columns, scheme.group or columns)
+        for name, tensor in self._source.tensors(outer):
+            scheme = schemes[name]
+            coded = quantize_tensor(name, tensor, scheme) if scheme and isinstance(tensor, FloatTensor) else tensor
+            yield name, cut(coded, rest.get(name, WHOLE))
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         scheme = self.recipe.scheme_for(name, info.shape)

@@ -11,6 +11,7 @@ from llamachat.formats.labels import Labels
 if TYPE_CHECKING:
     from llamachat.core.tensors import Tensor, TensorInfo
     from llamachat.families.family import Layout
+    from llamachat.formats.parts import Parts
 
 
 class Checkpoint(Protocol):
@@ -48,8 +49,9 @@ class Checkpoint(Protocol):
         """Canonical name -> shape and stored bytes, from headers."""
         ...
 
-    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
-        """Each tensor once, packed or float, mapped where the file allows. Raises FormatError on damage."""
+    def tensors(self, parts: "Parts | None" = None) -> "Iterator[tuple[str, Tensor]]":
+        """Each tensor once, packed or float, mapped where the file allows; of those that are named in `parts`, only that part
+        is read. Raises FormatError on damage."""
         ...
 
     def tokenizer(self) -> Tokenizer:

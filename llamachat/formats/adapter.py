@@ -15,6 +15,7 @@ from llamachat.errors import ModelError, UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.labels import classifying, unnamed, with_head
 from llamachat.formats.lazy import LazyTensor, listed
+from llamachat.formats.parts import WHOLE, Part, Parts, taken
 
 MAX_RANK = 4096
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -39,6 +40,10 @@ class LowRank:
     @property
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
+
+    def part(self, part: Part) -> "LowRank":
+        """What is added to a part of the matrix."""
+        return replace(self, a=taken(self.a, Part(columns=part.columns)), b=taken(self.b, Part(part.rows)))
 
     def times(self, factor: float) -> "LowRank":
         return replace(self, scale=self.scale * factor)
@@ -116,17 +121,19 @@ class Changed:
         changed = {name: self._info(name, info) for name, info in infos.items()}
         return changed | {name: self._replaced[name].info for name in self._brought}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        head: Tensor | None = None
-        for name, tensor in self.source.tensors():
+    def tensors(self, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
+        """An embedding that is untied here has the same part as the head. Sums of parts may round otherwise than of the whole."""
+        parts, head = parts or {}, None
+        assert not self._unties or parts.get(f"{HEAD}.weight") == parts.get(f"{EMBEDDING}.weight")
+        for name, tensor in self.source.tensors(parts):
             if self._unties and name == f"{EMBEDDING}.weight":
                 head = tensor
             if not (self._brought and name == f"{HEAD}.weight"):
-                yield name, self._changed(name, tensor)
+                yield name, self._changed(name, tensor, parts)
         for name in self._brought:
-            yield name, self._replaced[name].read()
+            yield name, self._replaced[name].read(parts.get(name, WHOLE))
         if head is not None:
-            yield f"{HEAD}.weight", self._changed(f"{HEAD}.weight", head)
+            yield f"{HEAD}.weight", self._changed(f"{HEAD}.weight", head, parts)
 
     def _take_head(self) -> list[str]:
         """The tensors of a head that classifies, which an adapter has and the source has not; it is this model's then."""
@@ -151,13 +158,14 @@ class Changed:
         info = self._replaced[name].info if name in self._replaced else info
         return TensorInfo(info.shape, 4 * prod(info.shape)) if name in self._added else info
 
-    def _changed(self, name: str, tensor: Tensor) -> Tensor:
+    def _changed(self, name: str, tensor: Tensor, parts: Parts) -> Tensor:
+        part = parts.get(name, WHOLE)
         if name in self._replaced:
-            tensor = self._replaced[name].read()
+            tensor = self._replaced[name].read(part)
         if name not in self._added:
             return tensor
         assert isinstance(tensor, FloatTensor)
-        return FloatTensor(merged(to_float32(tensor.data), self._added[name]))
+        return FloatTensor(merged(to_float32(tensor.data), [low.part(part) for low in self._added[name]]))
 
 
 def new_head(spec: ModelSpec, names: Collection[str]) -> HeadKind | None:

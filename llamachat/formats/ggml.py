@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO, FileIO
+from io import BytesIO
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,14 @@ class GGMLType:
         return math.prod(shape) // self.columns * self.layout.itemsize  # of Python's integers: it cannot overflow
 
 
+class Stream(Protocol):
+    """What blocks are read from."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """How many bytes it got."""
+        ...
+
+
 @cache
 def packing(kind: GGMLType, columns: int) -> QuantTensor | None:
     """TensorInfo's packing of a matrix: that of a row of zeros."""
@@ -38,7 +47,7 @@ def packing(kind: GGMLType, columns: int) -> QuantTensor | None:
     return read_blocks(BytesIO(bytes(kind.nbytes((1, columns)))), kind, 1, columns, "zeros").rows(slice(0))
 
 
-def read_blocks(file: FileIO | BytesIO, kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:
+def read_blocks(file: Stream, kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:
     """Unpack a matrix from where `file` stands. Raises FormatError when it ends early or a scale is not finite."""
     blocks = rows * columns // kind.columns
     buffer = np.empty(max(1, min(blocks, SLAB // kind.layout.itemsize)), kind.layout)

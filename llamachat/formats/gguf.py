@@ -22,6 +22,7 @@ from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_path
 from llamachat.formats.labels import Labels, gguf_labels
 from llamachat.formats.layout import Cut, Places, half_split
 from llamachat.formats.lazy import LazyTensor, matched, read_all
+from llamachat.formats.parts import Parts
 from llamachat.formats.pooling import GGUF_POOLING
 from llamachat.system.metadata import Fields, naming
 from llamachat.tokenizers.gguf import ENDS, special_ids
@@ -135,8 +136,8 @@ class GGUFCheckpoint:
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return read_all(self.entries, self.path)
+    def tensors(self, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
+        return read_all(self.entries, self.path, parts)
 
     def tokenizer(self) -> Tokenizer:
         from llamachat.tokenizers.open import from_gguf
@@ -185,8 +186,8 @@ def _stack_entries(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, 
 
 
 def _entry(tensor: StoredTensor, what: Cut) -> LazyTensor:
-    part = tensor.part(what.rows, what.number)
-    return LazyTensor(TensorInfo(part.shape, part.nbytes, packing(part.kind, part.shape[-1])), part.read)
+    some = tensor.some(what.rows, what.number)
+    return LazyTensor(TensorInfo(some.shape, some.nbytes, packing(some.kind, some.shape[-1])), some.read)
 
 
 def _of_all_layers(value: Any) -> Any:

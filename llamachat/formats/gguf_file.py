@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from io import SEEK_CUR, FileIO
 from mmap import mmap
 from pathlib import Path
 from struct import Struct
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import FloatTensor, Tensor
+from llamachat.core.tensors import QuantTensor, Tensor
 from llamachat.errors import FormatError, reading
 from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
-from llamachat.formats.lazy import map_file
+from llamachat.formats.lazy import float_part, map_file
+from llamachat.formats.parts import WHOLE, Part, covering, cut, picked
 
 MAGIC = b"GGUF"
 # No honest file comes near these; they bound the time and memory that a dishonest one can cost.
@@ -77,7 +79,7 @@ class StoredTensor:
     def nbytes(self) -> int:
         return self.kind.nbytes(self.shape)
 
-    def part(self, rows: slice, number: int | None = None) -> "StoredTensor":
+    def some(self, rows: slice, number: int | None = None) -> "StoredTensor":
         """A run of its rows, or of those of one tensor in a stack of them."""
         shape = self.shape if number is None else self.shape[1:]
         start, stop, step = rows.indices(shape[0])
@@ -86,16 +88,44 @@ class StoredTensor:
         offset = self.offset + row * (start + (number or 0) * shape[0])
         return replace(self, shape=(stop - start, *shape[1:]), offset=offset)
 
-    def read(self) -> Tensor:
+    def read(self, part: Part = WHOLE) -> Tensor:
         """Floats as they lie in the map; blocks through a stream, as mapped pages would count beside the result."""
         if self.kind.split is None:
             flat = np.frombuffer(self.data, self.kind.layout[0], math.prod(self.shape), self.offset)
-            return FloatTensor(flat.reshape(self.shape))
-        rows, columns = self.shape
+            return float_part(flat.reshape(self.shape), part)
+        outer, rest = covering(part, self.shape[1], self.kind.columns)
+        return cut(self._unpacked(*map(picked, self.shape, (outer.rows, outer.columns))), rest)
+
+    def _unpacked(self, rows: range, columns: range) -> QuantTensor:
+        """A run of rows, of columns that are whole blocks."""
+        assert rows.step == columns.step == 1
+        row, run, before = (self.kind.nbytes((1, count)) for count in (self.shape[1], len(columns), columns.start))
         where = f"tensor {shown(self.name)} of {self.path}"
         with reading(where), self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            return read_blocks(file, self.kind, rows, columns, where)
+            file.seek(self.offset + row * rows.start + before)
+            stream = file if run == row else Runs(file, run, row)
+            return read_blocks(stream, self.kind, len(rows), len(columns), where)
+
+
+class Runs:
+    """Of a file from where it stands the first `length` bytes of every `stride`, as one stream."""
+
+    def __init__(self, file: FileIO, length: int, stride: int) -> None:
+        self.file, self.length, self.gap = file, length, stride - length
+        self.left = length  # of the run that the file stands in
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Bytes that there were."""
+        done = 0
+        while done < len(buffer):
+            if self.left == 0:
+                self.file.seek(self.gap, SEEK_CUR)
+                self.left = self.length
+            count = self.file.readinto(buffer[done : done + self.left])
+            if not count:
+                break
+            done, self.left = done + count, self.left - count
+        return done
 
 
 class _Header:

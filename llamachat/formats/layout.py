@@ -9,7 +9,8 @@ from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, FloatTensor, Tensor, half_split_rows
 from llamachat.families.family import Layout
 from llamachat.families.t5 import EncoderDecoderSpec, our_name
-from llamachat.formats.lazy import LazyTensor
+from llamachat.formats.lazy import LazyTensor, reordered
+from llamachat.formats.parts import Part, taken, within
 
 IN_LAYER = re.compile(r"(?P<prefix>model\.layers\.\d+\.)(?P<part>.+?)(?P<kind>\.weight|\.bias|_bias|)")
 EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
@@ -96,7 +97,7 @@ def placed(entries: Mapping[str, LazyTensor], layout: Layout, spec: ModelSpec) -
 
 
 def cut(lazy: LazyTensor, what: Cut) -> LazyTensor:
-    """A part of a tensor; of mapped floats it stays in the map, of packed ones the whole is read first."""
+    """A part of a tensor."""
     inner = lazy.info.shape if what.number is None else lazy.info.shape[1:]
     inner = inner[::-1] if what.turned else inner
     shape = (len(range(*what.rows.indices(inner[0]))), *inner[1:])
@@ -106,19 +107,19 @@ def cut(lazy: LazyTensor, what: Cut) -> LazyTensor:
     )
 
 
-def _read(lazy: LazyTensor, what: Cut) -> Tensor:
-    tensor = lazy.read()
-    if what.number is not None:
-        assert isinstance(tensor, FloatTensor)
-        inner = tensor.data[what.number]
-        tensor = FloatTensor(inner.T if what.turned else inner)
-    return tensor.rows(what.rows)
+def _read(lazy: LazyTensor, what: Cut, part: Part) -> Tensor:
+    if what.number is None:
+        return lazy.read(replace(part, rows=within(lazy.info.shape[0], what.rows, part.rows)))
+    stack = lazy.read(Part(slice(what.number, what.number + 1)))
+    assert isinstance(stack, FloatTensor)
+    inner = stack.data[0].T if what.turned else stack.data[0]
+    return FloatTensor(taken(inner, replace(part, rows=within(len(inner), what.rows, part.rows))))
 
 
 def half_split(name: str, lazy: LazyTensor, spec: ModelSpec) -> LazyTensor:
     """A tensor whose rows rotate in interleaved pairs, if it is of queries or keys, in our order; others as they are."""
     order = rotated_rows(name, spec)
-    return lazy if order is None else replace(lazy, read=lambda: lazy.read().rows(order))
+    return lazy if order is None else reordered(lazy, order, lazy.info)
 
 
 def rotated_rows(name: str, spec: ModelSpec) -> Array | None:

@@ -2,7 +2,8 @@
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
 from llamachat.families.family import Layout
 from llamachat.formats.labels import Labels
+from llamachat.formats.parts import WHOLE, Part, Parts, taken, zeros
 from llamachat.system import mapped
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
@@ -22,10 +24,14 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor's shape and stored size, and how to get it."""
+    """A tensor's shape and stored size, and how to get a part of it."""
 
     info: TensorInfo
-    read: Callable[[], Tensor]
+    source: Callable[[Part], Tensor]
+
+    def read(self, part: Part = WHOLE) -> Tensor:
+        """What parts.cut gives of the whole. Of a part no more is read than the format's blocks that hold it."""
+        return zeros(part.shape(self.info.shape)) if part.zero else self.source(part)
 
 
 @dataclass
@@ -54,8 +60,8 @@ class LazyCheckpoint:
     def index(self) -> Mapping[str, TensorInfo]:
         return {name: entry.info for name, entry in self.entries.items()}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        return read_all(self.entries, self.path)
+    def tensors(self, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
+        return read_all(self.entries, self.path, parts)
 
     def tokenizer(self) -> Tokenizer:
         from llamachat.tokenizers.open import open_folder
@@ -63,11 +69,13 @@ class LazyCheckpoint:
         return open_folder(self.tokenizer_folder)
 
 
-def read_all(entries: Mapping[str, LazyTensor], where: Path) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor as it is asked for. Raises FormatError for one that cannot be read."""
+def read_all(
+    entries: Mapping[str, LazyTensor], where: Path, parts: Parts | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, or the part of it, as it is asked for. Raises FormatError for one that cannot be read."""
     for name, entry in entries.items():
         with reading(f"tensor {shown(name)} of {where}"):
-            tensor = entry.read()
+            tensor = entry.read((parts or {}).get(name, WHOLE))
         yield name, tensor
 
 
@@ -75,7 +83,23 @@ def float_entry(name: str, array: Array) -> LazyTensor:
     """A float array as it lies in its file."""
     if array.dtype not in FLOATS:
         raise FormatError(f"tensor {shown(name)} holds {array.dtype}", "it is not a float weight")
-    return LazyTensor(TensorInfo(array.shape, array.nbytes), lambda: FloatTensor(aligned(array)))
+    return LazyTensor(TensorInfo(array.shape, array.nbytes), partial(float_part, array))
+
+
+def float_part(array: Array, part: Part) -> FloatTensor:
+    """Of a float array in a file: rows as they lie there, and a copy of columns."""
+    return FloatTensor(aligned(taken(array, part)))
+
+
+def reordered(lazy: LazyTensor, order: Array, info: TensorInfo) -> LazyTensor:
+    """Some rows of a tensor in this order. Of a part of them are read those from the first to the last that it has."""
+
+    def source(part: Part) -> Tensor:
+        rows = order if part.rows is None else order[part.rows]
+        first = int(rows.min())
+        return lazy.read(replace(part, rows=slice(first, int(rows.max()) + 1))).rows(rows - first)
+
+    return LazyTensor(info, source)
 
 
 def aligned(array: Array) -> Array:

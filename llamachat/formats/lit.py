@@ -19,13 +19,15 @@ from llamachat.core.tensors import (
     GROUP,
     Array,
     QuantTensor,
+    Tensor,
     TensorInfo,
     half_split_rows,
     pack_nibbles,
     to_float32,
 )
 from llamachat.errors import ConfigError, FormatError, reader
-from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, tokenizer_home
+from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, packing, reordered, tokenizer_home
+from llamachat.formats.parts import Part, covering, cut
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.translated import Translated, head_share
 from llamachat.system.metadata import Fields, naming, read_json
@@ -110,13 +112,18 @@ def _gptq(module: str, arrays: Mapping[str, Array], file: Path) -> LazyTensor:
     if columns % (scale.shape[1] * GROUP):
         raise FormatError(f"{shown(module)} in {file} has {columns} columns", f"groups of {GROUP} or more are needed")
     coded = packing(columns, columns // scale.shape[1], 4, np.arange(16, dtype=np.float32), minimum=True)
+    stored = replace(coded, codes=codes, scale=scale, minimum=zero)  # of which 32 columns lie in another order
 
-    def read() -> QuantTensor:
-        step = to_float32(scale)
-        each = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, columns)
-        return replace(coded, codes=pack_nibbles(each), scale=step, minimum=-to_float32(zero) * step)
+    def source(part: Part) -> Tensor:
+        outer, rest = covering(part, columns, GROUP)
+        some = cut(stored, outer)
+        assert isinstance(some, QuantTensor) and some.minimum is not None
+        step = to_float32(some.scale)
+        each = np.stack([some.codes & 15, some.codes >> 4], axis=-1).reshape(some.shape)
+        minimum = -to_float32(some.minimum) * step
+        return cut(replace(some, codes=pack_nibbles(each), scale=step, minimum=minimum), rest)
 
-    return LazyTensor(TensorInfo((rows, columns), codes.nbytes + scale.nbytes + zero.nbytes, coded), read)
+    return LazyTensor(TensorInfo((rows, columns), codes.nbytes + scale.nbytes + zero.nbytes, coded), source)
 
 
 def _renamed(name: str, weight: LazyTensor, config: ModelSpec) -> dict[str, LazyTensor]:
@@ -137,7 +144,7 @@ def _third(weight: LazyTensor, number: int, config: ModelSpec) -> LazyTensor:
     rows = weight.info.shape[0] // 3
     info = replace(weight.info, shape=(rows, *weight.info.shape[1:]), nbytes=weight.info.nbytes // 3)
     order = np.arange(rows) if number == 2 else half_split_rows(config.num_attention_heads, config.head_dim)
-    return LazyTensor(info, lambda: weight.read().rows(number * rows + order))
+    return reordered(weight, number * rows + order, info)
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> Translated:

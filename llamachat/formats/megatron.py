@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
+from llamachat.core.tensors import Array, TensorInfo, half_split_rows
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader
 from llamachat.families.t5 import ABSOLUTE, STACKS, EncoderDecoderSpec
-from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, matched
+from llamachat.formats.lazy import LazyCheckpoint, LazyTensor, float_entry, matched, reordered
 from llamachat.formats.megatron_arguments import BESIDE, EXTRA_IDS, TOKENIZER, Beside, read_beside, translate
 from llamachat.formats.pickled import read_saved
 from llamachat.system.metadata import Fields, read_json, read_text
@@ -151,13 +151,18 @@ def _entries(
     """By our names, which several of its own may have: then it is refused."""
     taken = set[str]()
     for name, array in tensors.items():
-        if array.dtype not in FLOATS:
-            raise FormatError(f"{shown(name)} in {file} holds {array.dtype}", "it is not a float weight")
         for ours, rows in _places(name, array, config, interleaved, file):
             if ours in taken:
                 raise FormatError(f"{file} has {shown(ours)} under two names", "it is not clear which is meant")
             taken.add(ours)
-            yield ours, _rows(array, rows)
+            yield ours, _entry(name, array, rows)
+
+
+def _entry(name: str, array: Array, rows: Array | None) -> LazyTensor:
+    lazy = float_entry(name, array)
+    if rows is None:
+        return lazy
+    return reordered(lazy, rows, TensorInfo((len(rows), *array.shape[1:]), array.nbytes * len(rows) // len(array)))
 
 
 def _places(
@@ -190,10 +195,3 @@ def _share(number: int, parts: int, part: str, config: EncoderDecoderSpec, array
         raise FormatError(f"{where} is {array.shape}", f"{heads * parts * size} rows are needed")
     rows: Array = np.arange(len(array)).reshape(heads, parts, size)[:, number].reshape(-1)
     return rows
-
-
-def _rows(array: Array, rows: Array | None) -> LazyTensor:
-    if rows is None:
-        return LazyTensor(TensorInfo(array.shape, array.nbytes), lambda: FloatTensor(aligned(array)))
-    shape = (len(rows), *array.shape[1:])
-    return LazyTensor(TensorInfo(shape, array.nbytes * len(rows) // len(array)), lambda: FloatTensor(array[rows]))

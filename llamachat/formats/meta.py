@@ -6,6 +6,8 @@ is split by columns in Llama 1 and 2 and by rows in Llama 3. RoPE pairs are inte
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,18 @@ from llamachat.checks import require, require_number, shown
 from llamachat.core.spec import ModelSpec, RopeScaling
 from llamachat.core.tensors import Array, FloatTensor, TensorInfo, half_split_rows
 from llamachat.errors import FormatError, reader
-from llamachat.formats.lazy import FLOATS, LazyCheckpoint, LazyTensor, aligned, listed, matched, tokenizer_home
+from llamachat.formats.lazy import (
+    FLOATS,
+    LazyCheckpoint,
+    LazyTensor,
+    aligned,
+    float_part,
+    listed,
+    matched,
+    reordered,
+    tokenizer_home,
+)
+from llamachat.formats.parts import Part, picked, taken
 from llamachat.formats.pickled import read_pickled
 from llamachat.formats.translated import Translated, feed_forward, head_share
 from llamachat.system.metadata import Fields, naming, read_json
@@ -98,12 +111,20 @@ def _entry(name: str, parts: Sequence[Array], axis: int | None, config: ModelSpe
     info = TensorInfo(shape, sum(part.nbytes for part in parts))
     rotated = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     heads = rotated.get(name.rpartition("self_attn.")[2])
+    whole = LazyTensor(info, partial(float_part, first) if axis is None else partial(_joined, parts, axis))
+    return whole if heads is None else reordered(whole, half_split_rows(heads, config.head_dim), info)
 
-    def read() -> FloatTensor:
-        whole = aligned(first) if axis is None or len(parts) == 1 else np.concatenate(parts, axis)
-        return FloatTensor(whole if heads is None else whole[half_split_rows(heads, config.head_dim)])
 
-    return LazyTensor(info, read)
+def _joined(arrays: Sequence[Array], axis: int, part: Part) -> FloatTensor:
+    """A part of equal arrays that lie one behind the other along an axis, from those that hold some of it."""
+    each, pieces = arrays[0].shape[axis], []
+    wanted = picked(each * len(arrays), part.rows if axis == ROWS else part.columns)
+    assert wanted.step == 1
+    for number, array in enumerate(arrays):
+        start, stop = (min(max(end - number * each, 0), each) for end in (wanted.start, wanted.stop))
+        own = replace(part, rows=slice(start, stop)) if axis == ROWS else replace(part, columns=slice(start, stop))
+        pieces += [taken(array, own)] if start < stop else []
+    return FloatTensor(aligned(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces, axis))
 
 
 def read_params(params: Mapping[str, Any], where: str, vocab_size: int) -> Translated:

@@ -1,6 +1,7 @@
 """Parts of tensors: what one of several processes has of a model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ class Part:
 
 
 WHOLE = Part()
+Parts = Mapping[str, Part]  # by the names of tensors; of others the whole
 
 
 def picked(length: int, which: slice | None) -> range:
@@ -61,7 +63,7 @@ def cut(tensor: Tensor, part: Part) -> Tensor:
 def _columns(tensor: Tensor, columns: range) -> Tensor:
     which = slice(columns.start, columns.stop)
     if isinstance(tensor, FloatTensor):
-        return FloatTensor(tensor.data[:, which])
+        return FloatTensor(taken(tensor.data, Part(columns=which)))
     if len(columns) == tensor.shape[1]:
         return tensor
     group = _group(tensor, columns)
@@ -104,6 +106,20 @@ def covering(part: Part, columns: int, unit: int) -> tuple[Part, Part]:
     wanted = picked(columns, part.columns)
     start, stop = wanted.start // unit * unit, min(columns, -(-wanted.stop // unit) * unit)
     return replace(part, columns=slice(start, stop)), Part(columns=slice(wanted.start - start, wanted.stop - start))
+
+
+def in_blocks(part: Part, columns: int, unit: int) -> tuple[Part, Part]:
+    """The same where an array has such blocks in place of columns: what of it, and the part of that."""
+    outer, rest = covering(part, columns, unit)
+    if outer.columns is not None:
+        outer = replace(outer, columns=slice(outer.columns.start // unit, -(-outer.columns.stop // unit)))
+    return outer, rest
+
+
+def taken(array: Array, part: Part) -> Array:
+    """A view of the part of an array of two axes or more, or of a vector."""
+    rows = array if part.rows is None else array[part.rows]
+    return rows if part.columns is None else rows[:, part.columns]
 
 
 def cut_info(info: TensorInfo, part: Part) -> TensorInfo:

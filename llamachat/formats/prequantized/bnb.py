@@ -11,14 +11,16 @@ A matrix whose width 32 does not divide has no place in QuantTensor's layout: it
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import GROUP, Array, FloatTensor, QuantTensor, TensorInfo, pack_nibbles
+from llamachat.core.tensors import GROUP, Array, FloatTensor, QuantTensor, Tensor, TensorInfo, pack_nibbles
 from llamachat.errors import FormatError
 from llamachat.formats.lazy import LazyTensor, float_entry, listed, packing
+from llamachat.formats.parts import Part, cut, in_blocks, picked, taken
 from llamachat.system.metadata import parse_json
 
 STATES = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
@@ -54,17 +56,19 @@ def _entry(name: str, parts: dict[str, Array], where: str) -> LazyTensor:
         _check_int8(name, parts, where)
         columns = parts[""].shape[1]
         if columns % GROUP:
-            return LazyTensor(TensorInfo(parts[""].shape, nbytes), lambda: _int8_floats(parts))
-        return LazyTensor(TensorInfo(parts[""].shape, nbytes, packing(columns, columns, 8)), lambda: _int8(parts))
+            return LazyTensor(TensorInfo(parts[""].shape, nbytes), partial(_int8_floats, parts))
+        return LazyTensor(TensorInfo(parts[""].shape, nbytes, packing(columns, columns, 8)), partial(_int8, parts))
     state = [key for key in STATES if key in kinds]
     if len(state) == 1 and kinds - {*state} in (FOUR_BIT, FOUR_BIT | NESTED):
         raw = parse_json(parts[state[0]].tobytes(), f"the quantization state of {shown(name)} in {where}", FormatError)
         rows, columns = _check_four_bit(name, parts, raw, where)
         if columns % GROUP:
-            return LazyTensor(TensorInfo((rows, columns), nbytes), lambda: _four_bit_floats(parts, raw, rows, columns))
+            return LazyTensor(
+                TensorInfo((rows, columns), nbytes), partial(_four_bit_floats, parts, raw, (rows, columns))
+            )
         # blocks run on over the ends of rows; the widest group of columns that no boundary of either cuts:
         coded = packing(columns, math.gcd(columns, raw["blocksize"]), 4, np.array(parts["quant_map"]))
-        return LazyTensor(TensorInfo((rows, columns), nbytes, coded), lambda: _four_bit(parts, raw, rows, coded))
+        return LazyTensor(TensorInfo((rows, columns), nbytes, coded), partial(_four_bit, parts, raw, rows, coded))
     raise FormatError(
         f"{shown(name)} in {where} consists of {listed(sorted(kinds))}", "bitsandbytes writes no such one"
     )
@@ -78,16 +82,17 @@ def _check_int8(name: str, parts: dict[str, Array], where: str) -> None:
         raise FormatError(f"{shown(name)} in {where} is in a GPU's tile order", "only row order is read")
 
 
-def _int8(parts: dict[str, Array]) -> QuantTensor:
-    return QuantTensor(parts[""], _int8_scale(parts), group=parts[""].shape[1], bits=8)
+def _int8(parts: dict[str, Array], part: Part) -> Tensor:
+    codes, scale = (taken(parts[""], Part(part.rows)), _int8_scale(parts, part))
+    return cut(QuantTensor(codes, scale, group=codes.shape[1], bits=8), Part(columns=part.columns))
 
 
-def _int8_floats(parts: dict[str, Array]) -> FloatTensor:
-    return FloatTensor(parts[""].astype(np.float32) * _int8_scale(parts))
+def _int8_floats(parts: dict[str, Array], part: Part) -> FloatTensor:
+    return FloatTensor(taken(parts[""], part).astype(np.float32) * _int8_scale(parts, part))
 
 
-def _int8_scale(parts: dict[str, Array]) -> Array:
-    return (parts["SCB"] * np.float32(1 / 127))[:, None]
+def _int8_scale(parts: dict[str, Array], part: Part) -> Array:
+    return (taken(parts["SCB"], Part(part.rows)) * np.float32(1 / 127))[:, None]
 
 
 def _check_four_bit(name: str, parts: dict[str, Array], state: dict[str, Any], where: str) -> tuple[int, int]:
@@ -111,29 +116,39 @@ def _check_four_bit(name: str, parts: dict[str, Array], state: dict[str, Any], w
     return rows, columns
 
 
-def _four_bit(parts: dict[str, Array], state: dict[str, Any], rows: int, coded: QuantTensor) -> QuantTensor:
-    codes = _codes(parts).reshape(rows, -1)
-    groups = codes.size // coded.group
-    scale = np.repeat(_absmax(parts, state), state["blocksize"] // coded.group)[:groups].reshape(rows, -1)
-    return replace(coded, codes=pack_nibbles(codes), scale=scale)
+def _four_bit(parts: dict[str, Array], state: dict[str, Any], rows: int, coded: QuantTensor, part: Part) -> Tensor:
+    """A part in whole groups is read."""
+    columns, group = coded.shape[1], coded.group
+    outer, rest = in_blocks(part, columns, group)
+    pairs = taken(_pairs(parts).reshape(rows, columns // group, group // 2), outer)
+    codes = np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(len(pairs), -1)
+    numbers = np.arange(rows * columns // group).reshape(rows, -1)  # of the groups
+    scale = _absmax(parts, state, taken(numbers, outer) * group // state["blocksize"])
+    return cut(replace(coded, codes=pack_nibbles(codes), scale=scale), rest)
 
 
-def _four_bit_floats(parts: dict[str, Array], state: dict[str, Any], rows: int, columns: int) -> FloatTensor:
-    count = rows * columns
-    values = parts["quant_map"][_codes(parts)[:count]]
-    scale = np.repeat(_absmax(parts, state), state["blocksize"])[:count]
-    return FloatTensor((values * scale).reshape(rows, columns))
+def _four_bit_floats(parts: dict[str, Array], state: dict[str, Any], shape: tuple[int, int], part: Part) -> FloatTensor:
+    """Whole rows are read, as they begin anywhere within a block."""
+    columns, size = shape[1], state["blocksize"]
+    rows = picked(shape[0], part.rows)
+    start, stop = rows.start * columns, (rows[-1] + 1) * columns
+    pairs = _pairs(parts)[start // 2 : -(-stop // 2)]
+    codes = np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(-1)[start % 2 :][: stop - start]
+    blocks = np.arange(start // size, -(-stop // size))
+    scale = np.repeat(_absmax(parts, state, blocks), size)[start % size :][: stop - start]
+    values = (parts["quant_map"][codes] * scale).reshape(-1, columns)
+    return FloatTensor(taken(values[:: rows.step], Part(columns=part.columns)))
 
 
-def _codes(parts: dict[str, Array]) -> Array:
-    """All codes of the flattened matrix, and one more where they are an odd number."""
-    pairs = np.ascontiguousarray(parts[""]).reshape(-1).view(np.uint8)
-    return np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(-1)
+def _pairs(parts: dict[str, Array]) -> Array:
+    """The flattened matrix, two codes a byte."""
+    return np.ascontiguousarray(parts[""]).reshape(-1).view(np.uint8)
 
 
-def _absmax(parts: dict[str, Array], state: dict[str, Any]) -> Array:
+def _absmax(parts: dict[str, Array], state: dict[str, Any], blocks: Array) -> Array:
+    """The scales of these blocks."""
     if "nested_absmax" not in parts:
-        return parts["absmax"]
-    outer = np.repeat(parts["nested_absmax"], state["nested_blocksize"])[: parts["absmax"].size]
-    scales: Array = parts["nested_quant_map"][parts["absmax"]] * outer + np.float32(state["nested_offset"])
+        return parts["absmax"][blocks]
+    outer = parts["nested_absmax"][blocks // state["nested_blocksize"]]
+    scales: Array = parts["nested_quant_map"][parts["absmax"][blocks]] * outer + np.float32(state["nested_offset"])
     return scales

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import GROUP, Array, QuantTensor, TensorInfo, pack_nibbles
+from llamachat.core.tensors import GROUP, Array, QuantTensor, Tensor, TensorInfo, pack_nibbles
 from llamachat.errors import FormatError
 from llamachat.formats.ggml import MXFP4, half_powers
 from llamachat.formats.lazy import LazyTensor, float_entry, packing
+from llamachat.formats.parts import Part, cut, in_blocks, taken
 
 BLOCKS, SCALES = "_blocks", "_scales"
 
@@ -42,10 +43,12 @@ def _matrix(blocks: Array, scales: Array) -> LazyTensor:
     rows, groups, _ = blocks.shape
     columns = groups * GROUP
 
-    def read() -> QuantTensor:
-        codes = np.stack((blocks & 15, blocks >> 4), -1).reshape(rows, columns)
-        return QuantTensor(pack_nibbles(codes), half_powers(scales), GROUP, 4, MXFP4)
+    def source(part: Part) -> Tensor:
+        outer, rest = in_blocks(part, columns, GROUP)
+        some = taken(blocks, outer)
+        codes = np.stack((some & 15, some >> 4), -1).reshape(len(some), -1)
+        return cut(QuantTensor(pack_nibbles(codes), half_powers(taken(scales, outer)), GROUP, 4, MXFP4), rest)
 
     return LazyTensor(
-        TensorInfo((rows, columns), blocks.nbytes + scales.nbytes, packing(columns, GROUP, 4, MXFP4)), read
+        TensorInfo((rows, columns), blocks.nbytes + scales.nbytes, packing(columns, GROUP, 4, MXFP4)), source
     )

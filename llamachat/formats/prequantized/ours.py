@@ -9,6 +9,7 @@ all the folder's other files.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from llamachat.checks import shown
 from llamachat.core.tensors import GROUP, Array, FloatTensor, QuantTensor, Tensor, TensorInfo
 from llamachat.errors import FormatError
 from llamachat.formats.lazy import LazyTensor, aligned, float_entry, listed
+from llamachat.formats.parts import Part, cut
 from llamachat.system.metadata import read_json
 
 PARTS = ("codes", "scale", "minimum", "table")
@@ -50,11 +52,17 @@ def _entry(name: str, parts: dict[str, Array], where: str) -> LazyTensor:
         raise FormatError(f"the parts of {shown(name)} in {where} do not fit together", "it is damaged")
     nbytes = sum(array.nbytes for array in parts.values())
 
-    def read() -> QuantTensor:
-        return _tensor(**{part: aligned(array) for part, array in parts.items()})
+    def source(part: Part) -> Tensor:
+        tensor = cut(_tensor(**parts), part)
+        return tensor if isinstance(tensor, FloatTensor) else _aligned(tensor)
 
     packing = _tensor(**{part: array if part == "table" else array[:0] for part, array in parts.items()})
-    return LazyTensor(TensorInfo(_tensor(**parts).shape, nbytes, packing), read)
+    return LazyTensor(TensorInfo(_tensor(**parts).shape, nbytes, packing), source)
+
+
+def _aligned(tensor: QuantTensor) -> QuantTensor:
+    table, minimum = (each if each is None else aligned(each) for each in (tensor.table, tensor.minimum))
+    return replace(tensor, codes=aligned(tensor.codes), scale=aligned(tensor.scale), table=table, minimum=minimum)
 
 
 def _fits(codes: Array, scale: Array, minimum: Array | None = None, table: Array | None = None) -> bool:
