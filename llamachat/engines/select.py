@@ -6,7 +6,7 @@ nothing heavy.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,10 +14,11 @@ from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
+from llamachat.engines.shards import local_indices, local_spec
 from llamachat.errors import UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
-from llamachat.formats.parts import Part
+from llamachat.formats.parts import Parts
 
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from llamachat.engines.native.packed_file import PackedWeights
 
 Report = Callable[[str], None]
-Parts = Mapping[str, Part]
 Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
 
 
@@ -198,14 +198,20 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
 
 
 def _torch_plan(wish: Wish) -> memory.Plan | None:
+    """Of all processes together, which are on one machine."""
     from llamachat.engines.torch import encoder_decoder, engine
 
-    config, index = wish.checkpoint.config, wish.checkpoint.index()
     if wish.device != "cpu":
         return None
-    if isinstance(config, EncoderDecoderSpec):
-        return wish.plan(*encoder_decoder.planned_bytes(config, index, **_torch_settings(wish)))
-    return wish.plan(*engine.planned_bytes(config, index, **_torch_settings(wish)))
+    config, count, settings = wish.checkpoint.config, wish.processes, _torch_settings(wish)
+    indices, weights, kv = local_indices(config, wish.checkpoint.index(), count), 0, 0
+    for local, index in zip((local_spec(config, rank, count) for rank in range(count)), indices, strict=True):
+        if isinstance(local, EncoderDecoderSpec):
+            planned = encoder_decoder.planned_bytes(local, index, **settings)
+        else:
+            planned = engine.planned_bytes(local, index, **settings)
+        weights, kv = weights + planned.weights, kv + planned.kv
+    return wish.plan(weights, kv, count * memory.WORKSPACE)
 
 
 def _torch(wish: Wish) -> "Engine":

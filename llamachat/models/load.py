@@ -19,13 +19,13 @@ from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
-from llamachat.engines.select import Parts, build_engine
+from llamachat.engines.select import build_engine
 from llamachat.engines.world import processes
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.formats.parts import cut
+from llamachat.formats.parts import Parts
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
 from llamachat.models.adapters import Adapters, Given, reference, several
@@ -374,8 +374,7 @@ def _is_packed(checkpoint: Checkpoint) -> bool:
 
 def checked(checkpoint: Checkpoint, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
     """The tensors, or these parts of them; refuses scales and vectors that are not finite: one would spoil every answer."""
-    for name, tensor in checkpoint.tensors():
-        tensor = cut(tensor, parts[name]) if parts else tensor  # XXX until readers do
+    for name, tensor in checkpoint.tensors(parts):
         numbers = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)
         if isinstance(tensor, QuantTensor) or len(tensor.shape) == 1:
             for part in numbers:

@@ -234,18 +234,24 @@ def start(config: ModelSpec, tensors: Tensors, size: int, opening: Any, settings
     device = settings["device"]
     workers = Launched(size, device) if launched() else Workers(size, device)
     try:
-        links = join(workers, device)
-        tell({"opening": opening, "settings": settings}, links)
-        engine = build_shard(config, tensors(shards(config, 0, size)), links, **settings)
-        for rank in range(1, size):
-            _check_answer(receive_message(links, rank))
+        return load(config, tensors, opening, settings, join(workers, device), workers)
     except BrokenLinkError as error:
         raise LostError(workers.failure(), "the model was not loaded", "start again") from error
     except BaseException:
         workers.end()
         raise
+
+
+def load(
+    config: ModelSpec, tensors: Tensors, opening: Any, settings: Mapping[str, Any], links: Links, others: Others
+) -> ParallelEngine:
+    """Have everyone load a shard, and the engine of all of them. Raises BrokenLinkError, and what any of them cannot do."""
+    tell({"opening": opening, "settings": settings}, links)
+    engine = build_shard(config, tensors(shards(config, 0, links.size)), links, **settings)
+    for rank in range(1, links.size):
+        _check_answer(receive_message(links, rank))
     kind = ParallelEncoder if isinstance(config, EncoderDecoderSpec) else ParallelEngine
-    return kind(config, engine, links, workers)
+    return kind(config, engine, links, others)
 
 
 def _check_answer(answer: Mapping[str, str]) -> None:
@@ -361,13 +367,9 @@ def _cut(saved: Saved, groups: slice) -> dict[str, NDArray[Any]]:
 
 
 def _cut_matrices(adapter: Adapter, scale: float, shard: Shard) -> Matrices:
-    """What a process has of an adapter: of B the rows, of A the columns that it has of the matrix."""
-    found = dict[str, LowRank]()
-    for module, low in adapter.matrices.items():
-        part = shard.part(f"{module}.weight")
-        a = low.a if part.columns is None else low.a[:, part.columns]
-        found[module] = LowRank(a, low.b if part.rows is None else low.b[part.rows], low.scale * scale)
-    return found
+    """What a process has of an adapter."""
+    matrices = adapter.matrices.items()
+    return {module: low.part(shard.part(f"{module}.weight")).times(scale) for module, low in matrices}
 
 
 def _adapter(matrices: Matrices) -> Scaled:
