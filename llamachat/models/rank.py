@@ -1,9 +1,11 @@
 """A rank other than 0 of a model over several processes: it opens what rank 0 tells it to, and does after that what it does."""
 
 import os
+import shutil
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -24,14 +26,16 @@ def of_torchrun(world: World, prepare: Prepare) -> int:
     """A process that torchrun has started; returns its exit code."""
     from llamachat.engines.torch.workers import launchers_store
 
+    _live_with(os.getppid(), None)
     return follow(launchers_store(), world, prepare)
 
 
-def of_ours(file: str, world: World, prepare: Prepare) -> int:
-    """A process that rank 0 has started, whose store is a file; returns its exit code."""
+def of_ours(file: Path, world: World, parent: int, prepare: Prepare) -> int:
+    """A process that rank 0, our parent, has started, whose store is a file; returns its exit code."""
+    _live_with(parent, file.parent)
     from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented there
 
-    return follow(FileStore(file, world.size), world, prepare)
+    return follow(FileStore(str(file), world.size), world, prepare)
 
 
 def follow(store: "Store", world: World, prepare: Prepare) -> int:
@@ -49,22 +53,26 @@ def follow(store: "Store", world: World, prepare: Prepare) -> int:
         own = device if device == "cpu" else f"{device}:{world.local}"
         ranks.follow(links, own, partial(_open, prepare))
     except BrokenLinkError:
+        sleep(2 * BEAT)  # if our parent has gone, that is what ends us
         return GONE
     return 0
 
 
-def live_with_parent() -> None:
-    """Leave Ctrl-C and the terminal to rank 0, and end when whoever started us has."""
+def _live_with(parent: int, folder: Path | None) -> None:
+    """Leave Ctrl-C and the terminal to rank 0, and end when this parent has; what lies in rank 0's folder goes then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    Thread(target=_watch, args=(os.getppid(),), name="watch", daemon=True).start()
+    if sys.platform != "win32":  # there nobody gets another parent; connections that close tell
+        Thread(target=_watch, args=(parent, folder), name="watch", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while sys.platform == "win32" or os.getppid() == parent:  # there a parent's number stays; its connections close
+def _watch(parent: int, folder: Path | None) -> None:
+    while os.getppid() == parent:
         sleep(BEAT)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -161,7 +161,7 @@ def receive_message(links: Links, source: int) -> Any:
 def send_arrays(arrays: Arrays, links: Links, to: int) -> None:
     """numpy's, by name."""
     arrays = {
-        name: np.require(array, requirements="CW") for name, array in arrays.items()
+        name: np.require(array, requirements=["C", "W"]) for name, array in arrays.items()
     }  # torch takes no read-only one
     send_message([[name, str(array.dtype), array.shape] for name, array in arrays.items()], links, to)
     for array in arrays.values():

@@ -138,7 +138,7 @@ def _start(folder: Path, size: int) -> SubprocessContext:
         started = start_processes(
             "llamachat",
             sys.executable,
-            {rank - 1: ("-P", "-m", PROGRAM, str(folder / "store"), rank, size) for rank in count},
+            {rank - 1: ("-P", "-m", PROGRAM, str(folder / "store"), rank, size, os.getpid()) for rank in count},
             {rank - 1: {**_blanked(), **environment.of_ourselves()} for rank in count},
             DefaultLogsSpecs(str(folder / "logs"), Std.ALL),
         )
