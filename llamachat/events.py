@@ -16,9 +16,10 @@ class Stats:
     prefill_s: float
     decode_s: float
     context_used: int  # tokens in the cache afterwards
-    context_size: int
+    context_size: int  # 0: it, or how much of it is used, is not known
     thought_tokens: int = 0  # of the completion's, what was thought before the answer
     thought_s: float = 0.0
+    counted: bool = True  # False: nobody told; the answer's are the pieces that it came in, the prompt's none
 
     @property
     def prefill_tok_s(self) -> float:
@@ -53,7 +54,7 @@ class Evicted:
     """
 
     turns: int
-    tokens: int
+    tokens: int  # 0: not known
     refilled: bool = False
 
 
@@ -97,9 +98,9 @@ class TokenView:
     """A token of an answer with its probability under the model's own, untempered distribution."""
 
     text: str
-    id: int
+    id: int | None  # None: a server's, told by their texts
     logprob: float
-    top: tuple[tuple[str, int, float], ...]  # the likeliest: text, id, logprob; falling
+    top: tuple[tuple[str, int | None, float], ...]  # the likeliest: text, id, logprob; falling
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class ScriptedBackend:
     sampling = SamplingParams(seed=7)
 
     def __init__(self, name: str = "Fake-1B", script: Script | None = None) -> None:
-        self.capabilities: frozenset[Capability] = frozenset({"scores", "continues", "window"})
+        self.capabilities: frozenset[Capability] = frozenset({"scores", "draws", "continues", "window"})
         self.name = self.reference = name
         self.script = script or Script()
         self.answering = False
@@ -51,6 +51,15 @@ class ScriptedBackend:
 
     def check(self) -> None:
         pass
+
+    def others(self) -> Sequence[tuple[str, str]]:
+        return ()
+
+    def sibling(self, name: str) -> None:
+        pass
+
+    def remarks(self) -> Sequence[str]:
+        return ()
 
     def unheard(self, settings: Settings) -> str | None:
         return None
@@ -125,6 +134,8 @@ class ScriptedBackend:
 
     def alternative(self, asked: Asked, index: int, choice: int) -> Beginning:
         tokens = self.tokens(asked, 10)
+        if not 1 <= index <= len(tokens):
+            raise UsageError(f"there is no token {index}", remedy=f"the last answer has {len(tokens)}")
         if choice > len(tokens[index - 1].top):
             raise UsageError(f"there is no alternative {choice} of token {index}")
         start = "".join(token.text for token in tokens[: index - 1]) + tokens[index - 1].top[choice - 1][0]

@@ -12,8 +12,9 @@ import sys
 import time
 from typing import Any
 
-from llamachat.generation.completer import PARALLEL, Completer
+from llamachat.generation.completer import Completer
 from llamachat.generation.completion import AnswerSettings
+from llamachat.generation.prompting import PARALLEL
 from llamachat.models.load import load
 
 THINGS = ("a river", "a mountain", "a teapot", "an engine", "a violin", "a forest", "a market", "a glacier")

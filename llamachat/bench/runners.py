@@ -176,7 +176,7 @@ class Transformers:
 
     def rewind(self, length: int) -> None:
         if length and self._past is not None:
-            self._past.crop(length)
+            self._past.crop(length - self._past.get_seq_length())  # a negative number: so many go
         else:
             self._past = None
 

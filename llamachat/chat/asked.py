@@ -7,7 +7,7 @@ from typing import Literal
 from llamachat.chat.tree import Node
 from llamachat.core.dialog import Message
 
-Capability = Literal["scores", "continues", "window", "snapshots", "adapters"]  # of a backend
+Capability = Literal["scores", "draws", "continues", "window", "snapshots", "adapters"]  # of a backend
 
 
 @dataclass(frozen=True)

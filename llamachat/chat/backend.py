@@ -6,6 +6,7 @@ capabilities, and a session tells the person in one line what it lacks.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
@@ -17,14 +18,17 @@ from llamachat.events import AdapterView, Event, TokenView
 
 if TYPE_CHECKING:
     from llamachat.chat.window import Overflow
+    from llamachat.models.catalog import ModelEntry
     from llamachat.models.load import LoadedModel
 
-LACKING: Mapping[Capability, str] = {
-    "scores": "does not tell how likely its tokens are",
-    "continues": "cannot go on from the very tokens of an answer",
-    "window": "does not tell what of the dialog it sees",
-    "snapshots": "keeps nothing of a dialog that is left",
-    "adapters": "takes no adapters",
+HERE = "/model goes on with one that runs here"
+LACKING: Mapping[Capability, tuple[str, str]] = {  # what it lacks, and what to do
+    "scores": ("does not tell how likely its tokens are", HERE),
+    "draws": ("does not show how its tokens are drawn", HERE),
+    "continues": ("cannot go on from the very tokens of an answer", f"/regen answers anew; {HERE}"),
+    "window": ("does not tell what of the dialog it sees", HERE),
+    "snapshots": ("keeps nothing of a dialog that is left", HERE),
+    "adapters": ("takes no adapters", HERE),
 }
 
 
@@ -33,8 +37,9 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """scores: it is a `Scoring`. continues: `respond` goes on with an answer that has ids. window: what it says of
-        `seen` is known. snapshots: `keep` keeps what `take_up` finds again. adapters: it is an `Adapting`."""
+        """scores: it is a `Scoring`. draws: it is a `Drawing`. continues: `respond` goes on with an answer that has ids.
+        window: what it says of `seen` is known. snapshots: `keep` keeps what `take_up` finds again. adapters: it is an
+        `Adapting`."""
         ...
 
     @property
@@ -69,24 +74,37 @@ class Backend(Protocol):
 
     @property
     def context_used(self) -> int:
-        """Tokens that the model remembers."""
+        """Tokens that the model remembers; of one elsewhere, those that it was told and has said."""
         ...
 
     @property
     def context_size(self) -> int:
-        """Tokens that it can remember."""
+        """Tokens that it can remember; 0: that, or how many are used, is not known."""
         ...
 
     def describe(self) -> Mapping[str, str]:
-        """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys."""
+        """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys. "memory" is
+        what the model takes; without it, what the process does."""
         ...
 
     def check(self) -> None:
         """Raises UsageError for a model that has no dialog format."""
         ...
 
+    def others(self) -> Sequence[tuple[str, str]]:
+        """Models at the same place that `sibling` makes the backends of, each with a word on it."""
+        ...
+
+    def sibling(self, name: str) -> "Backend | None":
+        """The backend of another model at the same place; None where there is none of this name."""
+        ...
+
     def unheard(self, settings: Settings) -> str | None:
         """A line where it cannot do what the settings ask for, and does as it can."""
+        ...
+
+    def remarks(self) -> Sequence[str]:
+        """Lines about the last answers that the person should see; each is handed out once."""
         ...
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
@@ -116,11 +134,15 @@ class Backend(Protocol):
 
 
 class Scoring(Backend, Protocol):
-    """A backend that can look at its answers again. Slow; an interrupt raises UsageError."""
+    """A backend that tells how likely its answers were. Slow; an interrupt raises UsageError."""
 
     def tokens(self, asked: Asked, alternatives: int) -> Sequence[TokenView]:
-        """The answer token by token, each with its likeliest alternatives."""
+        """The answer token by token, each with its likeliest alternatives. Raises UsageError for one that it cannot score."""
         ...
+
+
+class Drawing(Backend, Protocol):
+    """A backend that can draw its answers' tokens again. Slow; an interrupt raises UsageError."""
 
     def why(self, asked: Asked, settings: Settings) -> Sequence[tuple[str, str]]:
         """Which settings shaped the answer, and what each did to it: rows for people."""
@@ -150,13 +172,20 @@ class Adapting(Backend, Protocol):
 def require(backend: Backend, capability: Capability) -> None:
     """Raises UsageError for a backend that lacks it."""
     if capability not in backend.capabilities:
-        raise UsageError(f"{backend.name} {LACKING[capability]}", remedy="/model goes on with one that runs here")
+        lacks, remedy = LACKING[capability]
+        raise UsageError(f"{backend.name} {lacks}", remedy=remedy)
 
 
 def scoring(backend: Backend) -> Scoring:
     """Raises UsageError for a backend that cannot score."""
     require(backend, "scores")
     return cast(Scoring, backend)
+
+
+def drawing(backend: Backend) -> Drawing:
+    """Raises UsageError for a backend that cannot draw again."""
+    require(backend, "draws")
+    return cast(Drawing, backend)
 
 
 def adapting(backend: Backend) -> Adapting:
@@ -169,16 +198,38 @@ def adapting(backend: Backend) -> Adapting:
 class Wanted:
     """What a backend is made from."""
 
-    model: str  # as it was asked for
-    load: "Callable[[str], LoadedModel]"  # for one that runs here
+    entry: "ModelEntry"
+    load: "Callable[[ModelEntry], LoadedModel]"  # for one that runs here
     overflow: "Overflow" = "roll"
     snapshots: bool = False  # whether keys and values may be kept on disk
+    # for one that runs elsewhere:
+    context: int | None = None  # tokens, as the person has it
+    offline: bool = False
+    asks: bool = True  # whether a person can still be asked which of several models is meant
 
 
 def _local(wanted: Wanted) -> Backend:
     from llamachat.chat.local import LocalBackend
 
-    return LocalBackend(wanted.load(wanted.model), wanted.overflow, snapshots=wanted.snapshots)
+    return LocalBackend(wanted.load(wanted.entry), wanted.overflow, snapshots=wanted.snapshots)
 
 
-BACKENDS: Mapping[str, Callable[[Wanted], Backend]] = {"local": _local}
+def _server(wanted: Wanted) -> Backend:
+    from llamachat.chat.remote import RemoteBackend
+    from llamachat.remote.server import Server
+
+    connect = partial(Server, offline=wanted.offline)
+    backend = RemoteBackend(wanted.entry, connect, wanted.overflow, context=wanted.context)
+    if not wanted.asks:
+        backend.require_model("nothing was asked", "choose one with -m NAME")
+    return backend
+
+
+BACKENDS: Mapping[str, Callable[[Wanted], Backend]] = {"local": _local, "server": _server}
+
+
+def opened(wanted: Wanted) -> Backend:
+    """The backend for where this model is. Raises LlamachatError."""
+    from llamachat.models.catalog import ServerSource
+
+    return BACKENDS["server" if isinstance(wanted.entry.source, ServerSource) else "local"](wanted)

@@ -109,6 +109,10 @@ class LocalBackend:
         except LlamachatError as error:  # of its chat template
             return str(error)
 
+    def remarks(self) -> Sequence[str]:
+        """See Backend: there is nothing that it does not say at once."""
+        return ()
+
     # ---- answering ----
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
@@ -200,6 +204,15 @@ class LocalBackend:
             self._start()
         return _view(adapter)
 
+    # ---- others ----
+
+    def others(self) -> Sequence[tuple[str, str]]:
+        """See Backend: those that run here are the catalog's."""
+        return ()
+
+    def sibling(self, name: str) -> None:
+        """See Backend."""
+
     # ---- on disk ----
 
     def take_up(self, dialog: str, tree: Tree, say: Callable[[str], None]) -> None:
@@ -235,25 +248,28 @@ class LocalBackend:
         ]
 
     def why(self, asked: Asked, settings: Settings) -> Sequence[tuple[str, str]]:
-        """See Scoring."""
+        """See Drawing."""
         answer = asked.answer
-        params, count = settings.sampling_of(answer.parameters), len(answer.ids or ())
+        params, count = settings.sampling_of(answer.parameters), len(_tokens(asked))
         rows = insight.reasons(self.model.engine, self.cache, self._ids(asked), count, params, asked.interrupted)
         limit = answer.parameters.get("max_tokens")
         return [*rows, ("max_tokens", f"{'none' if limit is None else limit}: {ENDS[answer.reason]}")]
 
     def alternative(self, asked: Asked, index: int, choice: int) -> Beginning:
-        """See Scoring."""
+        """See Drawing."""
+        count = len(_tokens(asked))
+        if not 1 <= index <= count:
+            raise UsageError(f"there is no token {index}", remedy=f"the last answer has {count}")
         if not 1 <= choice <= self.model.engine.config.vocab_size:
             raise UsageError(f"there is no alternative {choice}", remedy="count from 1")
         token = self._scored(asked, choice, only=index)[0].top[choice - 1][0]
         ends = token in self.model.stop_ids
-        ids = (*(asked.answer.ids or ())[: index - 1], *(() if ends else (token,)))
+        ids = (*_tokens(asked)[: index - 1], *(() if ends else (token,)))
         return Beginning(self._text(ids, asked.answer), ids, ends)
 
     def _scored(self, asked: Asked, top: int, only: int | None = None) -> list[TokenLogprobs]:
         """Logprobs of the answer's tokens, or of one of them (from 1)."""
-        whole, count = self._ids(asked), len(asked.answer.ids or ())
+        count, whole = len(_tokens(asked)), self._ids(asked)
         if only is not None:
             whole, count = whole[: len(whole) - count + only], 1
         return insight.scored(self.model.engine, self.cache, whole, count, top, asked.interrupted)
@@ -265,3 +281,10 @@ class LocalBackend:
         if view is None or view.gone or len(whole) - 1 > self.cache.size:
             raise UsageError("question and answer are not in the context as a whole", "the answer cannot be scored")
         return whole
+
+
+def _tokens(asked: Asked) -> tuple[int, ...]:
+    """The answer's. Raises UsageError where it has none of this model."""
+    if not asked.answer.ids:
+        raise UsageError("the last answer has no tokens of this model", remedy="/regen answers anew")
+    return asked.answer.ids

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llamachat.chat.asked import Asked, Beginning
-from llamachat.chat.backend import Backend, adapting, require, scoring
+from llamachat.chat.backend import Backend, adapting, drawing, require, scoring
 from llamachat.chat.export import export
 from llamachat.chat.history import message, piece
 from llamachat.chat.kept_dialog import Dialog, require_short
@@ -53,12 +53,12 @@ class Session(Dialog):
 
     @property
     def context_used(self) -> int:
-        """Tokens the model remembers."""
+        """Tokens the model remembers: see Backend."""
         return self.backend.context_used
 
     @property
     def context_size(self) -> int:
-        """Tokens it can remember."""
+        """Tokens it can remember; 0: not known."""
         return self.backend.context_size
 
     def describe(self) -> Mapping[str, str]:
@@ -98,10 +98,8 @@ class Session(Dialog):
     def take_alternative(self, index: int, choice: int) -> Iterator[Event]:
         """Put the choice-th likeliest token (from 1) in place of the last answer's index-th (from 1) and go on from there,
         as another branch; the first TextDelta brings the text up to and with it."""
-        backend, asked = scoring(self.backend), self._looked_into()
-        count = len(asked.answer.ids or ())
-        if not 1 <= index <= count:
-            raise UsageError(f"there is no token {index}", remedy=f"the last answer has {count}")
+        require(self.backend, "continues")
+        backend, asked = drawing(self.backend), self._last_answer()
         return self._take(asked.path[-1], backend.alternative(asked, index, choice))
 
     def interrupt(self) -> None:
@@ -168,19 +166,23 @@ class Session(Dialog):
         """See Dialog; one says, when it becomes so, what the backend cannot do of the settings in force."""
         before, self._unheard = self._unheard, self.backend.unheard(self.settings)
         new = [self._unheard] if self._unheard and self._unheard != before else []
-        return [*super().notices(), *new]
+        return [*super().notices(), *self.backend.remarks(), *new]
 
     def use_model(self, name: str) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""
         if self._another is None:
             raise UsageError("this chat has one model only")
         self._stop_asked = False
-        backend = self._another(name)
+        backend = self.backend.sibling(name) or self._another(name)
         backend.check()
         if self._stop_asked:
             raise UsageError("stopped", f"{self.backend.name} stays")
         self._notices += backend.notes
         self._adopt(backend, self.settings)
+
+    def others(self) -> Sequence[tuple[str, str]]:
+        """Models where this one is, which `use_model` takes by name; each with a word on it."""
+        return self.backend.others()
 
     def adapters(self) -> Sequence[AdapterView]:
         """Those of the model, off ones too, in the order in which they are added up."""
@@ -256,17 +258,15 @@ class Session(Dialog):
     # ---- seeing inside ----
 
     def tokens(self, alternatives: int = 10) -> Sequence[TokenView]:
-        """The last answer, token by token, scored anew by the model (slow for long answers)."""
-        return scoring(self.backend).tokens(self._looked_into(), alternatives)
+        """The last answer, token by token; a model that runs here scores it anew (slow for long answers)."""
+        return scoring(self.backend).tokens(self._last_answer(), alternatives)
 
     def why(self) -> Sequence[tuple[str, str]]:
         """Which settings shaped the last answer, and what each did to it: rows for people."""
-        return scoring(self.backend).why(self._looked_into(), self.settings)
+        return drawing(self.backend).why(self._last_answer(), self.settings)
 
-    def _looked_into(self) -> Asked:
-        """The last answer. Raises UsageError where there is none that has tokens."""
+    def _last_answer(self) -> Asked:
+        """To be looked into. Raises UsageError where there is none."""
         self._stop_asked = False
         self._last_question()
-        if not self._tree.active.ids:
-            raise UsageError("the last answer has no tokens of this model", remedy="/regen answers anew")
         return self._asked(self._tree.active)

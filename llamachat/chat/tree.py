@@ -29,7 +29,7 @@ class Node:
     @property
     def message(self) -> Message:
         """For the dialog format; an answer without its ids goes without its thoughts, as chat templates have it."""
-        return Message(self.role, self.said if self.ids is None else self.text, self.ids)
+        return Message(self.role, self.text if self.ids else self.said, self.ids or None)
 
     @property
     def said(self) -> str:

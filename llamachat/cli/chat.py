@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from llamachat.cli.loading import given_system, load_model, obtain, think_of
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
+from llamachat.cli.serving import as_saved, chosen
 from llamachat.cli.shell_words import personas, sessions
 from llamachat.errors import UsageError
 
@@ -64,10 +66,12 @@ def chat(
             "a persona begins a dialog", "this one is not opened", "leave out --persona, or /persona in the chat"
         )
     if archive and name and not _typed(ctx, "model"):
-        options = replace(options, model=archive.model_of(name) or options.model)
+        options = _as_held(ctx, options, archive.model_of(name))
     system = given_system(options)
     watch = ui.Watch() if ui.redraws() else None
-    entry = obtain(options, later=watch is not None)
+    entry = chosen(ctx, options)
+    if watch is None and not _host(entry):
+        obtain(options, entry)
     opened = _Opening(options, ctx, entry, watch, archive, name, manner, system, keep=not no_history)
 
     guard()  # while the terminal is as it was found
@@ -75,7 +79,7 @@ def chat(
     try:
         code = ui.run(
             opened.start,
-            model=entry.name,
+            model=_called(entry),
             watch=watch,
             history_file=history,
             library=Library(),
@@ -108,14 +112,24 @@ class _Opening:
 
     def start(self) -> "Session":
         """Load the model and open the dialog. Raises LlamachatError."""
-        from llamachat.chat.backend import BACKENDS, Wanted
+        from llamachat.chat.backend import Wanted, opened
         from llamachat.chat.session import Session
         from llamachat.chat.settings import Settings
+        from llamachat.models import catalog
 
         options = self.options
-        first = Wanted(self.entry.name, self._load_first, options.overflow.value, snapshots=self.keep)
-        make = BACKENDS["local"]
-        backend = make(first)
+        wanted = Wanted(
+            self.entry,
+            self._load,
+            options.overflow.value,
+            snapshots=self.keep,
+            context=options.ctx_size,
+            offline=options.offline,
+            asks=self.watch is not None,
+        )
+        if self.watch and _host(self.entry):
+            self.watch.line = f"asking {_host(self.entry)} …"
+        backend = opened(wanted)
         self.session = chat = Session(
             backend,
             Settings(
@@ -127,7 +141,7 @@ class _Opening:
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
-            another=lambda name: make(replace(first, model=name, load=self._load_other)),
+            another=lambda name: opened(replace(wanted, entry=catalog.resolve(name), context=None)),
         )
         if self.name:
             chat.open(self.name)
@@ -136,15 +150,32 @@ class _Opening:
             chat.begin(self.manner.said)
         return chat
 
-    def _load_first(self, name: str) -> "LoadedModel":
-        if self.watch:
-            return _watched(self.options, self.entry, self.watch)
-        return load_model(self.options, self.entry)
+    def _load(self, entry: "ModelEntry") -> "LoadedModel":
+        """--lora is of the first model alone."""
+        if entry is not self.entry:
+            return load_model(replace(self.options, lora=[]), entry)
+        return _watched(self.options, entry, self.watch) if self.watch else load_model(self.options, entry)
 
-    def _load_other(self, name: str) -> "LoadedModel":
-        from llamachat.models import catalog
 
-        return load_model(replace(self.options, lora=[]), catalog.resolve(name))  # those are the first model's
+def _host(entry: "ModelEntry") -> str:
+    """Where a model runs; nothing for here."""
+    from llamachat.models.catalog import ServerSource
+
+    return urlsplit(entry.source.server).netloc if isinstance(entry.source, ServerSource) else ""
+
+
+def _called(entry: "ModelEntry") -> str:
+    """What a model is called before it is there."""
+    from llamachat.models.catalog import ServerSource
+
+    named = entry.source.model if isinstance(entry.source, ServerSource) else entry.name
+    return " on ".join(filter(None, (named, _host(entry))))
+
+
+def _as_held(ctx: typer.Context, options: Options, reference: str | None) -> Options:
+    """With the model that a saved dialog was held with, but for a typed server, of which only the model may be the saved one."""
+    held = as_saved(options, reference)
+    return options if _typed(ctx, "server") and held.server is None else held
 
 
 def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> str | None:
@@ -191,7 +222,9 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
 
 def as_persona(options: Options, persona: "Persona", ctx: typer.Context) -> Options:
     """Its model, system prompt, sampling and thinking: after what was typed, before the environment and the config file."""
-    changes: dict[str, Any] = {**persona.sampling} | ({"model": persona.model} if persona.model else {})
+    if persona.model and not (_typed(ctx, "model") or _typed(ctx, "server")):
+        options = as_saved(options, persona.model)
+    changes: dict[str, Any] = {**persona.sampling}
     changes |= {"think": Think(persona.think)} if persona.think else {}
     if persona.system is not None and not (_typed(ctx, "system") or _typed(ctx, "system_file")):
         changes |= {"system": persona.system, "system_file": None}

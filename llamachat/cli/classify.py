@@ -42,7 +42,7 @@ def classify(
 ) -> None:
     """Label a text, or score a pair, with a model that has a head for that."""
     from llamachat.generation.classifier import HEADS, Classifier
-    from llamachat.generation.completer import open_lines, read_text
+    from llamachat.generation.prompts import open_lines, read_text
     from llamachat.generation.texts import Text, parse, read_one
 
     check_batch(jsonl, output, resume, text, file, pair, documents)

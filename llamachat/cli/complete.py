@@ -2,8 +2,9 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,16 +12,21 @@ from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.cli.reading import AsJson, Output, Resume
+from llamachat.cli.serving import chosen, connect
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
-    from llamachat.generation.completion import Answer
+    from llamachat.generation.prompting import Prompting, Reply
+    from llamachat.generation.served import ServedCompleter
+    from llamachat.models.catalog import ModelEntry, ServerSource
     from llamachat.models.load import LoadedModel
+    from llamachat.remote.asking import Format, Question
 
 
 @with_options
 def complete(
+    ctx: typer.Context,
     options: Options,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin follows it.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
@@ -57,27 +63,22 @@ def complete(
     ] = None,
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="With --jsonl: requests run at once. Default: 32, or as many as fit."),
+        typer.Option(
+            min=1, max=256, help="With --jsonl: requests run at once. Default: 32, or as many as fit; 8 of a server."
+        ),
     ] = None,
     output: Output = None,
     resume: Resume = False,
 ) -> None:
     """Answer one prompt on stdout; all else goes to stderr."""
-    if schema or regex or grammar:  # its process imports while we do
+    if (schema or regex or grammar) and not options.server:  # its process imports while we do
         from llamachat.generation.grammars import process
 
         process().start()
-    from llamachat.core.thoughts import THINKING
-    from llamachat.generation.completer import (
-        PARALLEL,
-        Completer,
-        open_lines,
-        read_grammar,
-        read_prompt,
-        read_text,
-        write_json,
-    )
     from llamachat.generation.jsonl import Lines, open_results
+    from llamachat.generation.prompting import PARALLEL, write_json
+    from llamachat.generation.prompts import open_lines, read_format, read_prompt, read_text
+    from llamachat.models.catalog import ServerSource
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
@@ -89,38 +90,100 @@ def complete(
         raise UsageError("--output and --parallel need --jsonl", remedy="redirect one answer with >")
     if resume and not output:
         raise UsageError("--resume needs --output", remedy="name the file to go on with")
-    followed = read_grammar(schema, regex, grammar)
+    followed = read_format(schema, regex, grammar)
     text = read_prompt(prompt, file) if jsonl is None else ""
     before = None if cache_prefix is None else read_text(cache_prefix)
     lines = open_lines(jsonl) if jsonl else None
-    system = given_system(options)
-    entry = obtain(options)
-    model = load_model(options, entry, (parallel or PARALLEL) if jsonl else 1)
-    if model.reads:
-        _require_source(model.name, system, before)
-    raw = raw or model.reads is not None
-    thinking = None if raw else THINKING[think_of(options, entry)]
-    _tell_notes(model, thinking)
-    interrupted = count_interrupts()
-    settings = answer_settings(options, model, logprobs, echo, raw)
-    system = model.system if system is None else system
-    completer = Completer(model, settings, system, raw, echo, lambda: bool(interrupted), followed, thinking)
-    if before is not None:
-        text = _behind(before, text, completer)
+    entry = chosen(ctx, options, "ctx_size", "think_budget", "cache_prefix")
+    wanted = _Wanted(options, entry, given_system(options), raw, echo, logprobs, followed)
+    completer: Prompting[Any, Any, Any]
+    if isinstance(entry.source, ServerSource):
+        completer = wanted.served(entry.source)
+    else:
+        completer = wanted.local(before, (parallel or PARALLEL) if jsonl else 1)
+        text = text if before is None else _behind(before, text, completer)
     good = True
     if lines is not None:
         results, done = open_results(output, resume) if output else (nullcontext(sys.stdout), 0)
         with lines, results as out:
-            good = completer.batch(Lines(lines, at_once), out, parallel or PARALLEL, done)
+            good = completer.batch(Lines(lines, at_once), out, parallel or completer.at_once, done)
     elif as_json:
-        write_json(completer.result(completer.dialog(text)), sys.stdout)
+        write_json(completer.result(completer.dialog(text), lambda each: write_json(each, sys.stdout)), sys.stdout)
     else:
-        answer = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
-        _tell_end(answer, options.verbose)
-    if interrupted:
+        reply = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
+        _tell_end(reply, options.verbose)
+    if completer.interrupted():
         raise typer.Exit(INTERRUPTED)
     if not good:
         raise typer.Exit(UsageError.exit_code)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the flags ask for of whatever is to answer."""
+
+    options: Options
+    entry: "ModelEntry"
+    system: str | None
+    raw: bool
+    echo: bool
+    logprobs: int | None
+    followed: "Format | None"
+
+    @property
+    def thinking(self) -> bool | None:
+        from llamachat.core.thoughts import THINKING
+
+        return THINKING[think_of(self.options, self.entry)]
+
+    def local(self, before: str | None, parallel: int) -> "Completer":
+        """By a model that runs here, which is loaded. `before`: see _behind."""
+        from llamachat.generation.completer import Completer
+        from llamachat.generation.constraints import compiled
+
+        grammar = compiled(self.followed) if self.followed else None
+        obtain(self.options, self.entry)
+        model = load_model(self.options, self.entry, parallel)
+        if model.reads:
+            _require_source(model.name, self.system, before)
+        raw = self.raw or model.reads is not None
+        thinking = None if raw else self.thinking
+        _tell_notes(model, thinking)
+        interrupted = count_interrupts()
+        settings = answer_settings(self.options, model, self.logprobs, self.echo, raw)
+        system = model.system if self.system is None else self.system
+        return Completer(model, settings, system, raw, self.echo, lambda: bool(interrupted), grammar, thinking)
+
+    def served(self, source: "ServerSource") -> "ServedCompleter":
+        """By a server, of which, at most, the names of its models are asked."""
+        from llamachat.generation.served import ServedCompleter
+
+        if self.echo and not self.raw:
+            cause = "how a dialog is written for the model, which --echo shows, only the server knows"
+            raise UsageError(cause, "nothing was asked", "leave --echo out, or add --raw")
+        server = connect(source, self.options.offline)
+        name = server.model_name() if self.entry.name == source.reference else self.entry.name
+        interrupted = count_interrupts()
+        system = self.entry.system if self.system is None else self.system
+        settings = self._settings()
+        return ServedCompleter(server, name, settings, system, self.raw, lambda: bool(interrupted), _say, self.followed)
+
+    def _settings(self) -> "Question":
+        from llamachat.core.sampling import SamplingParams
+        from llamachat.remote.asking import Question
+
+        return Question(
+            sampling=SamplingParams().replace(**{**self.entry.sampling, **self.options.sampling()}),
+            max_tokens=self.options.max_tokens,
+            stop=self.options.stop,
+            thinking=None if self.raw else self.thinking,
+            top_logprobs=self.logprobs,
+            echo=self.echo,
+        )
+
+
+def _say(line: str) -> None:
+    note(f"note: {line}")
 
 
 def _require_source(name: str, system: str | None, prefix: str | None) -> None:
@@ -142,12 +205,12 @@ def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:
         note(f"note: {line}")
 
 
-def _tell_end(answer: "Answer", verbose: bool) -> None:
-    if answer.all_thought and answer.reason == "length":
+def _tell_end(reply: "Reply", verbose: bool) -> None:
+    if reply.all_thought and reply.reason == "length":
         note("note: the tokens ended within the thought; raise --max-tokens, or give a --think-budget below it")
     if verbose:
-        stats = answer.stats()
-        note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {answer.reason}")
+        stats = reply.stats()
+        note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {reply.reason}")
 
 
 def _behind(prefix: str, text: str, completer: "Completer") -> str:

@@ -80,7 +80,7 @@ def set_setting(
     if len(values) > 1 and not repeated:
         raise UsageError(f"{name} takes one value, not {len(values)}", "nothing was set", "quote it")
     parsed = defaults.convert(name, values if repeated else values[0], chat)
-    _find(name, parsed)
+    _find(name, parsed, chat)
     defaults.write(defaults.config_file(), name, defaults.plain(parsed))
 
 
@@ -96,12 +96,12 @@ def show_path() -> None:
     typer.echo(str(defaults.config_file()))
 
 
-def _find(name: str, value: Any) -> None:
-    """Raises LlamachatError for the name of what is not there."""
+def _find(name: str, value: Any, chat: Any) -> None:
+    """Raises LlamachatError for the name of what is not there. What a configured server has is not asked."""
     from llamachat.chat import persona
     from llamachat.models import catalog
 
-    if name == "model":
+    if name == "model" and not _effective("server", chat)[0]:
         catalog.resolve(value)
     elif name == "persona":
         persona.load(value)

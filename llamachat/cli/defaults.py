@@ -22,7 +22,9 @@ from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 from llamachat.system import private
 from llamachat.system.textfile import read_settings
 
+SECRET = ("server", "key-env")  # what is wrong there may be a key, which is not shown
 RIVALS = (("system", "system_file"), ("continued", "session", "no_history"))  # of each only one counts
+OF_THE_SERVER = ("model", "key_env", "insecure")  # what a weaker source says of these is not about this server
 STRENGTH = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")  # of the sources of a value
 
 
@@ -82,7 +84,8 @@ def convert(key: str, typed: Any, chat: Any, where: str = "") -> Any:
         check_meaning(known[key].name, parsed)
     except (TyperException, LlamachatError) as error:
         said = error.format_message() if isinstance(error, TyperException) else str(error)
-        raise ConfigError(f"{key} = {_shown(typed)} {where}".rstrip() + f": {said}", _consequence(where)) from error
+        given = key if key in SECRET else f"{key} = {_shown(typed)}"
+        raise ConfigError(f"{given} {where}".rstrip() + f": {said}", _consequence(where)) from error
     return parsed
 
 
@@ -102,6 +105,7 @@ def check_meaning(name: str, value: Any) -> None:
     from llamachat.core.sampling import SamplingParams
     from llamachat.models.adapters import reference
     from llamachat.models.load import check_options
+    from llamachat.system.web_address import check_key_name, server_url
 
     if name in SamplingParams.__dataclass_fields__:
         SamplingParams().replace(**{name: value})
@@ -112,6 +116,10 @@ def check_meaning(name: str, value: Any) -> None:
     elif name == "lora":
         for text in value:
             reference(text)
+    elif name == "server" and value:
+        server_url(value)
+    elif name == "key_env":
+        check_key_name(value)
 
 
 def _typed(value: Any) -> Any:
@@ -208,12 +216,27 @@ class Configured(TyperCommand):
         rest: list[str] = super().parse_args(ctx, args)
         for rivals in RIVALS:
             _settle(ctx, rivals)
+        _settle_server(ctx)
         return rest
+
+
+def source_of(ctx: Any, name: str) -> str:
+    """Of STRENGTH: where a parameter's value comes from."""
+    return str(ctx.get_parameter_source(name).name)
+
+
+def _settle_server(ctx: Any) -> None:
+    """No key, and no model's name, goes to a server that they were not given for: those of a weaker source give way."""
+    if ctx.params.get("server") is None:
+        return
+    server = STRENGTH.index(source_of(ctx, "server"))
+    weaker = [name for name in OF_THE_SERVER if STRENGTH.index(source_of(ctx, name)) > server]
+    ctx.params |= {name: False if name == "insecure" else None for name in weaker}
 
 
 def _settle(ctx: Any, rivals: tuple[str, ...]) -> None:
     """Of flags that exclude each other, those of a weaker source give way; equals stay, for the command to refuse."""
-    given = {name: ctx.get_parameter_source(name).name for name in rivals if ctx.params.get(name) not in (None, False)}
+    given = {name: source_of(ctx, name) for name in rivals if ctx.params.get(name) not in (None, False)}
     if given:
         strongest = min(given.values(), key=STRENGTH.index)
         ctx.params |= {name: None for name, source in given.items() if source != strongest}

@@ -47,8 +47,8 @@ def embed(
     resume: Resume = False,
 ) -> None:
     """Print the vector of a text, or of each line of a file."""
-    from llamachat.generation.completer import open_lines
     from llamachat.generation.embedding import Embedder, numbers, pool_of
+    from llamachat.generation.prompts import open_lines
     from llamachat.generation.texts import parse, read_one
     from llamachat.models.heads import USES
 

@@ -80,7 +80,7 @@ def measure(
     `lora` and `against_lora`: adapters of either model. Raises UsageError when the models do not read text alike.
     """
     from llamachat.generation import perplexity as ev
-    from llamachat.generation.completer import read_text
+    from llamachat.generation.prompts import read_text
     from llamachat.models.load import load
     from quantize.prepare import prepare
 

@@ -34,9 +34,9 @@ def extract(
     resume: Resume = False,
 ) -> None:
     """Find the answer to a question in a text of any length, with a model that has a head for that."""
-    from llamachat.generation.completer import open_lines
     from llamachat.generation.extractor import HEADS, Extractor, Question, parse_question
     from llamachat.generation.jsonl import utf8
+    from llamachat.generation.prompts import open_lines
     from llamachat.generation.texts import read_one
 
     check_batch(jsonl, output, resume, question, file)

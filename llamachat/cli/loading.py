@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from llamachat.models.load import LoadedModel
 
 
-def obtain(options: Loading, later: bool = False) -> "ModelEntry":
-    """Find the model, and download it with a progress bar if it is not here, or later; but first refuse bad settings."""
-    from llamachat.cli.models import shown_progress
+def find(options: Loading) -> "ModelEntry":
+    """The model's entry in the catalog; but first refuse bad settings."""
+    from llamachat.models import catalog
+
+    check_options(options)
+    return catalog.resolve(options.model)
+
+
+def check_options(options: Loading) -> None:
+    """Raises UsageError for settings that no model takes."""
     from llamachat.core.detokenize import StopMatcher
     from llamachat.core.sampling import SamplingParams
-    from llamachat.models import catalog, load
+    from llamachat.models import load
     from llamachat.models.adapters import reference
-    from quantize.prepare import prepare
 
     for each in options.lora:
         reference(each)
@@ -31,16 +37,20 @@ def obtain(options: Loading, later: bool = False) -> "ModelEntry":
         SamplingParams().replace(**options.sampling())
         StopMatcher(options.stop)
     load.check_options(options.ctx_size, options.kv_bits, None, options.threads, options.tensor_parallel)
-    entry = catalog.resolve(options.model)
-    if later:
-        return entry
+
+
+def obtain(options: Loading, entry: "ModelEntry") -> None:
+    """Download the model with a progress bar, if it is not here."""
+    from llamachat.cli.models import shown_progress
+    from llamachat.models import load
+    from quantize.prepare import prepare
+
     with shown_progress() as progress:
         load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare)
     if options.compiles:
         from llamachat.engines.select import prepare_native
 
         prepare_native(note)
-    return entry
 
 
 def load_model(
@@ -98,7 +108,7 @@ def given_system(options: Options) -> str | None:
     if options.system is not None and options.system_file is not None:
         raise UsageError("--system and --system-file were both given", remedy="give one of them")
     if options.system_file is not None:
-        from llamachat.generation.completer import read_text
+        from llamachat.generation.prompts import read_text
 
         return read_text(options.system_file)
     return options.system

@@ -17,7 +17,17 @@ from llamachat.cli.tables import print_table
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError
 from llamachat.models import fetch, fit
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, WheelSource, load_catalog, resolve, user_file
+from llamachat.models.catalog import (
+    HubSource,
+    LocalPath,
+    ModelEntry,
+    ServerSource,
+    Source,
+    WheelSource,
+    load_catalog,
+    resolve,
+    user_file,
+)
 from llamachat.models.fetch.verified import Progress, folder_size
 from llamachat.system.sanitise import sanitise, sanitise_line
 
@@ -61,6 +71,8 @@ def show_model(name: Name, as_json: AsJson = False) -> None:
         if plan
         else None,
     }
+    if facts["server"]:  # of which nothing can be here
+        del told["gated"], told["disk_bytes"]
     lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {}, ())}
     _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
 
@@ -160,6 +172,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     return {
         **facts,
         "source": _place(entry.source),
+        "server": _server(entry.source) if isinstance(entry.source, ServerSource) else None,
         "params": entry.shape.params if entry.shape else None,
         "path": str(path) if path else None,
         "disk_bytes": fetch.disk_usage(entry),
@@ -167,7 +180,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def _place(source: WheelSource | HubSource | LocalPath) -> str:
+def _place(source: Source) -> str:
     match source:
         case WheelSource():
             return f"Python package {source.wheel} {source.version}"
@@ -175,15 +188,29 @@ def _place(source: WheelSource | HubSource | LocalPath) -> str:
             return f"hf:{source.hub}" + (f"/{source.file}" if source.file else "") + f"@{source.revision or 'main'}"
         case LocalPath():
             return str(source.path)
+        case ServerSource():
+            return "a server"
+
+
+def _server(source: ServerSource) -> dict[str, Any]:
+    """Where it is; of its key the variable's name."""
+    facts = {"url": source.server, "model": source.model, "key_env": source.key_env, "insecure": source.insecure}
+    return {key: value for key, value in facts.items() if value}
 
 
 def _row(fact: dict[str, Any]) -> tuple[str, ...]:
-    need, download = fact["memory"], fact["download_bytes"]
+    need, download, served = fact["memory"], fact["download_bytes"], fact["server"]
     return (
         fact["name"] + (" *" if fact["default"] else ""),
-        memory.size(download) if download else "?",
-        "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
-        "?" if need is None else "yes" if need["fits"] else f"needs {memory.size(need['needed'])}",
+        "-" if served else memory.size(download) if download else "?",
+        "-" if served else "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
+        "server"
+        if served
+        else "?"
+        if need is None
+        else "yes"
+        if need["fits"]
+        else f"needs {memory.size(need['needed'])}",
         str(fact["context"] or "?"),
         (fact["licence"] or "?") + (" (gated)" if fact["gated"] else ""),
     )

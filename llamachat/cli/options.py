@@ -83,7 +83,7 @@ def _tell(ctx: typer.Context, verbose: bool) -> bool:
     return verbose
 
 
-MODEL, SAMPLING, THINKING, RUN = "Model and context", "Sampling", "Thinking", "Running"
+MODEL, SERVER, SAMPLING, THINKING, RUN = "Model and context", "Server", "Sampling", "Thinking", "Running"
 DIALOG, SCREEN = "Dialog", "Screen"  # of chat alone
 
 
@@ -132,6 +132,22 @@ class Options(Loading):
     system_file: Annotated[
         Path | None, flag("--system-file", help="File that holds the system prompt.", panel=MODEL)
     ] = None
+    server: Annotated[
+        str | None,
+        flag(
+            "--server",
+            help="Ask this OpenAI-compatible server, of its models the one named with -m. '': none, run here.",
+            panel=SERVER,
+            metavar="URL",
+        ),
+    ] = None
+    key_env: Annotated[
+        str | None,
+        flag("--key-env", help="Environment variable that holds the --server's key.", panel=SERVER, metavar="VARIABLE"),
+    ] = None
+    insecure: Annotated[
+        bool, flag("--insecure", help="Do not check the --server's certificate; on this machine alone.", panel=SERVER)
+    ] = False
     overflow: Annotated[
         Overflow,
         flag(

@@ -132,7 +132,7 @@ def _recipe(file: Path | None, of_entry: Any, given: dict[str, Any]) -> "Recipe"
 
 
 def _calibration(checkpoint: "Checkpoint", file: Path | None) -> list[list[int]]:
-    from llamachat.generation.completer import read_text
+    from llamachat.generation.prompts import read_text
     from quantize.gptq import calibration_windows
 
     return calibration_windows(checkpoint.tokenizer(), read_text(file) if file else None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
-from llamachat.cli.loading import load_model, note, obtain
+from llamachat.cli.loading import find, load_model, note, obtain
 from llamachat.cli.options import Loading
 from llamachat.errors import LlamachatError, UsageError
 
@@ -52,7 +52,8 @@ class Reading:
 
         if options.model is None and "next_token" not in heads:
             raise UsageError("no model was named", "nothing was read", "give one with --model")
-        entry = obtain(options)
+        entry = find(options)
+        obtain(options, entry)
         model = load_model(options, entry, PARALLEL if several else 1, heads=heads)
         for line in model.notes:
             note(f"note: {line}")
@@ -104,6 +105,6 @@ def check_batch(jsonl: Path | None, output: Path | None, resume: bool, *others: 
 
 
 def print_json(value: dict[str, Any]) -> None:
-    from llamachat.generation.completer import write_json
+    from llamachat.generation.prompting import write_json
 
     write_json(value, sys.stdout)

@@ -27,7 +27,7 @@ def tag(
     resume: Resume = False,
 ) -> None:
     """Find names, or whatever a model's head labels, in a text of any length."""
-    from llamachat.generation.completer import open_lines
+    from llamachat.generation.prompts import open_lines
     from llamachat.generation.tagger import HEADS, Tagger
     from llamachat.generation.texts import Text, parse, read_one
 

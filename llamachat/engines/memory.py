@@ -1,4 +1,4 @@
-"""Does a model fit? What the machine can give, and what weights, cache and workspace need. CPU memory only."""
+"""Does a model fit? What the machine can give, and what weights, cache and workspace need."""
 
 import os
 import sys
@@ -25,6 +25,7 @@ class Plan:
     slots: int  # tokens of context that `kv` is for
     kv_bits: int = 16
     active: int | None = None  # of the weights, bytes that a token reads; None: all
+    place: str = "memory"  # whose bytes these are, for people
 
     @property
     def needed(self) -> int:
@@ -101,7 +102,7 @@ def describe(plan: Plan) -> str:
     parts = (
         f"weights {size(plan.weights)}{read}, cache of {plan.slots} tokens {size(plan.kv)}, work {size(plan.workspace)}"
     )
-    return f"{size(plan.needed)} of memory ({parts}), and {size(plan.available)} is free"
+    return f"{size(plan.needed)} of {plan.place} ({parts}), and {size(plan.available)} is free"
 
 
 def size(count: int) -> str:

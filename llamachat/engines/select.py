@@ -54,10 +54,9 @@ class Wish:
     opening: Any = None
 
     def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE, active: int | None = None) -> memory.Plan:
-        """In bytes, beside what this machine has."""
-        return memory.Plan(
-            weights + self.beside, kv, workspace, memory.available_memory(), self.slots, self.bits or 16, active
-        )
+        """In bytes, beside what this machine, or the device, has."""
+        place, free = _free(self.device)
+        return memory.Plan(weights + self.beside, kv, workspace, free, self.slots, self.bits or 16, active, place)
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,15 @@ class EngineKind:
     """An engine's row.
 
     `own_types`: it computes in types of its own, so no dtype can be asked of it. `parallel`: one model can run over several
-    processes. `supports`: what of a checkpoint it cannot
-    run, in words, or None; raises BuildError where it cannot be had here. `plan`: of the memory that `build` will take, None
-    where that is not the machine's.
+    processes. `supports`: what of a checkpoint it cannot run, in words, or None; raises BuildError where it cannot be had here.
+    `plan`: of the memory that `build` will take.
     """
 
     devices: tuple[str, ...]
     own_types: bool
     parallel: bool
     supports: Callable[[Checkpoint], str | None]
-    plan: Callable[[Wish], memory.Plan | None]
+    plan: Callable[[Wish], memory.Plan]
     build: Callable[[Wish], "Engine"]
 
     def refuses(self, device: str, dtype: Dtype | None, processes: int = 1) -> str | None:
@@ -121,8 +119,7 @@ def build_engine(
     where = _device(device, processes)
     wish = Wish(checkpoint, tensors, slots, where, dtype, bits, threads, say, pack, beside, processes, opening)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
-    if plan := kind.plan(wish):
-        memory.check(plan, force)
+    memory.check(kind.plan(wish), force)
     return kind.build(wish)
 
 
@@ -197,20 +194,21 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
     return {"slots": wish.slots, "device": wish.device, "dtype": wish.dtype, "kv_bits": wish.bits}
 
 
-def _torch_plan(wish: Wish) -> memory.Plan | None:
-    """Of all processes together, which are on one machine."""
+def _torch_plan(wish: Wish) -> memory.Plan:
+    """Of all processes together, which share a machine's memory; or of the one that takes most, where each has a GPU."""
     from llamachat.engines.torch import encoder_decoder, engine
 
-    if wish.device != "cpu":
-        return None
     config, count, settings = wish.checkpoint.config, wish.processes, _torch_settings(wish)
-    indices, weights, kv = local_indices(config, wish.checkpoint.index(), count), 0, 0
-    for local, index in zip((local_spec(config, rank, count) for rank in range(count)), indices, strict=True):
+    plans = list[tuple[int, int]]()
+    for rank, index in enumerate(local_indices(config, wish.checkpoint.index(), count)):
+        local = local_spec(config, rank, count)
         if isinstance(local, EncoderDecoderSpec):
-            planned = encoder_decoder.planned_bytes(local, index, **settings)
+            plans.append(encoder_decoder.planned_bytes(local, index, **settings))
         else:
-            planned = engine.planned_bytes(local, index, **settings)
-        weights, kv = weights + planned.weights, kv + planned.kv
+            plans.append(engine.planned_bytes(local, index, **settings))
+    if wish.device != "cpu":
+        return wish.plan(*max(plans, key=sum))
+    weights, kv = (sum(each) for each in zip(*plans, strict=True))
     return wish.plan(weights, kv, count * memory.WORKSPACE)
 
 
@@ -239,6 +237,15 @@ ENGINES = {
     "torch": EngineKind(("cpu", "cuda"), False, True, lambda checkpoint: None, _torch_plan, _torch),
 }
 LAST = [*ENGINES][-1]  # runs all that a family can say
+
+
+def _free(device: str) -> tuple[str, int]:
+    """Whose memory a model on this device takes, in words, and how many bytes of it can be had."""
+    if device == "cpu":
+        return "memory", memory.available_memory()
+    from llamachat.engines.torch.engine import free_memory
+
+    return "the GPU's memory", free_memory(device)
 
 
 def _device(wanted: str, processes: int = 1) -> str:

@@ -9,7 +9,7 @@ heads that classify are whole everywhere; a bias that is added to a sum is the f
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import TensorInfo
@@ -21,6 +21,7 @@ UNITS = (128, 64, 32)  # that shares are multiples of: groups of codes, and what
 UNEVEN = 1.05  # how much larger than the average the largest share may be for the sake of larger units
 
 
+@cache
 def share(total: int, rank: int, size: int) -> slice:
     """The rank's part of so many: nearly equal parts in whole units, as far as each then has one."""
     unit = next((unit for unit in UNITS if -(-total // unit // size) * unit * size <= UNEVEN * total), UNITS[-1])

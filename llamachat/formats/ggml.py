@@ -1,11 +1,10 @@
 """ggml's block types (the ggml project, ggml-common.h) unpacked to QuantTensor without re-quantizing, bit for bit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
-from typing import Protocol
+from io import BytesIO, FileIO
 
 import numpy as np
 
@@ -31,14 +30,6 @@ class GGMLType:
         return math.prod(shape) // self.columns * self.layout.itemsize  # of Python's integers: it cannot overflow
 
 
-class Stream(Protocol):
-    """What blocks are read from."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """How many bytes it got."""
-        ...
-
-
 @cache
 def packing(kind: GGMLType, columns: int) -> QuantTensor | None:
     """TensorInfo's packing of a matrix: that of a row of zeros."""
@@ -47,19 +38,30 @@ def packing(kind: GGMLType, columns: int) -> QuantTensor | None:
     return read_blocks(BytesIO(bytes(kind.nbytes((1, columns)))), kind, 1, columns, "zeros").rows(slice(0))
 
 
-def read_blocks(file: Stream, kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:
+def read_blocks(file: FileIO | BytesIO, kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:
     """Unpack a matrix from where `file` stands. Raises FormatError when it ends early or a scale is not finite."""
-    blocks = rows * columns // kind.columns
+    return unpack(_slabs(file, kind, rows * columns // kind.columns, where), kind, rows, columns, where)
+
+
+def _slabs(file: FileIO | BytesIO, kind: GGMLType, blocks: int, where: str) -> Iterator[Array]:
     buffer = np.empty(max(1, min(blocks, SLAB // kind.layout.itemsize)), kind.layout)
-    whole: Pieces = ()
     for start in range(0, blocks, len(buffer)):
         slab = buffer[: blocks - start]
         if file.readinto(slab.view(np.uint8).data) != slab.nbytes:
             raise FormatError(f"the file ends within {where}", "it was cut off", "download it again")
-        pieces = _split_finite(kind, slab, where)
+        yield slab
+
+
+def unpack(slabs: Iterable[Array], kind: GGMLType, rows: int, columns: int, where: str) -> QuantTensor:
+    """A matrix whose blocks come some at a time. Raises FormatError when a scale is not finite."""
+    whole: Pieces = ()
+    done = 0
+    for slab in slabs:
+        pieces, blocks = _split_finite(kind, slab, where), rows * columns // kind.columns
         whole = whole or tuple(np.empty((blocks, *piece.shape[1:]), piece.dtype) for piece in pieces)
         for target, piece in zip(whole, pieces, strict=True):
-            target[start : start + len(slab)] = piece
+            target[done : done + len(slab)] = piece
+        done += len(slab)
     return _tensor(kind, rows, whole)
 
 

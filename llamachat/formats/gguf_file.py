@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from io import SEEK_CUR, FileIO
 from mmap import mmap
 from pathlib import Path
 from struct import Struct
@@ -18,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from llamachat.checks import shown
-from llamachat.core.tensors import QuantTensor, Tensor
+from llamachat.core.tensors import Array, QuantTensor, Tensor
 from llamachat.errors import FormatError, reading
-from llamachat.formats.ggml import TYPES, UNSUPPORTED, GGMLType, read_blocks
+from llamachat.formats.ggml import SLAB, TYPES, UNSUPPORTED, GGMLType, read_blocks, unpack
 from llamachat.formats.lazy import float_part, map_file
 from llamachat.formats.parts import WHOLE, Part, covering, cut, picked
+from llamachat.system.mapped import let_go
 
 MAGIC = b"GGUF"
 # No honest file comes near these; they bound the time and memory that a dishonest one can cost.
@@ -99,33 +99,26 @@ class StoredTensor:
     def _unpacked(self, rows: range, columns: range) -> QuantTensor:
         """A run of rows, of columns that are whole blocks."""
         assert rows.step == columns.step == 1
-        row, run, before = (self.kind.nbytes((1, count)) for count in (self.shape[1], len(columns), columns.start))
         where = f"tensor {shown(self.name)} of {self.path}"
+        if len(columns) < self.shape[1]:
+            return unpack(self._runs(rows, columns), self.kind, len(rows), len(columns), where)
         with reading(where), self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + row * rows.start + before)
-            stream = file if run == row else Runs(file, run, row)
-            return read_blocks(stream, self.kind, len(rows), len(columns), where)
+            file.seek(self.offset + self.kind.nbytes((rows.start, self.shape[1])))
+            return read_blocks(file, self.kind, len(rows), len(columns), where)
 
-
-class Runs:
-    """Of a file from where it stands the first `length` bytes of every `stride`, as one stream."""
-
-    def __init__(self, file: FileIO, length: int, stride: int) -> None:
-        self.file, self.length, self.gap = file, length, stride - length
-        self.left = length  # of the run that the file stands in
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Bytes that there were."""
-        done = 0
-        while done < len(buffer):
-            if self.left == 0:
-                self.file.seek(self.gap, SEEK_CUR)
-                self.left = self.length
-            count = self.file.readinto(buffer[done : done + self.left])
-            if not count:
-                break
-            done, self.left = done + count, self.left - count
-        return done
+    def _runs(self, rows: range, columns: range) -> Iterator[Array]:
+        """Their blocks, of some rows at a time, from the map: a call to the system for each of many short runs takes longer."""
+        row, start, stop = (self.kind.nbytes((1, count)) for count in (self.shape[1], columns.start, columns.stop))
+        step = max(1, SLAB // row)
+        buffer = np.empty((step, stop - start), np.uint8)
+        for first in range(rows.start, rows.stop, step):
+            count, at = min(step, rows.stop - first), self.offset + first * row
+            slab = buffer[:count]
+            slab[:] = np.frombuffer(self.data, np.uint8, count * row, at).reshape(count, row)[:, start:stop]
+            yield slab.reshape(-1).view(self.kind.layout)
+            let_go(
+                self.data, self.offset, at + count * row - self.offset
+            )  # the system maps pages before those touched, too
 
 
 class _Header:

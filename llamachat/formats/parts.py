@@ -83,8 +83,8 @@ def _group(tensor: QuantTensor, columns: range) -> int | None:
     """How many of these columns share a scale then; None: their codes cannot be cut there."""
     if tensor.bits == 4 and (columns.start % GROUP or columns.stop % GROUP):
         return None
-    if tensor.group == tensor.shape[1]:
-        return len(columns)
+    if tensor.bits == 8 and columns.start // tensor.group == (columns.stop - 1) // tensor.group:
+        return len(columns)  # one scale a row, as kernels want it
     group = math.gcd(tensor.group, columns.start, columns.stop)
     return group if group >= min(tensor.group, NARROWEST) else None
 
@@ -125,6 +125,8 @@ def taken(array: Array, part: Part) -> Array:
 def cut_info(info: TensorInfo, part: Part) -> TensorInfo:
     """What a header would say of the part."""
     shape = part.shape(info.shape)
-    like = None if info.packing is None else cut(info.packing, replace(part, rows=None))
+    like: Tensor | None = info.packing
+    if info.packing is not None and part.columns is not None:
+        like = cut(info.packing, Part(columns=part.columns))
     share = 0 if part.zero else math.prod(shape) / math.prod(info.shape)
     return TensorInfo(shape, round(info.nbytes * share), like if isinstance(like, QuantTensor) else None)

@@ -4,8 +4,6 @@ https://github.com/guidance-ai/llguidance. It reads a grammar byte by byte, so t
 bytes are known. Its masks go into the sampler before everything else.
 """
 
-import json
-import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,34 +14,20 @@ from numpy.typing import NDArray
 
 from llamachat.core.sampler import Constraint
 from llamachat.core.tokenizer import Tokenizer
-from llamachat.errors import FormatError, ModelError, UsageError
+from llamachat.errors import FormatError, ModelError
 from llamachat.generation.grammars import Matcher, RefusedError, Vocabulary, process
+from llamachat.generation.prompts import schema_text, unusable
+from llamachat.remote.asking import Format
+
+
+def compiled(wanted: Format) -> str:
+    """The grammar of what an answer must follow. Raises UsageError."""
+    return {"schema": from_schema, "regex": from_regex, "lark": from_lark}[wanted.kind](wanted.text)
 
 
 def from_schema(schema: object) -> str:
     """A JSON schema, parsed or as text -> a grammar. Raises UsageError where llguidance does not know a part of it."""
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        parsed = json.loads(text, parse_int=_exact, parse_float=_finite, parse_constant=_finite)
-        if not isinstance(parsed, dict):
-            raise ValueError("it is not an object")
-    except (ValueError, RecursionError) as error:
-        raise _refusal("JSON schema", str(error)) from error
-    return _compiled("JSON schema", "schema", text)
-
-
-def _exact(digits: str) -> int:
-    """Raises ValueError for what llguidance, which computes with float64, would change."""
-    if abs(number := int(digits)) > 2**53:
-        raise ValueError(f"{number} is too large")
-    return number
-
-
-def _finite(digits: str) -> float:
-    """Raises ValueError for what float64 cannot hold: 1e400, Infinity and NaN."""
-    if not math.isfinite(number := float(digits)):
-        raise ValueError(f"{digits[:40]} is no finite number")
-    return number
+    return _compiled("JSON schema", "schema", schema_text(schema))
 
 
 def from_regex(regex: str) -> str:
@@ -60,11 +44,7 @@ def _compiled(what: str, kind: str, text: str) -> str:
     try:
         return process().compiled(kind, text)
     except RefusedError as error:
-        raise _refusal(what, str(error)) from error
-
-
-def _refusal(what: str, message: str) -> UsageError:
-    return UsageError(f"the {what} cannot be used: {_reason(message)}", "nothing was generated")
+        raise unusable(what, _reason(str(error))) from error
 
 
 def _reason(message: str) -> str:
@@ -91,14 +71,14 @@ class Constrainer:
     def of(self, grammar: str) -> Callable[[], Constraint]:
         """What makes a constraint for each answer to this grammar. Raises UsageError."""
         if reason := self._refused.get(grammar):
-            raise _refusal("grammar", reason)
+            raise unusable("grammar", _reason(reason))
         start = Matcher(self._vocabulary, grammar)
         try:
             start.start()
             first = self._first(start) if self.drops_space else None
         except RefusedError as error:
             self._refused[grammar] = str(error)
-            raise _refusal("grammar", str(error)) from error
+            raise unusable("grammar", _reason(str(error))) from error
         return lambda: Guided(self, Matcher(self._vocabulary, grammar), first)
 
     def mask(self, matcher: Matcher) -> NDArray[np.bool_]:

@@ -19,8 +19,9 @@ from llamachat.core.generate import PREFILL_CHUNK, Interrupted, never
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import DoesNotFitError, LlamachatError, ModelError, UsageError
 from llamachat.generation.batch import Slots
-from llamachat.generation.completer import read_prompt, read_text, write_json
 from llamachat.generation.jsonl import Source, numbered, parse_line, utf8
+from llamachat.generation.prompting import write_json
+from llamachat.generation.prompts import read_prompt, read_text
 from llamachat.models.load import LoadedModel
 from llamachat.system.metadata import is_record
 

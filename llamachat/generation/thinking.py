@@ -106,12 +106,13 @@ class Tagger:
         self._inside = False
 
     def add(self, text: str) -> str:
-        return text if self._splitter is None else self._tagged(self._splitter.add(text))
+        return text if self._splitter is None else self.tag(self._splitter.add(text))
 
     def finish(self) -> str:
-        return "" if self._splitter is None else self._tagged(self._splitter.finish())
+        return "" if self._splitter is None else self.tag(self._splitter.finish())
 
-    def _tagged(self, parts: Iterable[Part]) -> str:
+    def tag(self, parts: Iterable[Part]) -> str:
+        """Parts that are told apart already."""
         out = ""
         for text, thought in parts:
             mark = "" if thought is self._inside else self._begin if thought else self._end

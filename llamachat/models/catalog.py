@@ -12,11 +12,12 @@ from llamachat import paths
 from llamachat.checks import shown
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import QuantConfig
-from llamachat.errors import CatalogError, ConfigError, reading
+from llamachat.errors import CatalogError, ConfigError, UsageError, reading
 from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
+from llamachat.system.web_address import check_key_name, is_loopback, server_url
 from llamachat.tokenizers.dialog_formats import NAMES
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
@@ -34,6 +35,8 @@ RULES = {
     "revision": re.compile(f"{WORD}(/{WORD})*", re.ASCII),
     "file": re.compile(rf"{WORD}(/{WORD})*\.gguf", re.ASCII),
 }
+SERVER = "server:"  # "server:URL#MODEL": what a server has, at an address that no entry has
+OF_SERVERS = ("source", "description", "system", "context", "licence", "sampling", "think")  # keys of their entries
 HUB_NAME = re.compile(r"hf:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
 TOP = ("default", "models")  # keys of a file
 NUMBERS = {key: kind for key, kind in get_type_hints(SamplingParams).items() if kind in (int, float)}
@@ -68,7 +71,35 @@ class LocalPath:
     path: Path
 
 
-Source = WheelSource | HubSource | LocalPath
+@dataclass(frozen=True)
+class ServerSource:
+    """A model that runs elsewhere, behind an OpenAI-compatible server."""
+
+    server: str  # its address, as server_url takes it
+    model: str | None = None  # as the server names it; None: the only one that it has
+    key_env: str | None = None  # the environment variable that holds the key; None: it gets none
+    insecure: bool = False  # its certificate is not looked at; for loopback only
+
+    def __post_init__(self) -> None:
+        """Raises UsageError; no message shows what may be a key."""
+        server_url(self.server)
+        if self.model is not None and not (self.model.isprintable() and 0 < len(self.model) <= 300):
+            raise UsageError(
+                f"{shown(self.model)} is no model of a server", "nothing was sent", "see what its /models has"
+            )
+        if self.key_env is not None:
+            check_key_name(self.key_env, "key_env")
+        if self.insecure and not is_loopback(self.server):
+            cause = f"{self.server} is another machine"
+            raise UsageError(cause, "its certificate has to be looked at", "insecure is for loopback alone")
+
+    @property
+    def reference(self) -> str:
+        """What `resolve` makes the address and the model of again; of a key it knows nothing."""
+        return SERVER + server_url(self.server) + (f"#{self.model}" if self.model else "")
+
+
+Source = WheelSource | HubSource | LocalPath | ServerSource
 
 
 @dataclass(frozen=True)
@@ -132,6 +163,16 @@ class Table(Fields):
         return f"{key} in {self.where}"
 
 
+class _Keyless(Table):
+    """A table of which no value is shown: one may be a key, under whatever name."""
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        raise refusal(f"{key} in {self.where} is not {expected}", "correct it")
+
+    def unknown(self, key: str, known: Collection[str] = ()) -> NoReturn:
+        raise refusal(f"unknown key {key} in {self.where}", f"known keys: {', '.join(known)}")
+
+
 def refusal(cause: str, remedy: str) -> ConfigError:
     return ConfigError(cause, "no model can be looked up", remedy)
 
@@ -163,23 +204,31 @@ def load_catalog(user: Path | None = None) -> Catalog:
 
 
 def resolve(name_or_path: str | None = None) -> ModelEntry:
-    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, or (None) of the default model. An adapter's
-    path is its base's entry, with the adapter.
+    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, of `server:URL#MODEL`, or (None) of the default
+    model. An adapter's path is its base's entry, with the adapter.
 
     An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
-    name. Raises CatalogError for what is not there.
+    name. Raises CatalogError for what is not there, UsageError for an address that is none.
     """
     if name_or_path is None:
         catalog = load_catalog()
         return catalog.entries[catalog.default]
     if name_or_path.startswith("hf:"):
         return _hub_entry(name_or_path)
+    if name_or_path.startswith(SERVER):
+        server, _, model = name_or_path.removeprefix(SERVER).partition("#")
+        return on_server(ServerSource(server, model or None))
     if path := _existing(name_or_path):
         return _adapted(path) if is_adapter(path) else ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
         cause = f"there is no file or folder {shown(name_or_path)}"
         raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
     return lookup(load_catalog(), name_or_path)
+
+
+def on_server(source: ServerSource) -> ModelEntry:
+    """The entry of what no catalog names."""
+    return ModelEntry(source.reference, source)
 
 
 def lookup(catalog: Catalog, name: str) -> ModelEntry:
@@ -222,8 +271,11 @@ def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
         return ModelEntry(str(path.resolve()), LocalPath(path.resolve()))
     entries = load_catalog().entries
     known = [entry for entry in entries.values() if entry.source == HubSource(named)]
-    if named.lower() in entries or known:
-        return entries.get(named.lower()) or known[0]
+    own = entries.get(named.lower())
+    if own and isinstance(own.source, ServerSource):
+        return None
+    if own or known:
+        return own or known[0]
     return _hub_entry(f"hf:{named}{f'@{revision}' if revision else ''}") if RULES["hub"].fullmatch(named) else None
 
 
@@ -280,6 +332,8 @@ def _anchored(table: dict[str, Any], file: Path) -> dict[str, Any]:
 def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
     fields = Table(table, where)
     source = _source(fields.get("source"), where)
+    if isinstance(source, ServerSource) and (others := [key for key in table if key not in OF_SERVERS]):
+        raise refusal(f"{others[0]} in {where} is not for a server", f"its keys: {', '.join(OF_SERVERS)}")
     sampling = _sampling(fields.get("sampling"), where)
     quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
     dialog = fields.choice("dialog", {name: name for name in NAMES}) if "dialog" in table else None
@@ -297,9 +351,11 @@ def _quantized(table: Any, where: str) -> QuantConfig | None:
 
 def _source(table: Any, where: str) -> Source:
     kinds: dict[str, type[Source]] = {"wheel": WheelSource, "hub": HubSource, "path": LocalPath}
-    named = [kind for kind in kinds if isinstance(table, dict) and kind in table]
+    named = [kind for kind in (*kinds, "server") if isinstance(table, dict) and kind in table]
+    if named == ["server"]:
+        return _Keyless(table, f"source in {where}").record(ServerSource)
     if len(named) != 1:
-        raise refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub or path")
+        raise refusal(f"source = {shown(table)} in {where} names no one place", "give a wheel, hub, path or server")
     source = Table(table, f"source in {where}").record(kinds[named[0]])
     _check_words(source, where)
     return source

@@ -12,6 +12,28 @@ from llamachat.errors import ModelError
 class ServerError(ModelError):
     """A server cannot be reached, refuses, or breaks off."""
 
+    retry_after: float | None = None  # seconds; where the server says when it is to be asked again
+
+
+class TooLongError(ServerError):
+    """A server refuses, before the first piece, what is too long for the model's context; None: it does not tell."""
+
+    def __init__(
+        self,
+        cause: str,
+        consequence: str = "",
+        remedy: str = "",
+        *,
+        prompt: int | None = None,
+        context: int | None = None,
+    ) -> None:
+        """`prompt`: tokens of what was asked; `context`: those that there is room for."""
+        super().__init__(cause, consequence, remedy)
+        self.prompt, self.context = prompt, context
+
+
+NO_LOGPROBS = "logprobs"  # of `Ended.ignored`: they were asked for, and did not come
+
 
 @dataclass(frozen=True)
 class Address:
@@ -59,7 +81,7 @@ class Alternative:
     """A token as servers tell of it: most give no id."""
 
     text: str
-    logprob: float
+    logprob: float  # nan: it has none, as the first of a text
     id: int | None = None
 
 
@@ -96,4 +118,5 @@ class Ended:
     usage: Usage | None  # None: the server tells nothing
     first_s: float  # seconds to the first piece
     total_s: float
-    ignored: tuple[str, ...] = ()  # what was asked for and the server cannot do, in words for people
+    ignored: tuple[str, ...] = ()  # what was asked for and the server cannot do, in words for people: "min_p"
+    notes: tuple[str, ...] = ()  # what else people should know of this answer, a sentence each

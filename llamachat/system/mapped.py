@@ -34,6 +34,13 @@ def map_file(file: BufferedReader) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def let_go(data: mmap.mmap, start: int, length: int) -> None:
+    """Hold the pages of these bytes no longer, where a system can be told so: they are the file's, and read again if need be."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        data.madvise(mmap.MADV_DONTNEED, first, start + length - first)
+
+
 def is_mapped(path: Path) -> None:
     """Somebody else is about to map this file. Raises OSError."""
     _sizes[path.absolute()] = path.stat().st_size

@@ -216,7 +216,7 @@ class _Evictions:
 
     def take(self) -> str:
         told, self._sum = self._sum, Evicted(0, 0)
-        return eviction_line(told) if told.tokens else ""
+        return eviction_line(told) if told.tokens or told.turns else ""
 
 
 def thought_line(verb: str, seconds: float, tokens: int) -> str:
@@ -232,4 +232,5 @@ def duration(seconds: float) -> str:
 def eviction_line(event: Evicted) -> str:
     what = {0: "the start of this turn", 1: "the oldest turn"}.get(event.turns, f"the {event.turns} oldest turns")
     anew = "; the rest was read anew" if event.refilled else ""
-    return f"no longer seen by the model: {what} ({count(event.tokens, 'token')}){anew}"
+    size = f" ({count(event.tokens, 'token')})" if event.tokens else ""
+    return f"no longer seen by the model: {what}{size}{anew}"

@@ -242,7 +242,7 @@ class Conversation:
         self._facts = Facts(
             about["model"],
             re.split("[,;]", about["weights"])[0],
-            about.get("memory") or _memory(),
+            about["memory"] if "memory" in about else _memory(),
             session.last_stats,
             session.context_used,
             session.context_size,

@@ -17,6 +17,7 @@ _STEPS = (0.5, 0.2, 0.05, 0.01)  # probabilities between which the heat changes
 _NAMES = ("≥ 50%", "20–50%", "5–20%", "1–5%", "< 1%")
 _MARKS = (("", ""), ("", ""), ("", ""), ("‹", "›"), ("«", "»"))  # around unlikely tokens where there is no colour
 _UNTEMPERED = "probabilities of the model's own distribution, before temperature and filters"
+_TOLD = "probabilities as the server tells them"
 _SHOWN = 5  # least likely tokens named below a heat map; dropped turns listed one by one
 
 
@@ -64,8 +65,10 @@ def _summary(tokens: Sequence[TokenView], theme: Theme) -> Text:
 
 def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list[str]:
     """What else could have stood in a token's place (the `index`-th, from 1): rank, bar, probability, text."""
-    rows = [(str(rank), text, logprob, id == token.id) for rank, (text, id, logprob) in enumerate(token.top, 1)]
-    if all(id != token.id for _, id, _ in token.top):
+    own = token.id, token.text if token.id is None else ""
+    found = [(id, text if id is None else "") == own for text, id, _ in token.top]
+    rows = [(str(rank), text, logprob, found[rank - 1]) for rank, (text, _, logprob) in enumerate(token.top, 1)]
+    if not any(found):
         rows.append(("…", token.text, token.logprob, True))
     bar = max(4, min(30, width - 40))
     lines = [Text.assemble(f"token {index}: ", (visible(token.text, width - 20), theme.style("strong")))]
@@ -75,7 +78,7 @@ def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list
         mark = " ← chosen" if chosen else ""
         shown = visible(text, width - cells(left) - cells(mark))
         lines.append(Text.assemble(left, (shown, theme.style("strong" if chosen else "")), (mark, theme.style("note"))))
-    lines += wrap(theme.text(_UNTEMPERED, "note"), width)
+    lines += wrap(theme.text(_TOLD if token.id is None else _UNTEMPERED, "note"), width)
     return [theme.ansi(_cropped(line, width)) for line in lines]
 
 

@@ -165,9 +165,9 @@ class Screen:
 def stats_line(done: TurnDone) -> str:
     """Like "12 tokens · 45.1 tok/s · first token 0.21 s · context 3% of 8192"."""
     stats = done.stats
-    tokens = count(stats.completion_tokens, "token")
-    context = f"context {percent(stats.context_used, stats.context_size)} of {stats.context_size}"
-    return " · ".join([*_ENDINGS[done.reason], tokens, *_speed(stats), *_first_token(stats), context])
+    tokens = count(stats.completion_tokens, unit(stats))
+    context = [f"context {each}" for each in _share(stats.context_used, stats.context_size)]
+    return " · ".join([*_ENDINGS[done.reason], tokens, *_speed(stats), *_first_token(stats), *context])
 
 
 def status_line(
@@ -179,21 +179,32 @@ def status_line(
     """
     name, scheme, memory = short_name(model), sanitise_line(scheme), sanitise_line(memory)
     speed, first, soon, brief = (_speed(last), *_before_answer(last)) if last else ([], [], [], [])
-    share = f"{percent(used, size)} of {size}"
+    shares = _share(used, size)
+    filled, small = (
+        [f"{meter(used, size, width)} {share}" if size else share for share in shares] for width in (10, 5)
+    )
     named, *shorter = ([f"{cut(name, most)} {scheme}".rstrip()] for most in (cells(name), 24, 14))
-    held, small = [memory] if memory else [], f"{meter(used, size, 5)} {share}"
+    held = [memory] if memory else []
     candidates = (
-        [*named, *speed, *first, f"context {meter(used, size)} {share}", *held],
-        *([*each, *speed, *soon, small, *held] for each in (named, *shorter)),
-        *([*each, *speed, *soon, small] for each in (named, *shorter)),
-        [*shorter[-1], *speed, *brief, small],
-        [*shorter[-1], *speed, small],
-        [*shorter[-1], small],
-        [*shorter[-1], share],
-        [f"context {share}"],
+        [*named, *speed, *first, *(f"context {each}" for each in filled), *held],
+        *([*each, *speed, *soon, *small, *held] for each in (named, *shorter)),
+        *([*each, *speed, *soon, *small] for each in (named, *shorter)),
+        [*shorter[-1], *speed, *brief, *small],
+        [*shorter[-1], *speed, *small],
+        [*shorter[-1], *small],
+        [*shorter[-1], *shares],
+        [f"context {share}" for share in shares] or shorter[-1],
     )
     lines = [" · ".join(parts) for parts in candidates]
-    return next((line for line in lines if cells(line) <= width), cut(percent(used, size), width))
+    least = percent(used, size) if size else lines[-1]
+    return next((line for line in lines if cells(line) <= width), cut(least, width))
+
+
+def _share(used: int, size: int) -> list[str]:
+    """How full the context is, like "30% of 8192"; "1200 tokens" where the size is not known, and nothing where nothing is."""
+    if size:
+        return [f"{percent(used, size)} of {size}"]
+    return [count(used, "token")] if used else []
 
 
 def meter(used: int, size: int, width: int = 10) -> str:
@@ -212,8 +223,18 @@ def short_name(model: str) -> str:
     return sanitise_line(model).rstrip("/").rpartition("/")[2]
 
 
+def unit(stats: Stats) -> str:
+    """What an answer's length is counted in."""
+    return "token" if stats.counted else "piece"
+
+
+def rate(stats: Stats) -> str:
+    """How fast an answer came."""
+    return f"{stats.decode_tok_s:.1f} {'tok' if stats.counted else 'pieces'}/s"
+
+
 def _speed(stats: Stats) -> list[str]:
-    return [f"{stats.decode_tok_s:.1f} tok/s"] if stats.decode_tok_s else []
+    return [rate(stats)] if stats.decode_tok_s else []
 
 
 def _before_answer(stats: Stats) -> tuple[list[str], list[str], list[str]]:
@@ -223,12 +244,12 @@ def _before_answer(stats: Stats) -> tuple[list[str], list[str], list[str]]:
         whole = [f"{took}, {count(stats.thought_tokens, 'token')}"]
         return whole, whole, [took]
     first = _first_token(stats)
-    soon = [part.replace(" token", "") for part in first]
+    soon = [part.replace(f" {unit(stats)}", "") for part in first]
     return first, soon, soon
 
 
 def _first_token(stats: Stats) -> list[str]:
-    return [f"first token {stats.prefill_s:.2f} s"] if stats.completion_tokens else []
+    return [f"first {unit(stats)} {stats.prefill_s:.2f} s"] if stats.completion_tokens else []
 
 
 def _day(seconds: float) -> str:

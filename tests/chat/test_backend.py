@@ -16,6 +16,7 @@ from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import Event, Stats, TextDelta, TurnDone
+from llamachat.models.catalog import ModelEntry
 
 SETTINGS = Settings(SamplingParams(temperature=0), max_tokens=9)
 
@@ -36,6 +37,15 @@ class Far:
 
     def check(self) -> None:
         pass
+
+    def others(self) -> Sequence[tuple[str, str]]:
+        return ()
+
+    def sibling(self, name: str) -> None:
+        pass
+
+    def remarks(self) -> Sequence[str]:
+        return ()
 
     def unheard(self, settings: Settings) -> str | None:
         return f"far cannot be told to think {settings.think}" if settings.think != "auto" else None
@@ -110,8 +120,8 @@ def test_what_a_backend_lacks_is_one_line_and_changes_nothing() -> None:
     before = said(chat)
     for act, lacks in (
         (chat.tokens, "does not tell how likely"),
-        (chat.why, "does not tell how likely"),
-        (lambda: chat.take_alternative(1, 1), "does not tell how likely"),
+        (chat.why, "does not show how its tokens are drawn"),
+        (lambda: chat.take_alternative(1, 1), "cannot go on from the very tokens"),
         (chat.resume, "cannot go on from the very tokens"),
         (chat.context, "does not tell what of the dialog it sees"),
     ):
@@ -146,12 +156,12 @@ def test_an_answer_that_nobody_listens_to_any_more_is_stopped_and_kept() -> None
 
 @pytest.mark.parametrize("snapshots", [False, True])
 def test_the_local_backend_is_made_by_name_and_can_do_everything(snapshots: bool) -> None:
-    asked = list[str]()
-    wanted = Wanted("hash", lambda name: asked.append(name) or hash_model(), snapshots=snapshots)  # type: ignore[func-returns-value]
+    asked, entry = list[ModelEntry](), hash_model().entry
+    wanted = Wanted(entry, lambda entry: asked.append(entry) or hash_model(), snapshots=snapshots)  # type: ignore[func-returns-value]
     backend = BACKENDS["local"](wanted)
     chat = Session(backend, SETTINGS)
     *_, done = chat.ask("hello")
-    assert asked == ["hash"] and isinstance(done, TurnDone) and len(chat.tokens()) == done.stats.completion_tokens
-    assert backend.capabilities == {"scores", "continues", "window", "adapters"} | (
+    assert asked == [entry] and isinstance(done, TurnDone) and len(chat.tokens()) == done.stats.completion_tokens
+    assert backend.capabilities == {"scores", "draws", "continues", "window", "adapters"} | (
         {"snapshots"} if snapshots else set()
     )

@@ -1,17 +1,23 @@
 """The plan of what each process has of a model: nothing twice that is not meant to be, nothing missing, and little more each."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
-from family_files import BASE, CASES, case_of
+from family_files import BASE, case_of
 
-from llamachat.core.spec import ModelSpec
-from llamachat.engines.shards import Shard, local_spec, shards, share
+from llamachat.core.spec import Experts, ModelSpec
+from llamachat.core.tensors import TensorInfo
+from llamachat.engines.shards import Shard, local_indices, local_spec, shards, share
+from llamachat.engines.torch import encoder_decoder, engine
 from llamachat.errors import UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
+from llamachat.formats.lazy import packing
 from llamachat.formats.parts import WHOLE, Part
 
 T5 = EncoderDecoderSpec(
@@ -26,6 +32,7 @@ SPECS = {
     "no head": replace(BASE, head="none"),
     "tied": replace(BASE, tie_word_embeddings=True, qkv_bias=True, attention_out_bias=True, mlp_bias=True),
 }  # fmt: skip
+FAMILIES = ("gemma3", "olmo2", "qwen3", "qwen3 moe", "gpt-oss")
 HEADED = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 
 
@@ -44,7 +51,7 @@ def counted(shape: tuple[int, ...], parts: list[Part]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("case", [*SPECS, *CASES])
+@pytest.mark.parametrize("case", [*SPECS, *FAMILIES])
 def test_every_element_is_with_one_rank_or_with_all_that_need_it(case: str, size: int) -> None:
     spec = spec_of(case)
     plans = [shards(spec, rank, size) for rank in range(size)]
@@ -63,7 +70,7 @@ def _whole(name: str, spec: ModelSpec) -> bool:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("case", [*SPECS, *CASES])
+@pytest.mark.parametrize("case", [*SPECS, *FAMILIES])
 def test_parts_have_the_shapes_of_the_local_model(case: str, size: int) -> None:
     spec = spec_of(case)
     for rank in range(size):
@@ -131,3 +138,58 @@ def test_shares_are_whole_units_and_nearly_equal(total: int, size: int, longest:
     assert all(one.stop == other.start and one.start % unit == 0 for one, other in pairwise(found))
     lengths = [each.stop - each.start for each in found]
     assert max(lengths) == longest and min(lengths) > 0
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+SHAPES = {  # of mixtures a twelfth of the layers, as these have many tensors
+    "Llama 3 8B": (ModelSpec(128256, 4096, 14336, 32, 32, 8, 128, 8192), (2, 4, 8)),
+    "Llama 2 7B": (ModelSpec(32000, 4096, 11008, 32, 32, 32, 128, 4096), (2, 4, 8)),
+    "Qwen3 30B A3B": (
+        ModelSpec(151936, 2048, 6144, 4, 32, 4, 128, 40960, qk_norm="head", experts=Experts(128, 8, 768)), (2, 4, 8),
+    ),
+    "gpt-oss 20B": (
+        ModelSpec(
+            201088, 2880, 2880, 2, 64, 8, 64, 131072, qkv_bias=True, attention_out_bias=True, attention_sinks=True,
+            experts=Experts(32, 4, 2880, bias=True), hidden_act="clamped_swiglu",
+        ), (2, 4, 8),
+    ),
+    "SmolLM2 135M": (ModelSpec(49152, 576, 1536, 30, 9, 3, 64, 8192, tie_word_embeddings=True), (2, 3)),
+    "flan-T5 base": (EncoderDecoderSpec(32128, 768, 2048, 12, 12, 12, 64, 512, encoder_layers=12, gated=True), (2, 4)),
+}  # fmt: skip
+
+
+def index_of(spec: ModelSpec, bits: Literal[4, 8] | None) -> dict[str, TensorInfo]:
+    """Of matrices in groups of 32, or in float16."""
+    index, table = dict[str, TensorInfo](), np.arange(16, dtype=np.float32) if bits == 4 else None
+    for name, shape in spec.tensor_shapes().items():
+        coded = bits is not None and len(shape) == 2 and "relative" not in name
+        like = packing(shape[1], 32, bits, table) if bits and coded else None
+        index[name] = TensorInfo(shape, 2 * math.prod(shape), like)
+    return index
+
+
+def shares_of(spec: ModelSpec, bits: Literal[4, 8] | None, size: int) -> tuple[float, float]:
+    """The largest rank's weights, and its keys and values, by the whole model's."""
+
+    def planned(spec: ModelSpec, index: Mapping[str, TensorInfo]) -> engine.Bytes:
+        if isinstance(spec, EncoderDecoderSpec):
+            return encoder_decoder.planned_bytes(spec, index, slots=4096, dtype="bfloat16")
+        return engine.planned_bytes(spec, index, slots=4096, dtype="bfloat16")
+
+    index = index_of(spec, bits)
+    whole, ranks = planned(spec, index), (local_spec(spec, rank, size) for rank in range(size))
+    each = [planned(*pair) for pair in zip(ranks, local_indices(spec, index, size), strict=True)]
+    return max(one.weights for one in each) / whole.weights, max(one.kv for one in each) / whole.kv
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_rank_takes_at_most_a_tenth_more_than_its_share(name: str, bits: Literal[4, 8] | None) -> None:
+    """Of weights; of keys and values the share of the heads that it has, in whole."""
+    spec, sizes = SHAPES[name]
+    for size in sizes:
+        weights, kept = shares_of(spec, bits, size)
+        assert weights * size <= 1.07, size
+        groups = spec.num_key_value_heads
+        assert kept == pytest.approx(-(-groups // size) / groups)

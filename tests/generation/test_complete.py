@@ -11,10 +11,12 @@ from hash_engine import HashEngine, hash_model
 from llamachat.core.sampler import token_logprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
-from llamachat.generation.completer import Completer, open_lines, read_grammar, read_prompt, write_json
+from llamachat.generation.completer import Completer
 from llamachat.generation.completion import AnswerSettings
 from llamachat.generation.constraints import from_regex
 from llamachat.generation.jsonl import Lines
+from llamachat.generation.prompting import write_json
+from llamachat.generation.prompts import open_lines, read_format, read_prompt
 from llamachat.models import load
 
 GREEDY = SamplingParams(temperature=0)
@@ -335,7 +337,7 @@ def test_a_prompt_file_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None
 def test_a_grammar_that_is_no_utf_8_is_a_usage_error() -> None:
     for given in ((None, "\udcff", None), (None, None, 'start: "\udcff"')):
         with pytest.raises(UsageError, match="is not UTF-8"):
-            read_grammar(*given)
+            read_format(*given)
 
 
 def test_a_batch_reports_what_is_no_utf_8_in_place_and_reads_a_byte_order_mark(tmp_path: Path) -> None:
@@ -360,13 +362,13 @@ def test_a_schema_or_grammar_is_given_as_text_or_in_a_file(kind: str, tmp_path: 
     text = {"schema": '{"enum": ["a", "b"]}', "grammar": 'start: "a" | "b"'}[kind]
     (tmp_path / "file").write_text(text)
     given: dict[str, str | None] = dict.fromkeys(("schema", "regex", "grammar"))
-    read = [read_grammar(**{**given, kind: each}) for each in (text, str(tmp_path / "file"))]
+    read = [read_format(**{**given, kind: each}) for each in (text, str(tmp_path / "file"))]
     assert read[0] == read[1] is not None
     with pytest.raises(UsageError, match="missing cannot be read"):
-        read_grammar(**{**given, kind: "missing"})
+        read_format(**{**given, kind: "missing"})
     with pytest.raises(UsageError, match="only one of"):
-        read_grammar(**{**given, kind: text, "regex": "a"})
-    assert read_grammar(**given) is None
+        read_format(**{**given, kind: text, "regex": "a"})
+    assert read_format(**given) is None
 
 
 def test_json_is_ascii_where_the_encoding_lacks_characters() -> None:

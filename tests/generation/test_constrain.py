@@ -243,7 +243,7 @@ def test_a_model_without_a_stop_token_ends_where_the_grammar_does() -> None:
         (from_regex, "[a-", "the regular expression cannot be used: unclosed character class; nothing was generated"),
         (from_regex, "(?=a)b", "look-around"),
         (from_schema, "{", "the JSON schema cannot be used: Expecting property name"),
-        (from_schema, "[" * 100_000, "recursion"),
+        (from_schema, "[" * 100_000, "nested too deeply"),
         (from_schema, "[1]", "it is not an object"),
         (from_schema, {"const": 2**53 + 1}, "9007199254740993 is too large"),
         (from_schema, {"const": float("inf")}, "Infinity"),

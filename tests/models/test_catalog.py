@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from llamachat import paths
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Experts, ModelSpec, QuantConfig
-from llamachat.errors import CatalogError, ConfigError
+from llamachat.errors import CatalogError, ConfigError, UsageError
 from llamachat.models import catalog
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, lookup, resolve
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, ServerSource, load_catalog, lookup, resolve
 from llamachat.models.fetch import fetch
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
@@ -223,6 +223,7 @@ def test_a_path_in_the_users_file_may_begin_at_home(
     assert resolve("mine").source == LocalPath(Path("/home/someone/m"))
 
 
+SERVER = 'source = { server = "http://127.0.0.1:8080" }\n'
 WHEEL = (
     '[models.x]\nsource = {{ wheel = "{}", version = "1.0", bytes = 1, sha256 = "{}", '
     'member = "{}", member_bytes = 1, member_sha256 = "{}" }}'
@@ -249,12 +250,17 @@ WRONG = [
     ("[models.x]\n" + HUB + "sampling = { top_p = nan }", "top_p = nan in sampling in .* is not a number"),
     ("[models.x]\n" + HUB + "sampling = { top_k = 1.5 }", "top_k = 1.5 in sampling in .* is not a positive whole"),
     ("[models.x]\n" + HUB + "sampling = 1", "sampling = 1 in .* is no table"),
-    ("[models.x]\ncontext = 1", "source = None in .* names no one place; .*give a wheel, hub or path"),
+    ("[models.x]\ncontext = 1", "source = None in .* names no one place; .*give a wheel, hub, path or server"),
     ('[models.x]\nsource = "x"', "source = 'x' in .* names no one place"),
     ('[models.x]\nsource = { hub = "a/b", path = "c" }', "names no one place"),
     ('[models.x]\nsource = { hub = "a/b", branch = "c" }', "unknown key branch = 'c' in source in"),
     ('[models.x]\nsource = { path = "a\\u0000b" }', "is not a path"),
     ('[models.x]\nsource = { path = "" }', "is not a path"),
+    (
+        "[models.x]\n" + SERVER + "format = 'hf'",
+        r"format in \[models.x\] of .* is not for a server; .*its keys: source",
+    ),
+    ("[models.x]\nsource = { server = 3 }", "server in source in .* is not text"),
     ('[models.x]\nsource = { hub = "../b" }', r"hub = '\.\./b' in .* is not allowed"),
     ('[models.x]\nsource = { hub = "a/b/../c" }', "is not allowed"),
     ('[models.x]\nsource = { hub = "a/b", revision = "../../x" }', "revision = .* is not allowed"),
@@ -288,6 +294,57 @@ def test_a_wrong_file_is_one_line_that_names_key_value_and_file(
     with pytest.raises(ConfigError, match=message) as caught:
         load_catalog()
     assert "\n" not in str(caught.value) and "no model can be looked up" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('server = "ftp://h"', "'ftp://h' is no address of a server"),
+        ('server = "http://h", model = ""', "'' is no model of a server"),
+        ('server = "https://h", insecure = true', "https://h is another machine; its certificate has to be looked at"),
+    ],
+)
+def test_a_server_that_is_none_is_one_line_that_names_the_file(
+    write: Callable[[str], Path], source: str, message: str
+) -> None:
+    write("[models.x]\nsource = { " + source + " }")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_catalog()
+    assert str(caught.value).startswith("source in [models.x] of") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ['key_env = "sk-Abc"', 'key_env = "sk_abc"', 'key = "sk-Abc"', 'key_env = ["sk-Abc"]']
+)
+def test_what_may_be_a_key_is_not_shown(write: Callable[[str], Path], given: str) -> None:
+    write('[models.x]\nsource = { server = "https://h", ' + given + " }")
+    with pytest.raises(ConfigError, match="key") as caught:
+        load_catalog()
+    assert "sk" not in str(caught.value)
+
+
+def test_an_entry_may_be_on_a_server(write: Callable[[str], Path]) -> None:
+    write('[models.x]\nsource = { server = "http://h:1/", model = "a/b c", key_env = "KEY" }\nthink = "off"')
+    entry = resolve("x")
+    assert entry.source == ServerSource("http://h:1/", "a/b c", "KEY") and entry.think == "off"
+    assert resolve(ServerSource("http://h:1/", "a/b c", "KEY").reference).source == ServerSource(
+        "http://h:1/v1", "a/b c"
+    )
+    with pytest.raises(UsageError, match=r"x runs on the server http://h:1/; none of its files are here"):
+        fetch(entry)
+
+
+def test_an_address_without_a_model_has_a_name_too() -> None:
+    entry = resolve("server:http://localhost:1/v1#")
+    assert entry.source == ServerSource("http://localhost:1/v1") and entry.name == "server:http://localhost:1/v1"
+
+
+@pytest.mark.parametrize(
+    "text", ["server:", "server:#x", "server:ftp://h#x", "server:http://a@h#x", "server:http://h#\n"]
+)
+def test_no_servers_model(text: str) -> None:
+    with pytest.raises(UsageError, match="nothing was sent"):
+        resolve(text)
 
 
 def test_bytes_that_are_no_text_are_one_line(write: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import arrays, save_gguf, save_hf, save_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
@@ -67,6 +68,16 @@ def test_what_does_not_fit_is_refused_with_a_remedy_unless_forced(
     assert load(str(folder), force=True).engine.slots == 2048
 
 
+def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_goes_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory.WORKSPACE + 900_000, 1 << 40))
+    with pytest.raises(DoesNotFitError, match=r"of the GPU's memory \(.*--ctx-size 1024"):
+        load(str(folder), device="cuda")
+
+
 def test_context_is_the_models_own_capped_or_as_asked(folder: Path) -> None:
     assert load(str(folder)).engine.slots == 2048
     assert load(str(folder), ctx_size=100).engine.slots == 100
@@ -108,8 +119,6 @@ def test_packed_weights_stay_as_they_are_whatever_the_catalog_says(tmp_path: Pat
 
 @pytest.mark.parametrize(("option", "value"), [("device", "cuda"), ("kv_bits", 7)])
 def test_what_is_not_there_is_refused(folder: Path, option: str, value: object) -> None:
-    import torch
-
     if value == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UsageError):

@@ -13,7 +13,7 @@ import pytest
 from llamachat.chat import persona
 from llamachat.cli import defaults
 from llamachat.errors import ConfigError, DoesNotFitError, UsageError
-from llamachat.generation.completer import open_lines, read_grammar, read_text
+from llamachat.generation.prompts import open_lines, read_format, read_text
 from llamachat.models import catalog
 from llamachat.system import textfile
 from llamachat.system.metadata import read_json
@@ -34,8 +34,8 @@ ENDLESS = [
 READERS: dict[str, Callable[[Path], object]] = {
     "text": read_text,
     "lines": open_lines,
-    "schema": lambda path: read_grammar(str(path), None, None),
-    "grammar": lambda path: read_grammar(None, None, str(path)),
+    "schema": lambda path: read_format(str(path), None, None),
+    "grammar": lambda path: read_format(None, None, str(path)),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_named_pipe_is_waited_for_where_a_text_may_come_from_one(tmp_path: Pat
 
 def test_process_substitution_and_dev_stdin_may_be_named() -> None:
     code = (
-        "import sys; from pathlib import Path; from llamachat.generation.completer import read_text; "
+        "import sys; from pathlib import Path; from llamachat.generation.prompts import read_text; "
         "print(read_text(Path(sys.argv[1])))"
     )
     read = f"{sys.executable} -c '{code}'"
@@ -112,7 +112,7 @@ def test_a_message_of_a_chat_is_bounded_line_by_line_and_in_a_block() -> None:
 PEAK = """
 import json, resource, sys
 from llamachat.system import textfile
-from llamachat.generation.completer import read_given
+from llamachat.generation.prompts import read_given
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 text = read_given(lambda: textfile.read_all(sys.stdin.buffer), "standard input")
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -28,7 +28,7 @@ from llamachat.engines import memory
 from llamachat.engines.torch import engine
 from llamachat.engines.torch.assembly import Assembly
 from llamachat.engines.torch.attention import fused_attention
-from llamachat.engines.torch.engine import Bytes, TorchEngine, chosen_precision
+from llamachat.engines.torch.engine import Bytes, TorchEngine, chosen_precision, free_memory
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.families.t5 import ABSOLUTE, RELATIVE, STACKS, EncoderDecoderSpec, Inner, Stack
@@ -284,8 +284,7 @@ class EncoderDecoderEngine(TorchEngine):
 
     def source_room(self) -> int:
         """See Encoding."""
-        device = self.keys_values.device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available_memory()
+        free = free_memory(self.keys_values.device)
         room = free // (self.processes * source_bytes(self.config, self.model.precision))
         most = self.config.longest_source
         return room if most is None else min(room, most)

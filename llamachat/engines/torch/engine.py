@@ -14,6 +14,7 @@ from llamachat.core.engine import Outputs
 from llamachat.core.model import Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
+from llamachat.engines import memory
 from llamachat.engines.saved import Saved
 from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
@@ -136,6 +137,12 @@ def default_dtype(device: str) -> Dtype:
     if device == "cpu":
         return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def free_memory(device: str | torch.device) -> int:
+    """Bytes that can be had there."""
+    where = torch.device(device)
+    return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else memory.available_memory()
 
 
 def planned_bytes(

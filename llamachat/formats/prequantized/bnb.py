@@ -122,8 +122,9 @@ def _four_bit(parts: dict[str, Array], state: dict[str, Any], rows: int, coded: 
     outer, rest = in_blocks(part, columns, group)
     pairs = taken(_pairs(parts).reshape(rows, columns // group, group // 2), outer)
     codes = np.stack([pairs >> 4, pairs & 15], axis=-1).reshape(len(pairs), -1)
-    numbers = np.arange(rows * columns // group).reshape(rows, -1)  # of the groups
-    scale = _absmax(parts, state, taken(numbers, outer) * group // state["blocksize"])
+    first = np.array(picked(rows, outer.rows))[:, None] * (columns // group)
+    groups = first + np.array(picked(columns // group, outer.columns))
+    scale = _absmax(parts, state, groups * group // state["blocksize"])
     return cut(replace(coded, codes=pack_nibbles(codes), scale=scale), rest)
 
 

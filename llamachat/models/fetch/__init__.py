@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llamachat.errors import CatalogError
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, WheelSource
+from llamachat.errors import CatalogError, UsageError
+from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
 from llamachat.models.fetch.verified import Progress, folder_size
@@ -22,12 +22,15 @@ def locate(entry: ModelEntry) -> Path | None:
             return fetch_hub.locate(source)
         case LocalPath(path):
             return path if path.exists() else None
+        case ServerSource():
+            return None
 
 
 def fetch(entry: ModelEntry, progress: Progress = silent, offline: bool = False) -> Path:
     """The model's file or folder, whole and verified; downloads what is missing unless `offline`.
 
-    Raises CatalogError when source, network or disk are not as they should be. Hub downloads go on where they stopped.
+    Raises CatalogError when source, network or disk are not as they should be, UsageError for a model that a server has. Hub
+    downloads go on where they stopped.
     """
     try:
         match entry.source:
@@ -39,10 +42,18 @@ def fetch(entry: ModelEntry, progress: Progress = silent, offline: bool = False)
                 return path
             case LocalPath(path):
                 raise CatalogError(f"{path} is not there", f"{entry.name} cannot be loaded", "correct your models.toml")
+            case ServerSource() as source:
+                raise elsewhere(entry.name, source)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         cause = f"{entry.name} could not be stored: {error.strerror or error}{place}"
         raise CatalogError(cause, "it was not fetched", "make room or correct the permissions") from error
+
+
+def elsewhere(name: str, source: ServerSource) -> UsageError:
+    """The error for a model of a server, where one has to be here."""
+    cause = f"{name} runs on the server {source.server}"
+    return UsageError(cause, "none of its files are here", "chat and complete can ask it; give another model")
 
 
 def disk_usage(entry: ModelEntry) -> int:
@@ -55,12 +66,16 @@ def disk_usage(entry: ModelEntry) -> int:
             return folder_size(fetch_hub.folder(source))
         case LocalPath(path):
             return path.stat().st_size if path.is_file() else folder_size(path)
+        case ServerSource():
+            return 0
 
 
 def remove(entry: ModelEntry) -> int:
     """Delete what was fetched; returns the bytes freed. Refuses an installed package's file and the user's own."""
     if isinstance(entry.source, LocalPath):
         raise CatalogError(f"{entry.source.path} is your own", "it was not deleted", "delete it yourself")
+    if isinstance(entry.source, ServerSource):
+        raise elsewhere(entry.name, entry.source)
     freed = disk_usage(entry)
     if not freed:
         raise CatalogError(f"{entry.name} is not on this machine", "there is nothing to delete", "")

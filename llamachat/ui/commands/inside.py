@@ -3,29 +3,39 @@
 from collections.abc import Iterator
 
 from llamachat.errors import UsageError
-from llamachat.events import Event, TokenView
+from llamachat.events import Event, Stats, TokenView
 from llamachat.ui.answer import duration
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.text import described, number
-from llamachat.ui.render import percent
+from llamachat.ui.render import percent, rate, unit
 
 
 def _stats(context: Context, argument: str) -> None:
     chat = context.session()
     last = chat.last_stats
-    used = f"{chat.context_used} of {count(chat.context_size, 'token')}"
-    rows = [*described(chat).items(), ("used", f"{used} ({percent(chat.context_used, chat.context_size)})")]
-    if last:
+    rows = [*described(chat).items(), *_used(chat.context_used, chat.context_size)]
+    context.screen.table([*rows, *(_of_last(last) if last else ())])
+
+
+def _used(used: int, size: int) -> Iterator[tuple[str, str]]:
+    """How full the context is, as far as that is known."""
+    if size:
+        yield "used", f"{used} of {count(size, 'token')} ({percent(used, size)})"
+    elif used:
+        yield "used", f"{count(used, 'token')}; of how many is not known"
+
+
+def _of_last(last: Stats) -> Iterator[tuple[str, str]]:
+    """What the last answer took."""
+    if last.counted:
         prompt = f"{count(last.prompt_tokens, 'token')}, {last.reused_tokens} of them already in the cache"
-        answer = count(last.completion_tokens, "token")
-        rows.append(("prompt", f"{prompt}; {last.prefill_s:.2f} s, {last.prefill_tok_s:.1f} tok/s"))
-        if last.thought_tokens:
-            rows.append(
-                ("thought", f"{count(last.thought_tokens, 'token')} of the answer's; {duration(last.thought_s)}")
-            )
-        rows.append(("answer", f"{answer}; {last.decode_s:.2f} s, {last.decode_tok_s:.1f} tok/s"))
-    context.screen.table(rows)
+        yield "prompt", f"{prompt}; {last.prefill_s:.2f} s, {last.prefill_tok_s:.1f} tok/s"
+    else:
+        yield "prompt", f"nobody counted its tokens; {last.prefill_s:.2f} s to the first piece of the answer"
+    if last.thought_tokens:
+        yield "thought", f"{count(last.thought_tokens, unit(last))} of the answer's; {duration(last.thought_s)}"
+    yield "answer", f"{count(last.completion_tokens, unit(last))}; {last.decode_s:.2f} s, {rate(last)}"
 
 
 def _context(context: Context, argument: str) -> None:

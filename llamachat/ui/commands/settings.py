@@ -111,8 +111,9 @@ def _model(context: Context, argument: str) -> None:
     if argument:
         _use_model(context, argument)
     else:
-        context.screen.table(described(context.session()).items())
-        context.screen.table(context.library.models())
+        session = context.session()
+        for rows in (described(session).items(), session.others(), context.library.models()):
+            context.screen.table(rows)
 
 
 def _use_model(context: Context, name: str) -> None:
@@ -123,7 +124,9 @@ def _use_model(context: Context, name: str) -> None:
 
 
 def _model_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
+    session = context.ready()
     if not before:
+        yield from session.others() if session else ()
         yield from context.library.models()
 
 
@@ -185,7 +188,8 @@ SETTINGS = (
         "[NAME]",
         "show the models, or go on with another",
         _model,
-        "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path. The dialog stays.",
+        "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path; in a chat over a server also one of its\n"
+        "models, which go first. The dialog stays.",
         _model_words,
         path=True,
         private=True,

@@ -61,7 +61,7 @@ def number(text: str, what: str, default: int | None = None) -> int:
 
 def described(session: Session) -> dict[str, str]:
     """What runs, as rows. A model named by its path is shown by the end of that: the path has a row of its own."""
-    about = dict(session.describe())
+    about = {key: fact for key, fact in session.describe().items() if fact}
     named_by_path = Path(about.get("file", "")) == Path(about["model"])
     return about | {"model": short_name(about["model"])} if named_by_path else about
 
