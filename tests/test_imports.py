@@ -39,7 +39,19 @@ WITH_TORCH = {
     "llamachat.core.model",
     *(
         f"llamachat.engines.torch.{name}"
-        for name in ("assembly", "attention", "encoder_decoder", "engine", "keys_values", "linear", "lora")
+        for name in (
+            "assembly",
+            "attention",
+            "encoder_decoder",
+            "engine",
+            "keys_values",
+            "linear",
+            "links",
+            "lora",
+            "parallel",
+            "ranks",
+            "workers",
+        )
     ),
 }
 
