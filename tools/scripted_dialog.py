@@ -80,7 +80,7 @@ class Terminal:
         self.child.send(text)
         self.wait(lambda: self.screen.cursor.x > 2, "the typed text")
         self.child.send("\r")
-        self.wait(lambda: not self.idle and self.screen.cursor.x <= 2, "the start of the answer")
+        self.wait(lambda: self._echoed(text), "the sent text")
 
     def fresh(self) -> str:
         """What has come above the prompt since this was last called; it is printed."""
@@ -200,15 +200,15 @@ def opened(home: Path) -> History:
 
 
 def shape(history: History) -> list[tuple[int, int, str, str]]:
-    """Every message: its id, what it follows, who says it, a question's text or how an answer ended."""
+    """Every message: its id, what it follows, who says it, and what, of a question."""
     return [
-        (node.id, node.parent.id if node.parent else 0, node.role, node.text if node.role == "user" else node.reason)
+        (node.id, node.parent.id if node.parent else 0, node.role, node.text if node.role == "user" else "")
         for node in history.tree
     ]
 
 
 def play(arguments: Sequence[str], columns: int, rows: int) -> list[tuple[int, int, str, str]]:
-    """The whole dialog over one backend; the shape of its tree up to the kill, and behind it."""
+    """The whole dialog over one backend; the shape of its tree."""
     with tempfile.TemporaryDirectory() as folder:
         home, fixed = Path(folder), ["--temp", "0", "--seed", "1", "-n", "400", "--system", "You help."]
         first_chat(Terminal([*arguments, *fixed, "--session", NAME], home, columns, rows))
@@ -217,8 +217,9 @@ def play(arguments: Sequence[str], columns: int, rows: int) -> list[tuple[int, i
         second_chat(Terminal([*arguments, *fixed, "--continue"], home, columns, rows))
         history = opened(home)
         check(half.text in {node.text[: len(half.text)] for node in history.tree}, "what was killed is still there")
-        for each in shape(history):
-            print("  ", *each)
+        for node in history.tree:
+            said = node.text if node.role == "user" else f"({node.reason}, {len(node.text)} characters)"
+            print(f"  {node.id:>3} behind {node.parent.id if node.parent else 0:>2}  {node.role:9}  {said}")
         return shape(history)
 
 

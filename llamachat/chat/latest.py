@@ -1,8 +1,8 @@
 """What of a dialog a server is sent: all of it, or its latest turns where that is too long for the model's context.
 
 How many tokens a dialog makes is not known before a server has counted it. The last one that was counted tells how many there
-are to a character, so that most dialogs are shortened before they are refused; those that are refused all the same are
-shortened then.
+are to a character (where nothing is counted, the last answer's pieces do), so that most dialogs are shortened before they are
+refused; those that are refused all the same are shortened then.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from llamachat.events import Evicted
 from llamachat.remote.asking import TooLongError
 
 KEPT = 2  # what stays of a dialog that is shortened makes at most this part of the context
-ANSWER = 8  # this part is left for the answer, or fewer tokens where it may not have so many
+ANSWER = 4  # this part is left for the answer, or fewer tokens where it may not have so many
 FRAME = 16  # characters that count for what a dialog format writes around a message
 
 
@@ -41,6 +41,10 @@ class Latest:
     def counted(self, messages: Sequence[Message], tokens: int) -> None:
         """A server has told how many tokens these make."""
         self._rate = tokens / max(1, _length(messages))
+
+    def supposed(self, pieces: int, characters: int) -> None:
+        """Nothing is counted, and an answer came so: a piece is nearly always a token."""
+        self._rate = self._rate or pieces / max(1, characters)
 
     def fit(self, asked: Asked, most: int | None) -> Evicted | None:
         """Drop what is known not to fit with an answer of at most so many tokens. Raises DoesNotFitError where that stops."""

@@ -15,7 +15,7 @@ from llamachat.core.thoughts import TAGGED
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation.thinking import Tagger
-from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError
+from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError, Usage
 from llamachat.remote.server import Server
 from llamachat.system.web_address import is_loopback
 
@@ -47,9 +47,10 @@ class RemoteBackend:
         where that was asked already. Raises ServerError, and UsageError for an address that is not to be used."""
         self.entry, self.overflow, self._open = entry, overflow, open
         source = self._source
-        self.server = open(Address(source.server, source.model, source.key_env, source.insecure))
-        self.served = self.server.models() if served is None else served
+        address = Address(source.server, source.model, source.key_env, source.insecure)
+        self.served = open(address).models() if served is None else served
         self.model = source.model or (self.served[0].name if len(self.served) == 1 else None)
+        self.server = open(replace(address, model=self.model))
         told = next((each.context for each in self.served if each.name == self.model), None)
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
@@ -157,32 +158,36 @@ class RemoteBackend:
     def _answer(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         """Of as much of the dialog as the server takes; where it takes nothing, all is as before."""
         before, begun = self._latest.begins, False
+        gone = [self._latest.fit(asked, settings.max_tokens)]
         try:
-            if shortened := self._latest.fit(asked, settings.max_tokens):
-                yield shortened
-            while True:
+            while not begun:
                 try:
                     for event in self._reply(asked, settings):
+                        if not begun:
+                            yield from filter(None, gone)
                         begun = True
                         yield event
-                    return
                 except TooLongError as error:
-                    yield self._latest.refused(asked, error)
+                    if begun:
+                        raise
+                    gone.append(self._latest.refused(asked, error))
         except LlamachatError:
             if not begun:
                 self._latest.begins = before
             raise
 
     def _reply(self, asked: Asked, settings: Settings) -> Iterator[Event]:
-        messages, tagger, tokens, pieces = self._latest.messages(asked), Tagger(TAGGED), list[ScoredToken](), 0
+        messages, tagger, tokens = self._latest.messages(asked), Tagger(TAGGED), list[ScoredToken]()
+        pieces = characters = 0
         try:
             for part in self.server.ask(self._question(messages, asked, settings), asked.interrupted):
                 if isinstance(part, Ended):
-                    yield self._ended(part, messages, pieces)
+                    self._learn(part, messages, pieces, characters)
+                    yield self._done(part, pieces)
                     return
                 tokens += part.tokens
                 if part.text:
-                    pieces += 1
+                    pieces, characters = pieces + 1, characters + len(part.text)
                     yield TextDelta(tagger.tag([(part.text, part.thinking)]))
         finally:
             self._keep_scores(asked.answer, tokens)
@@ -198,26 +203,32 @@ class RemoteBackend:
             top_logprobs=ALTERNATIVES if self._scores and self._wanted else None,
         )
 
-    def _ended(self, ended: Ended, messages: Sequence[Message], pieces: int) -> TurnDone:
-        """What is known of the server now, and what the answer took."""
+    def _learn(self, ended: Ended, messages: Sequence[Message], pieces: int, characters: int) -> None:
+        """What is known of the server now."""
         self._scores = self._scores and NO_LOGPROBS not in ended.ignored
         ignored = [each for each in ended.ignored if each not in {NO_LOGPROBS, *self._ignored}]
         self._ignored.update(ignored)
         self._remarks += [*ended.notes, *([f"{self.host} ignores {', '.join(ignored)}"] if ignored else [])]
-        prompt, said, cached = 0, pieces, 0
-        if usage := ended.usage:
-            prompt, said, cached = usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
-            self._latest.counted(messages, prompt)
-        self._used, self._counts = prompt + said if usage else 0, usage is not None
+        if ended.usage:
+            self._latest.counted(messages, ended.usage.prompt_tokens)
+        elif pieces:
+            self._latest.supposed(pieces, characters)
+
+    def _done(self, ended: Ended, pieces: int) -> TurnDone:
+        """What the answer took."""
+        usage = ended.usage or Usage(0, pieces)
+        if ended.usage or ended.reason != "interrupt":  # of a stopped answer no server tells
+            self._counts = ended.usage is not None
+            self._used = usage.prompt_tokens + usage.completion_tokens if self._counts else 0
         stats = Stats(
-            prompt,
-            cached,
-            said,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
             ended.first_s,
             ended.total_s - ended.first_s,
             self.context_used,
             self.context_size,
-            counted=self._counts,
+            counted=ended.usage is not None,
         )
         return TurnDone(stats, ended.reason)
 

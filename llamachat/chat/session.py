@@ -170,15 +170,18 @@ class Session(Dialog):
 
     def use_model(self, name: str) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""
-        if self._another is None:
-            raise UsageError("this chat has one model only")
         self._stop_asked = False
-        backend = self.backend.sibling(name) or self._another(name)
+        backend = self.backend.sibling(name) or self._elsewhere(name)
         backend.check()
         if self._stop_asked:
             raise UsageError("stopped", f"{self.backend.name} stays")
         self._notices += backend.notes
         self._adopt(backend, self.settings)
+
+    def _elsewhere(self, name: str) -> Backend:
+        if self._another is None:
+            raise UsageError("this chat has one model only")
+        return self._another(name)
 
     def others(self) -> Sequence[tuple[str, str]]:
         """Models where this one is, which `use_model` takes by name; each with a word on it."""

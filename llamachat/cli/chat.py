@@ -1,6 +1,7 @@
 """`llamachat chat`: from its flags to a session on the screen."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -10,9 +11,10 @@ from llamachat.cli.loading import given_system, load_model, obtain, think_of
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
 from llamachat.cli.serving import as_saved, chosen
 from llamachat.cli.shell_words import personas, sessions
-from llamachat.errors import UsageError
+from llamachat.errors import CatalogError, UsageError
 
 if TYPE_CHECKING:
+    from llamachat.chat.backend import Backend, Wanted
     from llamachat.chat.persona import Persona
     from llamachat.chat.session import Session
     from llamachat.chat.store import Archive
@@ -115,7 +117,6 @@ class _Opening:
         from llamachat.chat.backend import Wanted, opened
         from llamachat.chat.session import Session
         from llamachat.chat.settings import Settings
-        from llamachat.models import catalog
 
         options = self.options
         wanted = Wanted(
@@ -141,7 +142,7 @@ class _Opening:
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
-            another=lambda name: opened(replace(wanted, entry=catalog.resolve(name), context=None)),
+            another=partial(_another, wanted, backend),
         )
         if self.name:
             chat.open(self.name)
@@ -155,6 +156,20 @@ class _Opening:
         if entry is not self.entry:
             return load_model(replace(self.options, lora=[]), entry)
         return _watched(self.options, entry, self.watch) if self.watch else load_model(self.options, entry)
+
+
+def _another(wanted: "Wanted", first: "Backend", name: str) -> "Backend":
+    """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with."""
+    from llamachat.chat.backend import opened
+    from llamachat.models import catalog
+
+    try:
+        entry = catalog.resolve(name)
+    except CatalogError:
+        if (sibling := first.sibling(name)) is None:
+            raise
+        return sibling
+    return opened(replace(wanted, entry=entry, context=None))
 
 
 def _host(entry: "ModelEntry") -> str:

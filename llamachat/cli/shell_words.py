@@ -4,12 +4,16 @@ Where nothing is offered, the shell offers files.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import typer
 
 from llamachat.errors import LlamachatError
 from llamachat.system.sanitise import sanitise_line
 
 Word = tuple[str, str]
+PATIENCE = 2.0  # seconds that a server may take
 
 
 def _quiet(words: Callable[[], Iterable[Word]], incomplete: str) -> list[Word]:
@@ -23,11 +27,24 @@ def _quiet(words: Callable[[], Iterable[Word]], incomplete: str) -> list[Word]:
         return []
 
 
-def models(incomplete: str) -> list[Word]:
-    """The catalog's."""
+def models(ctx: typer.Context, incomplete: str) -> list[Word]:
+    """The catalog's; of a server that was given, those that it has."""
     from llamachat.chat.persona import Library
 
+    if ctx.params.get("server"):
+        return _quiet(lambda: _served(ctx.params), incomplete)
     return _quiet(Library().models, incomplete)
+
+
+def _served(given: Mapping[str, Any]) -> Iterator[Word]:
+    from llamachat.remote.asking import Address
+    from llamachat.remote.connection import Waits
+    from llamachat.remote.server import Server
+
+    address = Address(given["server"], None, given.get("key_env"), bool(given.get("insecure")))
+    server = Server(address, offline=bool(given.get("offline")), waits=Waits(PATIENCE, PATIENCE, PATIENCE))
+    for model in server.models():
+        yield model.name, f"context {model.context}" if model.context else ""
 
 
 def personas(incomplete: str) -> list[Word]:

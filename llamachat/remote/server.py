@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
+from llamachat.core.detokenize import StopMatcher
 from llamachat.errors import UsageError
 from llamachat.remote import faults, listing, request
 from llamachat.remote.abilities import OTHER, Abilities
@@ -57,7 +59,7 @@ class Server:
         started, first = time.monotonic(), None
         reason: Literal["stop", "length", "interrupt"] = "interrupt"
         with closing(self._pieces(question, reply, ignored, interrupted)) as pieces, suppress(StoppedError):
-            for piece in _echoed(question, pieces):
+            for piece in _echoed(question, _up_to_stops(question, pieces)):
                 first = first or time.monotonic() - started
                 yield piece
             reason = reply.reason or "stop"
@@ -177,6 +179,24 @@ def _echoed(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield piece
     if before is not None:
         yield Piece(before)
+
+
+def _up_to_stops(question: Question, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Up to a stop string: there are servers that give it, too (transformers), or that know of none and go on."""
+    if question.stop and request.echoes(question):
+        yield from islice(pieces, 1)
+    stops, met = StopMatcher(question.stop), False
+    for piece in pieces:
+        if piece.thinking or not question.stop:
+            yield piece
+            continue
+        if met and piece.text:
+            return
+        text, met = stops.add(piece.text)
+        if text or piece.tokens:
+            yield replace(piece, text=text)
+    if held := stops.finish():
+        yield Piece(held)
 
 
 def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -236,6 +236,8 @@ def test_stopping_keeps_the_part_that_came() -> None:
     chat = chat_with(server)
     assert stopped(chat, chat.ask("Is it?"), 2) == ["Ha", "lf"]
     assert said(chat)[-1] == ("assistant", "Half") and chat.history.tree.active.reason == "interrupt"
+    assert chat.last_stats and (chat.last_stats.completion_tokens, chat.last_stats.counted) == (2, False)
+    assert chat.context_size == 400, "of a stopped answer no server tells, which says nothing of the context"
     end(chat.ask("Sure?"))
     assert server.sent[-1][2:] == [("assistant", "Half"), ("user", "Sure?")]
 
@@ -364,7 +366,7 @@ def test_a_dialog_that_is_refused_is_shortened_until_it_is_taken(told: bool) -> 
     server.answers = [[TooLongError("too long")] for _ in range(4)]
     before = [turn.seen for turn in chat.turns()]
     with pytest.raises(DoesNotFitError, match=r"^this turn alone is too long: too long; the message was not sent"):
-        list(chat.ask("y"))
+        next(chat.ask("y"))
     assert [turn.seen for turn in chat.turns()] == before
 
 
@@ -390,6 +392,14 @@ def test_a_told_context_goes_before_the_servers() -> None:
     assert chat.context_size == 90
     server.answers = [["Yes."]]
     assert any(isinstance(event, Evicted) for event in chat.ask("x" * 100))
+
+
+def test_where_nothing_is_counted_the_pieces_of_an_answer_tell_how_long_the_dialog_is() -> None:
+    server = TellingServer(["ab "] * 30, ["Yes."], ended=replace(ended_after(0, 0), usage=None))
+    chat = chat_with(server, context=120)
+    end(chat.ask("x" * 100))
+    events = list(chat.ask("y" * 100))
+    assert Evicted(1, 0, refilled=True) in events and questions(server) == [1, 1]
 
 
 # ---- which model ----
@@ -473,7 +483,7 @@ def test_the_source_says_which_backend_it_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("llamachat.remote.server.Server", server)
     entry = on_server(ServerSource(URL, "one", "KEY"))
     backend = opened(Wanted(entry, lambda _: hash_model(), offline=True))
-    assert isinstance(backend, RemoteBackend) and made == [(Address(URL, "one", "KEY"), True)]
+    assert isinstance(backend, RemoteBackend) and {*made} == {(Address(URL, "one", "KEY"), True)}
     with pytest.raises(
         UsageError, match=r"^127.0.0.1:9 has 2 models: one, two; nothing was asked; choose one with -m NAME$"
     ):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stand_in import document, standing_in
 
 from llamachat.cli.main import main
 
@@ -98,6 +99,16 @@ def test_a_shell_is_offered_what_fits_and_else_its_own_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], offered: list[str]
 ) -> None:
     assert [line for line in asked(monkeypatch, capsys, *words) if line] == offered
+
+
+def test_the_models_of_a_server_are_offered_where_one_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with standing_in([document({"data": [{"id": "zone", "max_model_len": 99}, {"id": "other"}]})]) as server:
+        for words in (["--server", server.url, "-m", "z"], ["complete", "--server", server.url, "--model", "z"]):
+            assert asked(monkeypatch, capsys, *words) == ["zone"]
+        url = server.url
+    assert [line for line in asked(monkeypatch, capsys, "--server", url, "-m", "z") if line] == []
 
 
 def test_zsh_and_fish_are_told_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

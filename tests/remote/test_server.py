@@ -250,6 +250,18 @@ def test_words_of_english_are_no_names() -> None:
     assert len(stand_in.requests) == 1
 
 
+def test_an_answer_ends_before_a_stop_string_that_the_server_gives_or_goes_on_behind() -> None:
+    asked = Question([Message("user", "?")], stop=["STOP"])
+    given = [head(), delta("one ST"), delta("OP"), delta(reason="stop"), DONE]
+    going_on = [head(), delta("one S"), delta("TOP two"), delta(" three"), WAIT]
+    half = [head(), delta("one S"), delta("T"), delta(reason="stop"), DONE]
+    with standing_in(given, going_on, half) as stand_in:
+        server = Server(Address(stand_in.url, "x"))
+        found = [ask(server, asked) for _ in range(3)]
+    assert [text for text, _ in found] == ["one ", "one ", "one ST"]
+    assert {ended.reason for _, ended in found} == {"stop"}
+
+
 def test_an_echo_is_ours_unless_its_logprobs_are_wanted() -> None:
     answer = {"choices": [{"text": " more", "finish_reason": "stop"}]}
     with standing_in([head(), event(answer), DONE]) as stand_in:

@@ -66,6 +66,15 @@ def test_a_chosen_token_that_is_not_among_the_likeliest_comes_last() -> None:
     assert lines[2].split() == ["…", "▏", "0.4%", "'odd'", "←", "chosen"]
 
 
+def test_tokens_without_ids_are_told_apart_by_their_texts() -> None:
+    view = TokenView("b", None, math.log(0.25), (("a", None, math.log(0.5)), ("b", None, math.log(0.25))))
+    lines = alternatives(1, view, 80, PLAIN)
+    assert [line.endswith("← chosen") for line in lines[1:3]] == [False, True]
+    assert lines[3:] == ["probabilities as the server tells them"]
+    rare = alternatives(1, TokenView("c", None, -9.0, view.top), 80, PLAIN)
+    assert rare[3].endswith("'c' ← chosen") and sum("chosen" in line for line in rare) == 1
+
+
 def test_alternatives_take_what_rounding_makes_of_a_certain_token() -> None:
     certain = TokenView("a", 1, 1e-7, (("a", 1, 1e-7),))
     assert "100.0%" in alternatives(1, certain, 80, PLAIN)[1]

@@ -180,6 +180,23 @@ def test_the_stats_line_of_no_token_has_no_first_one() -> None:
     assert stats_line(none) == "stopped · 0 tokens · context 5% of 100"
 
 
+def test_what_is_not_known_of_a_server_is_left_out() -> None:
+    told = Stats(50, 0, 12, 0.21, 0.25, 62, 0)
+    assert stats_line(TurnDone(told, "stop")) == "12 tokens · 44.0 tok/s · first token 0.21 s · context 62 tokens"
+    assert status_line("Tiny", told, 62, 0, scheme="on far") == (
+        "Tiny on far · 44.0 tok/s · first token 0.21 s · context 62 tokens"
+    )
+    untold = Stats(0, 0, 12, 0.21, 0.25, 0, 0, counted=False)
+    assert stats_line(TurnDone(untold, "stop")) == "12 pieces · 44.0 pieces/s · first piece 0.21 s"
+    assert status_line("Tiny", untold, 0, 0) == "Tiny · 44.0 pieces/s · first piece 0.21 s"
+    assert status_line("Tiny", untold, 0, 0, width=28) == "Tiny · 44.0 pieces/s"
+    assert status_line("A-model", untold, 0, 0, width=4) == "A-m…"
+    assert eviction_line(Evicted(2, 0, True)) == (
+        "no longer seen by the model: the 2 oldest turns; the rest was read anew"
+    )
+    assert "the oldest turn" in "".join(shown(Evicted(1, 0)))
+
+
 def test_the_status_line_says_what_there_is_to_say() -> None:
     assert status_line("Tiny", None, 0, 512) == "Tiny · context ░░░░░░░░░░ 0% of 512"
     assert status_line("Tiny", STATS, 256, 512, width=99, scheme="Q4_1", memory="190 MB") == (
