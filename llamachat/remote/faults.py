@@ -74,6 +74,12 @@ def stalled(where: str, seconds: float, begun: bool) -> ServerError:
     return ServerError(f"{where} has sent nothing for {seconds:g} seconds", consequence, AGAIN)
 
 
+def slow(where: str, begun: bool) -> ServerError:
+    """Bytes come, and do not come to an end."""
+    consequence = "the answer is not whole" if begun else "there is no answer"
+    return ServerError(f"{where} takes too long from the first byte to the last", consequence, AGAIN)
+
+
 def unfit(where: str, what: str, begun: bool = False) -> ServerError:
     """What came is not what such a server sends."""
     consequence = "the answer is not whole" if begun else "there is no answer"
