@@ -159,6 +159,8 @@ def test_seconds_and_dates() -> None:
         ({"error": {"message": "Requested tokens (757) exceed context window of 512"}}, 757, 512),
         ({"object": "error", "message": "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens: 4000 tokens from the input messages"}, 5000, 4096),  # noqa: E501
         ({"error": "Context size has been exceeded."}, None, None),
+        ({"error": {"message": "a proxy says: " * 20 + TOO_LONG}}, 639, 512),
+        ({"error": {"message": "too long", "type": "exceed_context_size_error", "n_prompt_tokens": 10**400, "n_ctx": -5}}, None, None),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_is_too_long_says_by_how_much(body: object, prompt: int | None, context: int | None) -> None:
@@ -214,3 +216,10 @@ def test_a_servers_words_are_short_and_harmless() -> None:
     assert said("\x1b[31mred\r\nand \u202eback\x00") == "[31mred and back"
     assert said("x" * 10**7) == "x" * 199 + "…"
     assert said("the key sk-1 is wrong", "sk-1") == "the key *** is wrong"
+    for blanks in range(3980, 4000):  # of which one is shown
+        assert said("x" + " " * blanks + "sk-S3cretS3cretS3cret", "sk-S3cretS3cretS3cret") in (
+            "x ***",
+            "x **",
+            "x *",
+            "x",
+        )
