@@ -213,7 +213,9 @@ def _blocks(connection: Connection, reply: Reply) -> Iterator[bytes]:
     try:
         for block in connection.body():
             yield block
-            connection.begun, connection.done = reply.begun, reply.reason is not None
+            connection.begun = reply.begun
+            if reply.reason is not None:
+                connection.finish()
     except ServerError:
         if reply.reason is None:
             raise
