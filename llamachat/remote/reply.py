@@ -50,7 +50,19 @@ class Reply:
         raise self._unfit(told)
 
     def stream(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
-        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none."""
+        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none.
+
+        What goes wrong behind the end of an answer is no fault of it.
+        """
+        try:
+            yield from self._events(blocks)
+        except (ServerError, faults.RefusedError):
+            if self.reason is None:
+                raise
+        if self.reason is None:
+            raise faults.broken(self._where, self.begun)
+
+    def _events(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         events, size = Events(), 0
         try:
             for block in blocks:
@@ -63,8 +75,6 @@ class Reply:
                         return
         except OverlongError as error:
             raise self._unfit(f"sends an event of more than {LONGEST_EVENT >> 20} MiB") from error
-        if self.reason is None:
-            raise faults.broken(self._where, self.begun)
 
     def whole(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         """The pieces of an answer that is one JSON object."""
@@ -92,8 +102,6 @@ class Reply:
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
-            if self.reason is None:
-                raise faults.broken(self._where, self.begun)
             self.done = True
             return
         chunk = parsed(event.data.encode(), self._where, self.begun)
