@@ -104,10 +104,9 @@ class Reply:
         if event.data.strip() == DONE:
             self.done = True
             return
-        chunk = parsed(event.data.encode(), self._where, self.begun)
         if event.name == "error":
-            raise self._told(chunk)
-        yield from self._chunk(chunk)
+            raise self._told(told(event.data) or "an error")
+        yield from self._chunk(parsed(event.data.encode(), self._where, self.begun))
 
     def _chunk(self, chunk: Mapping[str, Any]) -> Iterator[Piece]:
         if chunk.get("error") or chunk.get("object") == "error":
@@ -212,6 +211,14 @@ def parsed(data: bytes, where: str, begun: bool = False) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise faults.unfit(where, "sends JSON that is no object", begun)
     return value
+
+
+def told(text: str) -> object:
+    """What an error says: as JSON, or as a text, of which a page for browsers says nothing to people."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return "" if text.lstrip().startswith("<") else text
 
 
 def usage(value: object) -> Usage | None:

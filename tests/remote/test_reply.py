@@ -161,6 +161,11 @@ def test_a_text_that_is_not_repeated() -> None:
     assert text(pieces) == "a b c" and [*reply.ignored()] == ["logprobs of the text itself"]
 
 
+def test_an_error_event_may_be_a_plain_text() -> None:
+    with pytest.raises(ServerError, match="reports: overloaded"):
+        read(delta("x"), b"event: error\ndata: overloaded\n\n")
+
+
 def test_tools_and_filters_are_told() -> None:
     call = {"index": 0, "function": {"name": "get_\x1bweather", "arguments": "{}"}}
     _, reply = read(delta(tool_calls=[call]), delta(tool_calls=[call]), delta(reason="tool_calls"))
