@@ -13,7 +13,7 @@ from llamachat.remote.asking import Address, ServerError
 from llamachat.remote.bearer import key
 from llamachat.remote.connection import Connection, Head, Place, Waits
 from llamachat.remote.faults import RefusedError, unfit
-from llamachat.remote.reply import gathered, parsed
+from llamachat.remote.reply import gathered, parsed, told
 from llamachat.system.web_address import check_key_name, is_loopback
 from llamachat.version import VERSION
 
@@ -123,7 +123,7 @@ def context(insecure: bool) -> "ssl.SSLContext":
 
 
 def _error(connection: Connection) -> object:
-    """What comes with an error, of which a page for browsers says nothing to people."""
+    """What comes with an error."""
     data = bytearray()
     connection.finish()
     try:
@@ -133,8 +133,4 @@ def _error(connection: Connection) -> object:
                 break
     except ServerError:
         pass
-    text = data[:LONGEST_ERROR].decode(errors="replace").strip()
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return "" if text.startswith("<") else text
+    return told(data[:LONGEST_ERROR].decode(errors="replace"))

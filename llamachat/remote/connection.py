@@ -28,6 +28,7 @@ POLL = 0.05  # seconds between two looks at whether it is to be given up
 BLOCK = 1 << 16  # bytes that are read at once
 LONGEST_HEADERS = 1 << 16  # bytes
 MOST_PRELIMINARY = 8  # answers of "100 Continue" and its like
+TRIED = 3  # of a host's addresses there is time for, where none answers
 LOOPBACK = ("127.0.0.1", "::1")  # what "localhost" is
 Done = TypeVar("Done")
 
@@ -261,7 +262,7 @@ class _Opening:
         error: OSError | None = None
         for host in self._hosts:
             try:
-                opened = socket.create_connection((host, self._port), timeout=self._seconds)
+                opened = socket.create_connection((host, self._port), timeout=self._seconds / TRIED)
             except (OSError, UnicodeError) as failed:
                 error = error or (failed if isinstance(failed, OSError) else socket.gaierror(str(failed)))
                 continue

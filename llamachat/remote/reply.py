@@ -50,7 +50,19 @@ class Reply:
         raise self._unfit(told)
 
     def stream(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
-        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none."""
+        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none.
+
+        What goes wrong behind the end of an answer is no fault of it.
+        """
+        try:
+            yield from self._events(blocks)
+        except (ServerError, faults.RefusedError):
+            if self.reason is None:
+                raise
+        if self.reason is None:
+            raise faults.broken(self._where, self.begun)
+
+    def _events(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         events, size = Events(), 0
         try:
             for block in blocks:
@@ -63,8 +75,6 @@ class Reply:
                         return
         except OverlongError as error:
             raise self._unfit(f"sends an event of more than {LONGEST_EVENT >> 20} MiB") from error
-        if self.reason is None:
-            raise faults.broken(self._where, self.begun)
 
     def whole(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         """The pieces of an answer that is one JSON object."""
@@ -92,14 +102,11 @@ class Reply:
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
-            if self.reason is None:
-                raise faults.broken(self._where, self.begun)
             self.done = True
             return
-        chunk = parsed(event.data.encode(), self._where, self.begun)
         if event.name == "error":
-            raise self._told(chunk)
-        yield from self._chunk(chunk)
+            raise self._told(told(event.data) or "an error")
+        yield from self._chunk(parsed(event.data.encode(), self._where, self.begun))
 
     def _chunk(self, chunk: Mapping[str, Any]) -> Iterator[Piece]:
         if chunk.get("error") or chunk.get("object") == "error":
@@ -204,6 +211,14 @@ def parsed(data: bytes, where: str, begun: bool = False) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise faults.unfit(where, "sends JSON that is no object", begun)
     return value
+
+
+def told(text: str) -> object:
+    """What an error says: as JSON, or as a text, of which a page for browsers says nothing to people."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return "" if text.lstrip().startswith("<") else text
 
 
 def usage(value: object) -> Usage | None:

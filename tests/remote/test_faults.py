@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from stand_in import DONE, PAUSE, RESET, SAID, WAIT, Script, delta, document, event, head, standing_in
+from stand_in import DONE, PAUSE, RESET, SAID, WAIT, WHOLE, Script, delta, document, event, head, standing_in
 
 from llamachat.core.dialog import Message
 from llamachat.remote.asking import Address, Piece, Question, ServerError, TooLongError
@@ -128,6 +128,22 @@ def test_a_server_that_is_not_there() -> None:
     assert str(error).replace(url, "SERVER") == LINES["it is not there"]
 
 
+def test_a_dead_address_of_a_host_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where IPv6 leads nowhere: a connect to it takes for ever, as to one whose queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as dead, standing_in([WHOLE]) as stand_in:
+        full = [socket.socket() for _ in range(4)]
+        for each in full:
+            each.setblocking(False)
+            each.connect_ex(dead.getsockname())
+        places = [dead.getsockname(), dead.getsockname(), ("127.0.0.1", int(stand_in.url.rpartition(":")[2]))]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+        *_, ended = Server(Address("http://host.example", "x"), waits=Waits(connect=0.6)).ask(HELLO, lambda: False)
+        assert not isinstance(ended, Piece) and ended.reason == "stop"
+        for each in full:
+            each.close()
+
+
 def test_a_host_that_is_not_known() -> None:
     _, error = asked(Server(Address("http://nowhere.invalid", "x"), waits=USUAL))
     assert str(error).replace("http://nowhere.invalid", "SERVER") == LINES["its host is not known"]
@@ -180,7 +196,8 @@ def test_a_server_that_tells_only_without_a_stream_is_asked_without() -> None:
 
 
 def test_what_follows_the_end_is_no_fault() -> None:
-    for rest in ([], [RESET], [WAIT], [b"data: {"], [b": bye\n\n"]):
+    wrong = b"data: {nonsense}\n\n"
+    for rest in ([], [RESET], [WAIT], [b"data: {"], [b": bye\n\n"], [wrong], [event({"error": "the counts"})]):
         with standing_in([head(), *SAID, delta(reason="stop"), PAUSE, *rest]) as stand_in:
             *_, ended = Server(Address(stand_in.url, "x"), waits=USUAL).ask(HELLO, lambda: False)
             assert not isinstance(ended, Piece) and ended.reason == "stop"
