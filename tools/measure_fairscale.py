@@ -169,6 +169,9 @@ class Torchrun:
     def failure(self) -> str:
         return "a process has ended"
 
+    def first_ended(self) -> None:
+        return None
+
     def end(self) -> None:
         pass
 

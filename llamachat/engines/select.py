@@ -255,7 +255,7 @@ def _device(wanted: str, processes: int = 1) -> str:
     import torch
 
     if torch.cuda.is_available():
-        if processes > (count := torch.cuda.device_count()):
+        if 1 < processes > (count := torch.cuda.device_count()):
             cause = f"{processes} processes need a GPU each, there {'is one' if count == 1 else f'are {count}'}"
             raise UsageError(cause, "the model was not loaded", f"use --tensor-parallel {count}, or --device cpu")
         return "cuda"

@@ -44,11 +44,20 @@ every_size = pytest.mark.parametrize("size", SIZES)
 class Nobody:
     """The others, whose processes this module's fixture ends."""
 
+    ended: tuple[int, int] | None = None
+
     def failure(self) -> str:
         return "one has gone"
 
+    def first_ended(self) -> tuple[int, int] | None:
+        return self.ended
+
     def end(self) -> None:
         pass
+
+
+class Gone(Nobody):
+    ended = 1, -9
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +255,35 @@ def test_what_a_process_cannot_load_is_rank_0s_error_too(met: dict[int, ProcessL
         assert in_parts(engine, [5]).shape == (1, 97), "and the processes are as before"
     with pytest.raises(LostError, match="were ended"):
         engine.forward([5], Cache(SLOTS).plan(1), "last")
+
+
+def test_a_step_during_which_a_process_ends_counts_for_nothing(met: dict[int, ProcessLinks], folders: Path) -> None:
+    """On GPUs its part of a sum may be missing, and nothing said."""
+    with parallel(met, 2, saved("qwen3", folders)) as engine:
+        whole, engine.bond.others = engine.bond.others, Gone()
+        with pytest.raises(LostError, match="one has gone; the model cannot go on without it"):
+            engine.forward([5], Cache(SLOTS).plan(1), "last")
+        engine.bond.lost, engine.bond.others = None, whole
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(
+    met: dict[int, ProcessLinks], folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which the others cannot be told to leave: it raises behind it, and the engine goes on."""
+    plan = Cache(SLOTS).plan(1)
+    with parallel(met, 2, saved("qwen3", folders)) as engine:
+        right, forward = engine.forward([5], plan, "last"), engine.engine.forward
+
+        def interrupted(*asked: object) -> Floats:
+            signal.raise_signal(signal.SIGINT)
+            return forward(*asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(engine.engine, "forward", interrupted)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                engine.forward([5], plan, "last")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(engine.forward([5], plan, "last"), right)

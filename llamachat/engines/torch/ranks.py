@@ -91,6 +91,10 @@ class Others(Protocol):
         """What ended one of them, in words; it ends the rest."""
         ...
 
+    def first_ended(self) -> tuple[int, int] | None:
+        """Rank and exit code of one that has ended, and not because another had."""
+        ...
+
     def end(self) -> None:
         """None of them is left then."""
         ...
@@ -108,17 +112,19 @@ class Bond:
         """The others do this as well. What breaks off here cannot be gone on with there, so it ends them. Raises LostError."""
         if self.lost:
             raise self.lost
-        try:
-            with _undisturbed():
+        with _undisturbed():
+            try:
                 tell({"do": what, **told}, self.links)
                 yield
-        except BrokenLinkError as error:
-            self.lost = LostError(self.others.failure(), "the model cannot go on without it", "start again")
-            raise self.lost from error
-        except BaseException:
-            self.lost = LostError("a step was broken off", "the model cannot go on", "start again")
-            self.others.end()
-            raise
+                if self.others.first_ended():  # what was summed may lack its part
+                    raise BrokenLinkError("a process has ended")
+            except BrokenLinkError as error:
+                self.lost = LostError(self.others.failure(), "the model cannot go on without it", "start again")
+                raise self.lost from error
+            except BaseException:
+                self.lost = LostError("a step was broken off", "the model cannot go on", "start again")
+                self.others.end()
+                raise
 
     def close(self) -> None:
         """End the others."""

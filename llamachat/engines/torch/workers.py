@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented there
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, SubprocessContext, start_processes
@@ -24,7 +25,8 @@ from llamachat.errors import LostError, UsageError
 from llamachat.system import environment
 
 PROGRAM = "llamachat.cli.rank_process"
-BEAT = 0.02  # seconds between two looks at who is there
+BEAT = 0.02  # seconds between two looks at who is there,
+WATCH = 0.2  # and at who has gone from GPUs
 PATIENCE = 5.0  # seconds in which a process that has ended is found to have
 GONE = 75  # exit code of a process that lost the others: it is not the one to blame
 CALL = "call"  # what rank 0 says in the store: on which device to join it, or to leave
@@ -56,9 +58,17 @@ class Workers:
         return f"process {rank + 1} of {self.size} ended ({how}){f': {said}' if said else ''}"
 
     def first_ended(self) -> tuple[int, int] | None:
-        """Rank and exit code of a process that has ended; of those, one that did not so because another had."""
+        """See ranks.Others."""
         codes = {number + 1: each.proc.poll() for number, each in self.processes.subprocess_handlers.items()}
         return next(((rank, code) for rank, code in codes.items() if code not in (None, GONE)), None)
+
+    def watch(self, links: ProcessLinks) -> None:
+        """Until they are ended: where one of them ends by itself, what waits for it on a GPU is given up."""
+        while self._finalizer.alive:
+            if self.first_ended():
+                links.abort()
+                return
+            time.sleep(WATCH)
 
     def end(self) -> None:
         """See ranks.Others."""
@@ -88,8 +98,9 @@ class Launched:
         """See ranks.Others."""
         return f"one of the {self.size} processes ended (torchrun tells which)"
 
-    def first_ended(self) -> None:
-        """torchrun ends us all then."""
+    def first_ended(self) -> tuple[int, int] | None:
+        """See ranks.Others. torchrun ends us all then."""
+        return None
 
     def end(self) -> None:
         """See ranks.Others."""
@@ -104,9 +115,12 @@ def join(workers: Workers | Launched, device: str) -> ProcessLinks:
         time.sleep(BEAT)
     stay_on_this_machine()
     try:
-        return ProcessLinks(workers.store, 0, workers.size, device)
+        links = ProcessLinks(workers.store, 0, workers.size, device)
     except BrokenLinkError as error:
         raise LostError(workers.failure(), "the model was not loaded", "start again") from error
+    if device == "cuda" and isinstance(workers, Workers):
+        Thread(target=workers.watch, args=(links,), name="watch", daemon=True).start()
+    return links
 
 
 def dismiss() -> None:
@@ -166,4 +180,10 @@ def _handlers_kept() -> Iterator[None]:
 
 def _end(processes: SubprocessContext, folder: Path) -> None:
     processes.close(signal.SIGKILL if hasattr(signal, "SIGKILL") else None)
+    for (
+        handler
+    ) in processes.subprocess_handlers.values():  # the launcher leaves those open that have ended by themselves
+        for log in (handler._stdout, handler._stderr):
+            if log:
+                log.close()
     shutil.rmtree(folder, ignore_errors=True)
