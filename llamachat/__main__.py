@@ -7,6 +7,12 @@ def main() -> None:
     """Console entry point. Ctrl-C may come, and memory end, while the command itself is being imported."""
     gc.set_threshold(500_000)  # loading makes many objects and no garbage: looking for it took a tenth of the start
     try:
+        from llamachat.engines.world import launched
+
+        if (world := launched()) and world.rank:  # torchrun's others have no command of their own
+            from llamachat.cli.rank_process import of_torchrun
+
+            of_torchrun()
         from llamachat.cli.main import main as command
     except KeyboardInterrupt:
         raise SystemExit(130) from None

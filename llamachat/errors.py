@@ -49,6 +49,10 @@ class CatalogError(ModelError):
     """A model name is unknown, or its files could not be fetched."""
 
 
+class LostError(LlamachatError):
+    """What answers has gone, for good: nothing can be asked of it any more."""
+
+
 class DoesNotFitError(LlamachatError):
     """The weights, the context or the prompt need more than there is."""
 

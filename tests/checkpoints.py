@@ -13,7 +13,10 @@ from gguf_files import write_gguf
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor
+from llamachat.core.tensors import FloatTensor, QuantTensor, Tensor, TensorInfo
+from llamachat.engines.shards import shards
+from llamachat.formats import Checkpoint
+from llamachat.formats.parts import Part, cut, cut_info
 
 State = Mapping[str, torch.Tensor]
 VOCAB_SIZE = 320
@@ -79,6 +82,38 @@ def same_coding(packing: QuantTensor | None, tensor: Tensor) -> None:
     assert (packing.group, packing.bits) == (none.group, none.bits)
     for field in ("codes", "scale", "table", "minimum"):
         np.testing.assert_array_equal(getattr(packing, field), getattr(none, field), strict=True)
+
+
+def same(ours: Tensor, expected: Tensor) -> None:
+    """Of one kind, and every bit of it."""
+    assert type(ours) is type(expected)
+    for field in ("data", "codes", "scale", "minimum", "table", "group", "bits"):
+        a, b = getattr(ours, field, None), getattr(expected, field, None)
+        assert (a is None) == (b is None), field
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+
+
+def as_wholes(checkpoint: Checkpoint) -> None:
+    """What each rank of 2 and of 4 reads, and any other part, is cut of the wholes, and the index says how it is coded."""
+    whole, index = dict(checkpoint.tensors()), checkpoint.index()
+    plans = [shards(checkpoint.config, rank, size) for size in (2, 4) for rank in range(size)]
+    for parts in (*plans, anywhere(index)):
+        found = dict(checkpoint.tensors(parts))
+        assert found.keys() == whole.keys() == parts.keys()
+        for name, tensor in found.items():
+            same(tensor, cut(whole[name], parts[name]))
+            info = cut_info(index[name], parts[name])
+            assert info.shape == tensor.shape
+            same_coding(info.packing, tensor)
+
+
+def anywhere(index: Mapping[str, TensorInfo]) -> dict[str, Part]:
+    """Some rows and columns of each matrix."""
+    random, parts = np.random.default_rng(0), dict[str, Part]()
+    for name, info in index.items():
+        spans = [slice(*sorted(random.choice(length + 1, 2, replace=False).tolist())) for length in info.shape]
+        parts[name] = Part(*spans)
+    return parts
 
 
 def save_tokenizer(folder: Path) -> None:

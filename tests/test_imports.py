@@ -39,7 +39,19 @@ WITH_TORCH = {
     "llamachat.core.model",
     *(
         f"llamachat.engines.torch.{name}"
-        for name in ("assembly", "attention", "encoder_decoder", "engine", "keys_values", "linear", "lora")
+        for name in (
+            "assembly",
+            "attention",
+            "encoder_decoder",
+            "engine",
+            "keys_values",
+            "linear",
+            "links",
+            "lora",
+            "parallel",
+            "ranks",
+            "workers",
+        )
     ),
 }
 
@@ -174,6 +186,22 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert "llamachat.cli.main" in modules and not modules & HEAVY
+
+
+def test_what_runs_here_loads_nothing_of_servers() -> None:
+    """Only what is of a server imports `remote` when it is itself imported."""
+    found = {
+        module
+        for module, file in FILES.items()
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llamachat.remote")
+    }
+    assert {module for module in found if layer(module) != "remote"} == {
+        "llamachat.chat.latest",
+        "llamachat.chat.remote",
+        "llamachat.generation.in_flight",
+        "llamachat.generation.served",
+    }
 
 
 def test_the_readme_reads_the_core_in_an_order_that_imports_only_what_was_read() -> None:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from gpu_models import LAYERS, PEERS, Ours, layer_error, peer
+from gpu_models import LAYERS, PEERS, EngineRunner, Ours, layer_error, peer
+from gpu_parallel import engine, furthest, written
 
 from llamachat.bench.shapes import SHAPES
 from llamachat.bench.work import Course, Runner
@@ -162,6 +163,25 @@ def _planned(spec: ModelSpec, ours: Ours, device: str) -> tuple[int, int]:
     return planned_bytes(spec, ours.index, slots=SLOTS, device=device, dtype="bfloat16", kv_bits=16)
 
 
+def parallel(run: Run, spec: ModelSpec) -> Iterator[list[str]]:
+    """One model over the GPUs that there are, or where there is one or none over two processes on the CPU."""
+    gpus = torch.cuda.device_count()
+    device, count = ("cuda", gpus) if gpus > 1 else ("cpu", 2)
+    with run.part(f"tensor parallel, {count} processes, {device}"), written(spec) as folder:
+        run.needs(60)
+        error = furthest(folder, device, count)
+        right = run.require(f"{count} processes: logits differ by {error:.1e} of the largest", error <= 1e-5)
+        one, several = UNKNOWN, UNKNOWN
+        if device == "cuda":
+            with (
+                engine(folder, device, 1, SLOTS, "bfloat16") as a,
+                engine(folder, device, count, SLOTS, "bfloat16") as b,
+            ):
+                found = laps(device, [EngineRunner(a), EngineRunner(b)])
+                one, several = (f"{statistics.median(speeds):.1f}" for speeds in found)
+        yield [f"{count}, {device}", f"{error:.1e}", right, one, several]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, help="8b on a GPU, else 135m")
@@ -184,6 +204,8 @@ def main() -> int:
         "times faster",
     ]
     table(head, [decode(run, SHAPES[shape], scheme, bandwidth) for scheme in PEERS])
+    head = ["processes", "largest difference of a logit", "right", "tok/s of one", "tok/s of all"]
+    table(head, [*parallel(run, SHAPES["1b" if device == "cuda" else "135m"])])
     for line in run.failed:
         print(f"FAILED: {line}", file=sys.stderr)
     return 1 if run.failed else 0

@@ -11,6 +11,7 @@ import torch
 from llamachat.bench.shapes import Noise
 from llamachat.bench.work import Runner
 from llamachat.core.cache import Cache
+from llamachat.core.engine import Engine
 from llamachat.core.generate import advance, prefill
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import (
@@ -65,28 +66,37 @@ def _bfloat16(shape: tuple[int, ...], noise: Noise) -> Array:
     return np.resize(bits, shape)
 
 
-class Ours:
-    """This project's torch engine."""
+class EngineRunner:
+    """Any engine of this project as a Runner."""
 
-    def __init__(self, spec: ModelSpec, scheme: str, device: str, slots: int) -> None:
-        self.index: dict[str, TensorInfo] = {}  # of what was built
-        tensors = self._noted(weights(spec, scheme))
-        self.engine = TorchEngine.build(spec, tensors, slots=slots, device=device, dtype="bfloat16", kv_bits=16)
-        self.cache, self.vocabulary = Cache(slots), spec.vocab_size
-        idle = 0 if spec.tied_head else self.engine.kernels["embedding"]
-        self.read = self.engine.weight_bytes - idle  # bytes for each token
-
-    def _noted(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors:
-            empty = tensor.rows(slice(0)) if isinstance(tensor, QuantTensor) else None
-            self.index[name] = TensorInfo(tensor.shape, tensor.nbytes, empty)
-            yield name, tensor
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.cache, self.vocabulary = engine, Cache(engine.slots), engine.config.vocab_size
 
     def rewind(self, length: int) -> None:
         self.cache.truncate(length)
 
     def feed(self, ids: list[int]) -> object:
         return (advance if len(ids) == 1 else prefill)(self.engine, self.cache, ids)
+
+
+class Ours(EngineRunner):
+    """The torch engine with random weights."""
+
+    engine: TorchEngine
+
+    def __init__(self, spec: ModelSpec, scheme: str, device: str, slots: int) -> None:
+        self.index: dict[str, TensorInfo] = {}  # of what was built
+        tensors = self._noted(weights(spec, scheme))
+        made = TorchEngine.build(spec, tensors, slots=slots, device=device, dtype="bfloat16", kv_bits=16)
+        super().__init__(made)
+        idle = 0 if spec.tied_head else made.kernels["embedding"]
+        self.read = made.weight_bytes - idle  # bytes for each token
+
+    def _noted(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            empty = tensor.rows(slice(0)) if isinstance(tensor, QuantTensor) else None
+            self.index[name] = TensorInfo(tensor.shape, tensor.nbytes, empty)
+            yield name, tensor
 
 
 class Transformers:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
@@ -14,13 +13,14 @@ from llamachat.api.outputs import Floats, outputs_of
 from llamachat.api.streaming import Stream
 from llamachat.api.text_reader import TextReader
 from llamachat.api.tokenizer import ChatFormat, Dialog, Ids, Message, Tokenizer, listed, parsed, require_list
-from llamachat.checks import require, require_whole
+from llamachat.checks import require_whole
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
 from llamachat.core.engine import Outputs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
 from llamachat.engines.encoding import started
+from llamachat.engines.world import launched
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -111,21 +111,23 @@ class Llama(TextReader):
         """Load a model by path or catalog name (`ckpt_dir` is Meta's word for it); without either, the catalog's default.
 
         tokenizer_path: the tokenizer's file, where it does not lie with the model. max_seq_len: tokens of prompt and answer
-        together. max_batch_size: prompts a call; so many are held at once where memory allows. model_parallel_size: as one
-        process reads all shards of a release, only 1 and the number of shards are right, and neither need be given.
+        together. max_batch_size: prompts a call; so many are held at once where memory allows. model_parallel_size: processes to
+        split the model over, whatever the number of shards in its files; under torchrun its number, and the processes of other
+        ranks do not return from here.
         `options` are those of llamachat.models.load.load (device, engine, dtype, adapters, ...). Raises LlamachatError.
         """
         if path_or_name is not None and ckpt_dir is not None:
             raise UsageError("path_or_name and ckpt_dir were both given", "nothing was loaded", "give one of them")
         given = path_or_name if ckpt_dir is None else ckpt_dir
         name = None if given is None else os.fspath(given)
-        _check_parallel(model_parallel_size, name)
+        _follow_rank_0()
         require_whole("max_batch_size", max_batch_size, 1, MOST_AT_ONCE, UsageError)
         model = load(
             name,
             ctx_size=max_seq_len,
             parallel=max_batch_size,
             tokenizer_path=tokenizer_path,
+            tensor_parallel=model_parallel_size,
             **options,
             prepare=prepare,
             heads=(*USES,),
@@ -376,9 +378,9 @@ def _logprobs(answer: Answer, wanted: _Wanted) -> list[float]:
     return before + [entry.logprob for entry in answer.logprobs]
 
 
-def _check_parallel(size: int | None, path: str | None) -> None:
-    if size is None:
-        return
-    shards = len(list(Path(path).glob("consolidated.*.pth"))) if path is not None else 0
-    allowed = "1" if shards < 2 else f"1 or the checkpoint's {shards} shards, which one process reads"
-    require(size in (1, shards or 1), "model_parallel_size", size, allowed, UsageError)
+def _follow_rank_0() -> None:
+    """In a process that torchrun has started beside rank 0's: do what that does until it ends, and end then."""
+    if (world := launched()) and world.rank:
+        from llamachat.models.rank import of_torchrun
+
+        raise SystemExit(of_torchrun(world, prepare))

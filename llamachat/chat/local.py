@@ -18,7 +18,7 @@ from llamachat.core.sampler import TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import THINKING
 from llamachat.engines.memory import size
-from llamachat.errors import LlamachatError, UsageError, reading
+from llamachat.errors import LlamachatError, LostError, UsageError, reading
 from llamachat.events import AdapterView, Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation import snapshot
 from llamachat.generation.completion import Answer, AnswerSettings
@@ -231,7 +231,7 @@ class LocalBackend:
     def keep(self, dialog: str) -> None:
         """See Backend."""
         if "snapshots" in self.capabilities and (state := self.window.state()):
-            with suppress(OSError):  # a full disk: it is computed anew next time
+            with suppress(OSError, LostError):  # a full disk, an engine that has gone: it is computed anew next time
                 snapshot.save(self._place(dialog), self.model.engine, self.cache, state)
 
     def _place(self, dialog: str) -> Path:

@@ -229,7 +229,7 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
     if plan := fit.entry_plan(entry, options.ctx_size, options.kv_bits):
         watch.plan = memory.describe(plan)
     obtain_files(entry, options.ctx_size, options.kv_bits, options.offline, options.force, watch.progress, prepare)
-    if options.engine != "torch" and options.device != "cuda" and not options.verbose:
+    if options.compiles:
         prepare_native(watch.note)
     watch.line = ""
     return load_model(options, entry, report=watch.note)

@@ -36,7 +36,7 @@ def check_options(options: Loading) -> None:
     if isinstance(options, Options):
         SamplingParams().replace(**options.sampling())
         StopMatcher(options.stop)
-    load.check_options(options.ctx_size, options.kv_bits, None, options.threads)
+    load.check_options(options.ctx_size, options.kv_bits, None, options.threads, options.tensor_parallel)
 
 
 def obtain(options: Loading, entry: "ModelEntry") -> None:
@@ -47,7 +47,7 @@ def obtain(options: Loading, entry: "ModelEntry") -> None:
 
     with shown_progress() as progress:
         load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare)
-    if options.engine != "torch" and options.device != "cuda" and not options.verbose:  # verbose loading says it itself
+    if options.compiles:
         from llamachat.engines.select import prepare_native
 
         prepare_native(note)
@@ -73,6 +73,7 @@ def load_model(
         device=options.device.value,
         engine=options.engine.value,
         threads=options.threads,
+        tensor_parallel=options.tensor_parallel,
         offline=options.offline,
         force=options.force,
         report=(report or note) if options.verbose else None,

@@ -26,6 +26,7 @@ from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
 from llamachat.cli.tag import tag
+from llamachat.engines.world import launched
 from llamachat.errors import LlamachatError, UsageError, lacking
 
 PIPE_CLOSED = 141  # as shells have it: 128 and the number of the signal
@@ -86,6 +87,7 @@ def main() -> None:
     except SystemExit as exit:  # typer's 1 when the reader of a pipe has gone; nobody is there to be told
         code = PIPE_CLOSED if exit.code == 1 else exit.code
     _let_go_of_stdout()
+    _dismiss_others()
     raise SystemExit(code)
 
 
@@ -99,6 +101,14 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # refused where it is read
+
+
+def _dismiss_others() -> None:
+    """Those that torchrun has started may still wait to be called."""
+    if launched():
+        from llamachat.engines.torch.workers import dismiss
+
+        dismiss()
 
 
 def _let_go_of_stdout() -> None:

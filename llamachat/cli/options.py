@@ -12,6 +12,7 @@ import typer
 
 from llamachat.cli.shell_words import models
 from llamachat.engines.select import ENGINES
+from llamachat.engines.world import processes
 
 
 def one_of(kind: str, names: Iterable[str]) -> Any:
@@ -108,9 +109,19 @@ class Loading:
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
+    tensor_parallel: Annotated[
+        int | None,
+        flag("--tensor-parallel", min=1, help="Split the model over N processes, or GPUs.", panel=RUN, metavar="N"),
+    ] = None
     offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
     force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
     verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the native engine may be wanted, and its compiling is to be told; verbose loading tells it itself."""
+        torch = self.engine == "torch" or self.device == "cuda" or processes(self.tensor_parallel) > 1
+        return not (torch or self.verbose)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from llamachat.models.catalog import ModelEntry, ServerSource
     from llamachat.remote.server import Server
 
-NOT_FOR_SERVERS = ("lora", "kv_bits", "device", "engine", "threads", "force")  # which go their own way with these
+# Which go their own way with these:
+NOT_FOR_SERVERS = ("lora", "kv_bits", "device", "engine", "threads", "tensor_parallel", "force")
 
 
 def chosen(ctx: Any, options: Options, *own: str) -> "ModelEntry":

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def size(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1e3:.0f} kB"
     return f"{count / 1e6:.0f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
+
+
+@contextmanager
+def no_room_is_memory_error() -> Iterator[None]:
+    """torch's allocator has no error of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise MemoryError from error
 
 
 def available_memory(root: Path = Path("/")) -> int:

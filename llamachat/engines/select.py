@@ -4,18 +4,21 @@ An engine is a row: what it can do, what it would take, how it is made. Whatever
 nothing heavy.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
+from llamachat.engines.shards import local_indices, local_spec
 from llamachat.errors import UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
+from llamachat.formats.parts import Parts
 
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
@@ -23,13 +26,19 @@ if TYPE_CHECKING:
     from llamachat.engines.native.packed_file import PackedWeights
 
 Report = Callable[[str], None]
-Tensors = Callable[[], Iterator[tuple[str, "Tensor"]]]
-Packer = Callable[[Checkpoint, Tensors, Report], "PackedWeights"]
+Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
+
+
+class Tensors(Protocol):
+    """Reads a checkpoint's weights, or only these parts of them."""
+
+    def __call__(self, parts: Parts | None = None) -> Iterator[tuple[str, "Tensor"]]: ...
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A checkpoint, and how it is to run. `tensors` reads its weights; `pack` packs them, or has them packed already."""
+    """A checkpoint, and how it is to run. `tensors` reads its weights; `pack` packs them, or has them packed already; `opening`
+    (JSON) is what other processes open it by."""
 
     checkpoint: Checkpoint
     tensors: Tensors
@@ -41,6 +50,8 @@ class Wish:
     say: Report
     pack: Packer
     beside: int = 0  # bytes of adapters
+    processes: int = 1
+    opening: Any = None
 
     def plan(self, weights: int, kv: int, workspace: int = memory.WORKSPACE, active: int | None = None) -> memory.Plan:
         """In bytes, beside what this machine, or the device, has."""
@@ -52,20 +63,24 @@ class Wish:
 class EngineKind:
     """An engine's row.
 
-    `own_types`: it computes in types of its own, so no dtype can be asked of it. `supports`: what of a checkpoint it cannot
-    run, in words, or None; raises BuildError where it cannot be had here. `plan`: of the memory that `build` will take.
+    `own_types`: it computes in types of its own, so no dtype can be asked of it. `parallel`: one model can run over several
+    processes. `supports`: what of a checkpoint it cannot run, in words, or None; raises BuildError where it cannot be had here.
+    `plan`: of the memory that `build` will take.
     """
 
     devices: tuple[str, ...]
     own_types: bool
+    parallel: bool
     supports: Callable[[Checkpoint], str | None]
     plan: Callable[[Wish], memory.Plan]
     build: Callable[[Wish], "Engine"]
 
-    def refuses(self, device: str, dtype: Dtype | None) -> str | None:
+    def refuses(self, device: str, dtype: Dtype | None, processes: int = 1) -> str | None:
         """What of these it cannot do, in words."""
         if device not in self.devices:
             return f"runs on the {' and '.join(self.devices).upper()} only"
+        if processes > 1 and not self.parallel:
+            return "runs a model in one process only"
         return "computes in its own types only" if self.own_types and dtype is not None else None
 
 
@@ -90,16 +105,19 @@ def build_engine(
     say: Report,
     pack: Packer = packed,
     beside: int = 0,
+    processes: int = 1,
+    opening: Any = None,
 ) -> "Engine":
     """The first of ENGINES that can, or the one that is asked for; `say` is told when a wish could not be met.
 
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
-    `pack` packs the weights, or has them packed already; `beside` is what adapters take beside them. Raises UsageError for what
-    cannot be combined, DoesNotFitError.
+    `pack` packs the weights, or has them packed already; `beside` is what adapters take beside them. Over several `processes`,
+    `opening` is told to the others. Raises UsageError for what cannot be combined, DoesNotFitError, LostError.
     """
     require_choice("engine", engine, ("auto", *ENGINES), UsageError)
-    wish = Wish(checkpoint, tensors, slots, _device(device), dtype, bits, threads, say, pack, beside)
+    where = _device(device, processes)
+    wish = Wish(checkpoint, tensors, slots, where, dtype, bits, threads, say, pack, beside, processes, opening)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
     memory.check(kind.plan(wish), force)
     return kind.build(wish)
@@ -108,7 +126,7 @@ def build_engine(
 def _can(name: str, asked: bool, wish: Wish) -> bool:
     """Whether this engine can do what is wished; where it was asked for and cannot, UsageError."""
     kind = ENGINES[name]
-    if what := kind.refuses(wish.device, wish.dtype):
+    if what := kind.refuses(wish.device, wish.dtype, wish.processes):
         if asked:
             raise UsageError(f"the {name} engine {what}", "the model was not loaded", f"use --engine {LAST}")
         return False
@@ -177,12 +195,21 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
 
 
 def _torch_plan(wish: Wish) -> memory.Plan:
+    """Of all processes together, which share a machine's memory; or of the one that takes most, where each has a GPU."""
     from llamachat.engines.torch import encoder_decoder, engine
 
-    config, index = wish.checkpoint.config, wish.checkpoint.index()
-    if isinstance(config, EncoderDecoderSpec):
-        return wish.plan(*encoder_decoder.planned_bytes(config, index, **_torch_settings(wish)))
-    return wish.plan(*engine.planned_bytes(config, index, **_torch_settings(wish)))
+    config, count, settings = wish.checkpoint.config, wish.processes, _torch_settings(wish)
+    plans = list[tuple[int, int]]()
+    for rank, index in enumerate(local_indices(config, wish.checkpoint.index(), count)):
+        local = local_spec(config, rank, count)
+        if isinstance(local, EncoderDecoderSpec):
+            plans.append(encoder_decoder.planned_bytes(local, index, **settings))
+        else:
+            plans.append(engine.planned_bytes(local, index, **settings))
+    if wish.device != "cpu":
+        return wish.plan(*max(plans, key=sum))
+    weights, kv = (sum(each) for each in zip(*plans, strict=True))
+    return wish.plan(weights, kv, count * memory.WORKSPACE)
 
 
 def _torch(wish: Wish) -> "Engine":
@@ -191,17 +218,23 @@ def _torch(wish: Wish) -> "Engine":
 
     config, settings = wish.checkpoint.config, _torch_settings(wish)
     kind = EncoderDecoderEngine if isinstance(config, EncoderDecoderSpec) else TorchEngine
-    try:
+    with memory.no_room_is_memory_error():
+        if wish.processes > 1:
+            return _torch_processes(wish)
         return kind.build(config, wish.tensors(), threads=wish.threads, **settings)
-    except RuntimeError as error:
-        if "memory" not in str(error):  # torch's allocator has no error of its own
-            raise
-        raise MemoryError from error
+
+
+def _torch_processes(wish: Wish) -> "Engine":
+    from llamachat.engines.torch.ranks import start
+
+    threads = max(1, (wish.threads or os.cpu_count() or 1) // wish.processes)
+    settings = {**_torch_settings(wish), "threads": threads}
+    return start(wish.checkpoint.config, wish.tensors, wish.processes, wish.opening, settings)
 
 
 ENGINES = {
-    "native": EngineKind(("cpu",), True, _native_supports, _native_plan, _native),
-    "torch": EngineKind(("cpu", "cuda"), False, lambda checkpoint: None, _torch_plan, _torch),
+    "native": EngineKind(("cpu",), True, False, _native_supports, _native_plan, _native),
+    "torch": EngineKind(("cpu", "cuda"), False, True, lambda checkpoint: None, _torch_plan, _torch),
 }
 LAST = [*ENGINES][-1]  # runs all that a family can say
 
@@ -215,13 +248,16 @@ def _free(device: str) -> tuple[str, int]:
     return "the GPU's memory", free_memory(device)
 
 
-def _device(wanted: str) -> str:
-    """cuda or cpu; torch is only asked, and so imported, where there is an NVIDIA driver."""
+def _device(wanted: str, processes: int = 1) -> str:
+    """cuda or cpu; torch is only asked, and so imported, where there is an NVIDIA driver. Each process has a GPU of its own."""
     if wanted == "cpu" or (wanted == "auto" and not _has_driver()):
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
+        if 1 < processes > (count := torch.cuda.device_count()):
+            cause = f"{processes} processes need a GPU each, there {'is one' if count == 1 else f'are {count}'}"
+            raise UsageError(cause, "the model was not loaded", f"use --tensor-parallel {count}, or --device cpu")
         return "cuda"
     if wanted == "cuda":
         raise UsageError("torch finds no CUDA device", "the model was not loaded", "use --device cpu")

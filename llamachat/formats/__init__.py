@@ -50,8 +50,11 @@ class Checkpoint(Protocol):
         ...
 
     def tensors(self, parts: "Parts | None" = None) -> "Iterator[tuple[str, Tensor]]":
-        """Each tensor once, packed or float, mapped where the file allows; of those that are named in `parts`, only that part
-        is read. Raises FormatError on damage."""
+        """Each tensor once, packed or float, mapped where the file allows. Raises FormatError on damage.
+
+        Of those that are named in `parts` no more is read than the blocks that hold the part; or rows that are whole, where
+        bitsandbytes packed a width that 32 does not divide, and one expert's matrix, where a file holds a stack of them.
+        """
         ...
 
     def tokenizer(self) -> Tokenizer:

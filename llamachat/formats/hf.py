@@ -108,7 +108,8 @@ def _called(name: str, head: HeadKind) -> str:
 def _with_head(config: ModelSpec, arrays: dict[str, Array]) -> ModelSpec:
     """A tied model's file may repeat the head, or hold the one matrix under its name.
 
-    A copy is dropped, and one that differs unties the model, as transformers does; so does one that is packed.
+    A copy is dropped, and one that differs unties the model, as transformers does; so does one that is packed. To be compared
+    both are read whole, by each process.
     """
     head, embedding = arrays.get("lm_head.weight"), arrays.get(EMBEDDING)
     if not config.tied_head:

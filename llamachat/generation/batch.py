@@ -18,7 +18,7 @@ from llamachat.core.generate import Interrupted, Logits, Token, never, prefill
 from llamachat.core.sampler import Sampler, token_logprobs
 from llamachat.core.thoughts import Thoughts
 from llamachat.engines.encoding import encoding, started
-from llamachat.errors import LlamachatError
+from llamachat.errors import LlamachatError, LostError
 from llamachat.events import FinishReason
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.models.load import LoadedModel
@@ -200,6 +200,8 @@ class Batch:
             logits = text.answer.prefill()
         except Interrupted:
             self._end(text)
+        except LostError:  # which ends all of them
+            raise
         except LlamachatError as error:
             self._end(text, error)
         else:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
@@ -20,13 +20,15 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine
+from llamachat.engines.world import processes
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.parts import Parts
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
-from llamachat.models.adapters import Adapters, Given, several
+from llamachat.models.adapters import Adapters, Given, reference, several
 from llamachat.models.catalog import LocalPath, ModelEntry
 from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
@@ -48,6 +50,7 @@ LONG = 1 << 18  # characters; texts up to it are encoded at once, whatever they 
 PIECE = 1 << 16  # characters
 SLACK = 64  # tokens
 
+MOST_PROCESSES = 256
 PADDING = 1024  # rows that a model's vocabulary may have beyond its tokenizer's, to be a round number
 
 
@@ -197,6 +200,7 @@ def load(
     engine: str = "auto",
     dtype: Dtype | None = None,
     threads: int | None = None,
+    tensor_parallel: int | None = None,
     offline: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -210,18 +214,18 @@ def load(
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    tensor_parallel: processes to split it over, with all threads or a GPU each; None: those that torchrun has started, or one.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
     folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
     that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
-    check_options(ctx_size, kv_bits, dtype, threads)
+    check_options(ctx_size, kv_bits, dtype, threads, tensor_parallel)
     begin = time.perf_counter()
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
-    checkpoint = _quantized(open_checkpoint(path), prepare)
-    beside = Adapters.opened(checkpoint, [*entry.adapters, *several(adapters)])
-    checkpoint = beside.changed(checkpoint)
+    given = [*entry.adapters, *several(adapters)]
+    checkpoint, beside = opened(path, given, prepare)
     config = checkpoint.config
     require_head(entry.name, config, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
@@ -246,9 +250,20 @@ def load(
         force=force,
         say=say,
         beside=beside.nbytes,
+        processes=processes(tensor_parallel),
+        opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
     )
     beside.bind(ready)
     return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
+
+
+def opened(
+    path: str | os.PathLike[str], adapters: Iterable[Given], prepare: Prepare | None
+) -> tuple[Checkpoint, Adapters]:
+    """The checkpoint as it runs, with the adapters beside it. Raises LlamachatError."""
+    checkpoint = _quantized(open_checkpoint(Path(path)), prepare)
+    beside = Adapters.opened(checkpoint, adapters)
+    return beside.changed(checkpoint), beside
 
 
 def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
@@ -288,17 +303,26 @@ def _built(checkpoint: Checkpoint, slots: int, parallel: int, **options: Any) ->
 
 def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
     try:
-        return build_engine(checkpoint, lambda: _checked(checkpoint), pack=packed_weights.cached, **options)
+        return build_engine(checkpoint, partial(checked, checkpoint), pack=packed_weights.cached, **options)
     except MemoryError as error:
         raise no_memory(f"for {checkpoint.path}") from error
 
 
-def check_options(ctx_size: int | None, kv_bits: int | None, dtype: str | None, threads: int | None) -> None:
+def check_options(
+    ctx_size: int | None,
+    kv_bits: int | None,
+    dtype: str | None,
+    threads: int | None,
+    tensor_parallel: int | None = None,
+) -> None:
     """Raises UsageError for what no machine can do."""
     if ctx_size is not None:
         require_whole("the context size", ctx_size, 1, LARGEST["max_position_embeddings"], UsageError)
     if threads is not None:  # more than there are processors wait for each other, thousands for ever
         require_whole("the number of threads", threads, 1, os.cpu_count() or 1, UsageError)
+    if tensor_parallel is not None:
+        require_whole("the number of processes", tensor_parallel, 1, MOST_PROCESSES, UsageError)
+    processes(tensor_parallel)
     if kv_bits is not None:
         require_choice("kv_bits", kv_bits, get_args(KvBits), UsageError)
     if dtype is not None:
@@ -348,12 +372,12 @@ def _is_packed(checkpoint: Checkpoint) -> bool:
     return any(info.packing is not None for info in checkpoint.index().values())
 
 
-def _checked(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, refusing scales and vectors that are not finite: one such number would spoil every answer."""
-    for name, tensor in checkpoint.tensors():
-        parts = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)
+def checked(checkpoint: Checkpoint, parts: Parts | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, or these parts of them; refuses scales and vectors that are not finite: one would spoil every answer."""
+    for name, tensor in checkpoint.tensors(parts):
+        numbers = (tensor.scale, tensor.minimum) if isinstance(tensor, QuantTensor) else (tensor.data,)
         if isinstance(tensor, QuantTensor) or len(tensor.shape) == 1:
-            for part in parts:
+            for part in numbers:
                 if part is not None and not np.isfinite(to_float32(part)).all():
                     raise FormatError(
                         f"{checkpoint.path}: tensor {name} has values that are not finite", "it is damaged"

@@ -173,7 +173,7 @@ def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
         except KeyboardInterrupt:
             chat.screen.space()
         except LlamachatError as error:
-            if chat.failure():
+            if chat.ends(error):
                 raise
             chat.screen.error(error)
         chat.screen.space()
@@ -198,7 +198,7 @@ def answer_lines(chat: PlainChat, lines: Iterable[str]) -> int:
             try:
                 done = chat.handle(text)
             except LlamachatError as error:
-                if chat.failure():
+                if chat.ends(error):
                     raise
                 chat.screen.error(error)
                 code = code or error.exit_code

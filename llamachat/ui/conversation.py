@@ -98,12 +98,12 @@ class Conversation:
         self._worker = Thread(target=self._work, name="obey", daemon=True)
         self._answering, self._stop_asked = False, False
         self._lock = Lock()  # of these two
-        self._bug: BaseException | None = None  # the worker's
+        self._last: BaseException | None = None  # what the worker ended with
 
     # ---- the whole ----
 
     def run(self) -> int:
-        """Until the person leaves; returns the exit code. Raises what loading raised."""
+        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after."""
         self.screen.banner(self._chat.model)
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
@@ -112,8 +112,8 @@ class Conversation:
         finally:
             ignore_signals()
             self._end()
-        if self._bug:
-            raise self._bug
+        if self._last:
+            raise self._last
         return code
 
     def _begin(self) -> None:
@@ -269,13 +269,14 @@ class Conversation:
                 after = self.leave
             except StillLoadingError:
                 after = partial(self._done, typed)
-            except LlamachatError as error:
+            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
                 if self._chat.failure():
                     return
-                self.screen.error(error)
-            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-                self._bug = error  # not by prompt-toolkit, where an OSError is one of the terminal
-                after = self.leave
+                if isinstance(error, LlamachatError) and not self._chat.ends(error):
+                    self.screen.error(error)
+                else:
+                    self._last = error  # not by prompt-toolkit, where an OSError is one of the terminal
+                    after = self.leave
             self._above.post(after)
 
     def _obey(self, typed: Typed) -> None:

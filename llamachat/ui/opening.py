@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from threading import Thread
 
 from llamachat.chat.session import Session
+from llamachat.errors import LlamachatError, LostError
 from llamachat.ui.render import meter, percent
 
 ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
@@ -54,6 +55,10 @@ class Chat:
     def failure(self) -> BaseException | None:
         """Why there will never be a session."""
         return self.loading.exception() if self.loading.done() else None
+
+    def ends(self, error: LlamachatError) -> bool:
+        """Whether nothing more can be asked, and the error is the chat's last word."""
+        return self.failure() is not None or isinstance(error, LostError)
 
     def close(self) -> None:
         """Let the session write down what it wants to keep."""

@@ -134,6 +134,7 @@ def test_a_sentencepiece_stream_is_its_twin(llama: Llama, text: str, echo: bool)
 
 
 def test_build_takes_metas_arguments_by_place_and_by_name(tmp_path: Path) -> None:
+    """The second runs in two processes, each of which has half of both files."""
     save_meta(tiny_model(), tmp_path, shards=2)
     file = tmp_path / "tokenizer.model"
     by_place = Llama.build(str(tmp_path), str(file), 32, 2, None, 3, force=True)
@@ -164,13 +165,15 @@ def test_a_tokenizer_that_lies_elsewhere_is_taken(tmp_path: Path, spm: Any, sent
         Llama.build(ckpt_dir=home, tokenizer_path=tmp_path / "none.model", max_seq_len=32, force=True)
 
 
-def test_another_number_of_processes_than_shards_is_refused_before_loading(tmp_path: Path) -> None:
+def test_a_number_of_processes_that_cannot_be_is_refused_before_loading(tmp_path: Path) -> None:
     save_meta(tiny_model(), tmp_path, shards=2)
-    for size in (0, 3, -1, "2", 1.5):
-        with pytest.raises(UsageError, match=r"model_parallel_size is .*; allowed is 1 or the checkpoint's 2 shards"):
+    for size in (0, -1, "2", 1.5):
+        with pytest.raises(UsageError, match=r"the number of processes is .*; allowed is a whole number from 1 to 256"):
             Llama.build(ckpt_dir=tmp_path, model_parallel_size=size)
-    with pytest.raises(UsageError, match=r"model_parallel_size is 2; allowed is 1$"):
-        Llama.build("smollm2-135m", model_parallel_size=2)
+    with pytest.raises(
+        UsageError, match=r"4 heads, 4 of keys and values, cannot be split over 5 processes; .*; use 1 to 4"
+    ):
+        Llama.build(ckpt_dir=tmp_path, model_parallel_size=5, force=True)
 
 
 def test_what_cannot_be_built_is_refused_in_one_line(tmp_path: Path) -> None:

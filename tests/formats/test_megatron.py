@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import as_wholes
 from megatron_t5 import Shape, build, forget_distutils, greedy, logits, on_the_cpu, one_process, save
 
 from llamachat import Llama
@@ -95,6 +96,12 @@ def test_logits_are_megatrons_in_chunks_token_by_token_and_side_by_side(folder: 
         engine.encode(each.first, source)
     rows = engine.forward_many(TEXTS, [each.plan(len(text)) for each, text in zip(caches, TEXTS, strict=True)])
     np.testing.assert_allclose(rows, [row[-1] for row in theirs], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["learned, untied", "rope, interleaved", "gated, no biases"])
+def test_parts_are_cut_of_the_wholes(folder: Path, case: str) -> None:
+    save(folder, build(CASES[case]), CASES[case])
+    as_wholes(open_checkpoint(beside(folder, head="embedding") if "untied" in case else folder))
 
 
 @pytest.mark.parametrize("case", ["learned", "rope, half a head", "gated, no biases"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from checkpoints import arrays, same_coding, save_hf, tiny_model
+from checkpoints import arrays, same, same_coding, save_hf, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -37,14 +37,6 @@ def quantized(
         return QuantTensor(rng.integers(-128, 128, shape, np.int8), scales[0], group, 8, minimum=low)
     table = rng.standard_normal(16).astype(np.float32)
     return QuantTensor(rng.integers(0, 256, (rows, columns // 2), np.uint8), scales[0], group, 4, table, low)
-
-
-def same(ours: Tensor, expected: Tensor) -> None:
-    assert type(ours) is type(expected)
-    for field in ("data", "codes", "scale", "minimum", "table", "group", "bits"):
-        a, b = getattr(ours, field, None), getattr(expected, field, None)
-        assert (a is None) == (b is None), field
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
 
 
 def _bfloat16(tensor: torch.Tensor) -> torch.Tensor:

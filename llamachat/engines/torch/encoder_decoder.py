@@ -251,12 +251,12 @@ class EncoderDecoderEngine(TorchEngine):
     config: EncoderDecoderSpec
     model: Decoder
     assembly = StacksAssembly
+    processes = 1  # that take from the same memory
 
     def __init__(self, assembly: Assembly, keys_values: KeysValues) -> None:
         super().__init__(assembly, keys_values)
         self.sources: dict[int, Source] = {}
 
-    @torch.inference_mode()
     def encode(self, first: int, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> None:
         """See Encoding."""
         self.release(first)
@@ -264,16 +264,29 @@ class EncoderDecoderEngine(TorchEngine):
             raise DoesNotFitError(
                 f"the source has {len(ids)} tokens, there is room for {room}", "nothing was computed", "shorten it"
             )
+        self.read(first, ids, interrupted)
+
+    @torch.inference_mode()
+    def read(self, first: int, ids: Sequence[int], interrupted: Callable[[], bool] = never) -> None:
+        """`encode` of what there is room for."""
         self.sources[first] = self.model.read(ids, self._rotations(len(ids)), interrupted)
 
     def release(self, first: int) -> None:
         """See Encoding."""
         self.sources.pop(first, None)
 
+    @staticmethod
+    def check_outputs(outputs: Outputs) -> None:
+        """See TorchEngine."""
+        if outputs != "logits":
+            cause = f"a model that answers a source gives no {outputs.replace('_', ' ')}"
+            raise UsageError(cause, "nothing was computed")
+
     def source_room(self) -> int:
         """See Encoding."""
         free = free_memory(self.keys_values.device)
-        room, most = free // source_bytes(self.config, self.model.precision), self.config.longest_source
+        room = free // (self.processes * source_bytes(self.config, self.model.precision))
+        most = self.config.longest_source
         return room if most is None else min(room, most)
 
     def _rotations(self, count: int) -> list[Rotation]:
@@ -292,10 +305,7 @@ class EncoderDecoderEngine(TorchEngine):
         wanted: Sequence[int] | None,
         outputs: Outputs = "logits",
     ) -> NDArray[np.float32]:
-        if outputs != "logits":
-            raise UsageError(
-                f"a model that answers a source gives no {outputs.replace('_', ' ')}", "nothing was computed"
-            )
+        self.check_outputs(outputs)
         positions, kept = np.concatenate([step.positions for step in steps]), self.keys_values.begin(steps)
         masks = [self._mask(step) for step in steps]
         sources = [self.sources[step.visible[0].start] for step in steps]

@@ -83,6 +83,10 @@ class TorchEngine:
         rows = self._run([ids], [step], [len(ids) - 1] if logits == "last" else None, outputs)
         return rows[..., -1, :] if logits == "last" else rows
 
+    @staticmethod
+    def check_outputs(outputs: Outputs) -> None:
+        """Raises UsageError for those that it has not."""
+
     @torch.inference_mode()
     def forward_many(
         self, ids: Sequence[Sequence[int]], steps: Sequence[CacheStep], outputs: Literal["logits", "hidden"] = "logits"
