@@ -143,6 +143,7 @@ def test_a_configured_server_is_left_with_an_empty_one(run: Run, server: StandIn
         (("--device", "cpu"), 2, "--device is for"),
         (("--engine", "torch"), 2, "--engine is for"),
         (("--threads", "1"), 2, "--threads is for"),
+        (("--tensor-parallel", "2"), 2, "--tensor-parallel is for"),
         (("--force",), 2, "--force is for"),
         (("--think-budget", "9"), 2, "--think-budget is for"),
         (("--cache-prefix", __file__), 2, "--cache-prefix is for"),
