@@ -27,7 +27,9 @@ from llamachat.chat.tree import path
 
 NAME = "scripted"
 SECONDS = 180.0  # that a step may take
-SETTLED = 0.3  # seconds without anything new, after which a command is done
+ANSWERING = ("/regen", "/edit", "/continue")  # commands that answer
+ENDED = r"first (token|piece) |error: |stopped"  # what stands below an answer
+SETTLED = 0.5  # seconds without anything new, after which a command is done
 FLUSHED = 1.5  # seconds after which what came of an answer is on disk
 LONG = "Tell a long story about a sailing boat, with many details."
 LINE = r"error: [^;]+;\s[^;]+"  # what is lacking, and what to do
@@ -92,15 +94,19 @@ class Terminal:
     def say(self, text: str) -> str:
         """Send a text, wait for the next prompt, and return what came."""
         self.begun(text) if not text.startswith("/") else self.child.send(text + "\r")
-        self.wait(lambda: self.idle and self._echoed(text) and self._still(), f"the end of {text!r}")
+        ended = ENDED if not text.startswith("/") or text.startswith(ANSWERING) else ""
+        self.wait(lambda: self.idle and self._echoed(text, ended) and self._still(), f"the end of {text!r}")
         return self.fresh()
 
     def _still(self) -> bool:
         """Whether nothing has come for a while."""
         return time.monotonic() - self._came > SETTLED
 
-    def _echoed(self, text: str) -> bool:
-        return any(text[:30] in line for line in self.lines()[self._shown : -2])
+    def _echoed(self, text: str, ended: str = "") -> bool:
+        """Whether a sent text stands above the prompt, and behind it what an answer ends with."""
+        new = self.lines()[self._shown : -2]
+        at = next((at for at, line in enumerate(new) if text[:30] in line), None)
+        return at is not None and bool(re.search(ended, "\n".join(new[at + 1 :])))
 
     def status(self) -> str:
         print("│ …\n│ " + self.lines()[-1])
@@ -207,10 +213,10 @@ def shape(history: History) -> list[tuple[int, int, str, str]]:
     ]
 
 
-def play(arguments: Sequence[str], columns: int, rows: int) -> list[tuple[int, int, str, str]]:
+def play(arguments: Sequence[str], columns: int, rows: int, tokens: int) -> list[tuple[int, int, str, str]]:
     """The whole dialog over one backend; the shape of its tree."""
     with tempfile.TemporaryDirectory() as folder:
-        home, fixed = Path(folder), ["--temp", "0", "--seed", "1", "-n", "400", "--system", "You help."]
+        home, fixed = Path(folder), ["--temp", "0", "--seed", "1", "-n", str(tokens), "--system", "You help."]
         first_chat(Terminal([*arguments, *fixed, "--session", NAME], home, columns, rows))
         half = path(opened(home).tree.active)[-1]
         check(len(half.text) > 100 and half.reason == "interrupt", f"{len(half.text)} characters of it are on disk")
@@ -227,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, default=80)
     parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=400, help="of an answer: fewer for what is slow")
     own, *backends = _split(sys.argv[1:])
     given = parser.parse_args(own)
     if not backends:
@@ -234,7 +241,7 @@ def main() -> None:
     shapes = []
     for arguments in backends:
         print(f"\n######## {' '.join(arguments)} ({given.columns} columns)")
-        shapes.append(play(arguments, given.columns, given.rows))
+        shapes.append(play(arguments, given.columns, given.rows, given.tokens))
     if len(shapes) > 1:
         print()
         check(all(each == shapes[0] for each in shapes), "the tree has the same shape over each backend")

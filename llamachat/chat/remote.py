@@ -41,16 +41,14 @@ class RemoteBackend:
         overflow: "Overflow" = "roll",
         *,
         context: int | None = None,
-        served: Sequence[ServedModel] | None = None,
     ) -> None:
-        """`entry` is a server's. `context`: tokens, where a person knows better than the server. `served`: what the server has,
-        where that was asked already. Raises ServerError, and UsageError for an address that is not to be used."""
+        """`entry` is a server's. `context`: tokens, where a person knows better than the server. Raises ServerError, and
+        UsageError for an address that is not to be used."""
         self.entry, self.overflow, self._open = entry, overflow, open
         source = self._source
-        address = Address(source.server, source.model, source.key_env, source.insecure)
-        self.served = open(address).models() if served is None else served
+        self.server = open(Address(source.server, source.model, source.key_env, source.insecure))
+        self.served = self.server.models()
         self.model = source.model or (self.served[0].name if len(self.served) == 1 else None)
-        self.server = open(replace(address, model=self.model))
         told = next((each.context for each in self.served if each.name == self.model), None)
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
@@ -261,7 +259,7 @@ class RemoteBackend:
         if all(each.name != name for each in self.served):
             return None
         entry = on_server(replace(self._source, model=name))
-        return RemoteBackend(entry, self._open, self.overflow, served=self.served)
+        return RemoteBackend(entry, self._open, self.overflow)
 
     def _several(self) -> str:
         names = [each.name for each in self.served]

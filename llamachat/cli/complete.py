@@ -156,13 +156,17 @@ class _Wanted:
 
     def served(self, source: "ServerSource") -> "ServedCompleter":
         """By a server, of which, at most, the names of its models are asked."""
+        from llamachat.generation.prompting import check_stops
         from llamachat.generation.served import ServedCompleter
 
+        if self.followed:
+            check_stops(self.options.stop)
         if self.echo and not self.raw:
             cause = "how a dialog is written for the model, which --echo shows, only the server knows"
             raise UsageError(cause, "nothing was asked", "leave --echo out, or add --raw")
         server = connect(source, self.options.offline)
-        name = server.model_name() if self.entry.name == source.reference else self.entry.name
+        asked = server.model_name()
+        name = asked if self.entry.name == source.reference else self.entry.name
         interrupted = count_interrupts()
         system = self.entry.system if self.system is None else self.system
         settings = self._settings()

@@ -222,7 +222,8 @@ class Configured(TyperCommand):
 
 def source_of(ctx: Any, name: str) -> str:
     """Of STRENGTH: where a parameter's value comes from."""
-    return str(ctx.get_parameter_source(name).name)
+    source = ctx.get_parameter_source(name)
+    return str(source.name) if source else "DEFAULT"  # half a line, of which a shell asks how it may go on
 
 
 def _settle_server(ctx: Any) -> None:

@@ -24,6 +24,7 @@ CHAT = examples(
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
     ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
     ("llamachat --temp 0 --seed 1", "the same answers each time"),
+    ("llamachat --server http://localhost:8080 -m NAME", "over an OpenAI-compatible server"),
     ("llamachat --persona pirate", "see /help persona in a chat"),
     ("llamachat chat < questions.txt", "off a terminal each line is a message"),
     note=f"{DEFAULTS}\n\n{CODES}",
@@ -35,6 +36,7 @@ COMPLETE = examples(
     ("llamachat complete --raw 'Once upon a time' -n 50", "continue plain text"),
     ("llamachat complete --regex 'yes|no' 'Is Rome in Italy?'", "nothing but such an answer; also --schema, --grammar"),
     ("llamachat complete --jsonl prompts.jsonl -o answers.jsonl", "a batch, run together; --resume goes on with it"),
+    ("llamachat complete --server http://localhost:8080 'Hi.'", "ask a server; its key: --key-env VARIABLE"),
     note=f"{TEXTS}\n\n{DEFAULTS}\n\n{CODES}",
 )
 EMBED = examples(

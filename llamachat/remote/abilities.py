@@ -17,6 +17,7 @@ class Abilities:
 
     penalties: tuple[str, ...]  # its names for the repetition penalty; none: it has none
     extras: frozenset[Extra] = frozenset({"top_k", "min_p"})
+    own: frozenset[str] = frozenset()  # what it has other defaults for than none: said also where none is wanted
     regex: tuple[str, ...] = ()  # keys that take a regular expression
     lark: tuple[str, ...] = ()  # keys that take a grammar in lark's notation
     effort: bool = False  # thinking is a matter of `reasoning_effort`, rather than of its template
@@ -34,8 +35,15 @@ OTHER = Abilities(("repetition_penalty", "repeat_penalty"))
 KINDS: Mapping[str, Abilities] = {  # by `owned_by`
     "vllm": VLLM,
     "sglang": Abilities(("repetition_penalty",), regex=("regex",)),
-    "llamacpp": Abilities(("repeat_penalty",), text_schema="json_schema"),  # llama-server; its `grammar` is GBNF
-    "me": Abilities(("repeat_penalty",), schema="json_object", text_schema=None),  # llama-cpp-python
+    "llamacpp": Abilities(  # llama-server; its `grammar` is GBNF
+        ("repeat_penalty",), own=frozenset({"top_k", "min_p"}), text_schema="json_schema"
+    ),
+    "me": Abilities(  # llama-cpp-python; it would penalise repetition by 1.1
+        ("repeat_penalty",),
+        own=frozenset({"top_k", "min_p", "repetition_penalty"}),
+        schema="json_object",
+        text_schema=None,
+    ),
     "library": Abilities((), frozenset(), effort=True, text_schema=None),  # ollama
     "organization_owner": Abilities(("repeat_penalty",), frozenset({"top_k"})),  # LM Studio
 }

@@ -132,9 +132,9 @@ def _sampling(params: SamplingParams, abilities: Abilities) -> dict[str, Any]:
     if params.seed is not None:
         sent["seed"] = params.seed
     for key in ("presence_penalty", "frequency_penalty", *sorted(abilities.extras)):
-        if getattr(params, key) != getattr(NEUTRAL, key):
+        if key in abilities.own or getattr(params, key) != getattr(NEUTRAL, key):
             sent[key] = getattr(params, key)
-    if params.repetition_penalty != NEUTRAL.repetition_penalty:
+    if "repetition_penalty" in abilities.own or params.repetition_penalty != NEUTRAL.repetition_penalty:
         sent |= dict.fromkeys(abilities.penalties, params.repetition_penalty)
     if params.logit_bias:
         bias = {str(token): max(value, LEAST_BIAS) for token, value in params.logit_bias.items()}

@@ -42,12 +42,14 @@ class Server:
     def models(self) -> Sequence[ServedModel]:
         """Those that it has. Raises ServerError, and UsageError for a key that is missing."""
         with self._open():
-            return listing.listed(self._list(self._is_closed))
+            self._listed = self._list(self._is_closed)
+            return listing.listed(self._listed)
 
     def model_name(self) -> str:
-        """Of the model that is asked: the one named, or the only one. Raises ServerError, and UsageError for several."""
+        """Of the model that is asked: the one named, or the only one. The list is asked for, which tells the kind of server, too.
+        Raises ServerError, and UsageError for several."""
         with self._open():
-            return self._model(Question(), self._is_closed)[0]
+            return self._model(self._is_closed, listing_helps=True)[0]
 
     def ask(self, question: Question, interrupted: Callable[[], bool]) -> Generator[Piece | Ended, None, None]:
         """The answer as it comes: pieces, then how it ended. Raises ServerError before the first piece or behind any.
@@ -89,7 +91,7 @@ class Server:
             return self._closed or interrupted()
 
         path = "/chat/completions" if question.text is None else "/completions"
-        model, abilities = self._model(question, stopped)
+        model, abilities = self._model(stopped, request.particular(question))
         ignored += request.missing(question, abilities)
         whole = request.body(question, model, abilities)
         while True:
@@ -139,10 +141,10 @@ class Server:
                 names = [model.name for model in listing.listed(self._list(stopped))]
         return faults.refusal(self._client.name, refused, self.address.key_env, self._client.secret(), names)
 
-    def _model(self, question: Question, stopped: Callable[[], bool]) -> tuple[str, Abilities]:
+    def _model(self, stopped: Callable[[], bool], listing_helps: bool) -> tuple[str, Abilities]:
         """The model's name, and what can be asked of it. The list is asked for once, and only where it matters."""
         name = self.address.model
-        if name is not None and not request.particular(question):
+        if name is not None and self._listed is None and not listing_helps:
             return name, OTHER
         try:
             found = self._listed = self._listed or self._list(stopped)

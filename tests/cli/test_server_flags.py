@@ -17,6 +17,7 @@ from llamachat import Llama
 from llamachat.cli.main import main
 from llamachat.errors import UsageError
 
+LISTED = [document({"data": [{"id": "x"}]})]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -43,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def server() -> Iterator[StandIn]:
+    """All that it gives is an answer, for its models too, of which it thus tells nothing."""
     with standing_in([WHOLE]) as stand_in:
         yield stand_in
 
@@ -70,7 +72,7 @@ def test_text_goes_to_stdout_alone(run: Run, server: StandIn) -> None:
 def test_plain_text_is_gone_on_with(run: Run) -> None:
     pieces = [event({"choices": [{"index": 0, "text": text, "finish_reason": None}]}) for text in (" one", " two")]
     last = event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
-    with standing_in([head(), *pieces, last, DONE]) as server:
+    with standing_in(LISTED, [head(), *pieces, last, DONE]) as server:
         assert run(*ask(server, "--raw")) == (0, " one two\n", "")
         assert (
             server.requests[-1].line.startswith("POST /v1/completions") and server.requests[-1].body["prompt"] == "hi"
@@ -122,8 +124,7 @@ def test_the_key_of_an_entry_goes_to_its_server_alone(run: Run, server: StandIn,
     assert run("complete", "hi", "-m", f"server:{server.url}#big")[0] == 0 and key_of(server) is None
     assert run(*ask(server))[0] == 0 and key_of(server) is None
     write(tmp_path, "config.toml", "model = 'home'\n")
-    listed = [document({"data": [{"id": "x"}]})]
-    with standing_in(listed, [WHOLE]) as other:
+    with standing_in(LISTED, [WHOLE]) as other:
         assert run("complete", "hi", "--server", other.url)[0] == 0 and key_of(other) is None
 
 
@@ -213,7 +214,7 @@ def test_a_batch_keeps_order_and_tells_faults_in_place(run: Run, tmp_path: Path)
     lines = "".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(3))
     broken = [head(), delta("half"), RESET]
     (tmp_path / "in").write_text(lines)
-    with standing_in([WHOLE], broken, [WHOLE]) as server:
+    with standing_in(LISTED, [WHOLE], broken, [WHOLE]) as server:
         code, out, _ = run(
             "complete", "--jsonl", str(tmp_path / "in"), "--server", server.url, "-m", "x", "--parallel", "1"
         )
@@ -225,7 +226,7 @@ def test_a_batch_waits_where_the_server_says_so_and_can_be_gone_on_with(run: Run
     (tmp_path / "in").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     results = tmp_path / "out"
     busy = document({"error": {"message": "slow down"}}, 429, "Retry-After: 0")
-    with standing_in([busy], [WHOLE]) as server:
+    with standing_in(LISTED, [busy], [WHOLE]) as server:
         flags = (
             "--jsonl",
             str(tmp_path / "in"),
@@ -242,13 +243,13 @@ def test_a_batch_waits_where_the_server_says_so_and_can_be_gone_on_with(run: Run
         assert (code, out, err.count("\n")) == (0, "", 1) and "busy" in err
         results.write_text(results.read_text().splitlines(keepends=True)[0])
         asked = len(server.requests)
-        assert run("complete", *flags, "--resume") == (0, "", "") and len(server.requests) == asked + 1
+        assert run("complete", *flags, "--resume") == (0, "", "") and len(server.requests) == asked + 2
     assert len(results.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_fault_in_the_middle_keeps_what_came_and_is_3(run: Run, as_json: bool) -> None:
-    with standing_in([head(), delta("half an"), RESET]) as server:
+    with standing_in(LISTED, [head(), delta("half an"), RESET]) as server:
         code, out, err = run(*ask(server, *["--json"] * as_json))
     assert (code, err.count("\n")) == (3, 1)
     assert (json.loads(out)["text"] if as_json else out.rstrip("\n")) == "half an"
@@ -256,7 +257,7 @@ def test_a_fault_in_the_middle_keeps_what_came_and_is_3(run: Run, as_json: bool)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_ctrl_c_keeps_what_came_and_is_130(tmp_path: Path) -> None:
-    with standing_in([head(), delta("so far"), WAIT]) as server:
+    with standing_in(LISTED, [head(), delta("so far"), WAIT]) as server:
         command: list[Any] = [sys.executable, "-P", "-m", "llamachat", *ask(server)]
         environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
         with subprocess.Popen(command, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, env=environment) as process:

@@ -311,12 +311,28 @@ def test_the_only_model_is_taken_and_among_several_one_is_to_be_named() -> None:
     assert sent(Question(HELLO), owned("vllm", "llama"), model=None)["model"] == "llama"
     with standing_in(owned("vllm", "llama")) as stand_in:
         assert Server(Address(stand_in.url)).model_name() == "llama"
-        assert Server(Address(stand_in.url, "qwen")).model_name() == "qwen" and len(stand_in.requests) == 1
+        assert Server(Address(stand_in.url, "qwen")).model_name() == "qwen"
+        assert [request.line.split()[0] for request in stand_in.requests] == ["GET", "GET"]
     with (
         standing_in(owned("vllm", "llama", "qwen")) as stand_in,
         pytest.raises(UsageError, match="2 models: llama, qwen"),
     ):
         ask(Server(Address(stand_in.url)), Question(HELLO))
+
+
+def test_a_servers_own_defaults_are_told_that_none_is_wanted() -> None:
+    for owner, keys in (
+        ("me", {"top_k", "min_p", "repeat_penalty"}),
+        ("llamacpp", {"top_k", "min_p"}),
+        ("vllm", set()),
+    ):
+        with standing_in(owned(owner), WHOLE_SCRIPT) as stand_in:
+            server = Server(Address(stand_in.url, "x"))
+            assert server.model_name() == "x"
+            ask(server, Question(HELLO, sampling=PLAIN))
+        body = stand_in.requests[-1].body
+        assert body.keys() & {"top_k", "min_p", "repeat_penalty", "repetition_penalty"} == keys
+        assert [body[key] for key in sorted(keys)] == [{"repeat_penalty": 1.0}.get(key, 0) for key in sorted(keys)]
 
 
 def test_a_server_without_a_list_is_asked_all_the_same() -> None:
