@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from llamachat.core.generate import advance
 from llamachat.core.spec import KvBits
 from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.saved import Saved
+from llamachat.engines.select import ENGINES, Wish, packed
 from llamachat.engines.torch.encoder_decoder import EncoderDecoderEngine
 from llamachat.engines.torch.engine import TorchEngine
 from llamachat.engines.torch.links import ProcessLinks, stay_on_this_machine
@@ -135,6 +137,11 @@ def test_a_process_holds_its_share_of_the_weights(size: int, met: dict[int, Proc
     with parallel(met, size, path) as engine:
         assert engine.weight_bytes <= 1.1 / size * alone(path).weight_bytes
         assert engine.kv_bytes == alone(path).kv_bytes / size
+    found = checkpoint(path, None)
+    wish = Wish(found, found.tensors, SLOTS, "cpu", "float32", None, 1, print, packed)
+    one, several = (ENGINES["torch"].plan(replace(wish, processes=number)) for number in (1, size))
+    assert (one.weights, several.kv, several.workspace) == (alone(path).weight_bytes, one.kv, size * one.workspace)
+    assert one.weights <= several.weights <= 1.1 * one.weights, "planned is what all of them take"
 
 
 @pytest.mark.parametrize("case", ["t5", "v1.1"])

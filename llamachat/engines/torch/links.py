@@ -96,9 +96,10 @@ def _broken() -> Iterator[None]:
 
 
 def stay_on_this_machine() -> None:
-    """Have gloo talk over the loopback interface, unless another was chosen."""
+    """Have gloo talk over the loopback interface, unless another was chosen, or torchrun has started some of us elsewhere."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    if loopback := next((name for name in ("lo", "lo0") if name in names), None):
+    elsewhere = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE")) != os.environ.get("WORLD_SIZE")
+    if (loopback := next((name for name in ("lo", "lo0") if name in names), None)) and not elsewhere:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
