@@ -37,6 +37,11 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_count(value: object) -> TypeGuard[int]:
+    """True for a number of tokens that there can be in a context."""
+    return is_whole(value) and 0 <= value <= LARGEST["max_position_embeddings"]
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """True for a finite float, or an int (no bool) that fits into one."""
     return math.isfinite(value) if isinstance(value, float) else is_whole(value) and abs(value) < 10**300

@@ -4,6 +4,7 @@ CASES: what a family's class is called there, its settings, and the changes unde
 knows fewer ways); None: no file of that kind is such a model's.
 """
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import transformers
 from gguf_files import add_value, interleaved
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Tensor
@@ -261,3 +263,23 @@ def _scalars(config: Any, arch: str) -> Settings:
         return {name: getattr(config, their) for name, their in zip(names, theirs, strict=True)}
     names = ("attn_logit_softcapping", "final_logit_softcapping")
     return {name: getattr(config, name) for name in names if getattr(config, name, None)}
+
+
+def microscaled(folder: Path) -> dict[str, Any]:
+    """gpt-oss's own form of the experts' matrices, random, written over those that transformers saved; what they stand for."""
+    arrays, random = load_file(folder / "model.safetensors"), np.random.default_rng(3)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    meant = dict[str, Any]()
+    for name in [name for name in arrays if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        stack, width, height = arrays.pop(name).shape
+        blocks = random.integers(0, 256, (stack, height, width // 32, 16), np.uint8)
+        scales = random.integers(122, 125, (stack, height, width // 32), np.uint8)
+        arrays |= {f"{name}_blocks": torch.from_numpy(blocks), f"{name}_scales": torch.from_numpy(scales)}
+        values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+        both = np.stack((blocks & 15, blocks >> 4), -1).reshape(*scales.shape, 32)
+        numbers = np.where(both & 8, -1, 1) * values[both & 7] * np.exp2(scales.astype(np.float32) - 127)[..., None]
+        meant[name] = numbers.reshape(stack, height, width).swapaxes(1, 2).astype(np.float32)
+    save_file(arrays, folder / "model.safetensors")
+    return meant

@@ -188,6 +188,22 @@ def test_help_loads_nothing_heavy() -> None:
     assert "llamachat.cli.main" in modules and not modules & HEAVY
 
 
+def test_what_runs_here_loads_nothing_of_servers() -> None:
+    """Only what is of a server imports `remote` when it is itself imported."""
+    found = {
+        module
+        for module, file in FILES.items()
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llamachat.remote")
+    }
+    assert {module for module in found if layer(module) != "remote"} == {
+        "llamachat.chat.latest",
+        "llamachat.chat.remote",
+        "llamachat.generation.in_flight",
+        "llamachat.generation.served",
+    }
+
+
 def test_the_readme_reads_the_core_in_an_order_that_imports_only_what_was_read() -> None:
     text = (TESTS.parent / "README.md").read_text()
     files = re.findall(r"`(\w+)\.py`", text.split("in this order:")[1].split("It runs a model by itself")[0])

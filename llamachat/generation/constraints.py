@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,12 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, ModelError
 from llamachat.generation.grammars import Matcher, RefusedError, Vocabulary, process
 from llamachat.generation.prompts import schema_text, unusable
-from llamachat.remote.asking import Format
+
+if TYPE_CHECKING:
+    from llamachat.remote.asking import Format
 
 
-def compiled(wanted: Format) -> str:
+def compiled(wanted: "Format") -> str:
     """The grammar of what an answer must follow. Raises UsageError."""
     return {"schema": from_schema, "regex": from_regex, "lark": from_lark}[wanted.kind](wanted.text)
 

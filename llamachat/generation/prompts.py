@@ -6,12 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from llamachat.errors import DoesNotFitError, UsageError, reason
 from llamachat.generation.jsonl import utf8
-from llamachat.remote.asking import Format
 from llamachat.system import textfile
+
+if TYPE_CHECKING:
+    from llamachat.remote.asking import Format
 
 
 def read_prompt(argument: str | None, file: Path | None, what: str = "prompt") -> str:
@@ -49,17 +51,21 @@ def read_given(read: Callable[[], bytearray], where: str) -> str:
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
-def read_format(schema: str | None, regex: str | None, grammar: str | None) -> Format | None:
+def read_format(schema: str | None, regex: str | None, grammar: str | None) -> "Format | None":
     """What --schema, --regex or --grammar asks for; schemas and grammars may be in files."""
     if sum(given is not None for given in (schema, regex, grammar)) > 1:
         raise UsageError("only one of --schema, --regex and --grammar can be followed", remedy="give one of them")
+    if schema is regex is grammar is None:
+        return None
+    from llamachat.remote.asking import Format
+
     if schema is not None:
         inline = schema.lstrip().startswith(("{", "["))
         return Format("schema", schema_text(schema if inline else read_text(Path(schema))))
     if grammar is not None:
         inline = re.search(r"^\s*start\s*:", grammar, re.MULTILINE) is not None
         return Format("lark", utf8(grammar, "--grammar") if inline else read_text(Path(grammar)))
-    return None if regex is None else Format("regex", utf8(regex, "--regex"))
+    return Format("regex", utf8(regex or "", "--regex"))
 
 
 def schema_text(schema: object) -> str:

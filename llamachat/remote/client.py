@@ -13,15 +13,15 @@ from llamachat.remote.asking import Address, ServerError
 from llamachat.remote.bearer import key
 from llamachat.remote.connection import Connection, Head, Place, Waits
 from llamachat.remote.faults import RefusedError, unfit
-from llamachat.remote.reply import gathered, parsed
+from llamachat.remote.reply import gathered, parsed, told
 from llamachat.system.web_address import check_key_name, is_loopback
 from llamachat.version import VERSION
 
 if TYPE_CHECKING:
     import ssl
 
-LONGEST_LIST = 16 << 20  # bytes of a list of models
-LISTING_S = 30.0  # for a list of models
+LONGEST_LIST = 4 << 20  # bytes of a list of models
+LISTING_S = 30.0  # for all of a list of models
 LONGEST_ERROR = 1 << 16  # bytes of what comes with an error
 
 
@@ -49,17 +49,17 @@ class Client:
         stopped: Callable[[], bool],
         longest: float = math.inf,
     ) -> Iterator[tuple[Connection, Head]]:
-        """The head of an answer, and the connection that its body is on; `longest`: seconds until it begins, at most.
+        """The head of an answer, and the connection that its body is on; `longest`: seconds until it ends, at most.
 
         Raises RefusedError for another status than 200, UsageError, ServerError, StoppedError.
         """
-        waits = replace(self._waits, first=min(self._waits.first, longest))
+        waits = replace(self._waits, first=min(self._waits.first, longest), whole=longest)
         data = b"" if body is None else json.dumps(body, ensure_ascii=False).encode(errors="replace")
         with Connection(self._place, waits, stopped, self._tls()) as connection:
             head = connection.send(method, path, self._headers(body is not None), data)
             if head.status != 200:
                 raise RefusedError(head.status, head.headers, _error(connection))
-            if head.headers.get("content-encoding", "identity") != "identity":
+            if head.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
                 raise unfit(self.name, "compresses its answer, which was not asked for")
             yield connection, head
 
@@ -123,8 +123,9 @@ def context(insecure: bool) -> "ssl.SSLContext":
 
 
 def _error(connection: Connection) -> object:
-    """What comes with an error, of which a page for browsers says nothing to people."""
-    data, connection.done = b"", True
+    """What comes with an error."""
+    data = bytearray()
+    connection.finish()
     try:
         for block in connection.body():
             data += block
@@ -132,8 +133,4 @@ def _error(connection: Connection) -> object:
                 break
     except ServerError:
         pass
-    text = data[:LONGEST_ERROR].decode(errors="replace").strip()
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return "" if text.startswith("<") else text
+    return told(data[:LONGEST_ERROR].decode(errors="replace"))

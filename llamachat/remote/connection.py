@@ -4,6 +4,7 @@ h11 (https://h11.readthedocs.io) speaks HTTP/1.1 and bounds its headers; this mo
 redirect is followed, nothing unpacked, no cookie kept, and neither .netrc nor a proxy taken from the environment.
 """
 
+import math
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ POLL = 0.05  # seconds between two looks at whether it is to be given up
 BLOCK = 1 << 16  # bytes that are read at once
 LONGEST_HEADERS = 1 << 16  # bytes
 MOST_PRELIMINARY = 8  # answers of "100 Continue" and its like
+TRIED = 3  # of a host's addresses there is time for, where none answers
 LOOPBACK = ("127.0.0.1", "::1")  # what "localhost" is
 Done = TypeVar("Done")
 
@@ -42,7 +44,8 @@ class Waits:
     connect: float = 10.0
     first: float = 600.0
     between: float = 60.0
-    after: float = 5.0  # behind the last piece, for the counts of tokens
+    after: float = 5.0  # behind the last piece, for the counts of tokens; in all
+    whole: float = math.inf  # for all of an answer
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Head:
 class Connection:
     """Use it as a context; leaving that closes it. Of one thread. Whatever fails is a ServerError.
 
-    `begun`: a piece of the answer has come, so that the wait for the next is a shorter one. `done`: all that matters has.
+    `begun`: a piece of the answer has come, so that the wait for the next is a shorter one.
     """
 
     def __init__(self, place: Place, waits: Waits, stopped: Callable[[], bool], tls: "ssl.SSLContext | None") -> None:
@@ -88,7 +91,9 @@ class Connection:
         self._place, self._waits, self._stopped, self._tls = place, waits, stopped, tls
         self._protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEADERS)
         self._socket: socket.socket | None = None
-        self.begun = self.done = False
+        self.begun = False
+        self._heard = False  # any byte has come
+        self._last = math.inf  # when the last byte that is waited for must have come, however many come before it
 
     def __enter__(self) -> "Connection":
         return self
@@ -109,7 +114,11 @@ class Connection:
         request = h11.Request(method=method, target=self._place.path + path, headers=sent)
         out = [request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage()]
         self._write(b"".join(self._protocol.send(event) or b"" for event in out))
-        return self._head()
+        asked = time.monotonic()
+        self._last = asked + self._waits.first
+        found = self._head()
+        self._last = asked + self._waits.whole
+        return found
 
     def body(self) -> Iterator[bytes]:
         """What follows the head, as it comes; it is whole when this ends."""
@@ -119,6 +128,10 @@ class Connection:
             if not isinstance(event, h11.Data):
                 raise faults.broken(self._place.name, self.begun)
             yield bytes(event.data)
+
+    def finish(self) -> None:
+        """All that matters has come; what follows may take `after` seconds in all."""
+        self._last = min(self._last, time.monotonic() + self._waits.after)
 
     def _connect(self) -> None:
         opening = _Opening(self._place, self._waits.connect)
@@ -191,13 +204,19 @@ class Connection:
     def _read(self) -> bytes:
         """The next bytes; none: the server has closed the connection."""
         assert self._socket is not None
-        seconds = self._waits.after if self.done else self._waits.between if self.begun else self._waits.first
+        seconds, now = self._waits.between if self.begun else self._waits.first, time.monotonic()
         try:
-            return self._until(time.monotonic() + seconds, lambda: self._socket.recv(BLOCK))  # type: ignore[union-attr]
+            if now >= self._last:
+                raise TimeoutError
+            data = self._until(min(now + seconds, self._last), lambda: self._socket.recv(BLOCK))  # type: ignore[union-attr]
         except TimeoutError as error:
+            if self._heard and time.monotonic() >= self._last:
+                raise faults.slow(self._place.name, self.begun) from error
             raise faults.stalled(self._place.name, seconds, self.begun) from error
         except OSError as error:
             raise faults.broken(self._place.name, self.begun) from error
+        self._heard = True
+        return data
 
     def _until(self, end: float, act: Callable[[], Done]) -> Done:
         """What an act on the socket gives, which times out each POLL seconds. Raises TimeoutError at the end."""
@@ -243,7 +262,7 @@ class _Opening:
         error: OSError | None = None
         for host in self._hosts:
             try:
-                opened = socket.create_connection((host, self._port), timeout=self._seconds)
+                opened = socket.create_connection((host, self._port), timeout=self._seconds / TRIED)
             except (OSError, UnicodeError) as failed:
                 error = error or (failed if isinstance(failed, OSError) else socket.gaierror(str(failed)))
                 continue

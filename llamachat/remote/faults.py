@@ -6,10 +6,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llamachat.checks import is_whole
+from llamachat.checks import is_count
 from llamachat.remote.asking import ServerError, TooLongError
 
 LONGEST_SAYING = 200  # characters of a server's own words that are shown
+LONGEST_READ = 20 * LONGEST_SAYING  # of which it is looked at what they say
 LONGEST_WAIT = 7 * 86400.0  # seconds of a Retry-After that are believed
 MOST_NAMES = 8  # of models, in an error
 BUSY = (429, 503, 529)
@@ -27,9 +28,10 @@ ASKED = re.compile(r"(?:request|requested|resulted in|a total of)\b\D{0,12}(\d{1
 
 def said(text: object, secret: str | None = None) -> str:
     """A server's words as they may be shown: at most 200 characters of one line, without the key."""
-    words = str(text)[: 20 * LONGEST_SAYING]
-    if secret:
+    words = str(text)
+    if secret:  # before anything is cut, which might leave a part of it
         words = re.sub(re.escape(secret), "***", words, flags=re.I)
+    words = words[:LONGEST_READ]
     line = " ".join("".join(each if each.isprintable() else " " for each in words).split()).rstrip(".")
     return line if len(line) <= LONGEST_SAYING else line[: LONGEST_SAYING - 1] + "…"
 
@@ -74,6 +76,12 @@ def stalled(where: str, seconds: float, begun: bool) -> ServerError:
     return ServerError(f"{where} has sent nothing for {seconds:g} seconds", consequence, AGAIN)
 
 
+def slow(where: str, begun: bool) -> ServerError:
+    """Bytes come, and do not come to an end."""
+    consequence = "the answer is not whole" if begun else "there is no answer"
+    return ServerError(f"{where} takes too long from the first byte to the last", consequence, AGAIN)
+
+
 def unfit(where: str, what: str, begun: bool = False) -> ServerError:
     """What came is not what such a server sends."""
     consequence = "the answer is not whole" if begun else "there is no answer"
@@ -86,23 +94,25 @@ class RefusedError(Exception):
     def __init__(self, status: int, headers: Mapping[str, str], body: object) -> None:
         super().__init__(status)
         self.status, self.headers, self.body = status, headers, body
+        self.words = message_of(body)[:LONGEST_READ] if body else ""
 
     def named(self, keys: Collection[str]) -> set[str]:
         """Which of a question's keys it is about. What is too long is not a matter of any."""
-        if self.status not in (200, 400, 422, 500, 501) or too_long(self.status, message_of(self.body), self.body):
+        if self.status not in (200, 400, 422, 500, 501) or too_long(self.status, self.words, self.body):
             return set()
-        words, param = message_of(self.body), details(self.body).get("param")
-        return {key for key in keys if key == param or _names(words, key)}
+        param = details(self.body).get("param")
+        return {key for key in keys if key == param or _names(self.words, key)}
 
     def others(self, keys: Collection[str], names: Mapping[str, str]) -> set[str]:
         """Which of them are to go by another name, which it tells."""
-        words = message_of(self.body)
-        return {key for key in self.named(keys) if key in names and _names(words, names[key]) and self.of_any_value}
+        return {
+            key for key in self.named(keys) if key in names and _names(self.words, names[key]) and self.of_any_value
+        }
 
     @property
     def of_any_value(self) -> bool:
         """Whether it is the key that is refused, not what it was to be."""
-        return bool(UNKNOWN.search(message_of(self.body)))
+        return bool(UNKNOWN.search(self.words))
 
 
 def _names(words: str, key: str) -> bool:
@@ -142,7 +152,7 @@ def refusal(
     status, none = refused.status, "there is no answer"
     words = said(message_of(refused.body), secret) if refused.body else ""
     says = f": {words}" if words else ""
-    if (tokens := too_long(status, words, refused.body)) is not None:
+    if (tokens := too_long(status, refused.words, refused.body)) is not None:
         remedy = "shorten what is asked, or start the server with more context"
         return TooLongError(f"it is too long for {where}{says}", none, remedy, prompt=tokens[0], context=tokens[1])
     if status == 200:
@@ -203,8 +213,8 @@ def too_long(status: int, words: str, body: object) -> tuple[int | None, int | N
         return None
     asked, room = more.get("n_prompt_tokens"), more.get("n_ctx")
     return (
-        asked if is_whole(asked) else _count(ASKED, words),
-        room if is_whole(room) else _count(ROOM, words),
+        asked if is_count(asked) else _count(ASKED, words),
+        room if is_count(room) else _count(ROOM, words),
     )
 
 

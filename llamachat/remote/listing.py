@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamachat.checks import LARGEST, is_whole
+from llamachat.checks import is_count
 from llamachat.remote import abilities
 from llamachat.remote.abilities import Abilities
 from llamachat.remote.asking import ServedModel
@@ -38,5 +38,5 @@ def _context(entry: Mapping[str, Any]) -> int | None:
     meta = entry.get("meta")
     told = [entry.get(key) for key in CONTEXT]
     told += [meta.get("n_ctx"), meta.get("n_ctx_train")] if isinstance(meta, Mapping) else []
-    right = (each for each in told if is_whole(each) and 0 < each <= LARGEST["max_position_embeddings"])
+    right = (each for each in told if is_count(each) and each)
     return next(right, None)

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from io import StringIO
 from typing import Any, Literal
 
-from llamachat.checks import is_whole
+from llamachat.checks import is_count
 from llamachat.remote import faults
 from llamachat.remote.asking import NO_LOGPROBS, Piece, Question, ServerError, Usage
 from llamachat.remote.request import echoes
@@ -14,6 +15,8 @@ from llamachat.remote.sse import LONGEST_EVENT, Event, Events, OverlongError
 LONGEST_BODY = 64 << 20  # bytes of an answer that comes as one
 LONGEST_STREAM = 256 << 20  # bytes of one that comes in events
 LONGEST_TEXT = 16 << 20  # characters of an answer and of what is thought before it
+MOST_SCORES = 1 << 20  # tokens and alternatives of an answer
+MOST_VALUES = 2 << 20  # of one JSON, each of which takes some 80 bytes
 FAILED = ("error", "abort")  # reasons to end that are none
 DONE = "[DONE]"
 
@@ -27,9 +30,9 @@ class Reply:
         self.usage: Usage | None = None
         self.notes: list[str] = []
         self.done = False  # nothing more is to come
-        self._said: list[str] = []
-        self._length = 0
-        self._thought = self._scored = self._called = self._mute = False
+        self._said = StringIO()
+        self._length = self._scores = 0
+        self._thought = self._called = self._mute = False
 
     @property
     def begun(self) -> bool:
@@ -47,7 +50,19 @@ class Reply:
         raise self._unfit(told)
 
     def stream(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
-        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none."""
+        """The pieces of a stream of events. Raises ServerError where it ends too early, or is none.
+
+        What goes wrong behind the end of an answer is no fault of it.
+        """
+        try:
+            yield from self._events(blocks)
+        except (ServerError, faults.RefusedError):
+            if self.reason is None:
+                raise
+        if self.reason is None:
+            raise faults.broken(self._where, self.begun)
+
+    def _events(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         events, size = Events(), 0
         try:
             for block in blocks:
@@ -60,8 +75,6 @@ class Reply:
                         return
         except OverlongError as error:
             raise self._unfit(f"sends an event of more than {LONGEST_EVENT >> 20} MiB") from error
-        if self.reason is None:
-            raise faults.broken(self._where, self.begun)
 
     def whole(self, blocks: Iterable[bytes]) -> Iterator[Piece]:
         """The pieces of an answer that is one JSON object."""
@@ -73,7 +86,7 @@ class Reply:
     def ignored(self) -> Iterator[str]:
         """What was asked for and, as the answer shows, was not done."""
         question = self._question
-        if question.top_logprobs is not None and not self._scored and self._said:
+        if question.top_logprobs is not None and not self._scores and self._said.tell():
             yield NO_LOGPROBS
         if self._mute:
             yield "logprobs of the text itself"
@@ -84,44 +97,49 @@ class Reply:
 
     def _follows_json(self) -> bool:
         """Whether the answer is JSON or, where it was cut off, begins as JSON does."""
-        text = "".join(self._said).strip()
+        text = self._said.getvalue().strip()
         return _is_json(text) if self.reason == "stop" else not text or text[0] in '{["-0123456789tfn'
 
     def _event(self, event: Event) -> Iterator[Piece]:
         if event.data.strip() == DONE:
-            if self.reason is None:
-                raise faults.broken(self._where, self.begun)
             self.done = True
             return
-        chunk = parsed(event.data.encode(), self._where, self.begun)
         if event.name == "error":
-            raise self._told(chunk)
-        yield from self._chunk(chunk)
+            raise self._told(told(event.data) or "an error")
+        yield from self._chunk(parsed(event.data.encode(), self._where, self.begun))
 
     def _chunk(self, chunk: Mapping[str, Any]) -> Iterator[Piece]:
-        if chunk.get("error"):
+        if chunk.get("error") or chunk.get("object") == "error":
             raise self._told(chunk)
         self.usage = usage(chunk.get("usage")) or self.usage
         choices = chunk.get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(first, Mapping) or first.get("index", 0) != 0:
-            return
-        for piece in self._pieces(first):
-            self._length += max(len(piece.text), 1)
-            if self._length > LONGEST_TEXT:
-                raise self._unfit(f"sends an answer of more than {LONGEST_TEXT >> 20} million characters")
-            self._thought |= piece.thinking
-            self._scored |= bool(piece.tokens)
-            self._said += [] if piece.thinking else [piece.text]
-            yield piece
-        self._ends(first.get("finish_reason"))
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, Mapping) and not choice.get("index"):
+                for piece in self._pieces(choice):
+                    self._count(piece)
+                    yield piece
+                self._ends(choice.get("finish_reason"))
+                return
+
+    def _count(self, piece: Piece) -> None:
+        """Raises ServerError for more than anyone can want."""
+        self._length += max(len(piece.text), 1)
+        if self._length > LONGEST_TEXT:
+            raise self._unfit(f"sends an answer of more than {LONGEST_TEXT >> 20} million characters")
+        self._scores += sum(1 + len(token.top) for token in piece.tokens)
+        if self._scores > MOST_SCORES:
+            raise self._unfit(f"sends more than {MOST_SCORES >> 20} million logprobs")
+        self._thought |= piece.thinking
+        if not piece.thinking:
+            self._said.write(piece.text)
 
     def _pieces(self, choice: Mapping[str, Any]) -> Iterator[Piece]:
         """Of a chat's part or whole, or of a plain text's; whichever it is."""
         part = next((choice[key] for key in ("delta", "message") if isinstance(choice.get(key), Mapping)), choice)
-        thought = clean(part.get("reasoning_content")) or clean(part.get("reasoning"))
-        text = clean(part.get("content")) or clean(part.get("text"))
-        tokens = scored(choice.get("logprobs"), self._question.top_logprobs or 0)
+        content, top = part.get("content"), self._question.top_logprobs
+        thought = clean(part.get("reasoning_content")) or clean(part.get("reasoning")) or _words(content, "thinking")
+        text = _words(content, "text") or clean(part.get("text")) or clean(part.get("refusal"))
+        tokens = scored(choice.get("logprobs"), top) if top is not None else ()
         self._calls(part)
         if thought:
             yield Piece(thought, thinking=True, tokens=() if text else tokens)
@@ -154,11 +172,11 @@ class Reply:
         self.notes.append(f"the model calls the tool {shown!r}: tools are not run")
 
     def _ends(self, reason: object) -> None:
-        if reason is None:
+        if not isinstance(reason, str) or not reason:  # some say "" as long as there is none
             return
         if reason in FAILED:
             raise self._told(f"the answer ended with {reason!r}")
-        if reason == "content_filter":
+        if reason == "content_filter" and self.reason is None:
             self.notes.append("the server's filter ended the answer")
         self.reason = "length" if reason in ("length", "max_tokens") else "stop"
 
@@ -184,6 +202,8 @@ def gathered(blocks: Iterable[bytes], where: str, longest: int) -> bytes:
 
 def parsed(data: bytes, where: str, begun: bool = False) -> dict[str, Any]:
     """The JSON object that bytes hold. Raises ServerError."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise faults.unfit(where, f"sends JSON of more than {MOST_VALUES >> 20} million values", begun)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -193,16 +213,32 @@ def parsed(data: bytes, where: str, begun: bool = False) -> dict[str, Any]:
     return value
 
 
+def told(text: str) -> object:
+    """What an error says: as JSON, or as a text, of which a page for browsers says nothing to people."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return "" if text.lstrip().startswith("<") else text
+
+
 def usage(value: object) -> Usage | None:
     """The counts of tokens; None where they are none."""
     if not isinstance(value, Mapping):
         return None
     counts = [value.get("prompt_tokens"), value.get("completion_tokens")]
-    if not all(is_whole(count) and count >= 0 for count in counts):
+    if not all(map(is_count, counts)):
         return None
     more = value.get("prompt_tokens_details")
     cached = more.get("cached_tokens") if isinstance(more, Mapping) else 0
-    return Usage(counts[0], counts[1], cached if is_whole(cached) and cached > 0 else 0)  # type: ignore[arg-type]
+    return Usage(counts[0], counts[1], cached if is_count(cached) else 0)  # type: ignore[arg-type]
+
+
+def _words(content: object, kind: Literal["text", "thinking"]) -> str:
+    """A text, or all of this kind among the parts of one, as Mistral sends them: thoughts are parts of their own."""
+    if not isinstance(content, list):
+        return clean(content) if kind == "text" else ""
+    parts = [each.get(kind) for each in content if isinstance(each, Mapping) and each.get("type") == kind]
+    return "".join(clean(part) if kind == "text" else _words(part, "text") for part in parts)
 
 
 def _starts(tokens: Iterable[Any]) -> list[int]:

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from llamachat.checks import is_whole
+from llamachat.checks import is_count, is_number, is_whole
 from llamachat.remote.asking import Alternative, ScoredToken
+
+ROUNDING = 0.01
 
 
 def scored(value: object, top: int) -> tuple[ScoredToken, ...]:
@@ -33,7 +35,7 @@ def _token(entry: Mapping[str, Any], top: int) -> ScoredToken:
 
 def _alternative(entry: Mapping[str, Any]) -> Alternative:
     number = entry.get("id")
-    return Alternative(_text(entry), logprob(entry.get("logprob")), number if is_whole(number) else None)
+    return Alternative(_text(entry), logprob(entry.get("logprob")), number if is_count(number) else None)
 
 
 def _text(entry: Mapping[str, Any]) -> str:
@@ -64,11 +66,8 @@ def _falling(alternatives: Sequence[Alternative], top: int) -> tuple[Alternative
 
 
 def logprob(value: object) -> float:
-    """nan for what is none."""
-    try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return math.nan
+    """The logarithm of a probability, which is above 0 by rounding alone; nan for what is none."""
+    return min(float(value), 0.0) if is_number(value) and value < ROUNDING else math.nan
 
 
 def clean(text: object) -> str:

@@ -209,11 +209,9 @@ def _until(stopped: Callable[[], bool], pieces: Iterator[Piece]) -> Iterator[Pie
 
 
 def _blocks(connection: Connection, reply: Reply) -> Iterator[bytes]:
-    """What comes, until the answer has ended: what goes wrong behind that is no fault of the answer."""
-    try:
-        for block in connection.body():
-            yield block
-            connection.begun, connection.done = reply.begun, reply.reason is not None
-    except ServerError:
-        if reply.reason is None:
-            raise
+    """What comes; the connection learns how far the answer has come by it."""
+    for block in connection.body():
+        yield block
+        connection.begun = reply.begun
+        if reply.reason is not None:
+            connection.finish()

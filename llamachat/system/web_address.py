@@ -12,6 +12,7 @@ LONGEST = 2000  # characters
 VERSION = "/v1"  # of the interface, where the path names none
 ENDPOINTS = ("/chat/completions", "/completions", "/models")  # of an address that was copied whole
 PATH = re.compile(r"(/[A-Za-z0-9._~%:+,=-]+)*/?", re.ASCII)
+PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:]*)(:[0-9]*)?", re.ASCII)  # urlsplit drops what is around brackets
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}", re.ASCII)  # not what a key looks like
 NAMED = re.compile(r"v\d+\w*", re.ASCII)
@@ -25,8 +26,9 @@ def server_url(text: str) -> str:
     """
     parts = _parts(text)
     host, port = parts.hostname or "", _port(parts)
-    if parts.scheme not in ("http", "https") or not host:
-        bare = "://" not in text and HOST.fullmatch(text.partition("/")[0].partition(":")[0])
+    schemed = parts.scheme in ("http", "https")
+    if not (schemed and host):
+        bare = not schemed and "://" not in text and HOST.fullmatch(text.partition("/")[0].partition(":")[0])
         raise refusal(f"{shown(text)} is no address of a server", f"write http://{text[:100]}" if bare else EXAMPLE)
     if not (HOST.fullmatch(host) or _is_ip(host)):
         raise refusal(f"{shown(host)} is no host", "write its name in plain letters, or its number")
@@ -60,7 +62,8 @@ def _parts(text: str) -> SplitResult:
         raise refusal("the server's address holds a user or a password", "name the variable of its key with --key-env")
     try:
         parts = urlsplit(text)
-        _ = parts.port  # which raises where it is none
+        if parts.port == 0 or not PLACE.fullmatch(parts.netloc):  # a port raises where it is none
+            raise ValueError("its host or port is none")
     except ValueError as error:
         raise refusal(f"the server's address cannot be read: {error}") from error
     return parts

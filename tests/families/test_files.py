@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import same_coding
-from family_files import CASES, IDS, logits, model_of, save_family_gguf
+from family_files import CASES, IDS, logits, microscaled, model_of, save_family_gguf
 from safetensors.torch import load_file, save_file
 
 from llamachat.core.cache import Cache
@@ -113,26 +113,6 @@ def test_of_a_model_that_sees_pictures_the_text_is_read_and_the_rest_is_named(
     np.testing.assert_allclose(ours(tmp_path / "hf"), logits(model, IDS), atol=1e-4, rtol=1e-4)
     convert(checkpoint, tmp_path / "out", Recipe("int8"))
     assert "vision_config" not in json.loads((tmp_path / "out/config.json").read_text())
-
-
-def microscaled(folder: Path) -> dict[str, Any]:
-    """gpt-oss's own form of the experts' matrices, random, written over those that transformers saved; what they stand for."""
-    arrays, random = load_file(folder / "model.safetensors"), np.random.default_rng(3)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    meant = dict[str, Any]()
-    for name in [name for name in arrays if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        stack, width, height = arrays.pop(name).shape
-        blocks = random.integers(0, 256, (stack, height, width // 32, 16), np.uint8)
-        scales = random.integers(122, 125, (stack, height, width // 32), np.uint8)
-        arrays |= {f"{name}_blocks": torch.from_numpy(blocks), f"{name}_scales": torch.from_numpy(scales)}
-        values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-        both = np.stack((blocks & 15, blocks >> 4), -1).reshape(*scales.shape, 32)
-        numbers = np.where(both & 8, -1, 1) * values[both & 7] * np.exp2(scales.astype(np.float32) - 127)[..., None]
-        meant[name] = numbers.reshape(stack, height, width).swapaxes(1, 2).astype(np.float32)
-    save_file(arrays, folder / "model.safetensors")
-    return meant
 
 
 def test_gpt_oss_in_mxfp4_is_what_its_blocks_stand_for_and_stays_in_4_bits(tmp_path: Path) -> None:

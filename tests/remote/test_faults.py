@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from stand_in import DONE, PAUSE, RESET, SAID, WAIT, Script, delta, document, event, head, standing_in
+from stand_in import DONE, PAUSE, RESET, SAID, WAIT, WHOLE, Script, delta, document, event, head, standing_in
 
 from llamachat.core.dialog import Message
 from llamachat.remote.asking import Address, Piece, Question, ServerError, TooLongError
@@ -18,9 +18,14 @@ from llamachat.remote.server import Server
 
 TABLE = Path(__file__).parents[2] / "docs" / "server_faults.md"
 USUAL = Waits(10, 10, 10, 0.06)
-WAITS = {"it says nothing": Waits(10, 0.06, 10), "it stalls in the middle": Waits(10, 10, 0.06)}
+WAITS = {
+    "it says nothing": Waits(10, 0.06, 10),
+    "it stalls in the middle": Waits(10, 10, 0.06),
+    "headers a byte at a time": Waits(10, 0.06, 10),
+}
 HELLO = Question([Message("user", "Hello")])
 FULL = b"x" * (1 << 16)
+DRIP: Script = [b"x", PAUSE] * 3000  # for six seconds at least, if nobody goes
 NESTED = b"[" * 100_000
 TOO_LONG = "This model's maximum context length is 512 tokens. However, you requested 639 tokens (631 in the messages)."
 
@@ -38,6 +43,7 @@ FAULTS: Mapping[str, Script | list[Script]] = {
     "a broken chunk": [head(200, "text/event-stream", "Transfer-Encoding: chunked"), b"zz\r\n"],
     "no HTTP": [b"SSH-2.0-OpenSSH_9.6\r\n"],
     "headers without end": [b"HTTP/1.1 200 OK\r\n", *[b"X: " + FULL + b"\r\n"] * 2],
+    "headers a byte at a time": [b"HTTP/1.1 200 OK\r\nX: ", *DRIP],
     "preliminary answers without end": [b"HTTP/1.1 100 Continue\r\n\r\n" * 100],
     "a web page": [head(200, "text/html"), b"<html>Welcome</html>"],
     "no content type": [head(200, None), b"Hi"],
@@ -122,6 +128,22 @@ def test_a_server_that_is_not_there() -> None:
     assert str(error).replace(url, "SERVER") == LINES["it is not there"]
 
 
+def test_a_dead_address_of_a_host_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where IPv6 leads nowhere: a connect to it takes for ever, as to one whose queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as dead, standing_in([WHOLE]) as stand_in:
+        full = [socket.socket() for _ in range(4)]
+        for each in full:
+            each.setblocking(False)
+            each.connect_ex(dead.getsockname())
+        places = [dead.getsockname(), dead.getsockname(), ("127.0.0.1", int(stand_in.url.rpartition(":")[2]))]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+        *_, ended = Server(Address("http://host.example", "x"), waits=Waits(connect=0.6)).ask(HELLO, lambda: False)
+        assert not isinstance(ended, Piece) and ended.reason == "stop"
+        for each in full:
+            each.close()
+
+
 def test_a_host_that_is_not_known() -> None:
     _, error = asked(Server(Address("http://nowhere.invalid", "x"), waits=USUAL))
     assert str(error).replace("http://nowhere.invalid", "SERVER") == LINES["its host is not known"]
@@ -153,6 +175,8 @@ def test_seconds_and_dates() -> None:
         ({"error": {"message": "Requested tokens (757) exceed context window of 512"}}, 757, 512),
         ({"object": "error", "message": "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens: 4000 tokens from the input messages"}, 5000, 4096),  # noqa: E501
         ({"error": "Context size has been exceeded."}, None, None),
+        ({"error": {"message": "a proxy says: " * 20 + TOO_LONG}}, 639, 512),
+        ({"error": {"message": "too long", "type": "exceed_context_size_error", "n_prompt_tokens": 10**400, "n_ctx": -5}}, None, None),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_is_too_long_says_by_how_much(body: object, prompt: int | None, context: int | None) -> None:
@@ -172,7 +196,8 @@ def test_a_server_that_tells_only_without_a_stream_is_asked_without() -> None:
 
 
 def test_what_follows_the_end_is_no_fault() -> None:
-    for rest in ([], [RESET], [WAIT], [b"data: {"], [b": bye\n\n"]):
+    wrong = b"data: {nonsense}\n\n"
+    for rest in ([], [RESET], [WAIT], [b"data: {"], [b": bye\n\n"], [wrong], [event({"error": "the counts"})]):
         with standing_in([head(), *SAID, delta(reason="stop"), PAUSE, *rest]) as stand_in:
             *_, ended = Server(Address(stand_in.url, "x"), waits=USUAL).ask(HELLO, lambda: False)
             assert not isinstance(ended, Piece) and ended.reason == "stop"
@@ -186,7 +211,32 @@ def test_a_stall_counts_since_the_last_byte() -> None:
     assert len(pieces) == 7 and time.monotonic() - started > 0.5
 
 
+def test_what_drips_for_ever_behind_all_that_matters_is_not_waited_for() -> None:
+    """The rest behind an end, an error's own words, a list of models: none holds a question up for long."""
+    started, waits = time.monotonic(), Waits(after=0.06)
+    with standing_in([head(), *SAID, delta(reason="stop"), b": ", *DRIP]) as stand_in:
+        *_, ended = Server(Address(stand_in.url, "x"), waits=waits).ask(HELLO, lambda: False)
+        assert not isinstance(ended, Piece) and ended.reason == "stop"
+    with standing_in([head(500, "text/plain"), *DRIP]) as stand_in:
+        assert "fails (500): x" in str(asked(Server(Address(stand_in.url, "x"), waits=waits))[1])
+    assert time.monotonic() - started < 4
+
+
+def test_a_list_that_drips_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.remote.client.LISTING_S", 0.06)
+    for begin in (b"HTTP/1.1 200 OK\r\nX: ", head(200, "application/json")):
+        with standing_in([begin, *DRIP]) as stand_in, pytest.raises(ServerError, match="takes too long"):
+            Server(Address(stand_in.url)).models()
+
+
 def test_a_servers_words_are_short_and_harmless() -> None:
     assert said("\x1b[31mred\r\nand \u202eback\x00") == "[31mred and back"
     assert said("x" * 10**7) == "x" * 199 + "…"
     assert said("the key sk-1 is wrong", "sk-1") == "the key *** is wrong"
+    for blanks in range(3980, 4000):  # of which one is shown
+        assert said("x" + " " * blanks + "sk-S3cretS3cretS3cret", "sk-S3cretS3cretS3cret") in (
+            "x ***",
+            "x **",
+            "x *",
+            "x",
+        )

@@ -16,7 +16,7 @@ from llamachat.core.dialog import Message
 from llamachat.remote import reply as replies
 from llamachat.remote.asking import Alternative, Format, Piece, Question, ScoredToken, ServerError, Usage
 from llamachat.remote.faults import RefusedError, refusal
-from llamachat.remote.reply import Reply
+from llamachat.remote.reply import Reply, parsed
 
 HELLO = [Message("user", "Hello")]
 SCORED = Question(HELLO, top_logprobs=1)
@@ -55,7 +55,13 @@ def test_tags_in_the_content_stay_there() -> None:
 def test_counts_of_tokens() -> None:
     counts = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 5}}
     assert read(delta("x"), STOP, event({"choices": [], "usage": counts}), DONE)[1].usage == Usage(7, 2, 5)
-    for wrong in ({"prompt_tokens": -1, "completion_tokens": 2}, {"prompt_tokens": True}, [], "7"):
+    for wrong in (
+        {"prompt_tokens": -1, "completion_tokens": 2},
+        {"prompt_tokens": 10**4000, "completion_tokens": 2},
+        {"prompt_tokens": True},
+        [],
+        "7",
+    ):
         assert read(delta("x"), STOP, event({"choices": [], "usage": wrong}))[1].usage is None
 
 
@@ -85,6 +91,33 @@ def test_the_older_logprobs() -> None:
 )  # fmt: skip
 def test_logprobs_that_are_none_are_survived(lists: object) -> None:
     assert text(read(event({"choices": [{"text": "x", "logprobs": lists, "finish_reason": "stop"}]}))[0]) == "x"
+
+
+@pytest.mark.parametrize(
+    "number", ["1e308", "1", "Infinity", "-Infinity", "NaN", "1" + "0" * 400, "true", '"-1"', "null"]
+)
+def test_a_logprob_is_of_a_probability_or_none(number: str) -> None:
+    """What it is the exponent of is shown, and JSON knows no infinity."""
+    chunk = f'data: {{"choices": [{{"text": "x", "logprobs": {{"content": [{{"logprob": {number}}}]}}}}]}}\n\n'
+    assert math.isnan(read(chunk.encode(), STOP)[0][0].tokens[0].logprob)
+
+
+def test_a_certain_token_may_be_rounded_up() -> None:
+    chunk = {"choices": [{"text": "x", "logprobs": {"content": [{"token": "x", "logprob": 1e-7, "id": -1}]}}]}
+    assert read(event(chunk), STOP)[0][0].tokens == (ScoredToken("x", 0.0),)
+
+
+def test_logprobs_that_nobody_asked_for_are_not_kept() -> None:
+    chunk = {"choices": [{"text": "x", "logprobs": {"content": [{"token": "x", "logprob": -1}]}}]}
+    assert read(event(chunk), STOP, question=Question(HELLO))[0] == [Piece("x")]
+
+
+def test_a_text_in_parts() -> None:
+    """As Mistral's thinking models send it; and what OpenAI's refuse."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}, 7]}
+    parts = [thought, {"type": "text", "text": "Ye"}, {"type": "image"}, "x", {"type": "text", "text": "s"}]
+    assert read(delta(content=parts), STOP)[0] == [Piece("Hm", True), Piece("Yes")]  # type: ignore[misc]
+    assert read(delta(refusal="No."), STOP)[0] == [Piece("No.")]
 
 
 def test_an_answer_that_comes_as_one() -> None:
@@ -128,12 +161,32 @@ def test_a_text_that_is_not_repeated() -> None:
     assert text(pieces) == "a b c" and [*reply.ignored()] == ["logprobs of the text itself"]
 
 
+def test_an_error_event_may_be_a_plain_text() -> None:
+    with pytest.raises(ServerError, match="reports: overloaded"):
+        read(delta("x"), b"event: error\ndata: overloaded\n\n")
+
+
 def test_tools_and_filters_are_told() -> None:
     call = {"index": 0, "function": {"name": "get_\x1bweather", "arguments": "{}"}}
     _, reply = read(delta(tool_calls=[call]), delta(tool_calls=[call]), delta(reason="tool_calls"))
     assert reply.notes == ["the model calls the tool 'get_ weather': tools are not run"] and reply.reason == "stop"
     _, reply = read(delta("x"), delta(reason="content_filter"))
     assert reply.notes == ["the server's filter ended the answer"]
+    _, reply = read(delta("x"), *[delta(reason="content_filter")] * 3)
+    assert len(reply.notes) == 1
+
+
+@pytest.mark.parametrize("reason", ["", None, 0, {}, [1]])
+def test_what_is_no_reason_to_end_ends_nothing(reason: Any) -> None:
+    with pytest.raises(ServerError, match="broke off"):
+        read(delta("x", reason))
+    assert read(delta("x", reason), delta("y", reason), STOP)[1].reason == "stop"
+
+
+def test_an_error_that_only_its_kind_tells() -> None:
+    """As older ones of vLLM and SGLang have it."""
+    with pytest.raises(ServerError, match="reports: no more"):
+        read(delta("x"), event({"object": "error", "message": "no more", "code": 400}))
 
 
 def test_halves_of_characters_become_whole_or_are_replaced() -> None:
@@ -144,6 +197,8 @@ def test_halves_of_characters_become_whole_or_are_replaced() -> None:
 def test_other_choices_are_not_this_answer() -> None:
     other = event({"choices": [{"index": 1, "delta": {"content": "no"}, "finish_reason": "stop"}]})
     assert text(read(other, delta("yes"), STOP)[0]) == "yes"
+    both = {"choices": [{"index": 1, "text": "no"}, {"index": 0, "text": "yes"}]}
+    assert text(read(event(both), event({"choices": [{"index": None, "text": "!"}]}), STOP)[0]) == "yes!"
 
 
 def test_a_stream_and_its_text_are_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +211,18 @@ def test_a_stream_and_its_text_are_of_bounded_size(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(replies, "LONGEST_BODY", 1 << 20)
     with pytest.raises(ServerError, match="sends more than 1 MiB"):
         Reply(SCORED, "SERVER", None).whole([b" " * 1000] * 2000).__next__()
+
+
+def test_what_one_json_makes_is_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short text can be a great many objects."""
+    monkeypatch.setattr(replies, "MOST_VALUES", 1 << 20)
+    for many in (b"[]," * (1 << 19), b"0," * (1 << 20), b"{}," * (1 << 19)):
+        with pytest.raises(ServerError, match="more than 1 million values"):
+            parsed(b'{"a": [' + many + b"0]}", "SERVER")
+    monkeypatch.setattr(replies, "MOST_SCORES", 1000)
+    chunk = event({"choices": [{"text": "x", "logprobs": {"content": [{}] * 90}}]})
+    with pytest.raises(ServerError, match="logprobs"):
+        read(*[chunk] * 12, STOP)
 
 
 def outcome(blocks: Sequence[bytes]) -> tuple[str, str, str]:

@@ -39,6 +39,12 @@ def test_an_address_has_one_spelling(text: str, url: str) -> None:
         ("http://h/../x", "more than a scheme"),
         ("http://h:99999", "cannot be read"),
         ("http://[::1", "cannot be read"),
+        ("http://[::1]evil.example", "cannot be read"),
+        ("http://evil.example[::1]", "cannot be read"),
+        ("http://[v1.evil]", "cannot be read"),
+        ("http://[::1%25eth0]", "cannot be read"),
+        ("http://h:0/v1", "cannot be read"),
+        ("http:localhost", "write one like http://127.0.0.1:8080/v1"),
         ("http://-h", "no host"),
         ("http://ex\u0430mple.com", "characters that no address has"),
         ("http://h\\@x", "characters that no address has"),
@@ -66,7 +72,11 @@ def test_this_machine(host: str) -> None:
     assert is_loopback(server_url(f"http://{host}:1"))
 
 
-@pytest.mark.parametrize("host", ["localhost.com", "127.0.0.1.nip.io", "0.0.0.0", "127.1", "[::]", "10.0.0.1", "h"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost.com", "127.0.0.1.nip.io", "0.0.0.0", "127.1", "[::]", "10.0.0.1", "h", "2130706433", "0177.0.0.1",
+     "[::ffff:8.8.8.8]"],
+)  # fmt: skip
 def test_other_machines(host: str) -> None:
     assert not is_loopback(server_url(f"http://{host}:1"))
 
