@@ -17,6 +17,7 @@ from llamachat import paths
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import Experts, ModelSpec, QuantConfig
 from llamachat.errors import CatalogError, ConfigError, UsageError
+from llamachat.formats.gguf import open_gguf
 from llamachat.models import catalog
 from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, ServerSource, load_catalog, lookup, resolve
 from llamachat.models.fetch import fetch
@@ -117,15 +118,13 @@ def test_every_entry_of_ours_has_what_a_user_needs(entry: ModelEntry) -> None:
 
 
 def test_the_shape_of_the_default_is_that_of_its_file(smollm2_gguf: Path) -> None:
-    import gguf
-
-    reader = gguf.GGUFReader(smollm2_gguf)
+    file = open_gguf(smollm2_gguf)
     keys = ("block_count", "embedding_length", "attention.head_count_kv", "rope.dimension_count", "context_length")
     entry = resolve(None)
     assert entry.shape is not None
     stated = [entry.shape.layers, entry.shape.hidden, entry.shape.kv_heads, entry.shape.head_dim, entry.context]
-    assert stated == [reader.fields[f"llama.{key}"].contents() for key in keys]
-    assert entry.shape.params == sum(int(tensor.n_elements) for tensor in reader.tensors)
+    assert stated == [file.metadata[f"llama.{key}"] for key in keys]
+    assert entry.shape.params == sum(math.prod(info.shape) for info in file.index().values())
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "SmolLM2-135M"])

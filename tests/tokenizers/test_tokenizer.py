@@ -403,9 +403,9 @@ def test_gguf_tokens_that_no_text_may_give_take_part_in_merges(changes: dict[str
 
 
 def test_gguf_merges_that_chain_a_product_on_do_not_nest_calls() -> None:
-    merges = ["a" * n + " a" for n in range(1, 3000)]
+    merges = ["a" * n + " a" for n in range(1, 1500)]
     ours = from_gguf(gpt2_metadata(merges=merges, pre="gpt-2"))
-    assert ours.encode("a" * 2999) == [ours.encode("a")[0]] * 2999
+    assert ours.encode("a" * 1499) == [ours.encode("a")[0]] * 1499
 
 
 @pytest.mark.parametrize("key", ["bos", "eos", "unknown"])
