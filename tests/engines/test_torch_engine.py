@@ -472,7 +472,7 @@ def test_smollm2_writes_what_transformers_writes(smollm2: tuple[TorchEngine, Pre
     engine, model = smollm2
     ids = list(PROMPTS[prompt])
     last = engine.forward(ids, step(0, len(ids)), "last")
-    for _ in range(32):
+    for _ in range(16):
         ids.append(int(last.argmax()))
         last = engine.forward(ids[-1:], step(len(ids) - 1, 1), "last")
     with torch.no_grad():  # one forward over the text tells what greedy decoding would have written at each place
