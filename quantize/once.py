@@ -88,7 +88,7 @@ class Quantized:
         shapes = {name: info.shape for name, info in self._source.index().items()}
         schemes = {name: self.recipe.scheme_for(name, shape) for name, shape in shapes.items()}
         outer, rest = dict(parts or {}), dict[str, Part]()
-        for name in outer:
+        for name in outer.keys() & schemes.keys():  # an adapter may bring a head that is not among them
             if scheme := schemes[name]:
                 columns = shapes[name][1]
                 outer[name], rest[name] = covering(outer[name], columns, scheme.group or columns)

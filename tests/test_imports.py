@@ -19,6 +19,7 @@ LAYERS = [  # from the top: each imports only what stands below it
     "tokenizers", "families", "core", "system", "events", "paths", "version", "checks", "errors",
 ]  # fmt: skip
 HEAVY = {
+    "numpy",
     "torch",
     "transformers",
     "bitsandbytes",

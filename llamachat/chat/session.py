@@ -1,5 +1,6 @@
 """A conversation that can be asked, stopped, rewound, branched, saved and tuned; a backend gives the answers."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -177,6 +178,7 @@ class Session(Dialog):
             raise UsageError("stopped", f"{self.backend.name} stays")
         self._notices += backend.notes
         self._adopt(backend, self.settings)
+        gc.collect()  # the old one may hang in a cycle (a traceback's, of an import), and is large; see __main__
 
     def _elsewhere(self, name: str) -> Backend:
         if self._another is None:

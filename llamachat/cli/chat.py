@@ -142,7 +142,7 @@ class _Opening:
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
-            another=partial(_another, wanted, backend),
+            another=partial(_another, wanted, backend if _host(self.entry) else None),
         )
         if self.name:
             chat.open(self.name)
@@ -158,15 +158,16 @@ class _Opening:
         return _watched(self.options, entry, self.watch) if self.watch else load_model(self.options, entry)
 
 
-def _another(wanted: "Wanted", first: "Backend", name: str) -> "Backend":
-    """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with."""
+def _another(wanted: "Wanted", server: "Backend | None", name: str) -> "Backend":
+    """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with. A model
+    that ran here is not held: its memory and its processes go with it."""
     from llamachat.chat.backend import opened
     from llamachat.models import catalog
 
     try:
         entry = catalog.resolve(name)
     except CatalogError:
-        if (sibling := first.sibling(name)) is None:
+        if (sibling := server and server.sibling(name)) is None:
             raise
         return sibling
     return opened(replace(wanted, entry=entry, context=None))

@@ -14,16 +14,15 @@ from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
 from llamachat.engines.native.build import BuildError
-from llamachat.engines.shards import local_indices, local_spec
 from llamachat.errors import UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
-from llamachat.formats.parts import Parts
 
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
     from llamachat.core.tensors import Tensor
     from llamachat.engines.native.packed_file import PackedWeights
+    from llamachat.formats.parts import Parts
 
 Report = Callable[[str], None]
 Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
@@ -32,7 +31,7 @@ Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
 class Tensors(Protocol):
     """Reads a checkpoint's weights, or only these parts of them."""
 
-    def __call__(self, parts: Parts | None = None) -> Iterator[tuple[str, "Tensor"]]: ...
+    def __call__(self, parts: "Parts | None" = None) -> Iterator[tuple[str, "Tensor"]]: ...
 
 
 @dataclass(frozen=True)
@@ -196,6 +195,7 @@ def _torch_settings(wish: Wish) -> dict[str, Any]:
 
 def _torch_plan(wish: Wish) -> memory.Plan:
     """Of all processes together, which share a machine's memory; or of the one that takes most, where each has a GPU."""
+    from llamachat.engines.shards import local_indices, local_spec
     from llamachat.engines.torch import encoder_decoder, engine
 
     config, count, settings = wish.checkpoint.config, wish.processes, _torch_settings(wish)

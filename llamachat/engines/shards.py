@@ -33,6 +33,9 @@ def share(total: int, rank: int, size: int) -> slice:
 def require_size(spec: ModelSpec, size: int) -> None:
     """Raises UsageError for a number of processes that a model cannot be split over."""
     heads, groups = spec.num_attention_heads, spec.num_key_value_heads
+    if size > (least := _narrowest(spec)):
+        cause = f"a model that is {least} wide cannot be split over {size} processes"
+        raise UsageError(cause, "nothing was loaded", f"use 1 to {least}")
     if 1 <= size <= heads and (size <= groups or size % groups == 0):
         return
     more = [] if groups == 1 else [str(number) for number in range(2 * groups, heads + 1, groups)]
@@ -41,6 +44,12 @@ def require_size(spec: ModelSpec, size: int) -> None:
     )
     cause = f"a model of {heads} heads, {groups} of keys and values, cannot be split over {size} processes"
     raise UsageError(cause, "nothing was loaded", f"use {fitting}")
+
+
+def _narrowest(spec: ModelSpec) -> int:
+    """Of what is shared out beside heads, that of which there is least: each process must have some."""
+    inner = [spec.intermediate_size] + ([spec.experts.intermediate_size] if spec.experts else [])
+    return min(spec.vocab_size, *inner)
 
 
 @dataclass(frozen=True)

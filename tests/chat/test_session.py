@@ -1,6 +1,8 @@
 """session.py: turns that reuse the cache exactly, interrupts that keep what was said, old turns that make room."""
 
+import gc
 import random
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -459,6 +461,19 @@ def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing(
     assert line(chat)[-1].ids is None, "another tokenizer's ids mean nothing"
     ask(chat, "again")
     assert len(said(chat)) == 4
+
+
+def test_a_model_whose_place_another_takes_is_gone_even_from_a_cycle() -> None:
+    """Tracebacks of imports make cycles, which are rarely looked for where nothing is garbage."""
+    chat = local_session(hash_model(), GREEDY, "s", another=lambda name: LocalBackend(hash_model()))
+    gone = weakref.ref(chat.backend)
+    chat.backend.itself = chat.backend  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        chat.use_model("other")
+    finally:
+        gc.enable()
+    assert gone() is None
 
 
 def test_thoughts_are_told_apart_from_the_answer() -> None:

@@ -127,6 +127,13 @@ def test_a_number_of_processes_that_cannot_be_is_refused_with_those_that_can(
         shards(model(heads, groups), 0, size)
 
 
+@pytest.mark.parametrize("narrow", ["vocab_size", "intermediate_size"])
+def test_each_process_has_a_row_of_everything(narrow: str) -> None:
+    with pytest.raises(UsageError, match=r"a model that is 3 wide cannot be split over 4 processes.*; use 1 to 3$"):
+        shards(model(8, 8, **{narrow: 3}), 0, 4)
+    assert shards(model(8, 8, **{narrow: 4}), 3, 4)
+
+
 @pytest.mark.parametrize(
     ("total", "size", "longest", "unit"),
     [(14336, 4, 3584, 128), (11008, 8, 1408, 128), (2880, 4, 736, 32), (768, 4, 192, 64), (128256, 2, 64128, 64),

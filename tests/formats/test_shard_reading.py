@@ -130,6 +130,20 @@ def test_what_adapters_replaced_is_cut_and_what_they_add_to_parts_adds_up(tmp_pa
             np.testing.assert_allclose(dequantize(tensor), right, rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("own", ["lm_head", "embed_tokens"])
+def test_what_unties_a_model_that_is_quantized_as_it_is_read(tmp_path: Path, own: str) -> None:
+    """The parts that are asked for have a head, which what is quantized has not."""
+    model = tiny_model(tie_word_embeddings=True)
+    source = Quantized(open_checkpoint(save_hf(model, tmp_path / "model")), QuantConfig("int8"))
+    adapter = open_peft(trained(model, tmp_path / "adapter", modules_to_save=[own]), source)
+    changed = Changed(source, [(adapter, 1.0)], merge=False)
+    whole, parts = dict(changed.tensors()), shards(changed.config, 1, 2)
+    found = dict(changed.tensors(parts))
+    assert "lm_head.weight" in found and found.keys() == whole.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(dequantize(tensor), dequantize(cut(whole[name], parts[name])), name)
+
+
 def test_a_low_rank_addition_to_a_part_is_the_part_of_the_addition(tmp_path: Path) -> None:
     model = tiny_model()
     source = open_checkpoint(save_hf(model, tmp_path / "model"))
