@@ -16,6 +16,7 @@ from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
 from llamachat.generation.thinking import Tagger
 from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError, Usage
+from llamachat.remote.listing import some
 from llamachat.remote.server import Server
 from llamachat.system.web_address import is_loopback
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ALTERNATIVES = 10  # of each token
 SCORED = 10_000  # tokens of the latest answers whose probabilities are kept; with their alternatives some 2 kB each
-LISTED = 20  # models that a line names
 NO_BUDGET = "no server keeps a think_budget: thoughts end where the model ends them"
 
 Open = Callable[[Address], Server]
@@ -43,12 +43,15 @@ class RemoteBackend:
         context: int | None = None,
     ) -> None:
         """`entry` is a server's. `context`: tokens, where a person knows better than the server. Raises ServerError, and
-        UsageError for an address that is not to be used."""
+        UsageError for an address that is not to be used, or where no model is named."""
         self.entry, self.overflow, self._open = entry, overflow, open
         source = self._source
         self.server = open(Address(source.server, source.model, source.key_env, source.insecure))
         self.served = self.server.models()
         self.model = source.model or (self.served[0].name if len(self.served) == 1 else None)
+        if not (self.model or self.served):
+            raise UsageError(f"{self.host} names no model", "nothing was asked", "name one with -m, or load one there")
+        self._context = context
         told = next((each.context for each in self.served if each.name == self.model), None)
         self._latest = Latest(context or told or entry.context, stops=overflow == "stop")
         self._scores = True  # until it is found not to
@@ -93,12 +96,12 @@ class RemoteBackend:
     @property
     def notes(self) -> Sequence[str]:
         away = not is_loopback(self.server.address.url)
-        sent = [f"everything that you write is sent to {self.host}"] if away else []
+        sent = [f"the whole dialog is sent to {self.host}"] if away else []
         names = [each.name for each in self.served]
         if self.model is None:
             return [*sent, f"{self._several()}; /model NAME takes one, Tab completes it"]
         unlisted = names and self.model not in names
-        return [*sent, *([f"{self.host} does not list {self.model}; it has {_listed(names)}"] if unlisted else [])]
+        return [*sent, *([f"{self.host} does not list {self.model}; it has {some(names)}"] if unlisted else [])]
 
     @property
     def sampling(self) -> SamplingParams:
@@ -126,7 +129,7 @@ class RemoteBackend:
             "context": f"{size} tokens" if size else "of how many tokens is not known",
             "overflow": "stop" if self.overflow == "stop" else "refill",
             "memory": "",  # of no use here: the model's is elsewhere
-            "privacy": f"everything that you write is sent to {self.host}",
+            "privacy": f"the whole dialog is sent to {self.host}",
         }
 
     def check(self) -> None:
@@ -259,11 +262,12 @@ class RemoteBackend:
         if all(each.name != name for each in self.served):
             return None
         entry = on_server(replace(self._source, model=name))
-        return RemoteBackend(entry, self._open, self.overflow)
+        context = None if self.model else self._context  # that was told of the model which is chosen now
+        return RemoteBackend(entry, self._open, self.overflow, context=context)
 
     def _several(self) -> str:
         names = [each.name for each in self.served]
-        return f"{self.host} has {len(names)} models: {_listed(names)}" if names else f"{self.host} names no model"
+        return f"{self.host} has {len(names)} models: {some(names)}"
 
     # ---- seeing inside ----
 
@@ -288,11 +292,6 @@ class RemoteBackend:
             if count <= SCORED:
                 break
             count -= len(self._scored.pop(node))
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + rest
 
 
 def _size(model: ServedModel) -> str:

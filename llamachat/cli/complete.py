@@ -12,7 +12,7 @@ from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.cli.reading import AsJson, Output, Resume
-from llamachat.cli.serving import chosen, connect
+from llamachat.cli.serving import chosen, connect, tell_configured
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def complete(
     wanted = _Wanted(options, entry, given_system(options), raw, echo, logprobs, followed)
     completer: Prompting[Any, Any, Any]
     if isinstance(entry.source, ServerSource):
+        tell_configured(ctx, options, entry.source)
         completer = wanted.served(entry.source)
     else:
         completer = wanted.local(before, (parallel or PARALLEL) if jsonl else 1)
@@ -111,7 +112,7 @@ def complete(
         write_json(completer.result(completer.dialog(text), lambda each: write_json(each, sys.stdout)), sys.stdout)
     else:
         reply = completer.stream(text, sys.stdout, sys.stderr if options.show_thinking else None)
-        _tell_end(reply, options.verbose)
+        _tell_end(reply, options.verbose, served=isinstance(entry.source, ServerSource))
     if completer.interrupted():
         raise typer.Exit(INTERRUPTED)
     if not good:
@@ -209,9 +210,10 @@ def _tell_notes(model: "LoadedModel", thinking: bool | None) -> None:
         note(f"note: {line}")
 
 
-def _tell_end(reply: "Reply", verbose: bool) -> None:
+def _tell_end(reply: "Reply", verbose: bool, served: bool) -> None:
     if reply.all_thought and reply.reason == "length":
-        note("note: the tokens ended within the thought; raise --max-tokens, or give a --think-budget below it")
+        remedy = "try --think off" if served else "give a --think-budget below it"
+        note(f"note: the tokens ended within the thought; raise --max-tokens, or {remedy}")
     if verbose:
         stats = reply.stats()
         note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {reply.reason}")

@@ -24,7 +24,10 @@ from llamachat.system.textfile import read_settings
 
 SECRET = ("server", "key-env")  # what is wrong there may be a key, which is not shown
 RIVALS = (("system", "system_file"), ("continued", "session", "no_history"))  # of each only one counts
-OF_THE_SERVER = ("model", "key_env", "insecure")  # what a weaker source says of these is not about this server
+OF_THE_SERVER = (
+    "model",
+    "insecure",
+)  # what a weaker source says of these is not about this server; of a key, what any other
 STRENGTH = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")  # of the sources of a value
 
 
@@ -227,12 +230,14 @@ def source_of(ctx: Any, name: str) -> str:
 
 
 def _settle_server(ctx: Any) -> None:
-    """No key, and no model's name, goes to a server that they were not given for: those of a weaker source give way."""
+    """No key, and no model's name, goes to a server that they were not given for: those of a weaker source give way, and a key
+    of any other."""
     if ctx.params.get("server") is None:
         return
-    server = STRENGTH.index(source_of(ctx, "server"))
-    weaker = [name for name in OF_THE_SERVER if STRENGTH.index(source_of(ctx, name)) > server]
-    ctx.params |= {name: False if name == "insecure" else None for name in weaker}
+    server = source_of(ctx, "server")
+    gone = [name for name in OF_THE_SERVER if STRENGTH.index(source_of(ctx, name)) > STRENGTH.index(server)]
+    gone += ["key_env"] * (source_of(ctx, "key_env") != server)
+    ctx.params |= {name: False if name == "insecure" else None for name in gone}
 
 
 def _settle(ctx: Any, rivals: tuple[str, ...]) -> None:

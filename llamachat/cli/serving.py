@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from llamachat.cli.defaults import source_of
 from llamachat.cli.loading import check_options, note
 from llamachat.cli.options import Options
-from llamachat.errors import UsageError
+from llamachat.errors import LlamachatError, UsageError
+from llamachat.system.web_address import is_loopback, server_url
 
 if TYPE_CHECKING:
     from llamachat.models.catalog import ModelEntry, ServerSource
@@ -41,11 +43,30 @@ def connect(source: "ServerSource", offline: bool) -> "Server":
     return Server(Address(source.server, source.model, source.key_env, source.insecure), offline=offline)
 
 
+def tell_configured(ctx: Any, options: Options, source: "ServerSource") -> None:
+    """Say where a prompt goes that was typed without naming a server: to another machine, or past a model that runs here."""
+    named, remedy = ("server", "--server ''") if options.server else ("model", "-m NAME")
+    if source_of(ctx, named) == "COMMANDLINE":
+        return
+    if not is_loopback(source.server) or (options.server and _is_here(options.model)):
+        host = urlsplit(server_url(source.server)).netloc
+        note(f"note: {host} is sent what is asked, as it is configured; {remedy} asks a model that runs here")
+
+
+def _is_here(model: str | None) -> bool:
+    """Whether a model that was named for a server is also what the catalog, or a path, calls one."""
+    from llamachat.models import catalog
+
+    try:
+        return model is not None and not isinstance(catalog.resolve(model).source, catalog.ServerSource)
+    except LlamachatError:
+        return False
+
+
 def as_saved(options: Options, reference: str | None) -> Options:
     """With the model that a saved dialog or a persona names; its server is the configured one, with its key, if the addresses
     are the same."""
     from llamachat.models.catalog import SERVER
-    from llamachat.system.web_address import server_url
 
     if reference is None:
         return options

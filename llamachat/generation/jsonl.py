@@ -121,9 +121,10 @@ def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:
 
 
 def _cut(file: Path) -> int:
-    """Cut off a torn last line and interrupted answers; returns how many results are left."""
+    """Cut off a torn last line, interrupted answers, and errors that no answer follows, which may be of a server that went away;
+    returns how many results are left."""
     with file.open("r+b") as results:
-        count = end = 0
+        count = end = answered = kept = 0
         for line in results:
             result = _parsed(line)
             if not line.endswith(b"\n") and any(line.startswith(b[: len(line)]) for b in _BEGINNINGS):
@@ -133,8 +134,10 @@ def _cut(file: Path) -> int:
             if result.get("finish_reason") == "interrupt":
                 break
             count, end = count + 1, end + len(line)
-        results.truncate(end)
-    return count
+            if "error" not in result:
+                answered, kept = count, end
+        results.truncate(kept)
+    return answered
 
 
 def _parsed(line: bytes) -> Any:

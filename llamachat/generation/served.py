@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llamachat.core.dialog import Message
+from llamachat.core.thoughts import TAGGED, Thoughts
+from llamachat.errors import LlamachatError
 from llamachat.events import FinishReason, Stats
 from llamachat.generation.in_flight import USUAL, InFlight, Patience
 from llamachat.generation.prompting import Outcome, Prompting, Requests, check_stops
 from llamachat.generation.prompts import schema_text
-from llamachat.generation.thinking import Part, trimmed
+from llamachat.generation.thinking import Part, ThinkSplitter, trimmed
 from llamachat.remote.asking import Alternative, Ended, Format, Question, ScoredToken
 from llamachat.remote.server import Server
 
@@ -46,13 +48,20 @@ class Served:
             self.total_s = time.perf_counter() - begin
 
     def _pieces(self) -> Iterator[Part]:
-        with closing(self.server.ask(self.question, self.interrupted)) as pieces:
-            for each in pieces:
-                if isinstance(each, Ended):
-                    self.ended, self.reason = each, each.reason
-                else:
-                    self.scored += each.tokens
-                    yield each.text, each.thinking
+        """There are servers that leave a thought in the text, within the model's own marks. What is gone on with has none."""
+        marks = ThinkSplitter(TAGGED if self.question.text is None else Thoughts({}))
+        try:
+            with closing(self.server.ask(self.question, self.interrupted)) as pieces:
+                for each in pieces:
+                    if isinstance(each, Ended):
+                        self.ended, self.reason = each, each.reason
+                    else:
+                        self.scored += each.tokens
+                        yield from [(each.text, True)] if each.thinking else marks.add(each.text)
+        except LlamachatError:
+            yield from marks.finish()
+            raise
+        yield from marks.finish()
 
     def stats(self) -> Stats:
         """Its tokens are 0 where the server does not count them."""

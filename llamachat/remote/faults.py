@@ -8,11 +8,11 @@ from typing import Any
 
 from llamachat.checks import is_count
 from llamachat.remote.asking import ServerError, TooLongError
+from llamachat.remote.listing import some
 
 LONGEST_SAYING = 200  # characters of a server's own words that are shown
 LONGEST_READ = 20 * LONGEST_SAYING  # of which it is looked at what they say
 LONGEST_WAIT = 7 * 86400.0  # seconds of a Retry-After that are believed
-MOST_NAMES = 8  # of models, in an error
 BUSY = (429, 503, 529)
 AGAIN = "ask again, or see the server's log"
 UNASKED = "nothing was asked"
@@ -165,11 +165,7 @@ def refusal(
         remedy = "give that address, if you trust it"
         return ServerError(f"{where} points to {_target(refused, secret)}, which is not followed", none, remedy)
     if status == 404:
-        has = (
-            f"it has {said(', '.join(names[:MOST_NAMES]), secret)}"
-            if names
-            else "check the address and the model's name"
-        )
+        has = f"it has {said(some(names), secret)}" if names else "check the address and the model's name"
         return ServerError(f"{where} has no such model or path (404){says}", none, has)
     if status in BUSY:
         return _busy(where, refused, says)

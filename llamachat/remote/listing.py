@@ -1,6 +1,6 @@
 """A server's list of models, and what it tells of each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamachat.checks import is_count
@@ -10,6 +10,7 @@ from llamachat.remote.asking import ServedModel
 
 MOST = 10_000  # models
 LONGEST_NAME = 300  # characters
+NAMED = 20  # models that a line names
 # vLLM and SGLang; LM Studio (what is loaded before what could be); Mistral; OpenRouter and Together; Groq
 CONTEXT = ("max_model_len", "loaded_context_length", "max_context_length", "context_length", "context_window")
 
@@ -17,6 +18,12 @@ CONTEXT = ("max_model_len", "loaded_context_length", "max_context_length", "cont
 def listed(body: Mapping[str, Any]) -> list[ServedModel]:
     """Those with a name that people can write."""
     return [ServedModel(str(each["id"]), _context(each)) for each in _entries(body)]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
 
 
 def kind(body: Mapping[str, Any], model: str | None) -> Abilities:

@@ -158,7 +158,7 @@ class Server:
         names = [model.name for model in listing.listed(found)]
         if len(names) == 1:
             return names[0]
-        some = faults.said(", ".join(names[: faults.MOST_NAMES]), self._client.secret())
+        some = faults.said(listing.some(names), self._client.secret())
         has = f"has {len(names)} models: {some}" if names else "has no model"
         raise UsageError(
             f"{self._client.name} {has}", "nothing was asked", "name one with -m" if names else "load one there"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.text import Text
@@ -23,6 +24,7 @@ from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {"stop": [], "length": ["cut off at the token limit"], "interrupt": ["stopped"]}
+_SERVED = "server:"  # what the reference of a model on a server begins with: see RemoteBackend.reference
 _ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 
 
@@ -148,7 +150,8 @@ class Screen:
 
     def dialogs(self, saved: Iterable[SavedDialog]) -> None:
         rows = [
-            (one.name, _day(one.modified), count(one.turns, "turn"), one.model, cut(one.title, 60)) for one in saved
+            (one.name, _day(one.modified), count(one.turns, "turn"), _held_with(one.model), cut(one.title, 60))
+            for one in saved
         ]
         self.table(rows, ("name", "last used", "", "model", "first question"))
 
@@ -221,6 +224,15 @@ def percent(used: int, size: int) -> str:
 def short_name(model: str) -> str:
     """A model's name, or the last part of its path."""
     return sanitise_line(model).rstrip("/").rpartition("/")[2]
+
+
+def _held_with(reference: str) -> str:
+    """A saved dialog's model; of one on a server ("server:https://host/v1#vendor/name"), its last part and the host."""
+    address, mark, model = reference.partition("#")
+    if not address.startswith(_SERVED):
+        return reference
+    host = urlsplit(address.removeprefix(_SERVED)).netloc
+    return cut(f"{short_name(model)} on {host}" if mark else host, 40)
 
 
 def unit(stats: Stats) -> str:

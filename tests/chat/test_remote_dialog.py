@@ -444,6 +444,19 @@ def test_a_model_that_the_server_does_not_list_is_asked_all_the_same_and_said_so
     assert not chat_with(TellingServer(served=()), model="alias").notices()
 
 
+def test_a_server_without_a_model_is_no_chat() -> None:
+    with pytest.raises(UsageError, match=r"^127.0.0.1:9 names no model; nothing was asked; name one with -m"):
+        remote(TellingServer(served=()))
+
+
+def test_the_context_that_a_person_tells_is_that_of_the_model_which_is_chosen_first() -> None:
+    backend = remote(TellingServer(served=TWO), context=77)
+    chosen = backend.sibling("one")
+    assert chosen and chosen.describe()["context"] == "77 tokens"
+    other = chosen.sibling("two")
+    assert other and other.describe()["context"] != "77 tokens"
+
+
 def test_a_long_list_of_models_is_cut() -> None:
     (note,) = chat_with(TellingServer(served=[ServedModel(f"m{number}") for number in range(300)])).notices()
     assert note.startswith("127.0.0.1:9 has 300 models: m0, m1") and "m19 and 280 more; " in note and "m20" not in note
@@ -452,9 +465,9 @@ def test_a_long_list_of_models_is_cut() -> None:
 @pytest.mark.parametrize(("url", "told"), [("https://far.example/v1", True), ("http://localhost:8080/v1", False)])
 def test_what_leaves_the_machine_is_said_first(url: str, told: bool) -> None:
     backend = remote(TellingServer(), url=url)
-    assert list(backend.notes) == (["everything that you write is sent to far.example"] if told else [])
+    assert list(backend.notes) == (["the whole dialog is sent to far.example"] if told else [])
     about = backend.describe()
-    assert about["privacy"].startswith("everything that you write is sent to") and about["engine"].endswith(url)
+    assert about["privacy"].startswith("the whole dialog is sent to") and about["engine"].endswith(url)
     assert {"model", "weights", "engine"} <= {*about} and ("this machine" in about["engine"]) is not told
 
 

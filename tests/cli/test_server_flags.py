@@ -112,6 +112,9 @@ def test_a_configured_key_goes_to_the_configured_server_alone(
     assert run("complete", "hi")[0] == 0 and key_of(server) == "Bearer sk-Secret"
     code, _, err = run("complete", "hi", "--key-env", "KEY")
     assert code == 2 and "--key-env is of a --server, and none was typed" in err
+    monkeypatch.delenv("LLAMACHAT_SERVER")
+    code, _, err = run("complete", "hi")
+    assert code == 0 and key_of(server) is None and "key-env is of another server" in err
 
 
 def test_the_key_of_an_entry_goes_to_its_server_alone(run: Run, server: StandIn, tmp_path: Path) -> None:
@@ -126,6 +129,41 @@ def test_the_key_of_an_entry_goes_to_its_server_alone(run: Run, server: StandIn,
     write(tmp_path, "config.toml", "model = 'home'\n")
     with standing_in(LISTED, [WHOLE]) as other:
         assert run("complete", "hi", "--server", other.url)[0] == 0 and key_of(other) is None
+
+
+def test_a_prompt_typed_for_a_model_here_is_not_sent_to_a_configured_server_in_silence(
+    run: Run, server: StandIn, tmp_path: Path
+) -> None:
+    write(tmp_path, "config.toml", f'server = "{server.url}"\n')
+    code, _, err = run("complete", "hi", "-m", "smollm2-135m")
+    assert code == 0 and err.startswith(
+        f"note: {server.url[7:]} is sent what is asked, as it is configured; --server ''"
+    )
+    assert run("complete", "hi", "-m", "only-there") == (0, "Hello there\n", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "told"),
+    [
+        ('server = "https://far.example"', (), True),
+        ('model = "far"', (), True),
+        ('server = "https://near.example"', ("--server", "https://far.example"), False),
+        ("", ("-m", "far"), False),
+    ],
+)
+def test_that_another_machine_is_asked_as_it_is_configured_is_said_first(
+    run: Run, tmp_path: Path, config: str, flags: tuple[str, ...], told: bool
+) -> None:
+    write(tmp_path, "config.toml", config + "\n")
+    write(tmp_path, "models.toml", '[models.far]\nsource = { server = "https://far.example", model = "x" }\n')
+    code, _, err = run("complete", "hi", "--offline", *flags)  # which forbids it before anything is sent
+    assert code == 3 and ("note: far.example is sent what is asked" in err) is told
+
+
+def test_an_end_within_a_thought_is_told_with_what_a_server_can_do(run: Run) -> None:
+    with standing_in([head(), delta(reasoning_content="hm"), delta(reason="length"), DONE]) as server:
+        code, out, err = run(*ask(server))
+    assert (code, out) == (0, "\n") and "raise --max-tokens, or try --think off" in err
 
 
 def test_a_configured_server_is_left_with_an_empty_one(run: Run, server: StandIn, tmp_path: Path) -> None:

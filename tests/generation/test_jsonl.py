@@ -96,9 +96,11 @@ CUT = '{"model": "m", "finish_reason": "interrupt"}\n'
         (DONE + DONE[:-1], DONE),
         (DONE + CUT + DONE, DONE),
         (CUT, ""),
+        (DONE + BAD + BAD, DONE),
+        (BAD + DONE + BAD + CUT, BAD + DONE),
     ],
 )
-def test_resuming_keeps_whole_results_and_cuts_off_torn_and_interrupted_ones(
+def test_resuming_keeps_whole_results_and_cuts_off_torn_and_interrupted_ones_and_errors_at_the_end(
     held: str, kept: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "results"

@@ -141,6 +141,22 @@ def test_thoughts_go_where_they_are_asked_for() -> None:
     assert (out.getvalue(), thoughts.getvalue()) == ("yes\n", "hm\n")
 
 
+@pytest.mark.parametrize("end", [DONE, ServerError("it broke off")])
+def test_a_thought_that_a_server_leaves_in_the_text_is_none_of_the_answer(end: Ended | ServerError) -> None:
+    run, kept = completer(saying(Piece("<thi"), Piece("nk>hm</think>\n\nyes <think>"), end)), list[dict[str, Any]]()
+    if isinstance(end, ServerError):
+        with pytest.raises(ServerError):
+            run.result([Message("user", "x")], kept.append)
+    else:
+        kept.append(run.result([Message("user", "x")]))
+    assert [(each["reasoning"], each["text"]) for each in kept] == [("hm", "yes <think>")]
+
+
+def test_the_start_of_a_mark_is_text_where_no_more_comes_and_a_text_gone_on_with_has_no_marks() -> None:
+    assert completer(saying(Piece("<thi"), DONE)).result([Message("user", "x")])["text"] == "<thi"
+    assert completer(saying(Piece("<think>hm</think>"), DONE), raw=True).result("x")["text"] == "<think>hm</think>"
+
+
 def test_what_a_server_ignores_is_said_once() -> None:
     said: list[str] = []
     ended = Ended("stop", None, 0.1, 0.2, ("min_p", "the seed"), ("the model calls a tool",))

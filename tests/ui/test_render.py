@@ -432,6 +432,19 @@ def test_a_whole_markdown_text_is_drawn() -> None:
     assert printed(lambda screen: screen.markdown("- a\x1b[2J\n- b")) == ["• a", "• b"]
 
 
+@pytest.mark.parametrize(
+    ("reference", "seen"),
+    [
+        ("server:https://far.example:8000/v1#Qwen/Qwen3-32B", "Qwen3-32B on far.example:8000"),
+        ("server:http://127.0.0.1:8080/v1", "127.0.0.1:8080"),
+        ("files/model#1.gguf", "files/model#1.gguf"),
+    ],
+)
+def test_a_saved_dialog_names_the_model_of_a_server_briefly(reference: str, seen: str) -> None:
+    noted = printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", reference)]), 80)[1]
+    assert f"  {seen}  hi" in noted and "server:" not in noted
+
+
 def test_the_screen_prints_what_is_inside() -> None:
     token = TokenView("a", 1, -0.1, (("a", 1, -0.1),))
     assert printed(lambda screen: screen.heat([token]))[0] == "a"

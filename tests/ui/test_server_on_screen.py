@@ -55,7 +55,7 @@ def test_what_runs_and_how_fast_is_shown_as_for_a_model_here() -> None:
         "answer    1 token; 0.50 s",
     ):
         assert row in shown
-    assert "everything that you write is sent to 127.0.0.1:9" in desk.type("/show model") and "memory" not in shown
+    assert "the whole dialog is sent to 127.0.0.1:9" in desk.type("/show model") and "memory" not in shown
 
 
 def test_probabilities_are_drawn_once_they_were_asked_for() -> None:
