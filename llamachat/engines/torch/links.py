@@ -96,11 +96,13 @@ def _broken() -> Iterator[None]:
 
 
 def stay_on_this_machine() -> None:
-    """Have gloo talk over the loopback interface, unless another was chosen, or torchrun has started some of us elsewhere."""
+    """Have gloo and nccl talk over the loopback interface, unless another was chosen, or torchrun has started some of us
+    elsewhere."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     elsewhere = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE")) != os.environ.get("WORLD_SIZE")
     if (loopback := next((name for name in ("lo", "lo0") if name in names), None)) and not elsewhere:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, loopback)
 
 
 # Sums and parts of tensors ---------------------------------------------------------------------------------------------
@@ -178,7 +180,8 @@ def send_arrays(arrays: Arrays, links: Links, to: int) -> None:
 def receive_arrays(links: Links, source: int) -> dict[str, NDArray[Any]]:
     arrays = dict[str, NDArray[Any]]()
     for name, kind, shape in receive_message(links, source):
-        assert kind in TYPES
+        if kind not in TYPES:
+            raise BrokenLinkError(f"an array of {kind}")
         arrays[name] = np.empty(shape, kind)
         if arrays[name].size:
             links.receive(torch.from_numpy(arrays[name].reshape(-1).view(np.uint8)), source)
