@@ -11,6 +11,8 @@ import pytest
 from headed import save_headed
 from test_cli import Run, compiled, run, tiny
 
+import llamachat
+
 __all__ = ["compiled", "run", "tiny"]  # fixtures
 TEXT, HOSTILE = "the quick brown fox", "bad\x1b]0;owned\x07\x1b[31m\nlabel\u202e"
 HEADS = {
@@ -239,7 +241,7 @@ def test_the_readmes_lines_run_as_they_are_written(models: dict[str, str], tmp_p
     (tmp_path / "documents.txt").write_text("The mill was built by Ada.\nIt rained in London.\n")
     block = next(part for part in readme.split("```\n") if "llamachat classify -m LABELS" in part)
     folders = {"LABELS": "single", "RANKER": "ranker", "NAMES": "names", "READER": "reader"}
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(Path(llamachat.__file__).parents[1])}
     lines = [line for line in block.splitlines() if line]
     assert len(lines) == 5
     for line in lines:

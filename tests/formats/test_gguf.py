@@ -544,14 +544,14 @@ def smollm2(smollm2_gguf: Path) -> Iterator[GGUFCheckpoint]:
 
 
 def test_smollm2_values_are_gguf_s_in_the_row_order_of_transformers(smollm2: GGUFCheckpoint) -> None:
-    """As transformers' own loading does it, which would take 20 seconds to parse the vocabulary."""
+    """As transformers' own loading does it, which would take 20 seconds to parse the vocabulary; of three layers."""
     from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
     reorder = LlamaTensorProcessor({"num_attention_heads": 9, "num_key_value_heads": 3})
     _, stored = gguf_file.read_parts(smollm2.path)
     file, tensors = np.memmap(smollm2.path, mode="r"), dict(smollm2.tensors())
     assert len(stored) == len(tensors) == 272
-    for raw in stored.values():
+    for raw in (raw for raw in stored.values() if raw.name.split(".")[1] in ("0", "14", "29", "weight")):
         blocks = file[raw.offset : raw.offset + raw.nbytes].reshape(raw.shape[0] if len(raw.shape) == 2 else 1, -1)
         values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[raw.kind.name]).reshape(raw.shape)
         expected = reorder.process(values, raw.name).weights
