@@ -31,7 +31,23 @@ class Script:
             self.at_work()
 
 
-class ScriptedBackend:
+class Alone:
+    """Of a backend: the only model where it is, which can chat and has nothing to remark."""
+
+    def check(self) -> None:
+        pass
+
+    def others(self) -> Sequence[tuple[str, str]]:
+        return ()
+
+    def sibling(self, name: str) -> None:
+        pass
+
+    def remarks(self) -> Sequence[str]:
+        return ()
+
+
+class ScriptedBackend(Alone):
     """Answers as its script says, one piece a token; without a script it echoes."""
 
     tokenizer, notes, system, context_size = "pieces", (), "Be brief.", 8192
@@ -48,18 +64,6 @@ class ScriptedBackend:
 
     def describe(self) -> Mapping[str, str]:
         return {"model": self.name, "weights": "int4, 0.5 GB", "engine": "a script", "memory": "0.7 GB"}
-
-    def check(self) -> None:
-        pass
-
-    def others(self) -> Sequence[tuple[str, str]]:
-        return ()
-
-    def sibling(self, name: str) -> None:
-        pass
-
-    def remarks(self) -> Sequence[str]:
-        return ()
 
     def unheard(self, settings: Settings) -> str | None:
         return None

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from gpu_models import LAYERS, PEERS, EngineRunner, Ours, layer_error, peer
+from gpu_models import LAYERS, PEERS, RandomTorch, layer_error, peer
 from gpu_parallel import engine, furthest, written
 
+from llamachat.bench.runners import Ours
 from llamachat.bench.shapes import SHAPES
 from llamachat.bench.work import Course, Runner
 from llamachat.core.spec import ModelSpec
@@ -129,7 +130,7 @@ def decode(run: Run, spec: ModelSpec, scheme: str, bandwidth: float) -> list[str
     with run.part(f"decode, {scheme}"):
         run.needs(60)
         before = free_memory(run.device)
-        ours = Ours(spec, scheme, run.device, SLOTS)
+        ours = RandomTorch(spec, scheme, run.device, SLOTS)
         row[3] = plan(run, spec, ours, before)
         (speeds,) = laps(run.device, [ours])
         row[1:3] = _shown(speeds, ours, bandwidth)
@@ -141,12 +142,12 @@ def decode(run: Run, spec: ModelSpec, scheme: str, bandwidth: float) -> list[str
     return row
 
 
-def _shown(speeds: Sequence[float], ours: Ours, bandwidth: float) -> list[str]:
+def _shown(speeds: Sequence[float], ours: RandomTorch, bandwidth: float) -> list[str]:
     read = ours.read + ours.engine.kv_bytes / SLOTS * DEPTH
     return [f"{statistics.median(speeds):.1f}", f"{statistics.median(speeds) * read / bandwidth:.0%}"]
 
 
-def plan(run: Run, spec: ModelSpec, ours: Ours, before: int) -> str:
+def plan(run: Run, spec: ModelSpec, ours: RandomTorch, before: int) -> str:
     """The plan of memory beside what was taken of the GPU."""
     planned, held = sum(_planned(spec, ours, run.device)), ours.engine.weight_bytes + ours.engine.kv_bytes
     run.require(f"planned {size(planned)}, held {size(held)}", planned == held)
@@ -159,7 +160,7 @@ def plan(run: Run, spec: ModelSpec, ours: Ours, before: int) -> str:
     return f"{size(planned)}, {size(held)}"
 
 
-def _planned(spec: ModelSpec, ours: Ours, device: str) -> tuple[int, int]:
+def _planned(spec: ModelSpec, ours: RandomTorch, device: str) -> tuple[int, int]:
     return planned_bytes(spec, ours.index, slots=SLOTS, device=device, dtype="bfloat16", kv_bits=16)
 
 
@@ -177,7 +178,7 @@ def parallel(run: Run, spec: ModelSpec) -> Iterator[list[str]]:
                 engine(folder, device, 1, SLOTS, "bfloat16") as a,
                 engine(folder, device, count, SLOTS, "bfloat16") as b,
             ):
-                found = laps(device, [EngineRunner(a), EngineRunner(b)])
+                found = laps(device, [Ours(a), Ours(b)])
                 one, several = (f"{statistics.median(speeds):.1f}" for speeds in found)
         yield [f"{count}, {device}", f"{error:.1e}", right, one, several]
 

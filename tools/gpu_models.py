@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from llamachat.bench.runners import Ours
 from llamachat.bench.shapes import Noise
 from llamachat.bench.work import Runner
-from llamachat.core.cache import Cache
-from llamachat.core.engine import Engine
-from llamachat.core.generate import advance, prefill
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import (
     CODEBOOKS,
@@ -66,20 +64,7 @@ def _bfloat16(shape: tuple[int, ...], noise: Noise) -> Array:
     return np.resize(bits, shape)
 
 
-class EngineRunner:
-    """Any engine of this project as a Runner."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.cache, self.vocabulary = engine, Cache(engine.slots), engine.config.vocab_size
-
-    def rewind(self, length: int) -> None:
-        self.cache.truncate(length)
-
-    def feed(self, ids: list[int]) -> object:
-        return (advance if len(ids) == 1 else prefill)(self.engine, self.cache, ids)
-
-
-class Ours(EngineRunner):
+class RandomTorch(Ours):
     """The torch engine with random weights."""
 
     engine: TorchEngine
@@ -99,18 +84,22 @@ class Ours(EngineRunner):
             yield name, tensor
 
 
+def llama_config(spec: ModelSpec) -> dict[str, Any]:
+    """Its shape as Hugging Face's config.json has it."""
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings",
+    )  # fmt: skip
+    return {name: getattr(spec, name) for name in names}
+
+
 class Transformers:
     """A Llama of transformers with random weights."""
 
     def __init__(self, spec: ModelSpec, scheme: str, device: str) -> None:
         from transformers import AutoModelForCausalLM, LlamaConfig
 
-        config = LlamaConfig(
-            vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size,
-            num_hidden_layers=spec.num_hidden_layers, num_attention_heads=spec.num_attention_heads,
-            num_key_value_heads=spec.num_key_value_heads, max_position_embeddings=spec.max_position_embeddings,
-            rope_theta=spec.rope_theta, tie_word_embeddings=spec.tie_word_embeddings,
-        )  # fmt: skip
+        config = LlamaConfig(**llama_config(spec))
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
         if scheme != "bf16":

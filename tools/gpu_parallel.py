@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from gpu_models import weights
+from gpu_models import llama_config, weights
 
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
@@ -25,14 +25,7 @@ def written(spec: ModelSpec) -> Iterator[Path]:
     """A Hugging Face folder of a Llama with random weights in bfloat16, which each process reads its part of."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        config = {
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": spec.vocab_size,
-            "hidden_size": spec.hidden_size, "intermediate_size": spec.intermediate_size,
-            "num_hidden_layers": spec.num_hidden_layers, "num_attention_heads": spec.num_attention_heads,
-            "num_key_value_heads": spec.num_key_value_heads, "max_position_embeddings": spec.max_position_embeddings,
-            "rope_theta": spec.rope_theta, "rms_norm_eps": spec.rms_norm_eps,
-            "tie_word_embeddings": spec.tie_word_embeddings,
-        }  # fmt: skip
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **llama_config(spec)}
         (folder / "config.json").write_text(json.dumps(config))
         _write_safetensors(folder / "model.safetensors", spec)
         yield folder

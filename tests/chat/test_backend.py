@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from fakes import Alone
 from hash_engine import hash_model
 
 from llamachat.chat.asked import Asked, Capability, Seen
@@ -21,7 +22,7 @@ from llamachat.models.catalog import ModelEntry
 SETTINGS = Settings(SamplingParams(temperature=0), max_tokens=9)
 
 
-class Far:
+class Far(Alone):
     """Messages in, text out, as a model on a server has it: no tokens, no window, no probabilities."""
 
     capabilities: frozenset[Capability] = frozenset()
@@ -34,18 +35,6 @@ class Far:
 
     def describe(self) -> Mapping[str, str]:
         return {"model": self.name, "weights": "unknown", "engine": "a server"}
-
-    def check(self) -> None:
-        pass
-
-    def others(self) -> Sequence[tuple[str, str]]:
-        return ()
-
-    def sibling(self, name: str) -> None:
-        pass
-
-    def remarks(self) -> Sequence[str]:
-        return ()
 
     def unheard(self, settings: Settings) -> str | None:
         return f"far cannot be told to think {settings.think}" if settings.think != "auto" else None
