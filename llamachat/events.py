@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "interrupt"]
+FinishReason = Literal["stop", "length", "interrupt", "repeat"]  # repeat: it said the same over and over
 
 
 @dataclass(frozen=True)

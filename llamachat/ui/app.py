@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
 from llamachat.events import TurnDone
-from llamachat.system.sanitise import sanitise
+from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
@@ -46,7 +46,12 @@ class PlainChat(Chat):
         self.screen = screen
         self._stopped = False  # by Ctrl-C
         self.context = commands.Context(
-            self.session, self.ready, screen, send=send, library=library or commands.EmptyLibrary()
+            self.session,
+            self.ready,
+            screen,
+            send=send,
+            library=library or commands.EmptyLibrary(),
+            confirm=self._confirm if send else lambda question: False,
         )
 
     def session(self) -> Session:
@@ -75,6 +80,11 @@ class PlainChat(Chat):
         if self._stopped:
             raise KeyboardInterrupt
         return None
+
+    def _confirm(self, question: str) -> bool:
+        with suppress(EOFError):
+            return commands.is_yes(input(f"{sanitise_line(question)} (y/n) "))
+        return False
 
     def _stop(self) -> None:
         """A session ends what it computes in its own time, but no one has to wait for it: twice breaks it off."""

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +82,7 @@ class Conversation:
             self.screen,
             send=self._above.post_raw,
             library=library or commands.EmptyLibrary(),
+            confirm=self._confirm,
         )
         self.prompt = Prompt(
             self,
@@ -98,6 +100,7 @@ class Conversation:
         self._worker = Thread(target=self._work, name="obey", daemon=True)
         self._answering, self._stop_asked = False, False
         self._lock = Lock()  # of these two
+        self._reply: Future[bool] | None = None  # to a question that the person was asked
         self._last: BaseException | None = None  # what the worker ended with
 
     # ---- the whole ----
@@ -163,10 +166,15 @@ class Conversation:
     # ---- as the prompt's listener ----
 
     def send(self, text: str, shown: str) -> None:
+        if self._reply:
+            self._above.echo(shown)
+            self._answered(commands.is_yes(text))
+            return
         self._queue.append(Typed(text, shown))
         self._next()
 
     def stop(self) -> bool:
+        self._answered(False)
         with self._lock:
             self._stop_asked = self._busy is not None
             if self._busy and (session := self._chat.ready()):
@@ -190,6 +198,8 @@ class Conversation:
         return [f"{count}: {sanitise_line(self._queue[0].shown[:200])}", self._state()]
 
     def _state(self) -> str:
+        if self._reply:
+            return "y or n, then Enter"
         spinner = _SPINNER[int(time.monotonic() / _BEAT) % len(_SPINNER)]
         if self._busy and self._stop_asked:
             return f"{spinner} stopping as soon as that can be"
@@ -220,6 +230,18 @@ class Conversation:
             self._above.echo(self._busy.shown)
             self._jobs.put(self._busy)
         self.prompt.redraw()
+
+    def _put_question(self, question: str, reply: Future[bool]) -> None:
+        self._reply = reply
+        self.screen.note(f"{question} (y/n)")
+        if self._stop_asked:  # before it could be asked
+            self._answered(False)
+        self.prompt.redraw()
+
+    def _answered(self, yes: bool) -> None:
+        if reply := self._reply:
+            self._reply = None
+            reply.set_result(yes)
 
     def _done(self, given_back: Typed | None) -> None:
         if given_back:
@@ -299,6 +321,12 @@ class Conversation:
         finally:
             self._answering = False
             self._above.post(self._above.end_answer)
+
+    def _confirm(self, question: str) -> bool:
+        """What the next text that is sent says to it; Ctrl-C says no."""
+        reply: Future[bool] = Future()
+        self._above.post(partial(self._put_question, question, reply))
+        return reply.result()
 
     def _session(self) -> Session:
         """Wait for loading, unless Ctrl-C ends the wait."""

@@ -23,7 +23,12 @@ from llamachat.ui.cells import cells, count, cut, pad, wrap
 from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.theme import Theme, choose, load
 
-_ENDINGS = {"stop": [], "length": ["cut off at the token limit"], "interrupt": ["stopped"]}
+_ENDINGS = {
+    "stop": [],
+    "length": ["cut off at the token limit"],
+    "interrupt": ["stopped"],
+    "repeat": ["stopped: it repeated itself; /continue goes on"],
+}
 _SERVED = "server:"  # what the reference of a model on a server begins with: see RemoteBackend.reference
 _ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 

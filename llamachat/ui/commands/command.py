@@ -79,6 +79,7 @@ class Context:
     library: Library = field(default_factory=EmptyLibrary)
     attached: list[Attachment] = field(default_factory=list)  # to the next message
     prefill: str = ""  # the next input begins with it
+    confirm: Callable[[str], bool] = lambda question: False  # asks the person; waits for yes or no
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Command:
     private: bool = (
         False  # opens files or the clipboard: for people only, not for lines of who knows whose that are piped in
     )
+    at_once: bool = False  # also while an answer streams: it only looks, at what is finished
 
     @property
     def usage(self) -> str:

@@ -50,6 +50,11 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
+def is_yes(text: str) -> bool:
+    """Whether a reply to a question says so; all else says no."""
+    return text.strip().lower() in ("y", "yes")
+
+
 def number(text: str, what: str, default: int | None = None) -> int:
     """A whole number from 1 on; `default` for an empty text. Raises UsageError."""
     if not text and default is not None:
