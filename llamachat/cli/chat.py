@@ -53,7 +53,8 @@ def chat(
 ) -> None:
     """Chat in the terminal (also: `llamachat` alone)."""
     from llamachat import paths
-    from llamachat.chat.persona import Library, load
+    from llamachat.chat.library import Library
+    from llamachat.chat.persona import load
     from llamachat.chat.store import Archive
     from llamachat.system.mapped import guard
     from llamachat.ui import app as ui

@@ -29,7 +29,7 @@ def _quiet(words: Callable[[], Iterable[Word]], incomplete: str) -> list[Word]:
 
 def models(ctx: typer.Context, incomplete: str) -> list[Word]:
     """The catalog's; of a server that was given, those that it has."""
-    from llamachat.chat.persona import Library
+    from llamachat.chat.library import Library
 
     if ctx.params.get("server"):
         return _quiet(lambda: _served(ctx.params), incomplete)
@@ -48,7 +48,7 @@ def _served(given: Mapping[str, Any]) -> Iterator[Word]:
 
 
 def personas(incomplete: str) -> list[Word]:
-    from llamachat.chat.persona import Library
+    from llamachat.chat.library import Library
 
     return _quiet(Library().personas, incomplete)
 
