@@ -66,10 +66,9 @@ class Library:
         self.obtain(resolve(name), progress)
 
     def _room(self) -> "Room":
-        from llamachat.engines.memory import available_memory
         from llamachat.models.overview import Room
 
-        return Room(self.context, self.kv_bits, 1 << 62 if self.force else available_memory())
+        return Room(self.context, self.kv_bits, 1 << 62) if self.force else Room(self.context, self.kv_bits)
 
     def personas(self) -> Iterator[tuple[str, str]]:
         """One that cannot be read is listed with the reason."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamachat.engines import memory
@@ -43,7 +43,7 @@ class Room:
 
     context: int | None = None  # tokens; None: as by default
     kv_bits: int | None = None
-    available: int | None = None  # bytes; None: what there is now
+    available: int = field(default_factory=lambda: memory.available_memory())  # bytes
 
     def plan(self, entry: ModelEntry, weights: int | None = None) -> memory.Plan | None:
         return fit.entry_plan(entry, self.context, self.kv_bits, self.available, weights)
@@ -62,10 +62,11 @@ def of_entry(entry: ModelEntry, room: Room) -> Known:
 
 def of_stores(room: Room, besides: Iterable[Path | None] = ()) -> Iterator[Known]:
     """Store by store, by name; not those that lie at one of these paths, and nothing that is no model of its own."""
-    end, others = time.monotonic() + PATIENCE, set(besides)
+    end, others = float("inf"), set(besides)
     for store in stores.STORES:
         for stored in stores.listed(store):
             seen = glance(stored.path) if time.monotonic() < end else UNKNOWN
+            end = min(end, time.monotonic() + PATIENCE)  # from the first on, which may import what reads it
             if seen.model and stored.path not in others:
                 seen = replace(seen, lacks=stored.lacks or seen.lacks)
                 entry = _entry(store, stored, seen)

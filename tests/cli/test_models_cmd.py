@@ -41,8 +41,8 @@ def run(*arguments: str) -> Result:
 
 def test_list_is_tab_separated_off_a_terminal() -> None:
     header, *rows = [line.split("\t") for line in run("list").stdout.splitlines()]
-    assert header == ["name", "download", "on disk", "fits", "context", "licence"]
-    assert ["smollm2-135m *", "93 MB", "no", "yes", "8192", "Apache-2.0"] in rows
+    assert header == ["name", "download", "on disk", "fits", "context", "licence", "store"]
+    assert ["smollm2-135m *", "93 MB", "no", "yes", "8192", "Apache-2.0", ""] in rows
     assert [row[:5] for row in rows if row[0] == "mine"] == [["mine", "?", "yes", "?", "?"]]
 
 
