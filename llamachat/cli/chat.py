@@ -230,7 +230,8 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
 
     if plan := fit.entry_plan(entry, options.ctx_size, options.kv_bits):
         watch.plan = memory.describe(plan)
-    obtain_files(entry, options.ctx_size, options.kv_bits, options.offline, options.force, watch.progress, prepare)
+    given = options.ctx_size, options.kv_bits, options.offline, options.force
+    obtain_files(entry, *given, watch.progress, prepare, watch.note)
     if options.compiles:
         prepare_native(watch.note)
     watch.line = ""

@@ -77,7 +77,7 @@ def quantize_model(
     from quantize import report as reports
     from quantize.convert import convert
 
-    entry = catalog.resolve(source)
+    entry = fetch.unquantized(catalog.resolve(source))
     given = {
         "scheme": scheme and scheme.value,
         "group_size": group_size,

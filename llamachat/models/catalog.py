@@ -15,6 +15,7 @@ from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, UsageError, reading
 from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
+from llamachat.models import hub_reference
 from llamachat.models.glance import Glance, glance
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
@@ -38,10 +39,11 @@ RULES = {
     "hub": re.compile(f"{WORD}/{WORD}", re.ASCII),
     "revision": re.compile(f"{WORD}(/{WORD})*", re.ASCII),
     "file": re.compile(rf"{WORD}(/{WORD})*\.gguf", re.ASCII),
+    "quant": re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*", re.ASCII),
 }
+FOLDER = "SAFETENSORS"  # in the place of a quant: not a GGUF model but the folder
 SERVER = "server:"  # "server:URL#MODEL": what a server has, at an address that no entry has
 OF_SERVERS = ("source", "description", "system", "context", "licence", "sampling", "think")  # keys of their entries
-HUB_NAME = re.compile(r"hf:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
 TOP = ("default", "models")  # keys of a file
 NUMBERS = {key: kind for key, kind in get_type_hints(SamplingParams).items() if kind in (int, float)}
 
@@ -61,11 +63,18 @@ class WheelSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A Hugging Face repository, or one GGUF file of it."""
+    """One GGUF model of a Hugging Face repository, which file or quant names, else the best that fits; or the repository as a
+    folder, where it has none, and where quant is FOLDER."""
 
     hub: str  # owner/repo
     revision: str | None = None
-    file: str | None = None
+    file: str | None = None  # of several parts the first
+    quant: str | None = None  # "Q4_K_M"
+
+    @property
+    def reference(self) -> str:
+        """What `resolve` makes it of again."""
+        return hub_reference.written(hub_reference.Reference(self.hub, self.revision, self.file, self.quant))
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ def load_catalog(user: Path | None = None) -> Catalog:
 
 
 def resolve(name_or_path: str | None = None) -> ModelEntry:
-    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, of `server:URL#MODEL`, of `STORE:NAME` as one of
+    """The entry of a name, of a path, of a hub's repository (see hub_reference), of `server:URL#MODEL`, of `STORE:NAME` as one of
     stores.STORES has it, or (None) of the default model. An adapter's path is its base's entry, with the adapter.
 
     An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
@@ -226,8 +235,8 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
     if name_or_path is None:
         catalog = load_catalog()
         return catalog.entries[catalog.default]
-    if name_or_path.startswith("hf:"):
-        return _hub_entry(name_or_path)
+    if (reference := hub_reference.read(name_or_path)) is not None:
+        return _hub_entry(name_or_path, reference)
     if name_or_path.startswith(SERVER):
         server, _, model = name_or_path.removeprefix(SERVER).partition("#")
         return on_server(ServerSource(server, model or None))
@@ -237,8 +246,17 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
         return _adapted(path) if is_adapter(path) else ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
         cause = f"there is no file or folder {shown(name_or_path)}"
-        raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
+        raise CatalogError(cause, "no model was loaded", _instead(name_or_path))
     return lookup(load_catalog(), name_or_path)
+
+
+def _instead(text: str) -> str:
+    """What may have been meant by a path that there is not."""
+    if hub_reference.is_address(text):
+        return "of the web, models come from huggingface.co: paste the address of one there"
+    if RULES["hub"].fullmatch(text):
+        return f"write hf:{text} for a repository of the hub; `llamachat models list` shows the names"
+    return "`llamachat models list` shows the names"
 
 
 def _stored(reference: str) -> ModelEntry | None:
@@ -324,20 +342,18 @@ def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
         return None
     if own or known:
         return own or known[0]
-    return _hub_entry(f"hf:{named}{f'@{revision}' if revision else ''}") if RULES["hub"].fullmatch(named) else None
+    return _hub_entry(named, hub_reference.Reference(named, revision)) if RULES["hub"].fullmatch(named) else None
 
 
-def _hub_entry(text: str) -> ModelEntry:
-    match = HUB_NAME.fullmatch(text)
+def _hub_entry(text: str, reference: hub_reference.Reference) -> ModelEntry:
+    quant = reference.quant and reference.quant.upper()
+    source = HubSource(reference.repo, reference.revision, reference.file, quant)
     try:
-        repo, file, revision = match.groups() if match else ("", None, None)
-        source = HubSource(repo, revision, file)
         _check_words(source, "a name")
     except ConfigError as error:
-        raise CatalogError(
-            f"{shown(text)} is no repository", "nothing was loaded", "write hf:owner/repo[/file.gguf][@revision]"
-        ) from error
-    return ModelEntry(text, source, format="gguf" if file else None)
+        cause = f"{shown(text)} is no repository"
+        raise CatalogError(cause, "nothing was loaded", hub_reference.SYNTAX) from error
+    return ModelEntry(source.reference, source, format="gguf" if source.file or source.quant else None)
 
 
 def _own_file() -> Path:

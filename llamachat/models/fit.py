@@ -1,6 +1,7 @@
 """Does a model of the catalog fit, before any of it is here?"""
 
-from llamachat.engines.memory import DEFAULT_CONTEXT, Plan, plan
+from llamachat.engines.memory import DEFAULT_CONTEXT, WORKSPACE, Plan, available_memory, check, plan, size
+from llamachat.errors import DoesNotFitError
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.catalog import ModelEntry, StorePath, WheelSource
 
@@ -35,3 +36,27 @@ def entry_weights(entry: ModelEntry) -> int:
     embedding = entry.shape.vocab * entry.shape.hidden
     bits = SCHEMES[entry.quant_config.scheme].bits_a_weight if entry.quant_config else 16
     return int(embedding * 2 + (entry.shape.params - embedding) * bits / 8)
+
+
+def file_fits(nbytes: int, available: int | None = None) -> bool:
+    """Whether a GGUF model of so many bytes, of which nothing else is known, would fit with a cache of a quarter of that."""
+    free = available_memory() if available is None else available
+    return nbytes + nbytes // 4 + WORKSPACE <= free
+
+
+def require(entry: ModelEntry, ctx: int | None = None, kv_bits: int | None = None, force: bool = False) -> None:
+    """Raises DoesNotFitError for a model that plainly will not fit, unless forced."""
+    if known := entry_plan(entry, ctx, kv_bits):
+        check(known, force)
+    elif fits(entry) is False and not force:
+        cause = f"{entry.name} has {size(entry.download_bytes or 0)} of weights, and {size(available_memory())} of memory is free"
+        raise DoesNotFitError(
+            cause, "it was not fetched", "choose a smaller quant or model, or --force to try all the same"
+        )
+
+
+def fits(entry: ModelEntry) -> bool | None:
+    """Whether the model would fit in memory; None where neither its shape nor its file's size is known."""
+    if known := entry_plan(entry):
+        return known.fits
+    return file_fits(entry.download_bytes) if entry.format == "gguf" and entry.download_bytes else None

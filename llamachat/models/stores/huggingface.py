@@ -19,6 +19,7 @@ REPOSITORY = re.compile(rf"models--({WORD}?)--({WORD})")
 FILE = re.compile(rf"{WORD}(/{WORD})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
+FOLDER = "SAFETENSORS"  # behind a repository that has GGUF files too
 
 
 def folders() -> Sequence[Path]:
@@ -58,7 +59,7 @@ def _models(snapshot: Path) -> Iterator[Name]:
             yield f"/{inner}", path
     here = {path.name: path for path in found if path.parent == snapshot}
     if CONFIG in here and any(map(WEIGHTS.fullmatch, here)):
-        yield "", snapshot
+        yield f":{FOLDER}" if any(map(is_first, found)) else "", snapshot
 
 
 def opened(folder: Path, name: str, path: Path) -> Stored:
