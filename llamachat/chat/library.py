@@ -45,18 +45,28 @@ class Library:
         known = list(overview.of_catalog(load_catalog(), room))
         return [_view(each) for each in (*known, *overview.of_stores(room, [each.path for each in known]))]
 
+    def better(self) -> ModelView | None:
+        """What to offer to whoever has the default model, or one that does not fit. Raises ConfigError."""
+        from llamachat.models import overview
+        from llamachat.models.catalog import load_catalog
+
+        catalog, room = load_catalog(), overview.Room(self.context, self.kv_bits)
+        known = [*overview.of_catalog(catalog, room), *overview.of_stores(room)]
+        found = overview.better(known, catalog.entries[catalog.default])
+        return _view(found) if found else None
+
     def view(self, name: str) -> ModelView | None:
         """A model that is to be fetched, or is here; None where there is no choice to be made, or who loads it says why not."""
-        from llamachat.models import overview
+        from llamachat.models import fetch, overview
         from llamachat.models.catalog import ServerSource, resolve
 
         try:
             entry = resolve(name)
-            known = overview.of_entry(entry, self._room())
+            if isinstance(entry.source, ServerSource) or (self.offline and not fetch.locate(entry)):
+                return None
+            return _view(overview.of_entry(fetch.settled(entry), self._room()))
         except LlamachatError:
             return None
-        absent = known.path is None
-        return None if isinstance(entry.source, ServerSource) or (absent and self.offline) else _view(known)
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Have a model here that is not. Raises LlamachatError."""
@@ -99,9 +109,9 @@ def _view(known: "Known") -> ModelView:
     return ModelView(
         known.entry.name,
         size=size(known.nbytes) if known.nbytes else "",
-        fits=known.plan.fits if known.plan else None,
+        fits=known.fits,
         here=known.path is not None or served,
-        note=known.seen.lacks or known.entry.description,
+        note=known.seen.lacks or "gated · " * known.entry.gated + known.entry.description,
         place=known.store.called if known.store else "",
         runs=not known.seen.lacks,
         needs=describe(known.plan) if known.plan else "",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llamachat.engines import memory
+from llamachat.errors import LlamachatError
 from llamachat.models import fetch, fit, stores
 from llamachat.models.catalog import Catalog, ModelEntry, ServerSource, StorePath, in_store, resolve, shape_of
 from llamachat.models.glance import UNKNOWN, Glance, glance
@@ -30,6 +31,13 @@ class Known:
         """Of what is here or is to be fetched; None: not known, or none."""
         source = self.entry.source
         return source.nbytes if isinstance(source, StorePath) else self.entry.download_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """None: not known. Of a GGUF file its size says enough."""
+        if self.plan:
+            return self.plan.fits
+        return fit.file_fits(self.nbytes) if self.entry.format == "gguf" and self.nbytes else None
 
     @property
     def usable(self) -> bool:
@@ -92,10 +100,19 @@ def better(known: Iterable[Known], than: ModelEntry) -> Known | None:
     """
     least = fit.entry_weights(than) if than.shape else 0
     fitting = [each for each in known if each.usable and each.plan and each.plan.weights > least and _is_easy(each)]
-    here = [each for each in fitting if each.path]
-    candidates = here or fitting
-    soon = [each for each in candidates if _weights(each) <= SOON]
-    return max(soon, key=_weights) if soon else min(candidates, key=_weights, default=None)
+    ranked = sorted(fitting, key=lambda each: (not each.path, _weights(each) > SOON, abs(SOON - _weights(each))))
+    return next((each for each in ranked if each.store is None or _is_made_to_chat(each)), None)
+
+
+def _is_made_to_chat(known: Known) -> bool:
+    """Whether it can be opened, and has a template: many have none, and go on with a text. One that ollama runs has one there."""
+    from llamachat.formats.detect import open_checkpoint
+
+    assert known.path is not None
+    try:
+        return open_checkpoint(known.path).chat_template is not None or known.store is stores.ollama.STORE
+    except LlamachatError:
+        return False
 
 
 def _weights(known: Known) -> int:

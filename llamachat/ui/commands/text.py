@@ -50,8 +50,13 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
+def is_reply(text: str) -> bool:
+    """Whether a text answers a question of ours, by yes or no."""
+    return text.strip().lower() in ("y", "yes", "n", "no")
+
+
 def is_yes(text: str) -> bool:
-    """Whether a reply to a question says so; all else says no."""
+    """Whether a reply says so."""
     return text.strip().lower() in ("y", "yes")
 
 

@@ -8,6 +8,7 @@ from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.commands.adapt import ADAPTERS
+from llamachat.ui.commands.choosing import CHOOSING
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
@@ -16,7 +17,7 @@ from llamachat.ui.commands.settings import SETTINGS
 from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
 from llamachat.ui.commands.turns import DIALOG
 
-COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *ADAPTERS, *FILES, *INSIDE)
+COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *CHOOSING, *ADAPTERS, *FILES, *INSIDE)
 
 
 def respond(context: Context, text: str) -> Iterator[Event] | None:
