@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
 from llamachat.errors import CatalogError, LlamachatError, UsageError
-from llamachat.events import TextDelta, TurnDone
+from llamachat.events import ModelView, TextDelta, TurnDone
 from llamachat.ui import commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
@@ -44,11 +44,14 @@ for _name in ("context", "branches", "heat", "alternatives", "why"):
     setattr(Shown, _name, _drawing(_name))
 
 
-class Library:
+class Library(commands.EmptyLibrary):
     """Two models and one persona."""
 
     def models(self) -> Iterable[tuple[str, str]]:
         return [("Fake-1B", "small"), ("Fake-7B", "large")]
+
+    def views(self) -> Iterable[ModelView]:
+        return [ModelView("Fake-1B", "1 GB", note="small"), ModelView("Fake-7B", "7 GB", note="large")]
 
     def personas(self) -> Iterable[tuple[str, str]]:
         return [("pirate", "You are a pirate.")]
@@ -314,7 +317,7 @@ def test_show_tells_what_is_set(desk: Desk) -> None:
 
 def test_model_lists_and_changes_and_keeps_the_dialog(desk: Desk) -> None:
     desk.type("hi")
-    assert desk.type("/model")[-2:] == ["  Fake-1B  small", "  Fake-7B  large"]
+    assert desk.type("/model")[-4:-1] == ["here", "* Fake-1B      1 GB  small", "  Fake-7B      7 GB  large"]
     assert desk.type("/model Fake-7B") == ["Fake-7B goes on with the dialog"]
     assert (desk.session.describe()["model"], desk.questions()) == ("Fake-7B", ["hi"])
     with pytest.raises(CatalogError):

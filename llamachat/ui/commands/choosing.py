@@ -64,7 +64,7 @@ def _fetch(context: Context, name: str) -> None:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if context.stopped():
-                raise UsageError("stopped", "the model was not changed", f"/model {name} goes on where it was")
+                raise UsageError("stopped", f"{described(context.session())['model']} stays", "what has come is kept")
             watch.progress(what, done, total)
             change(watch.line)
 
