@@ -304,11 +304,20 @@ def lookup(catalog: Catalog, name: str) -> ModelEntry:
     folded = name.lower() if name.isascii() else name  # some non-ASCII letters fold to ASCII ones
     if folded in catalog.entries:
         return catalog.entries[folded]
-    near = difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
+    near = _of_other_programs(folded) or difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CatalogError(
         f"no model is called {shown(name)}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
     )
+
+
+def _of_other_programs(name: str) -> list[str]:
+    """Models there whose name is this one, as these programs have it."""
+    from llamachat.models import stores
+
+    return [found for store, found in stores.references() if store.same(found.partition(":")[2]) == store.same(name)][
+        :3
+    ]
 
 
 def _existing(text: str) -> Path | None:

@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
 from store_folders import hub_cache, ollama, write_header
@@ -10,9 +11,12 @@ from store_folders import hub_cache, ollama, write_header
 from llamachat import paths
 from llamachat.chat import first_starts
 from llamachat.chat.library import Library
+from llamachat.core.engine import Engine
 from llamachat.errors import ConfigError
+from llamachat.formats.detect import open_checkpoint
+from llamachat.models import fetch
 from llamachat.models.catalog import ModelEntry, resolve
-from llamachat.models.load import load
+from llamachat.models.load import LoadedModel
 
 SAID = "This is a small demonstration model. Better, and fits: /model "
 
@@ -123,8 +127,9 @@ def test_a_model_of_ollamas_answers_as_its_layers_say(home: Path, smollm2_gguf: 
     manifest = ollama(
         models, "registry.ollama.ai/library/tiny/latest", smollm2_gguf, system="Be brief.", params={"temperature": 0.1}
     )
-    assert manifest.is_file()
-    model = load("ollama:tiny", ctx_size=32)
+    entry = resolve("ollama:tiny")
+    checkpoint = open_checkpoint(fetch.fetch(entry))
+    model = LoadedModel(entry, checkpoint, checkpoint.tokenizer(), engine=cast(Engine, None), load_s=0)
     assert (model.name, model.reference, model.system) == ("ollama:tiny", "ollama:tiny", "Be brief.")
-    assert model.sampling.temperature == 0.1 and model.checkpoint.path.parent == models / "blobs"
-    assert model.dialog.encode([]) is not None
+    assert model.sampling.temperature == 0.1 and checkpoint.path.parent == manifest.parents[4] / "blobs"
+    assert checkpoint.chat_template is not None, "it is the file's own"

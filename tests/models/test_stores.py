@@ -233,6 +233,8 @@ def test_an_unknown_name_comes_with_near_ones_or_where_was_looked(home: Path, we
     with pytest.raises(CatalogError, match=r"did you mean ollama:llama3.2:1b"):
         resolve("ollama:lama3.2:1b")
     assert resolve("ollama:llama3.2").name == "ollama:llama3.2:1b"  # the only tag that there is
+    with pytest.raises(CatalogError, match=r"no model is called 'llama3.2:1b'; .*did you mean ollama:llama3.2:1b\?"):
+        resolve("llama3.2:1b")
 
 
 @pytest.mark.parametrize("store", ["ollama", "lmstudio", "llama.cpp", "gpt4all"])
