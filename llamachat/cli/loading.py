@@ -41,7 +41,7 @@ def check_options(options: Loading) -> None:
 
 def obtain(options: Loading, entry: "ModelEntry") -> None:
     """Download the model with a progress bar, if it is not here."""
-    from llamachat.cli.models import shown_progress
+    from llamachat.cli.progress import shown_progress
     from llamachat.models import load
     from quantize.prepare import prepare
 

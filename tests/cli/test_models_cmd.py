@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from llamachat.cli import models as models_cmd
 from llamachat.cli.models import models_app
+from llamachat.cli.progress import shown_progress
 from llamachat.errors import CatalogError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
@@ -100,7 +101,7 @@ def test_pull_says_before_the_download_that_memory_will_not_do(monkeypatch: pyte
 def test_pull_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with models_cmd.shown_progress() as progress:
+    with shown_progress() as progress:
         progress("fetching \x1b]0;it", 500_000, 1_000_000)
         progress("unpacking", 1, 1)
     out, err = capsys.readouterr()

