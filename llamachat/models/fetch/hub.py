@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,14 +78,16 @@ def _weights_in(snapshot: Path) -> Iterator[tuple[str, int]]:
             yield file.relative_to(snapshot).as_posix(), file.stat().st_size
 
 
-def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
+def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable[[Pick], None]) -> Path:
     """The verified model. Asks the hub only when something is missing, or may be: a folder that was never verified. Raises
-    CatalogError."""
+    CatalogError. before: is told what was picked before it is downloaded."""
     found = locate(source)
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
     if not offline and not (found and found.is_file()):
         picked = pick(source, progress)
+        if not found:
+            before(picked)
         with translated(source.hub, NOTHING, source.revision):
             download(picked, progress)
         found = locate(picked.source)
