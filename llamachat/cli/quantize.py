@@ -69,7 +69,7 @@ def quantize_model(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
     """Convert a model to int8 or int4, and say what it cost."""
-    from llamachat.cli.models import shown_progress
+    from llamachat.cli.progress import shown_progress
     from llamachat.families.t5 import EncoderDecoderSpec
     from llamachat.formats.detect import open_checkpoint
     from llamachat.models import catalog, fetch

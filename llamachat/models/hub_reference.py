@@ -81,15 +81,16 @@ def _page(rest: str) -> Reference:
     except ValueError:
         return Reference()
     segments = [unquote(part) for part in parts.path.strip("/").split("/")]
+    revision = next((part for part in segments[3:4] if part != "main"), None)
     if segments[0] in OTHERS:
         return Reference()
     match segments:
         case [_, _] if shown:
             return Reference("/".join(segments), None, shown)
-        case [owner, name, kind, revision, *path] if kind in FILE_PAGES:
+        case [owner, name, kind, _, *path] if kind in FILE_PAGES:
             return Reference(f"{owner}/{name}", revision, "/".join(path))
-        case [owner, name, "tree", revision]:
+        case [owner, name, "tree", _]:
             return Reference(f"{owner}/{name}", revision)
-        case [owner, name, "tree", revision, *_, folder]:  # named after its quant, where there are many parts
+        case [owner, name, "tree", _, *_, folder]:  # named after its quant, where there are many parts
             return Reference(f"{owner}/{name}", revision, None, folder)
     return _named("/".join(segments))

@@ -1,16 +1,14 @@
 """A chat from the first moment on: while its session loads, and how far that is."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, LostError
-from llamachat.system.amounts import Pace, share, size
-from llamachat.ui.render import meter, percent
+from llamachat.ui.progress_line import ProgressLine
 
-BYTES = ("fetching", "checking", "unpacking")  # what is told of these begins with the word, and is counted in bytes
 ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
 
 
@@ -25,32 +23,15 @@ class Watch:
         self.plan = ""  # what memory it will take
         self.line = ""
         self.notes: list[str] = []  # to be shown once it is done
-        self._what, self._pace = "", Pace()
+        self._progress = ProgressLine()
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        if what != self._what:
-            self._what, self._pace = what, Pace()
-        self._pace.tell(done)
-        verb, _, thing = what.partition(" ")
-        if total and verb in BYTES:
-            self.line = " · ".join(filter(None, (f"{verb} {_bar(done, total)}", *self._amounts(done, total), thing)))
-        else:
-            self.line = f"{what} {_bar(done, total)}" if total else what
-
-    def _amounts(self, done: int, total: int) -> Iterator[str]:
-        """What matters most first: the line ends where the terminal does."""
-        left, speed = self._pace.left(total), self._pace.speed
-        yield f"{left} left" if left and done < total else ""
-        yield share(done, total)
-        yield f"{size(speed)}/s" if speed else ""
+        self._progress.tell(what, done, total)
+        self.line = self._progress.line
 
     def note(self, line: str) -> None:
         self.line = line
         self.notes.append(line)
-
-
-def _bar(done: int, total: int) -> str:
-    return f"{meter(min(done, total), total)} {percent(done, total)}"
 
 
 class Chat:

@@ -201,6 +201,18 @@ def test_what_others_fetched_from_the_hub_is_found_by_its_reference(home: Path, 
     assert tiny.nbytes == weights.stat().st_size and tiny.plan and tiny.usable
 
 
+def test_a_repository_with_both_kinds_is_two_models(home: Path, weights: Path) -> None:
+    files = {
+        "config.json": b'{"model_type": "llama"}',
+        "model.safetensors": b"x",
+        "tokenizer.json": b"{}",
+        "both.gguf": weights,
+    }
+    snapshot = hub_cache(home / "hf/hub", "ada/Both", files)
+    found = {known.entry.name: fetch.locate(known.entry) for known in overview.of_stores(overview.Room())}
+    assert found == {"hf:ada/Both/both.gguf": snapshot / "both.gguf", "hf:ada/Both:SAFETENSORS": snapshot}
+
+
 def test_what_the_catalog_has_is_no_second_model(home: Path, weights: Path) -> None:
     hub_cache(home / "hf/hub", "ggml-org/gemma-3-1b-it-GGUF", {"gemma-3-1b-it-Q4_K_M.gguf": weights})
     known = list(overview.of_catalog(load_catalog(), overview.Room()))

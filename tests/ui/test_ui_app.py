@@ -183,6 +183,8 @@ def test_the_status_tells_what_loading_is_at() -> None:
         assert talk.status()[0].endswith("loading Fake-1B: 1 GB of memory")
         watch.progress("downloading Fake-1B", 25, 100)
         assert talk.status()[0].endswith("downloading Fake-1B ███░░░░░░░ 25%")
+        watch.progress("fetching a/b", 25_000_000, 100_000_000)
+        assert talk.status()[0].endswith("fetching ███░░░░░░░ 25% · 25/100 MB · a/b")
     never.set()
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,11 @@ class Pick:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def models(self) -> tuple[choice.GGUFFile, ...]:
+        """All that the repository has."""
+        return tuple(choice.models(self.listing.sizes))
+
 
 def folder(source: HubSource) -> Path:
     return paths.hub_cache_dir() / f"models--{source.hub.replace('/', '--')}"
@@ -73,14 +78,16 @@ def _weights_in(snapshot: Path) -> Iterator[tuple[str, int]]:
             yield file.relative_to(snapshot).as_posix(), file.stat().st_size
 
 
-def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
+def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable[[Pick], None]) -> Path:
     """The verified model. Asks the hub only when something is missing, or may be: a folder that was never verified. Raises
-    CatalogError."""
+    CatalogError. before: is told what was picked before it is downloaded."""
     found = locate(source)
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
     if not offline and not (found and found.is_file()):
         picked = pick(source, progress)
+        if not found:
+            before(picked)
         with translated(source.hub, NOTHING, source.revision):
             download(picked, progress)
         found = locate(picked.source)
@@ -204,12 +211,16 @@ def download(picked: Pick, progress: Progress) -> None:
 
 def usage(source: HubSource) -> int:
     """Bytes of it on this disk; of what is not whole, those of unfinished downloads too."""
+    if not _is_one(source):
+        return folder_size(folder(source))
     found = locate(source)
-    if found and found.is_file():
-        return sum(file.stat().st_size for file in _parts(found))
-    if source.file or (source.quant and source.quant != FOLDER):
-        return sum(file.stat().st_size for file in (folder(source) / "blobs").glob("*.incomplete"))
-    return folder_size(folder(source))
+    files = _parts(found) if found else (folder(source) / "blobs").glob("*.incomplete")
+    return sum(file.stat().st_size for file in files)
+
+
+def _is_one(source: HubSource) -> bool:
+    """Whether it names one GGUF model."""
+    return bool(source.file or (source.quant and source.quant != FOLDER))
 
 
 def _parts(found: Path) -> list[Path]:
@@ -217,20 +228,17 @@ def _parts(found: Path) -> list[Path]:
 
 
 def remove(source: HubSource) -> None:
-    """Delete a GGUF model. With the last of a repository, or a folder, all of its revisions go from the cache."""
-    found = locate(source)
-    parts = _parts(found) if found and found.is_file() else []
+    """Delete a GGUF model that is named; with the last of a repository, or without a name, all of its revisions go."""
+    found = locate(source) if _is_one(source) else None
+    parts = _parts(found) if found else []
     blobs = {part.resolve() for part in parts}
-    weights = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
-    links = [file for file in weights if file.suffix in (".gguf", ".safetensors")]
+    kept = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
+    links = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
     if not parts or all(file.resolve() in blobs for file in links):
         _remove_repository(source)
         return
-    for file in links:
-        if file.resolve() in blobs:
-            file.unlink()
-    for blob in blobs:
-        blob.unlink(missing_ok=True)
+    for file in [*(link for link in links if link.resolve() in blobs), *blobs]:
+        file.unlink(missing_ok=True)
 
 
 def _remove_repository(source: HubSource) -> None:
