@@ -362,7 +362,7 @@ def test_dozens_are_listed_at_once(home: Path, weights: Path) -> None:
     assert time.process_time() - began < 0.2
 
 
-def test_what_is_better_is_here_first_then_the_largest_that_is_quick(home: Path) -> None:
+def test_what_is_better_is_the_largest_that_is_quick_and_made_to_chat(home: Path) -> None:
     catalog = load_catalog()
     default = catalog.entries[catalog.default]
 
@@ -377,6 +377,6 @@ def test_what_is_better_is_here_first_then_the_largest_that_is_quick(home: Path)
     assert small and large and small != large
     picked = catalog.entries[large]
     assert not picked.gated and (picked.download_bytes or 0) <= overview.SOON
-    file = write_header(home / ".cache/gpt4all/mine.gguf")
-    os.truncate(file, 200_000_000)
-    assert offered(200_000_000_000) == "gpt4all:mine"
+    base = write_header(home / ".cache/gpt4all/base.gguf")
+    os.truncate(base, 200_000_000)
+    assert offered(200_000_000_000) == large, "what has no template is not made to chat"
