@@ -50,6 +50,13 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
+def required(argument: str, command: str, what: str) -> str:
+    """An argument. Raises UsageError for none."""
+    if not argument:
+        raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
+    return argument
+
+
 def is_yes(text: str) -> bool:
     """Whether a reply to a question says so; all else says no."""
     return text.strip().lower() in ("y", "yes")
