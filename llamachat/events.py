@@ -96,8 +96,12 @@ class TextSize:
 
     tokens: int
     counted: bool  # False: an estimate
-    room: int  # tokens that the context has for one message; 0: not known
+    room: int = 0  # tokens that the context has for one message; 0: not known
     most: int = 0  # tokens of context that the model was made for and this machine has memory for; 0: not known
+
+    @property
+    def fits(self) -> bool:
+        return not self.room or self.tokens <= self.room
 
 
 @dataclass(frozen=True)

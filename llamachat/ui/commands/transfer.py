@@ -8,9 +8,13 @@ from llamachat.ui.commands.turns import question_words
 
 
 def _read(context: Context, argument: str) -> None:
-    attachment = attach.read(attach.as_path(required(argument, "read", "FILE")))
-    context.attached.append(attachment)
-    context.screen.note(f"{attach.told(attachment)} to your next message")
+    found, session = attach.read_all(required(argument, "read", "FILE")), context.session()
+    attached = context.attached + [attachment for each in found for attachment in each.files]
+    together = attach.to_message("", attached)
+    attach.require_room(together, session.weigh, session.context_size, "it was not attached")
+    context.attached[:] = attached
+    for each in found:
+        context.screen.note(f"{attach.told(each, session.weigh, session.context_size)}; it goes with your next message")
 
 
 def _copy(context: Context, argument: str) -> None:
@@ -27,11 +31,13 @@ def _copy(context: Context, argument: str) -> None:
 TRANSFER = (
     Command(
         ("read",),
-        "FILE",
-        "attach a text file to the next message",
+        "FILE …",
+        "attach text files to the next message",
         _read,
-        f'UTF-8, of at most {attach.LIMIT_TOLD}. In a message, @FILE or @"a name with spaces" does the same.',
+        f"UTF-8, of at most {attach.LIMIT_TOLD} together; patterns (src/*.py) and folders (docs/) stand for several, names with "
+        'spaces go in quotes. In a message, @FILE, @src/*.py, @docs/ or @"a name with spaces" do the same.',
         path=True,
+        several=True,
         private=True,
     ),
     Command(
