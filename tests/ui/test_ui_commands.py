@@ -422,6 +422,27 @@ def test_copy_sends_an_answer_to_the_clipboard(desk: Desk, monkeypatch: pytest.M
         desk.type("/copy 3")
 
 
+def test_copy_takes_the_models_own_text_and_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    answer = "So \\(x_1\\) and **y**:\n```py\nx = 1\n```\n```\ny\n```\n"
+    desk.session.enqueue(TextDelta("hm", thinking=True), answer)
+    desk.type("say")
+    assert desk.complete("/copy ") == ["/copy code", "/copy 1"]
+    for command, text in {"": answer, " 1": answer, " code": "y", " code 1": "x = 1"}.items():
+        desk.type(f"/copy{command}")
+        assert base64.b64decode(desk.sent[-1].removeprefix("\x1b]52;c;").removesuffix("\x07")).decode() == text
+    for command, says in {
+        "code 3": "no code block 3; it has 2 code blocks",
+        "code x": "'x' is no number of a code block",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/copy {command}")
+    desk.session.enqueue("none")
+    desk.type("say")
+    with pytest.raises(UsageError, match="the last answer has no code block; nothing was copied"):
+        desk.type("/copy code")
+
+
 def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMUX", "/tmp/tmux")
     desk.session.enqueue("ab")

@@ -8,7 +8,6 @@ from rich.style import Style
 from rich.text import Text
 
 from llamachat.system.sanitise import sanitise
-from llamachat.ui.markdown.formulas import formula, formulas, open_dollar
 from llamachat.ui.theme import Theme
 
 if TYPE_CHECKING:
@@ -95,9 +94,11 @@ _MARK = re.compile(r"\\.|`+|\*\*|__|~~|[*_]")
 def completed(source: str) -> str:
     """An unfinished paragraph with its open emphasis, code and formula closed, so that it looks at once as it is going to."""
     source = source.rstrip()
-    inside = formulas(source)
-    if (inside and inside[-1][1] == len(source)) or open_dollar(source):
-        return source + "$" * (not inside or inside[-1][1] < len(source))
+    inside = _formulas(source)
+    if inside and inside[-1][1] == len(source):
+        return source
+    if "$" in source and _ends_in_dollars(source):
+        return source + "$"
     source = source.rstrip("*_~`")
     open_marks: list[str] = []
     for match in _MARK.finditer(source):
@@ -119,10 +120,25 @@ def _opens(source: str, start: int, end: int) -> bool:
     return not source[end : end + 1].isspace() and not source[max(0, start - 1) : start].isalnum()
 
 
+def _formulas(source: str) -> list[tuple[int, int]]:
+    """Where they are."""
+    if "$" not in source and "\\" not in source:
+        return []
+    from llamachat.ui.markdown.formulas import formulas  # with the first sign of one
+
+    return formulas(source)
+
+
+def _ends_in_dollars(source: str) -> bool:
+    from llamachat.ui.markdown.formulas import open_dollar
+
+    return open_dollar(source)
+
+
 def _outside(source: str) -> str:
     """A text without its formulas."""
     parts, start = list[str](), 0
-    for begin, stop in formulas(source):
+    for begin, stop in _formulas(source):
         parts.append(source[start:begin])
         start = stop
     return "".join([*parts, source[start:]])
@@ -139,6 +155,10 @@ def _markdown() -> "MarkdownIt":
 
 def _maths(state: "StateInline", silent: bool) -> bool:
     """markdown-it's rule for a formula."""
+    if state.src[state.pos] not in "$\\":
+        return False
+    from llamachat.ui.markdown.formulas import formula
+
     found = formula(state.src, state.pos)
     if found is None:
         return False

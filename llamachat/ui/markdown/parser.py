@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamachat.ui.markdown.blocks import DEPTH, LIMIT, LINES, ROWS, Align, Block, Container, Kind, Table
-from llamachat.ui.markdown.formulas import open_display, opening
 
 _QUOTE = re.compile(r" {0,3}> ?")
 _ITEM = re.compile(r" {0,3}([-*+]|\d{1,9}[.)])([ \t]+|$)")
@@ -198,14 +197,14 @@ class Parser:
         """A paragraph's line, its first or a further one, or the rest of an endless line."""
         leaf = self._leaf
         sign = leaf.formula if isinstance(leaf, _Paragraph) else ""
-        left = open_display(sign, content)
+        left = _open_display(sign, content) if sign or "$$" in content or "\\" in content else ""
         if isinstance(leaf, _Paragraph) and leaf.lines < LINES and len(leaf.raw) + len(raw) <= LIMIT:
             body = leaf.body + "\n" if starts else leaf.body
             last = (len(body), len(leaf.raw)) if starts else (leaf.last, leaf.last_raw)
             self._leaf = _Paragraph(body + content, leaf.raw + raw, *last, leaf.lines + 1, left)
         else:
             self._close()
-            begins = opening(sign) + "\n" if sign else ""  # the rest of one that was cut
+            begins = _opening(sign) + "\n" if sign else ""  # the rest of one that was cut
             self._leaf = _Paragraph(begins + (content.lstrip() if starts else content), raw, formula=left)
 
     def _go_on(self, text: str, raw: str) -> None:
@@ -289,6 +288,18 @@ class Parser:
         gap = min(self._gap, old) if self._gap is not None and self._begun else None
         self.blocks.append(Block(kind, self._blank + raw, body, inside, gap, **fields))
         self._blank, self._gap, self._fresh, self._begun = "", None, 0, True
+
+
+def _open_display(sign: str, line: str) -> str:
+    from llamachat.ui.markdown.formulas import open_display  # with the first sign of one
+
+    return open_display(sign, line)
+
+
+def _opening(sign: str) -> str:
+    from llamachat.ui.markdown.formulas import opening
+
+    return opening(sign)
 
 
 def _spaced(text: str) -> str:
