@@ -15,7 +15,7 @@ from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
 from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
-from llamachat.ui import commands
+from llamachat.ui import clipboard, commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
 from llamachat.ui.suggestions import ChatCompleter
@@ -97,7 +97,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(clipboard, "PROGRAMS", ())  # whoever's clipboard this is, the tests leave it alone
     return Desk(tmp_path_factory.mktemp("sessions") / "sessions")
 
 
