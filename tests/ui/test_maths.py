@@ -24,7 +24,7 @@ def plain(text: str, width: int = 200, theme: str = "dark") -> list[str]:
     [
         (r"x = \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}", "x = (-b ± √(b² - 4ac))/(2a)"),
         (r"\frac{1}{2} + \dfrac12 x + 2\frac{1}{2}", "1/2 + (1/2) x + 2 1/2"),
-        (r"\frac{\partial f}{\partial t}", "∂f/∂t"),
+        (r"\frac{\partial f}{\partial t} = \frac{n(n+1)}{k(n-k)!}", "∂f/∂t = n(n+1)/(k(n-k)!)"),
         (r"\left(\frac{d}{dx}\right)^2 f(x)", "(d/dx)² f(x)"),
         (r"\sum_{i=1}^{n} x_i \le \infty", "∑ᵢ₌₁ⁿ xᵢ ≤ ∞"),
         (r"\int_0^\infty e^{-x}\,dx", "∫₀^∞ e⁻ˣ dx"),

@@ -366,7 +366,7 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
 def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some text\n")
     said = desk.type(f"/read {tmp_path / 'notes.md'}")
-    assert said == ["attached notes.md (2 tokens, 0% of the context); it goes with your next message"]
+    assert said == ["attached notes.md (2 tokens, <1% of the context); it goes with your next message"]
     desk.session.enqueue(LlamachatError("does not fit"))
     with pytest.raises(LlamachatError):
         desk.type("too early")
@@ -383,15 +383,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     monkeypatch.chdir(tmp_path)
     for name, words in (("large", 9000), ("half", 5000)):
         (tmp_path / name).write_text("word " * words)
-    says = r"that makes 9,003 tokens, the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
+    says = r"large: 9,003 tokens, and the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
     with pytest.raises(DoesNotFitError, match=says):
         desk.type("/read large")
     assert desk.type("/read half")[0].startswith("attached half (5,000 tokens, 61% of the context)")
-    with pytest.raises(DoesNotFitError, match=r"that makes 10,\d+ tokens"):
-        desk.type("/read half")
-    with pytest.raises(DoesNotFitError, match="the message was not sent"):
-        desk.type("and @half ?")
+    (tmp_path / "other").write_text("more " * 5000)
+    with pytest.raises(DoesNotFitError, match=r"other with what is attached already: 10,\d+ tokens"):
+        desk.type("/read other")
+    with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
+        desk.type("and @other ?")
     assert (desk.session.said, len(desk.context.attached)) == ([], 1)
+    desk.type("/read half")
+    desk.type("and @half ?")
+    assert desk.questions()[0].count("word") == 5000
 
 
 def test_a_mentioned_file_is_attached_at_a_terminal_only(
@@ -399,9 +403,9 @@ def test_a_mentioned_file_is_attached_at_a_terminal_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
-    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, 0% of the context)"
+    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, <1% of the context)"
     assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
-        "attached notes.md (2 tokens, 0% of the context)",
+        "attached notes.md (2 tokens, <1% of the context)",
         "@no/such names no file: sent as it is",
     ]
     desk.context.send = None

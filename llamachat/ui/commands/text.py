@@ -31,9 +31,11 @@ def with_files(context: Context, text: str) -> str:
     if context.send is None:
         return attach.to_message(text, context.attached)
     mentions, session = attach.Mentions(text), context.session()
-    sent = attach.to_message(mentions.text, context.attached + mentions.attachments)
-    if sent != mentions.text:
-        attach.require_room(sent, session.weigh, session.context_size, "the message was not sent")
+    attached = attach.joined(context.attached, mentions.attachments)
+    sent = attach.to_message(mentions.text, attached)
+    if attached:
+        what, size = f"the message with {attach.some(attached)}", session.context_size
+        attach.require_room(what, sent, session.weigh, size, "it was not sent")
     told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
     for note in (*told, *mentions.notes):
         context.screen.note(note)

@@ -15,9 +15,11 @@ _CODE = "code"
 
 def _read(context: Context, argument: str) -> None:
     found, session = attach.read_all(required(argument, "read", "FILE")), context.session()
-    attached = context.attached + [attachment for each in found for attachment in each.files]
+    new = [attachment for each in found for attachment in each.files]
+    attached = attach.joined(context.attached, new)
+    what = f"{attach.some(new)}{' with what is attached already' * (len(attached) > len(new))}"
     together = attach.to_message("", attached)
-    attach.require_room(together, session.weigh, session.context_size, "it was not attached")
+    attach.require_room(what, together, session.weigh, session.context_size, "it was not attached")
     context.attached[:] = attached
     for each in found:
         context.screen.note(f"{attach.told(each, session.weigh, session.context_size)}; it goes with your next message")

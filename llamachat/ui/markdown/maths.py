@@ -27,7 +27,7 @@ DEPTH = 20
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+\*?|.)|\s+|.", re.DOTALL)
 _ROW_SPACE = re.compile(r"\[\s*-?[\d.]+\s*(?:pt|em|ex|cm|mm|in)\s*\]")  # behind the end of a row
 _ENVIRONMENT = re.compile(r"\{(\w+\*?)\}")
-_FACTOR = re.compile(r"-?(?:\w|[.′∞°!∂∇])+|\([^()]*\)|√\w")  # what a fraction's bar may follow
+_FACTOR = re.compile(r"-?(?:\w|[.′∞°!∂∇])+(?:\([^()]*\))?|\([^()]*\)|√\w")  # what a fraction's bar may follow
 _DIVISOR = re.compile(r"[\d.]+|∂?[^\W\d]+\w?|\([^()]*\)|√\w|∞")  # and what may follow it
 _BEHIND = frozenset(")]}+-=,.;:<>&|/*!?'")  # what may follow a fraction without making it unclear
 
