@@ -69,6 +69,11 @@ def message(text: str) -> str:
     return text[1:] if text.startswith("//") else unquoted(text)
 
 
+def literal(text: str) -> str:
+    """What means this text as a message when it is typed, whatever it begins with."""
+    return f"{QUOTES}{text}{QUOTES}"
+
+
 def block_open(text: str) -> bool:
     '''Whether the text began a """ block that it has not closed yet.'''
     return text.lstrip().startswith(QUOTES) and text.count(QUOTES) % 2 == 1
