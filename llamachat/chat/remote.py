@@ -13,7 +13,7 @@ from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
+from llamachat.events import Event, Stats, TextDelta, TextSize, TokenView, TurnDone
 from llamachat.generation.thinking import Tagger
 from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError, Usage
 from llamachat.remote.listing import some
@@ -148,6 +148,11 @@ class RemoteBackend:
         """Raises UsageError as long as it is open which of several is meant."""
         if self.model is None:
             raise UsageError(self._several(), consequence, remedy)
+
+    def weigh(self, text: str, system: str | None) -> TextSize | None:
+        """See Backend: an estimate, once the server has counted something."""
+        tokens = self._latest.expected(text)
+        return None if tokens is None else TextSize(tokens, False)
 
     # ---- answering ----
 

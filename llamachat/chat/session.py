@@ -14,7 +14,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Stats, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Stats, TextSize, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):
@@ -65,6 +65,10 @@ class Session(Dialog):
     def describe(self) -> Mapping[str, str]:
         """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys."""
         return self.backend.describe()
+
+    def weigh(self, text: str) -> TextSize | None:
+        """What a text would take of the context; None where nobody can tell."""
+        return self.backend.weigh(text, self.system)
 
     # ---- answering ----
 

@@ -8,6 +8,7 @@ from llamachat.core.dialog import Message
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
 from llamachat.events import Branch, FinishReason
+from llamachat.system.enclosed import own_words
 
 Speaker = Literal["user", "assistant"]
 
@@ -127,5 +128,5 @@ def path(node: Node) -> list[Node]:
 
 
 def first_line(text: str) -> str:
-    """What stands for a message in a list."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """What stands for a message in a list; not what is attached to it."""
+    return next((line.strip() for line in own_words(text).splitlines() if line.strip()), "")

@@ -8,14 +8,25 @@ from functools import cached_property
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer, StopMatcher
 from llamachat.core.engine import Engine
-from llamachat.core.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
+from llamachat.core.generate import (
+    PREFILL_CHUNK,
+    Interrupted,
+    Logits,
+    Room,
+    Token,
+    generate,
+    never,
+    no_room,
+    prefill,
+    score,
+)
 from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import TAGGED, Thoughts
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
-from llamachat.events import FinishReason, Stats
+from llamachat.events import FinishReason, Reading, Stats
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
 from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
 
@@ -62,6 +73,7 @@ class Answer:
     all_thought: bool = False  # `parts` ended within a thought
 
     def __post_init__(self) -> None:
+        self._read = 0  # tokens of the prompt, by `reading`
         if self.thoughts:
             self.spelled = {**self.spelled, **spelled_marks(self.tokenizer, self.thoughts)}
         self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
@@ -111,7 +123,7 @@ class Answer:
         except Interrupted:
             return
         finally:
-            self.prefill_s = time.perf_counter() - start
+            self.prefill_s += time.perf_counter() - start
         sampler = self.sampler()
         tokens = generate(
             self.engine,
@@ -194,6 +206,23 @@ class Answer:
             cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
             raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
 
+    def reading(self) -> Iterator[Reading]:
+        """Iterate before the answer itself, to hear how far a prompt is read that takes several chunks: all but the last, which
+        the answer begins with. Raises UsageError and ModelError as `check` does."""
+        self.check()
+        reused = self.cache.keep_common_prefix(self.prompt)
+        total = len(self.prompt) - reused
+        chunks = range(reused, len(self.prompt) - PREFILL_CHUNK, PREFILL_CHUNK) if total <= self.cache.free else ()
+        yield from [Reading(0, total)] if chunks else []
+        for start in chunks:  # none where it does not fit and rolls through the cache, which is done at once
+            if self.interrupted():
+                return
+            begin = time.perf_counter()
+            prefill(self.engine, self.cache, self.prompt[start : start + PREFILL_CHUNK])
+            self.prefill_s += time.perf_counter() - begin
+            self._read = start + PREFILL_CHUNK - reused
+            yield Reading(self._read, total)
+
     def prefill(self) -> Logits:
         """Logits after the prompt. Raises DoesNotFitError, Interrupted."""
         if reads := encoding(self.engine):
@@ -205,8 +234,9 @@ class Answer:
             top = self.settings.top_logprobs
             self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, top, self.interrupted)
             return logits
-        self.reused = self.cache.keep_common_prefix(self.prompt)
-        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted, self.room)
+        held = self.cache.keep_common_prefix(self.prompt)
+        self.reused = held - self._read
+        return prefill(self.engine, self.cache, self.prompt[held:], self.interrupted, self.room)
 
     @property
     def exact(self) -> bool:

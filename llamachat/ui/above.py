@@ -15,7 +15,7 @@ from prompt_toolkit.output import Output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from rich.text import Text
 
-from llamachat.events import Event, TextDelta
+from llamachat.events import Event, Reading, TextDelta
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui.answer import Answer, Kind, Sheet
 from llamachat.ui.cells import wrap
@@ -47,6 +47,7 @@ class Above:
         self._lines: list[str] = []  # finished, but not painted yet
         self._line = ""  # of our own text, not at its end yet
         self._answer: Answer | None = None
+        self._reading: Reading | None = None  # while a long prompt is
         self._since = 0.0  # the answer's first piece
 
     def begin(self, prompt: Prompt) -> None:
@@ -107,6 +108,11 @@ class Above:
         """How long the model has been thinking, while it does; else nothing."""
         return self._answer.thinking if self._answer else ""
 
+    def reading(self) -> str:
+        """How far a long prompt is read, like "reading 40% of 12,345 tokens"."""
+        done, total = (self._reading.done, self._reading.total) if self._reading else (0, 0)
+        return f"reading {100 * done // total}% of {total:,} tokens" if total else "reading"
+
     def speed(self) -> float:
         """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
         seconds = time.monotonic() - self._since
@@ -155,6 +161,7 @@ class Above:
             sheet = Sheet(self._theme, lambda: self._columns, self._print, self._print, kind)
             self._answer = Answer(sheet, think=self._think)
         self._answer.feed(event)
+        self._reading = event if isinstance(event, Reading) else None
         if isinstance(event, TextDelta):
             self._since = self._since if self.pieces else time.monotonic()
             self.pieces += 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from llamachat.events import Branch, TokenView, Turn
+from llamachat.system.enclosed import own_words
 from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui.cells import cells, cut, pad, wrap
 from llamachat.ui.theme import Theme
@@ -83,7 +84,7 @@ def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list
 
 
 def context_map(turns: Sequence[Turn], used: int, size: int, width: int, theme: Theme) -> list[str]:
-    """The window as a bar, then every message: pinned, kept or no longer seen by the model."""
+    """The window as a bar, then every message: pinned, kept, partly or no longer seen by the model."""
     pinned = min(used, sum(turn.tokens for turn in turns if turn.seen == "pinned"))
     lines = [
         _window(pinned, used, size, width, theme),
@@ -117,12 +118,12 @@ def _rows(turns: Sequence[Turn]) -> list[_Row]:
     if folded:
         numbers = f"{folded[0].number}–{folded[-1].number}"
         rows.append(("dropped", numbers, "", str(sum(turn.tokens for turn in folded)), f"{len(folded)} messages"))
-    pinned, kept = ([turn for turn in turns if turn.seen == seen] for seen in ("pinned", "kept"))
+    pinned, kept = ([turn for turn in turns if turn.seen in seen] for seen in (("pinned",), ("partly", "kept")))
     return [*map(_row, pinned), *rows, *map(_row, gone[len(folded) :]), *map(_row, kept)]
 
 
 def _row(turn: Turn) -> _Row:
-    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), turn.text
+    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), own_words(turn.text)
 
 
 def _drawn_row(row: _Row, width: int, theme: Theme) -> Text:

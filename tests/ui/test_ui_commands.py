@@ -13,7 +13,7 @@ from prompt_toolkit.document import Document
 
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
-from llamachat.errors import CatalogError, LlamachatError, UsageError
+from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
 from llamachat.ui import commands
 from llamachat.ui.commands import Context
@@ -365,14 +365,32 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
 def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some text\n")
     said = desk.type(f"/read {tmp_path / 'notes.md'}")
-    assert said == ["attached notes.md (10 characters) to your next message"]
+    assert said == ["attached notes.md (2 tokens, 0% of the context); it goes with your next message"]
     desk.session.enqueue(LlamachatError("does not fit"))
     with pytest.raises(LlamachatError):
         desk.type("too early")
     desk.session.clear()
     desk.type("what is this?")
     desk.type("and now?")
-    assert desk.questions() == ["what is this?\n\nnotes.md:\n```\nsome text\n```", "and now?"]
+    assert desk.questions() == ["notes.md:\n```\nsome text\n```\n\nwhat is this?", "and now?"]
+    assert desk.complete("/edit ") == ["/edit 2", "/edit 1"]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("large", 9000), ("half", 5000)):
+        (tmp_path / name).write_text("word " * words)
+    says = r"that makes 9,003 tokens, the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
+    with pytest.raises(DoesNotFitError, match=says):
+        desk.type("/read large")
+    assert desk.type("/read half")[0].startswith("attached half (5,000 tokens, 61% of the context)")
+    with pytest.raises(DoesNotFitError, match=r"that makes 10,\d+ tokens"):
+        desk.type("/read half")
+    with pytest.raises(DoesNotFitError, match="the message was not sent"):
+        desk.type("and @half ?")
+    assert (desk.session.said, len(desk.context.attached)) == ([], 1)
 
 
 def test_a_mentioned_file_is_attached_at_a_terminal_only(
@@ -380,9 +398,9 @@ def test_a_mentioned_file_is_attached_at_a_terminal_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
-    assert desk.type("read @notes.md")[0] == "attached notes.md (9 characters)"
+    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, 0% of the context)"
     assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
-        "attached notes.md (9 characters)",
+        "attached notes.md (2 tokens, 0% of the context)",
         "@no/such names no file: sent as it is",
     ]
     desk.context.send = None
@@ -546,6 +564,9 @@ def test_completion_offers_paths(desk: Desk, tmp_path: Path, monkeypatch: pytest
     assert desk.complete("see @a") == ['see @"a file"']
     assert desk.complete('see @"a f') == ['see @"a file"']
     assert desk.complete("/edit 1 see @n") == ["/edit 1 see @notes.md"]
+    assert desk.complete("/read a") == ['/read "a file"']
+    assert desk.complete('/read notes.md "a f') == ['/read notes.md "a file"']
+    assert desk.complete("/read notes.md ./fold") == ["/read notes.md ./folder/"]
     assert desk.complete("/system see @n") == []
     assert desk.complete("see @.") == ["see @.hidden"]
     assert desk.complete("mail me@n") == desk.complete("/read missing/") == []

@@ -6,6 +6,7 @@ from pathlib import Path
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
 from llamachat.ui.render import short_name
@@ -22,15 +23,19 @@ def unquoted(text: str) -> str:
 
 
 def with_files(context: Context, text: str) -> str:
-    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names.
+    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names. Raises
+    DoesNotFitError where the context cannot hold them.
 
     Off a terminal @ is left alone: there a text is data, from who knows whom.
     """
     if context.send is None:
         return attach.to_message(text, context.attached)
-    mentions = attach.Mentions(text)
-    sent = attach.to_message(mentions.text, mentions.found + context.attached)
-    for note in (*map(attach.told, mentions.found), *mentions.notes):
+    mentions, session = attach.Mentions(text), context.session()
+    sent = attach.to_message(mentions.text, context.attached + mentions.attachments)
+    if sent != mentions.text:
+        attach.require_room(sent, session.weigh, session.context_size, "the message was not sent")
+    told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
+    for note in (*told, *mentions.notes):
         context.screen.note(note)
     return sent
 
@@ -48,6 +53,13 @@ def require_terminal(context: Context, command: str) -> None:
     if context.send is None:
         cause = f"/{command} works at a terminal only"
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
+
+
+def required(argument: str, command: str, what: str) -> str:
+    """An argument. Raises UsageError for none."""
+    if not argument:
+        raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
+    return argument
 
 
 def is_yes(text: str) -> bool:
@@ -72,6 +84,6 @@ def described(session: Session) -> dict[str, str]:
 
 
 def first_line(text: str, width: int = 60) -> str:
-    """The start of a text, for a list."""
-    line = next(iter(text.strip().splitlines()), "")
+    """The start of a text, for a list; not what is attached to it."""
+    line = next(iter(own_words(text).strip().splitlines()), "")
     return line if len(line) <= width else line[: width - 1] + "…"
