@@ -113,6 +113,7 @@ class Branch:
     turns: int  # questions in it
     last: str  # its last question's first line
     forked_at: int  # turns shared with the active branch
+    answer: str = ""  # the first line of what was said to that
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,8 @@ class Tree:
         line = path(end)
         shared = next((i for i, (a, b) in enumerate(zip(line, active, strict=False)) if a is not b), None)
         shared = min(len(line), len(active)) if shared is None else shared
-        return Branch(
-            end.id, end is self.active, len(line) // 2, first_line(line[-2].text) if line else "", shared // 2
-        )
+        asked, answered = (first_line(line[-2].text), first_line(line[-1].said)) if line else ("", "")
+        return Branch(end.id, end is self.active, len(line) // 2, asked, shared // 2, answered)
 
 
 def path(node: Node) -> list[Node]:

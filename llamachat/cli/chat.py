@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from llamachat.cli.asking import asked
 from llamachat.cli.loading import given_system, load_model, obtain, think_of
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
 from llamachat.cli.serving import as_saved, chosen
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
 def chat(
     ctx: typer.Context,
     options: Options,
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUESTION]", help="Ask this at once. Off a terminal: with the text on stdin, alone."),
+    ] = None,
     persona: Annotated[
         str | None,
         flag("--persona", help="A manner of answering: see /help persona.", panel=DIALOG, autocompletion=personas),
     ] = None,
-    continued: Annotated[bool, flag("--continue", help="Go on with the latest dialog.", panel=DIALOG)] = False,
+    continued: Annotated[bool, flag("--continue", "-c", help="Go on with the latest dialog.", panel=DIALOG)] = False,
     session: Annotated[
         str | None,
         flag(
@@ -53,7 +58,7 @@ def chat(
     ),
     vi: Annotated[bool, flag("--vi", help="Edit with the keys of vi.", panel=SCREEN)] = False,
 ) -> None:
-    """Chat in the terminal (also: `llamachat` alone)."""
+    """Chat in the terminal; `llamachat` alone and `llamachat "question"` do it, too."""
     from llamachat import paths
     from llamachat.chat.persona import load
     from llamachat.chat.store import Archive
@@ -72,6 +77,7 @@ def chat(
     if archive and name and not _typed(ctx, "model"):
         options = _as_held(ctx, options, archive.model_of(name))
     system = given_system(options)
+    first = asked(ctx, question or ())
     watch, behind = ui.Watch(), ui.redraws()
     entry = chosen(ctx, options)
     if not (behind or _host(entry)):
@@ -84,6 +90,7 @@ def chat(
         code = ui.run(
             opened.start,
             model=_called(entry),
+            question=first,
             watch=watch,
             history_file=history,
             library=opened.library,

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -117,6 +118,7 @@ def run(
     load: Callable[[], Session],
     *,
     model: str = "",
+    question: str | None = None,
     watch: Watch | None = None,
     history_file: Path | None = None,
     library: commands.Library | None = None,
@@ -129,8 +131,9 @@ def run(
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
-    `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
-    each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
+    `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. `question` is
+    asked first. Off a terminal it is all that is asked, or without one each line of stdin is a message; answers alone go to
+    stdout, and the first failed turn gives the exit code.
     Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
@@ -141,11 +144,11 @@ def run(
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
         from llamachat.ui.conversation import Conversation
 
-        talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi).run
+        conversation = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi)
+        talk = partial(conversation.run, question)
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
-        lines = iter(lambda: sys.stdin.readline(LIMIT + 1), "")  # of which none fills the memory
-        talk = (lambda: converse(one)) if person else (lambda: answer_lines(one, lines))
+        talk = partial(converse, one, question) if person else partial(answer_all, one, _texts(question))
     with _signals_raised():
         try:
             code = talk()
@@ -175,12 +178,20 @@ def at_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
+def _texts(question: str | None) -> Iterator[str]:
+    """What is asked off a terminal."""
+    if question is not None:
+        return iter([commands.literal(question)])
+    return commands.messages(iter(lambda: sys.stdin.readline(LIMIT + 1), ""))  # of which none fills the memory
+
+
+def converse(chat: PlainChat, question: str | None = None, read: Callable[[str], str] = input) -> int:
     """The loop at a terminal on which nothing can be redrawn."""
     chat.screen.banner(chat.model)
+    first = [commands.literal(question)] if question is not None else []
     while True:
         try:
-            done = chat.handle(_typed(read))
+            done = chat.handle(first.pop() if first else _typed(read))
             if done:
                 chat.screen.note(stats_line(done))
         except (commands.LeaveError, EOFError):
@@ -206,12 +217,12 @@ def _typed(read: Callable[[str], str]) -> str:
     return text
 
 
-def answer_lines(chat: PlainChat, lines: Iterable[str]) -> int:
+def answer_all(chat: PlainChat, texts: Iterable[str]) -> int:
     """The loop off a terminal."""
     code = 0
     try:
         chat.session()  # a model that does not load is an error, even if nothing is asked
-        for text in commands.messages(lines):
+        for text in texts:
             try:
                 done = chat.handle(text)
             except LlamachatError as error:

@@ -106,9 +106,14 @@ class Conversation:
 
     # ---- the whole ----
 
-    def run(self) -> int:
-        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after."""
+    def run(self, question: str | None = None) -> int:
+        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after.
+
+        `question` is asked first.
+        """
         self.screen.banner(self._chat.model)
+        if question is not None:
+            self._queue.append(Typed(commands.literal(question), question))
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone
@@ -129,6 +134,7 @@ class Conversation:
         self._above.begin(self.prompt)
         self._chat.loading.add_done_callback(lambda _: self._above.post(self._loaded))
         self._worker.start()
+        self._above.post(self._next)
 
     def _end(self) -> None:
         """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""

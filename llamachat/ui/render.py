@@ -147,6 +147,9 @@ class Screen:
     def heat(self, tokens: Sequence[TokenView]) -> None:
         self.lines(drawings.heat(tokens, self._page(), self.theme))
 
+    def numbered(self, tokens: Sequence[TokenView]) -> None:
+        self.lines(drawings.numbered(tokens, self._page(), self.theme))
+
     def alternatives(self, index: int, token: TokenView) -> None:
         self.lines(drawings.alternatives(index, token, self._page(), self.theme))
 
