@@ -147,3 +147,17 @@ class SavedDialog:
     turns: int
     title: str  # the first question's first line
     model: str
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model that can be asked for by name."""
+
+    name: str
+    size: str = ""  # of what is here, or is to be fetched; "": not known
+    fits: bool | None = None  # into the memory that is free now; None: not known
+    here: bool = True
+    note: str = ""  # what it is, or why it cannot run
+    place: str = ""  # the program that has it; "": the catalog
+    runs: bool = True
+    needs: str = ""  # of memory, for people

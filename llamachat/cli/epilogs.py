@@ -103,10 +103,23 @@ BENCH = examples(
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)
-SHOW = examples(("llamachat models show smollm2-135m", ""), ("llamachat models show ./model.gguf", ""), note=CODES)
+SEARCH = examples(
+    ("llamachat models search qwen3 4b", ""),
+    ("llamachat -m hf:unsloth/Qwen3-4B-GGUF", "chat with one: the best quant that fits"),
+    ("llamachat models search llama --json | jq -r '.[].reference'", ""),
+    note=f"runs: whether its architecture is one of ours, by what the hub says.\n\n{CODES}",
+)
+SHOW = examples(
+    ("llamachat models show smollm2-135m", ""),
+    ("llamachat models show hf:owner/repo", "the quants that it has"),
+    ("llamachat models show ./model.gguf", ""),
+    note=CODES,
+)
 PULL = examples(
     ("llamachat models pull llama-3.2-1b", "again to go on where it broke off"),
-    ("llamachat models pull hf:owner/repo/model-Q4_0.gguf@main", "a file of a Hugging Face repository"),
+    ("llamachat models pull hf:owner/repo", "of a hub's repository the best quant that fits"),
+    ("llamachat models pull hf:owner/repo:Q4_K_M", "or this one; hf.co/owner/repo:Q4_K_M and pages' addresses too"),
+    ("llamachat models pull hf:owner/repo/model-Q4_0.gguf@main", "or one file, at a revision"),
     note=CODES,
 )
 REMOVE = examples(("llamachat models rm llama-3.2-1b", ""), note=CODES)

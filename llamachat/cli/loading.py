@@ -43,12 +43,14 @@ def check_options(options: Loading) -> None:
 
 def obtain(options: Loading, entry: "ModelEntry") -> None:
     """Download the model with a progress bar, if it is not here."""
-    from llamachat.cli.models import shown_progress
+    from llamachat.cli.progress import shown_progress
     from llamachat.models import load
     from quantize.prepare import prepare
 
     with shown_progress() as progress:
-        load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare)
+        load.obtain(
+            entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare, progress.note
+        )
     if options.compiles:
         from llamachat.engines.select import prepare_native
 
@@ -98,6 +100,7 @@ def answer_settings(
         logprobs,
         score_prompt=echo and logprobs is not None,
         think_budget=None if raw else options.think_budget,
+        allow_loops=options.allow_loops,
     )
 
 

@@ -26,6 +26,7 @@ from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.shell_words import join_at_colons
 from llamachat.cli.tag import tag
 from llamachat.cli.wording import shows_help, worded
 from llamachat.engines.world import launched
@@ -74,6 +75,7 @@ def root(
 def main() -> None:
     """Console entry point: runs the command and turns errors of the user's into one line and an exit code."""
     _prepare_streams()
+    join_at_colons(os.environ)
     told = Told()
     try:
         code = app(prog_name="llamachat", standalone_mode=False, obj=told) or 0

@@ -42,8 +42,9 @@ class PlainChat(Chat):
         model: str = "",
         library: commands.Library | None = None,
         send: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        super().__init__(load, model)
+        super().__init__(load, model, watch)
         self.screen = screen
         self._stopped = False  # by Ctrl-C
         self.context = commands.Context(
@@ -53,6 +54,7 @@ class PlainChat(Chat):
             send=send,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm if send else lambda question: False,
+            stopped=lambda: self._stopped,
         )
 
     def session(self) -> Session:
@@ -83,9 +85,12 @@ class PlainChat(Chat):
         return None
 
     def _confirm(self, question: str) -> bool:
-        with suppress(EOFError):
-            return commands.is_yes(input(f"{sanitise_line(question)} (y/n) "))
-        return False
+        """Asks until there is a yes or a no; Ctrl-C and Ctrl-D say no."""
+        reply = ""
+        with suppress(EOFError, KeyboardInterrupt), _on_ctrl_c(_break_off):
+            while not commands.is_reply(reply):
+                reply = input(f"{sanitise_line(question)} (y/n) ")
+        return commands.is_yes(reply)
 
     def _stop(self) -> None:
         """A session ends what it computes in its own time, but no one has to wait for it: twice breaks it off."""
@@ -104,7 +109,8 @@ class PlainChat(Chat):
 
     def _show_notices(self) -> None:
         if session := self.ready():
-            for line in session.notices():
+            lines, self.watch.notes = [*self.watch.notes, *session.notices()], []
+            for line in lines:
                 self.screen.note(line)
 
 
@@ -131,8 +137,8 @@ def run(
     Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
-    at_terminal = _at_terminal()
-    notes = sys.stdout if at_terminal else sys.stderr
+    person = at_terminal()
+    notes = sys.stdout if person else sys.stderr
     screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
     if redraws():
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
@@ -141,8 +147,8 @@ def run(
         conversation = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi)
         talk = partial(conversation.run, question)
     else:
-        chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
-        talk = partial(converse, one, question) if at_terminal else partial(answer_all, one, _texts(question))
+        chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
+        talk = partial(converse, one, question) if person else partial(answer_all, one, _texts(question))
     with _signals_raised():
         try:
             code = talk()
@@ -164,10 +170,11 @@ def run(
 def redraws() -> bool:
     """Whether there is a terminal that a prompt can stay alive on."""
     able = sys.platform != "win32" and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    return able and _at_terminal()
+    return able and at_terminal()
 
 
-def _at_terminal() -> bool:
+def at_terminal() -> bool:
+    """Whether there is a person."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -249,6 +256,10 @@ def _survive_bad_text(*streams: TextIO) -> None:
 
 def _give_up() -> NoReturn:
     raise StillLoadingError
+
+
+def _break_off() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from llamachat.system import textfile
 from llamachat.system.enclosed import enclosed
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.gather import gathered, is_pattern
+from llamachat.ui.render import percent
 
 LIMIT = 1_000_000  # bytes of one file, and of all in a message
 LIMIT_TOLD = "1 MB"
@@ -197,6 +198,16 @@ def to_message(text: str, attachments: Sequence[Attachment]) -> str:
     return "\n\n".join([*(enclosed(each.name, each.text) for each in attachments), *([text] if text else [])])
 
 
+def joined(attached: Sequence[Attachment], new: Sequence[Attachment]) -> list[Attachment]:
+    """All of them, each once."""
+    return list(dict.fromkeys([*attached, *new]))
+
+
+def some(attachments: Sequence[Attachment]) -> str:
+    """Their names, or of many how many they are."""
+    return ", ".join(each.name for each in attachments) if len(attachments) < 4 else f"{len(attachments)} files"
+
+
 # ---- how large they are ----
 
 
@@ -211,18 +222,19 @@ def told(found: Found, weigh: Weigh, context: int) -> str:
 
 def _tokens(size: TextSize, context: int) -> str:
     tokens = f"{'' if size.counted else 'about '}{size.tokens:,} token{'s' * (size.tokens != 1)}"
-    return f"{tokens}, {100 * size.tokens / context:.0f}% of the context" if context else tokens
+    return f"{tokens}, {percent(size.tokens, context)} of the context" if context else tokens
 
 
-def require_room(message: str, weigh: Weigh, context: int, consequence: str) -> None:
-    """Raises DoesNotFitError for a message with files that the context cannot hold, before any of it is read."""
+def require_room(what: str, message: str, weigh: Weigh, context: int, consequence: str) -> None:
+    """Raises DoesNotFitError for a message with files that the context cannot hold, before any of it is read. `what` makes it so
+    large."""
     size = weigh(message)
     if size is None or size.fits:
         return
     remedy, larger = "attach a part of it", _larger(size, context)
     if larger:
         remedy += f", or start with --ctx-size {larger}"
-    cause = f"that makes {_tokens(size, 0)}, the context holds {context:,}"
+    cause = f"{what}: {_tokens(size, 0)}, and the context holds {context:,}"
     raise DoesNotFitError(cause, consequence, remedy)
 
 

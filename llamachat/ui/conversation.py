@@ -83,6 +83,7 @@ class Conversation:
             send=self._above.post_raw,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm,
+            stopped=lambda: self._stop_asked,
         )
         self.prompt = Prompt(
             self,
@@ -172,7 +173,7 @@ class Conversation:
     # ---- as the prompt's listener ----
 
     def send(self, text: str, shown: str) -> None:
-        if self._reply:
+        if self._reply and commands.is_reply(text):
             self._above.echo(shown)
             self._answered(commands.is_yes(text))
             return
@@ -329,7 +330,7 @@ class Conversation:
             self._above.post(self._above.end_answer)
 
     def _confirm(self, question: str) -> bool:
-        """What the next text that is sent says to it; Ctrl-C says no."""
+        """What the next y or n says to it, while other texts wait their turn; Ctrl-C says no."""
         reply: Future[bool] = Future()
         self._above.post(partial(self._put_question, question, reply))
         return reply.result()

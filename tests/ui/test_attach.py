@@ -234,7 +234,7 @@ def test_folders_are_bounded(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (None, "attached f (4,096 characters)"),
         (TextSize(1234, True, 8000), "attached f (1,234 tokens, 15% of the context)"),
-        (TextSize(1, False), "attached f (about 1 token, 0% of the context)"),
+        (TextSize(1, False), "attached f (about 1 token, <1% of the context)"),
     ],
 )
 def test_what_is_attached_is_told_with_its_size(size: TextSize | None, says: str) -> None:
@@ -252,7 +252,7 @@ def test_what_is_attached_is_told_with_its_size(size: TextSize | None, says: str
 def test_what_does_not_fit_is_refused_with_what_would(size: TextSize, remedy: str) -> None:
     about = f"{'' if size.counted else 'about '}{size.tokens:,} tokens"
     with pytest.raises(DoesNotFitError) as refused:
-        attach.require_room("text", lambda text: size, 8192, "it was not attached")
-    assert str(refused.value) == f"that makes {about}, the context holds 8,192; it was not attached; {remedy}"
-    attach.require_room("text", lambda text: None, 8192, "it was not attached")
-    attach.require_room("text", lambda text: TextSize(8100, True, 8100), 8192, "it was not attached")
+        attach.require_room("f", "text", lambda text: size, 8192, "it was not attached")
+    assert str(refused.value) == f"f: {about}, and the context holds 8,192; it was not attached; {remedy}"
+    attach.require_room("f", "text", lambda text: None, 8192, "it was not attached")
+    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "it was not attached")

@@ -128,7 +128,7 @@ def test_evictions_and_notices_are_told() -> None:
     session = FakeSession([Evicted(1, 64), "ok", lambda: session.pending_notices.append("the disk is full")])
     session.pending_notices.append("resumed from disk")
     _, lines = talk("hi\r/exit\r", lambda: session)
-    assert lines[:4] == ["resumed from disk", "❯ hi", "no longer seen by the model: the oldest turn (64 tokens)", "ok"]
+    assert lines[:4] == ["resumed from disk", "❯ hi", "ok", "no longer seen by the model: the oldest turn (64 tokens)"]
     assert lines[5] == "the disk is full"
 
 
@@ -183,6 +183,8 @@ def test_the_status_tells_what_loading_is_at() -> None:
         assert talk.status()[0].endswith("loading Fake-1B: 1 GB of memory")
         watch.progress("downloading Fake-1B", 25, 100)
         assert talk.status()[0].endswith("downloading Fake-1B ███░░░░░░░ 25%")
+        watch.progress("fetching a/b", 25_000_000, 100_000_000)
+        assert talk.status()[0].endswith("fetching ███░░░░░░░ 25% · 25/100 MB · a/b")
     never.set()
 
 

@@ -14,8 +14,8 @@ from prompt_toolkit.document import Document
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
 from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
-from llamachat.events import TextDelta, TurnDone
-from llamachat.ui import commands
+from llamachat.events import ModelView, TextDelta, TurnDone
+from llamachat.ui import clipboard, commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
 from llamachat.ui.suggestions import ChatCompleter
@@ -44,11 +44,14 @@ for _name in ("context", "branches", "heat", "alternatives", "why"):
     setattr(Shown, _name, _drawing(_name))
 
 
-class Library:
+class Library(commands.EmptyLibrary):
     """Two models and one persona."""
 
     def models(self) -> Iterable[tuple[str, str]]:
         return [("Fake-1B", "small"), ("Fake-7B", "large")]
+
+    def views(self) -> Iterable[ModelView]:
+        return [ModelView("Fake-1B", "1 GB", note="small"), ModelView("Fake-7B", "7 GB", note="large")]
 
     def personas(self) -> Iterable[tuple[str, str]]:
         return [("pirate", "You are a pirate.")]
@@ -97,7 +100,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(clipboard, "PROGRAMS", ())  # whoever's clipboard this is, the tests leave it alone
     return Desk(tmp_path_factory.mktemp("sessions") / "sessions")
 
 
@@ -337,7 +341,7 @@ def test_show_tells_what_is_set(desk: Desk) -> None:
 
 def test_model_lists_and_changes_and_keeps_the_dialog(desk: Desk) -> None:
     desk.type("hi")
-    assert desk.type("/model")[-2:] == ["  Fake-1B  small", "  Fake-7B  large"]
+    assert desk.type("/model")[-4:-1] == ["here", "* Fake-1B      1 GB  small", "  Fake-7B      7 GB  large"]
     assert desk.type("/model Fake-7B") == ["Fake-7B goes on with the dialog"]
     assert (desk.session.describe()["model"], desk.questions()) == ("Fake-7B", ["hi"])
     with pytest.raises(CatalogError):
@@ -388,7 +392,7 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
 def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some text\n")
     said = desk.type(f"/read {tmp_path / 'notes.md'}")
-    assert said == ["attached notes.md (2 tokens, 0% of the context); it goes with your next message"]
+    assert said == ["attached notes.md (2 tokens, <1% of the context); it goes with your next message"]
     desk.session.enqueue(LlamachatError("does not fit"))
     with pytest.raises(LlamachatError):
         desk.type("too early")
@@ -405,15 +409,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     monkeypatch.chdir(tmp_path)
     for name, words in (("large", 9000), ("half", 5000)):
         (tmp_path / name).write_text("word " * words)
-    says = r"that makes 9,003 tokens, the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
+    says = r"large: 9,003 tokens, and the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
     with pytest.raises(DoesNotFitError, match=says):
         desk.type("/read large")
     assert desk.type("/read half")[0].startswith("attached half (5,000 tokens, 61% of the context)")
-    with pytest.raises(DoesNotFitError, match=r"that makes 10,\d+ tokens"):
-        desk.type("/read half")
-    with pytest.raises(DoesNotFitError, match="the message was not sent"):
-        desk.type("and @half ?")
+    (tmp_path / "other").write_text("more " * 5000)
+    with pytest.raises(DoesNotFitError, match=r"other with what is attached already: 10,\d+ tokens"):
+        desk.type("/read other")
+    with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
+        desk.type("and @other ?")
     assert (desk.session.said, len(desk.context.attached)) == ([], 1)
+    desk.type("/read half")
+    desk.type("and @half ?")
+    assert desk.questions()[0].count("word") == 5000
 
 
 def test_a_mentioned_file_is_attached_at_a_terminal_only(
@@ -421,9 +429,9 @@ def test_a_mentioned_file_is_attached_at_a_terminal_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
-    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, 0% of the context)"
+    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, <1% of the context)"
     assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
-        "attached notes.md (2 tokens, 0% of the context)",
+        "attached notes.md (2 tokens, <1% of the context)",
         "@no/such names no file: sent as it is",
     ]
     desk.context.send = None
@@ -443,6 +451,27 @@ def test_copy_sends_an_answer_to_the_clipboard(desk: Desk, monkeypatch: pytest.M
     assert base64.b64decode(safe).decode() == "ab\n⟨U+202E⟩"
     with pytest.raises(UsageError, match="there is no answer 3; the last is 2"):
         desk.type("/copy 3")
+
+
+def test_copy_takes_the_models_own_text_and_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    answer = "So \\(x_1\\) and **y**:\n```py\nx = 1\n```\n```\ny\n```\n"
+    desk.session.enqueue(TextDelta("hm", thinking=True), answer)
+    desk.type("say")
+    assert desk.complete("/copy ") == ["/copy code", "/copy 1"]
+    for command, text in {"": answer, " 1": answer, " code": "y", " code 1": "x = 1"}.items():
+        desk.type(f"/copy{command}")
+        assert base64.b64decode(desk.sent[-1].removeprefix("\x1b]52;c;").removesuffix("\x07")).decode() == text
+    for command, says in {
+        "code 3": "no code block 3; it has 2 code blocks",
+        "code x": "'x' is no number of a code block",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/copy {command}")
+    desk.session.enqueue("none")
+    desk.type("say")
+    with pytest.raises(UsageError, match="the last answer has no code block; nothing was copied"):
+        desk.type("/copy code")
 
 
 def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
-from llamachat.ui.commands.text import is_yes
+from llamachat.ui.commands.text import is_reply, is_yes
 from llamachat.ui.commands.typed import COMMANDS, ask, block_open, find, literal, message, messages, named, respond
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ask",
     "block_open",
     "find",
+    "is_reply",
     "is_yes",
     "literal",
     "message",

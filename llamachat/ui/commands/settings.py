@@ -1,4 +1,4 @@
-"""Commands that say how is answered: parameters, system prompt, model, persona."""
+"""Commands that say how is answered: parameters, system prompt, persona."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from functools import partial
 
 from llamachat.errors import UsageError
 from llamachat.ui.cells import count
+from llamachat.ui.commands.choosing import use_model
 from llamachat.ui.commands.command import Command, Context, Persona, Word
 from llamachat.ui.commands.known import (
     INSTEAD_OF_SET,
@@ -30,6 +31,7 @@ _VALUES = {  # to choose from; others may be typed
     "max_tokens": ("none", "256", "1024"),
     "think": ("auto", "on", "off"),
     "think_budget": ("none", "0", "512", "2048"),
+    "allow_loops": ("off", "on"),
 }
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
@@ -43,11 +45,12 @@ _MEANINGS = {
     "max_tokens": "of an answer; none: to its end",
     "think": "on or off: whether the model thinks first; auto: as its template has it",
     "think_budget": "tokens at which a thought is ended; none: no limit",
+    "allow_loops": "on: an answer that says the same over and over is not ended",
 }
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def _parameters(context: Context) -> dict[str, str]:
@@ -125,29 +128,6 @@ def _system(context: Context, argument: str) -> None:
         context.screen.note("system prompt set")
 
 
-def _model(context: Context, argument: str) -> None:
-    if argument:
-        _use_model(context, argument)
-    else:
-        session = context.session()
-        for rows in (described(session).items(), session.others(), context.library.models()):
-            context.screen.table(rows)
-
-
-def _use_model(context: Context, name: str) -> None:
-    session = context.session()
-    with context.screen.waiting(f"loading {name} …"):
-        session.use_model(name)
-    context.screen.note(f"{described(session)['model']} goes on with the dialog")
-
-
-def _model_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
-    session = context.ready()
-    if not before:
-        yield from session.others() if session else ()
-        yield from context.library.models()
-
-
 def _persona(context: Context, argument: str) -> None:
     if argument:
         apply(context, context.library.persona(argument))
@@ -160,8 +140,8 @@ def _persona(context: Context, argument: str) -> None:
 
 def apply(context: Context, persona: Persona) -> None:
     """Begin a new dialog in a persona's manner. What comes first may fail, and then nothing else has changed."""
-    if persona.model:
-        _use_model(context, persona.model)
+    if persona.model and not use_model(context, persona.model):
+        return
     session = context.session()
     for name, value in {**persona.sampling, **({"think": persona.think} if persona.think else {})}.items():
         session.set_parameter(name, str(value))
@@ -219,17 +199,6 @@ SETTINGS = (
         'show or set the system prompt; "" removes it',
         _system,
         'It holds from the next answer on. Several lines: put """ around them.',
-    ),
-    Command(
-        ("model",),
-        "[NAME]",
-        "show the models, or go on with another",
-        _model,
-        "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path; in a chat over a server also one of its\n"
-        "models, which go first. The dialog stays.",
-        _model_words,
-        path=True,
-        private=True,
     ),
     Command(
         ("persona",),

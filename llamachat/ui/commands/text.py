@@ -31,9 +31,11 @@ def with_files(context: Context, text: str) -> str:
     if context.send is None:
         return attach.to_message(text, context.attached)
     mentions, session = attach.Mentions(text), context.session()
-    sent = attach.to_message(mentions.text, context.attached + mentions.attachments)
-    if sent != mentions.text:
-        attach.require_room(sent, session.weigh, session.context_size, "the message was not sent")
+    attached = attach.joined(context.attached, mentions.attachments)
+    sent = attach.to_message(mentions.text, attached)
+    if attached:
+        what, size = f"the message with {attach.some(attached)}", session.context_size
+        attach.require_room(what, sent, session.weigh, size, "it was not sent")
     told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
     for note in (*told, *mentions.notes):
         context.screen.note(note)
@@ -62,8 +64,13 @@ def required(argument: str, command: str, what: str) -> str:
     return argument
 
 
+def is_reply(text: str) -> bool:
+    """Whether a text answers a question of ours, by yes or no."""
+    return text.strip().lower() in ("y", "yes", "n", "no")
+
+
 def is_yes(text: str) -> bool:
-    """Whether a reply to a question says so; all else says no."""
+    """Whether a reply says so."""
     return text.strip().lower() in ("y", "yes")
 
 

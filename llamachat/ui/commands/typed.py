@@ -7,6 +7,7 @@ from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.commands.adapt import ADAPTERS
+from llamachat.ui.commands.choosing import CHOOSING
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
@@ -21,6 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     *general(lambda: COMMANDS, lambda name: named(name)),
     *DIALOG,
     *SETTINGS,
+    *CHOOSING,
     *ADAPTERS,
     *FILES,
     *TRANSFER,
