@@ -252,7 +252,7 @@ def test_what_is_attached_is_told_with_its_size(size: TextSize | None, says: str
 def test_what_does_not_fit_is_refused_with_what_would(size: TextSize, remedy: str) -> None:
     about = f"{'' if size.counted else 'about '}{size.tokens:,} tokens"
     with pytest.raises(DoesNotFitError) as refused:
-        attach.require_room("f", "text", lambda text: size, 8192, "it was not attached")
+        attach.require_room("f", "text", lambda text: size, 8192, "attached", "attach a part of it")
     assert str(refused.value) == f"f: {about}, and the context holds 8,192; it was not attached; {remedy}"
-    attach.require_room("f", "text", lambda text: None, 8192, "it was not attached")
-    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "it was not attached")
+    attach.require_room("f", "text", lambda text: None, 8192, "attached", "attach a part of it")
+    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "attached", "attach a part of it")

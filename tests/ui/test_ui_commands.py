@@ -392,6 +392,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
         desk.type("/read other")
     with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
         desk.type("and @other ?")
+    for send in (desk.context.send, None):
+        desk.context.attached, desk.context.send = [], send
+        with pytest.raises(
+            DoesNotFitError, match=r"the message: 9,000 tokens.*; it was not sent; send a part of it, or start"
+        ):
+            desk.type("word " * 9000)
+    desk.context.send = desk.sent.append
+    desk.type("/read half")
     assert (desk.session.said, len(desk.context.attached)) == ([], 1)
     desk.type("/read half")
     desk.type("and @half ?")

@@ -19,7 +19,7 @@ def _read(context: Context, argument: str) -> None:
     attached = attach.joined(context.attached, new)
     what = f"{attach.some(new)}{' with what is attached already' * (len(attached) > len(new))}"
     together = attach.to_message("", attached)
-    attach.require_room(what, together, session.weigh, session.context_size, "it was not attached")
+    attach.require_room(what, together, session.weigh, session.context_size, "attached", "attach a part of it")
     context.attached[:] = attached
     for each in found:
         context.screen.note(f"{attach.told(each, session.weigh, session.context_size)}; it goes with your next message")
