@@ -44,6 +44,7 @@ ENDS = {
     "stop": "the model ended it",
     "length": "max_tokens or the context ended it",
     "interrupt": "it was stopped",
+    "repeat": "it repeated itself",
 }
 
 
@@ -145,6 +146,7 @@ class LocalBackend:
                 settings.stop,
                 settings.max_tokens,
                 think_budget=settings.think_budget,
+                allow_loops=settings.allow_loops,
             ),
             interrupted=asked.interrupted,
             room=self.window.room,

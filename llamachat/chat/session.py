@@ -160,7 +160,7 @@ class Session(Dialog):
             if stream.done:
                 self.last_stats = stream.done.stats
         assert stream.done, "a backend that does not raise ends with TurnDone"
-        yield TurnDone(stream.done.stats, stream.done.reason)
+        yield TurnDone(stream.done.stats, stream.done.reason, stream.done.exact)
 
     def _asked(self, answer: Node) -> Asked:
         return Asked(path(answer)[:-1], answer, self.system, lambda: self._stop_asked)

@@ -27,6 +27,7 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Reading, Stats
+from llamachat.generation.loops import Loops
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
 from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
 
@@ -45,6 +46,7 @@ class AnswerSettings:
     score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
     constraint: Callable[[], Constraint] | None = None  # makes one for each answer: what its text must be
     think_budget: int | None = None  # tokens of its thoughts, at which they are ended; None: no limit
+    allow_loops: bool = True  # False: an answer that goes round in circles ends: see loops.py
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Answer:
             self.spelled = {**self.spelled, **spelled_marks(self.tokenizer, self.thoughts)}
         self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
         self._stops = StopMatcher(self.settings.stop_strings)
+        self._loops = None if self.settings.allow_loops else Loops()
         self._watch = (
             ThinkSplitter(self.thoughts, self.opened) if self.thoughts and self.settings.stop_strings else None
         )
@@ -142,7 +145,7 @@ class Answer:
             self.decode_s = time.perf_counter() - begin
             if text := self.take(token):
                 yield text
-            if self.reason == "stop":
+            if self.ended:
                 return
         if text := self.finish("interrupt" if self.interrupted() else "length"):
             yield text
@@ -168,7 +171,7 @@ class Answer:
         return 1 if self.started is self.prompt else len(self.prompt)
 
     def take(self, token: Token) -> str:
-        """The text that a further token completes; `reason` is "stop" if the answer ends there."""
+        """The text that a further token completes; `ended` is true if the answer ends there."""
         if token.id in self.settings.stop_ids:
             self.stop_id = token.id
             return self.finish("stop")
@@ -180,6 +183,8 @@ class Answer:
             self.reason = "stop"
         elif self._constraint and self._constraint.complete:
             text += self.finish("stop")
+        elif self._loops and self._loops.add(token.id):
+            text += self.finish("repeat")
         return text
 
     def _matched(self, text: str) -> tuple[str, bool]:
@@ -237,6 +242,11 @@ class Answer:
         held = self.cache.keep_common_prefix(self.prompt)
         self.reused = held - self._read
         return prefill(self.engine, self.cache, self.prompt[held:], self.interrupted, self.room)
+
+    @property
+    def ended(self) -> bool:
+        """By what it says: in its own way, or because it goes round in circles."""
+        return self.reason in ("stop", "repeat")
 
     @property
     def exact(self) -> bool:
