@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
+from llamachat.ui.exchange import sign
 from llamachat.ui.live import Region
 
 _STYLE = Style.from_dict({"prompt": "ansicyan bold", "status": "dim", "hint": "italic"})
@@ -299,12 +299,3 @@ def _valid(text: str) -> str:
 
 def _prefix(line: int, wrapped: int) -> StyleAndTextTuples:
     return [("", "  ")] if line or wrapped else [("class:prompt", sign())]
-
-
-def sign() -> str:
-    """What stands before a typed text."""
-    try:
-        "❯".encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "> "
-    return "❯ "

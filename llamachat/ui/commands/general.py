@@ -42,6 +42,7 @@ def _all(context: Context, commands: Sequence[Command]) -> None:
     context.screen.table((command.usage, command.help) for command in commands)
     context.screen.space()
     context.screen.table(_KEYS)
+    context.screen.note("where your dialogs lie, and how to have them forgotten: /show data")
 
 
 def _one(context: Context, name: str, commands: Sequence[Command]) -> None:

@@ -8,7 +8,7 @@ from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
-from llamachat.ui.render import short_name
+from llamachat.ui.saved_list import short_name
 
 QUOTES = '"""'
 
@@ -48,6 +48,13 @@ def require_terminal(context: Context, command: str) -> None:
     if context.send is None:
         cause = f"/{command} works at a terminal only"
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
+
+
+def need(argument: str, command: str, what: str) -> str:
+    """The argument of a command that cannot do without. Raises UsageError."""
+    if not argument:
+        raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
+    return argument
 
 
 def is_yes(text: str) -> bool:
