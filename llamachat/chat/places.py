@@ -1,5 +1,6 @@
 """Where all lies that is kept, for a person who wants to see or to delete it."""
 
+import os
 from pathlib import Path
 
 from llamachat import paths
@@ -25,8 +26,14 @@ def places() -> list[Place]:
         "settings": paths.config_dir(),
         "default model": paths.cache_dir() / "models",
     }
-    found = [Place(what, str(path), _size(path)) for what, path in measured.items()]
-    return [*found, Place("other models", str(paths.hub_cache_dir()), "")]
+    found = [Place(what, _short(path), _size(path)) for what, path in measured.items()]
+    return [*found, Place("other models", _short(paths.hub_cache_dir()), "")]
+
+
+def _short(path: Path) -> str:
+    """With ~ for the home folder."""
+    home = os.path.expanduser("~")  # noqa: PTH111 (raises nothing without a home)
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _size(path: Path) -> str:

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 LONGEST_TITLE = 200  # characters
-LONGEST_SLUG = 40  # characters, at most 3 bytes each for all but rare scripts
+LONGEST_SLUG = 32  # characters
+_BYTES = 70  # of them; so a name has room for a number behind it
 _FILE = re.compile(r"(\S+\.[A-Za-z0-9]{1,10}):")  # how an attached file's name stands before its text
 _FENCE = re.compile(r"`{3,}")
 
@@ -35,7 +36,7 @@ def _some(words: Sequence[str]) -> str:
     if len(name) > LONGEST_SLUG:
         name = name[: LONGEST_SLUG + 1]
         name = name.rpartition("-")[0] or name[:LONGEST_SLUG]
-    return name.encode()[: 2 * LONGEST_SLUG - 4].decode(errors="ignore").strip("-")  # room for a number behind it
+    return name.encode()[:_BYTES].decode(errors="ignore").strip("-")
 
 
 def parted(question: str) -> tuple[str, tuple[str, ...]]:

@@ -76,6 +76,7 @@ def rename_session(name: Name, to: Annotated[str, typer.Argument(help="Its new n
     """Give a dialog another name."""
     with _disk(name):
         archive().move(name, to)
+    note(f"{name} is now called {to}")
 
 
 @sessions_app.command("export", epilog=epilogs.SESSIONS)
@@ -90,6 +91,7 @@ def export_session(
         _, history = archive().look(name)
     about = {"name": name, "model": history.model, "parameters": history.parameters, "system": history.system}
     export(file, path(history.tree.active), about)
+    note(f"written to {file}")
 
 
 @sessions_app.command("rm", epilog=epilogs.SESSIONS)

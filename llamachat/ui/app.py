@@ -126,7 +126,8 @@ def run(
 
     `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
     each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
-    Leaving before the model is loaded ends the process. `returned`: the dialog that goes on, whose end is shown. `verbose`: an error that ends the chat comes with its traceback.
+    Leaving before the model is loaded ends the process. `returned`: the dialog that goes on, whose end is shown first.
+    `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     at_terminal = _at_terminal()

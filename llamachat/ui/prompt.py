@@ -57,16 +57,18 @@ class PrivateHistory(FileHistory):
         if _PASTED.search(string):  # means nothing in another chat
             return
         try:
+            os.close(private.opened(Path(os.fsdecode(self.filename)), os.O_RDWR))
             super().store_string(string)
         except OSError as error:
             self.trouble = f"your history is no longer saved: {error.strerror}"
 
 
 def open_history(path: Path) -> PrivateHistory:
-    """The history in a file that only its owner can read. Raises UsageError."""
+    """The history in a file that only its owner can read, made with the first text. Raises UsageError."""
     try:
         private.folder(path.parent)
-        os.close(private.opened(path, os.O_RDWR))
+        if path.exists():
+            os.close(private.opened(path, os.O_RDWR))
     except OSError as error:
         cause = f"the history file {path} cannot be opened ({error.strerror})"
         raise UsageError(cause, "what you type is not remembered", "make it writable") from error

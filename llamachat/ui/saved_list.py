@@ -15,42 +15,45 @@ from llamachat.ui.theme import Theme
 _SERVED = "server:"  # what the reference of a model on a server begins with: see RemoteBackend.reference
 _BY_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")  # names of dialogs whose question had no words
 _GAP = 2
+_NAME = 24  # columns that a name is given at least
 _TITLE = 16  # columns that a title is worth showing in
 _MODEL = 24  # at most
 
+_Column = tuple[str, list[str]]  # its header and its cells
+
 
 def dialog_lines(saved: Sequence[SavedDialog], current: str | None, width: int, theme: Theme) -> list[str]:
-    """A line each, the current one marked; what finds no room is left out: first the model, then the title, and so on."""
+    """A line each, the current one marked; what finds no room is left out: first the model, then the title, then all but
+    the names."""
+    return _drawn(_columns(saved, width - _GAP), [one.name == current for one in saved], width, theme)
+
+
+def _columns(saved: Sequence[SavedDialog], room: int) -> list[_Column]:
     now = time.time()
     names = [sanitise_line(one.name) for one in saved]
-    columns = [("name", [cut(name, max(24, width // 2)) for name in names])]
-    columns += [("last used", [ago(one.modified, now) for one in saved])]
-    columns += [("asked", [str(one.turns) for one in saved])]
-    titles = [sanitise_line(one.title) for one in saved]
-    models = [cut(held_with(one.model), _MODEL) for one in saved]
-    shown, left = _that_fit(columns, width - _GAP)
-    if len(shown) == len(columns) and left >= _TITLE + _GAP:
-        needed = max(map(cells, models)) + _GAP
-        if left - needed >= 2 * _TITLE:
-            shown, left = [*shown, ("model", models)], left - needed
-        shown.append(("first question", [cut(title, left - _GAP) for title in titles]))
-    return _drawn(shown, [one.name == current for one in saved], width, theme)
+    facts: list[_Column] = [
+        ("last used", [ago(one.modified, now) for one in saved]),
+        ("asked", [str(one.turns) for one in saved]),
+    ]
+    left = room - sum(_size(column) + _GAP for column in facts)
+    if left < _NAME:
+        return [("name", names)]
+    name = "name", [cut(each, max(_NAME, room * 5 // 12)) for each in names]
+    model = "model", [cut(held_with(one.model), _MODEL) for one in saved]
+    for more in ([model], []):
+        wide = left - sum(_size(column) + _GAP for column in (name, *more)) - _GAP
+        if wide >= _TITLE * (1 + len(more)):
+            return [name, *facts, *more, ("first question", [cut(sanitise_line(one.title), wide) for one in saved])]
+    return [("name", [cut(each, left) for each in names]), *facts]
 
 
-def _that_fit(columns: Sequence[tuple[str, list[str]]], width: int) -> tuple[list[tuple[str, list[str]]], int]:
-    """The first of the columns, and how much of the width is left."""
-    shown = list[tuple[str, list[str]]]()
-    for header, cells_of in columns:
-        needed = max(map(cells, [header, *cells_of])) + _GAP * bool(shown)
-        if shown and needed > width:
-            break
-        shown.append((header, cells_of))
-        width -= needed
-    return shown, width
+def _size(column: _Column) -> int:
+    header, below = column
+    return max(map(cells, [header, *below]))
 
 
-def _drawn(columns: Sequence[tuple[str, list[str]]], current: Sequence[bool], width: int, theme: Theme) -> list[str]:
-    sizes = [max(map(cells, [header, *column])) for header, column in columns]
+def _drawn(columns: Sequence[_Column], current: Sequence[bool], width: int, theme: Theme) -> list[str]:
+    sizes = [*map(_size, columns)]
     lines = [theme.text(cut("  " + _row([header for header, _ in columns], sizes), width), "note")]
     for number, marked in enumerate(current):
         name, *rest = (column[number] for _, column in columns)

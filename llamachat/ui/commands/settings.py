@@ -101,8 +101,8 @@ def _show(context: Context, argument: str) -> None:
 def _show_data(context: Context) -> None:
     """Where all is kept, and how to have it forgotten."""
     session = context.session()
-    for place in session.places():
-        context.screen.table([(place.what, f"{place.size}, {place.path}" if place.size else place.path)])
+    places = [(place.what, ": ".join(filter(None, (place.size, place.path)))) for place in session.places()]
+    context.screen.table(places)
     context.screen.note(_FORGETTING if session.kept else "This chat keeps nothing of what is said. " + _FORGETTING)
 
 
