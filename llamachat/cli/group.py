@@ -7,7 +7,7 @@ import typer.core
 from llamachat.cli.defaults import chat_context
 
 ORDER = (  # those for every day first
-    "chat", "complete", "classify", "tag", "extract", "embed", "models", "config", "quantize", "eval", "bench",
+    "chat", "complete", "classify", "tag", "extract", "embed", "sessions", "models", "config", "quantize", "eval", "bench",
 )  # fmt: skip
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 

@@ -25,6 +25,7 @@ from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.sessions import sessions_app
 from llamachat.cli.tag import tag
 from llamachat.engines.world import launched
 from llamachat.errors import LlamachatError, UsageError, lacking
@@ -43,6 +44,7 @@ app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
 app.command(cls=Configured, epilog=epilogs.TAG)(tag)
 app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
 app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
+app.add_typer(sessions_app, name="sessions")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)

@@ -4,14 +4,14 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
-from llamachat.events import TurnDone
+from llamachat.events import Exchange, SavedDialog, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
@@ -113,6 +113,7 @@ def run(
     model: str = "",
     watch: Watch | None = None,
     history_file: Path | None = None,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
     library: commands.Library | None = None,
     theme: str | None = None,
     plain: bool = False,
@@ -125,7 +126,8 @@ def run(
 
     `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
     each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
-    Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
+    Leaving before the model is loaded ends the process. `returned`: the dialog that goes on, whose end is shown first.
+    `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     at_terminal = _at_terminal()
@@ -135,11 +137,13 @@ def run(
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
         from llamachat.ui.conversation import Conversation
 
-        talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi).run
+        talk = Conversation(
+            chat, screen.theme, history_file, library, returned=returned, plain=plain, think=think, vi=vi
+        ).run
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
         lines = iter(lambda: sys.stdin.readline(LIMIT + 1), "")  # of which none fills the memory
-        talk = (lambda: converse(one)) if at_terminal else (lambda: answer_lines(one, lines))
+        talk = (lambda: converse(one, returned=returned)) if at_terminal else (lambda: answer_lines(one, lines))
     with _signals_raised():
         try:
             code = talk()
@@ -168,9 +172,16 @@ def _at_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
+def converse(
+    chat: PlainChat,
+    read: Callable[[str], str] = input,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
+) -> int:
     """The loop at a terminal on which nothing can be redrawn."""
     chat.screen.banner(chat.model)
+    if returned:
+        chat.screen.returned(*returned)
+        chat.screen.space()
     while True:
         try:
             done = chat.handle(_typed(read))

@@ -35,6 +35,11 @@ _MEANINGS = {
     "think_budget": "tokens at which a thought is ended; none: no limit",
     "allow_loops": "on: an answer that says the same over and over is not ended",
 }
+_FORGETTING = (
+    "/delete NAME deletes a dialog with its keys and values, `llamachat models cache --clear` all keys, values and packed "
+    "weights, `llamachat models rm` a model; the input history is a text file. A chat that is started with --no-history "
+    "writes none of the first three."
+)
 
 
 def _shown(value: object) -> str:
@@ -87,14 +92,25 @@ def _show(context: Context, argument: str) -> None:
         "system": {"system": session.system or "none"},
         "parameters": _parameters(context),
     }
-    if argument and argument not in facts:
-        raise UsageError(f"/show knows no {argument[:40]}", remedy=f"it knows {', '.join(facts)}")
-    context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+    if argument == "data":
+        _show_data(context)
+    elif argument and argument not in facts:
+        raise UsageError(f"/show knows no {argument[:40]}", remedy=f"it knows {', '.join([*facts, 'data'])}")
+    else:
+        context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+
+
+def _show_data(context: Context) -> None:
+    """Where all is kept, and how to have it forgotten."""
+    session = context.session()
+    places = [(place.what, ": ".join(filter(None, (place.size, place.path)))) for place in session.places()]
+    context.screen.table(places)
+    context.screen.note(_FORGETTING if session.kept else "This chat keeps nothing of what is said. " + _FORGETTING)
 
 
 def _show_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
     if not before:
-        yield from ((name, "") for name in ("model", "system", "parameters"))
+        yield from ((name, "") for name in ("model", "system", "parameters", "data"))
 
 
 def _system(context: Context, argument: str) -> None:
@@ -177,7 +193,7 @@ SETTINGS = (
         "auto: as the model's template has it. /set think_budget N ends a thought at N tokens; /thoughts shows the last one.",
         _think_words,
     ),
-    Command(("show",), "[NAME]", "show what is set: model, system, parameters", _show, words=_show_words),
+    Command(("show",), "[NAME]", "show what is set (model, system, parameters), or data", _show, words=_show_words),
     Command(
         ("system",),
         "[TEXT]",

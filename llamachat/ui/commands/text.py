@@ -9,7 +9,7 @@ from llamachat.events import Event
 from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
-from llamachat.ui.render import short_name
+from llamachat.ui.saved_list import short_name
 
 QUOTES = '"""'
 
@@ -65,8 +65,8 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
-def required(argument: str, command: str, what: str) -> str:
-    """An argument. Raises UsageError for none."""
+def need(argument: str, command: str, what: str) -> str:
+    """The argument of a command that cannot do without. Raises UsageError."""
     if not argument:
         raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
     return argument
