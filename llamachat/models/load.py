@@ -179,13 +179,16 @@ class LoadedModel:
 
     def count(self, text: str, most: int) -> tuple[int, bool]:
         """Tokens of a text, and whether all of it was counted; of one that makes more than `most`, what its beginning lets
-        expect: a megabyte is never encoded to be refused."""
-        tokens = 0
-        for end in range(PIECE, len(text), PIECE):
-            tokens += len(self.tokenizer.encode(text[end - PIECE : end], start=False))
-            if tokens > most:
+        expect: a megabyte is never encoded to be refused. It is cut where words end, which tokens hardly ever span."""
+        tokens = start = 0
+        while start < len(text):
+            end = text.rfind(" ", start + PIECE // 2, start + PIECE) if len(text) - start > PIECE else len(text)
+            end = end if end > start else start + PIECE
+            tokens += len(self.tokenizer.encode(text[start:end], start=False))
+            if tokens > most and end < len(text):
                 return round(tokens * len(text) / end), False
-        return len(self.tokenizer.encode(text, start=False)), True
+            start = end
+        return tokens, True
 
     @property
     def largest_context(self) -> int:
