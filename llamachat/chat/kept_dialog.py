@@ -41,6 +41,11 @@ class Dialog:
         """Whether it is saved from its first question on; else it leaves no trace."""
         return self._keeper.keeps
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is saved already."""
+        return self._keeper.journal is not None
+
     def notices(self) -> Sequence[str]:
         """Lines that the person should see and has not yet: each is handed out once."""
         found = list(self._notices)
