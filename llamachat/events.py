@@ -46,6 +46,14 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """So much of a long prompt is read; comes before the answer's first piece, and only from a model that runs here."""
+
+    done: int
+    total: int  # tokens that are to be read: those that the cache has already are none of them
+
+
+@dataclass(frozen=True)
 class Evicted:
     """The window was full: so many of the oldest turns are no longer seen by the model.
 
@@ -68,7 +76,7 @@ class TurnDone:
     text: str | None = None  # all of the answer, where that is not the sum of its pieces
 
 
-Event = TextDelta | Evicted | TurnDone
+Event = TextDelta | Reading | Evicted | TurnDone
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,21 @@ class Turn:
     role: Literal["system", "user", "assistant", "tool"]
     text: str
     tokens: int  # 0: not known yet
-    seen: Literal["pinned", "kept", "dropped"]  # by the model, now
+    seen: Literal["pinned", "kept", "partly", "dropped"]  # by the model, now; partly: its end only
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """What a text would take of the context."""
+
+    tokens: int
+    counted: bool  # False: an estimate
+    room: int = 0  # tokens that the context has for one message; 0: not known
+    most: int = 0  # tokens of context that the model was made for and this machine has memory for; 0: not known
+
+    @property
+    def fits(self) -> bool:
+        return not self.room or self.tokens <= self.room
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import BinaryIO
 
-from llamachat.chat.titles import parted
 from llamachat.system import private
+from llamachat.system.enclosed import parted
 
 LONGEST = 1 << 20  # bytes of a line
 

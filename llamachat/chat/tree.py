@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llamachat.chat.titles import first_line, parted
+from llamachat.chat.titles import title
 from llamachat.core.dialog import Message
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
 from llamachat.events import Branch, Exchange, FinishReason
+from llamachat.system.enclosed import parted
 
 Speaker = Literal["user", "assistant"]
 
@@ -113,9 +114,7 @@ class Tree:
         line = path(end)
         shared = next((i for i, (a, b) in enumerate(zip(line, active, strict=False)) if a is not b), None)
         shared = min(len(line), len(active)) if shared is None else shared
-        return Branch(
-            end.id, end is self.active, len(line) // 2, first_line(line[-2].text) if line else "", shared // 2
-        )
+        return Branch(end.id, end is self.active, len(line) // 2, title(line[-2].text) if line else "", shared // 2)
 
 
 def path(node: Node) -> list[Node]:

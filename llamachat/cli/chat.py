@@ -143,6 +143,7 @@ class _Opening:
                 options.stop,
                 think_of(options, self.entry),
                 options.think_budget,
+                options.allow_loops,
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
@@ -228,7 +229,7 @@ def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typ
     """What was typed goes before what a saved dialog was held with."""
     if _typed(ctx, "system") or _typed(ctx, "system_file"):
         chat.set_system(system)
-    own = {name: getattr(options, name) for name in ("max_tokens", "think", "think_budget")}
+    own = {name: getattr(options, name) for name in ("max_tokens", "think", "think_budget", "allow_loops")}
     for name, value in {**options.sampling(), **own}.items():
         if _typed(ctx, name):
             chat.set_parameter(name, str(value))

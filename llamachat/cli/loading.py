@@ -95,6 +95,7 @@ def answer_settings(
         logprobs,
         score_prompt=echo and logprobs is not None,
         think_budget=None if raw else options.think_budget,
+        allow_loops=options.allow_loops,
     )
 
 

@@ -213,7 +213,7 @@ class Conversation:
             return f"{spinner} {self._loading()}"
         if self._answering:
             speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
-            doing = self._above.thinking() or ("answering" if self._above.pieces else "reading")
+            doing = self._above.thinking() or ("answering" if self._above.pieces else self._above.reading())
             return f"{spinner} {doing}{speed} · Ctrl-C stops"
         if self._facts is None:
             return ""

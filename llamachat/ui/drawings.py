@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from llamachat.events import Branch, TokenView, Turn
+from llamachat.system.enclosed import own_words
 from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
 from llamachat.ui.cells import cells, cut, pad, wrap
 from llamachat.ui.theme import Theme
@@ -18,6 +19,8 @@ _NAMES = ("≥ 50%", "20–50%", "5–20%", "1–5%", "< 1%")
 _MARKS = (("", ""), ("", ""), ("", ""), ("‹", "›"), ("«", "»"))  # around unlikely tokens where there is no colour
 _UNTEMPERED = "probabilities of the model's own distribution, before temperature and filters"
 _TOLD = "probabilities as the server tells them"
+_NARROW = 60  # columns, below which rows are written closer
+_BRIEF = {"system": "sys", "user": "you", "assistant": "it"}
 _SHOWN = 5  # least likely tokens named below a heat map; dropped turns listed one by one
 
 
@@ -83,12 +86,13 @@ def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list
 
 
 def context_map(turns: Sequence[Turn], used: int, size: int, width: int, theme: Theme) -> list[str]:
-    """The window as a bar, then every message: pinned, kept or no longer seen by the model."""
+    """The window as a bar, then every message: pinned, kept, partly or no longer seen by the model."""
     pinned = min(used, sum(turn.tokens for turn in turns if turn.seen == "pinned"))
     lines = [
         _window(pinned, used, size, width, theme),
-        theme.text(
-            cut(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", width), "note"
+        *wrap(
+            theme.text(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", "note"),
+            width,
         ),
         Text(),
         *(_drawn_row(row, width, theme) for row in _rows(turns)),
@@ -117,18 +121,23 @@ def _rows(turns: Sequence[Turn]) -> list[_Row]:
     if folded:
         numbers = f"{folded[0].number}–{folded[-1].number}"
         rows.append(("dropped", numbers, "", str(sum(turn.tokens for turn in folded)), f"{len(folded)} messages"))
-    pinned, kept = ([turn for turn in turns if turn.seen == seen] for seen in ("pinned", "kept"))
+    pinned, kept = ([turn for turn in turns if turn.seen in seen] for seen in (("pinned",), ("partly", "kept")))
     return [*map(_row, pinned), *rows, *map(_row, gone[len(folded) :]), *map(_row, kept)]
 
 
 def _row(turn: Turn) -> _Row:
-    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), turn.text
+    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), own_words(turn.text)
 
 
 def _drawn_row(row: _Row, width: int, theme: Theme) -> Text:
     state, number, role, tokens, text = row
     style = theme.style(state)
-    left = f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    narrow = width < _NARROW
+    left = (
+        f"{state:<7} {number:>3} {_BRIEF.get(role, role):<4} {tokens:>5} "
+        if narrow
+        else f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    )
     excerpt = cut(sanitise_line(text[: 4 * width]), width - len(left))
     return Text.assemble((left, style), (excerpt, theme.style("dropped" if state == "dropped" else "")))
 

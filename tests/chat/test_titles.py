@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.chat.store import check_name
-from llamachat.chat.titles import parted, slug, title
+from llamachat.chat.titles import slug, title
+from llamachat.system.enclosed import parted
 from llamachat.ui.attach import read, to_message
 
 
@@ -44,7 +45,7 @@ def test_an_attached_file_is_told_from_the_persons_own_words(tmp_path: Path) -> 
     sent = to_message("Compare them:\n```\nmine\n```", files)
     assert parted(sent) == ("Compare them:\n```\nmine\n```", ("notes.md (5 lines)", "b.py (1 line)"))
     assert title(sent) == "Compare them:" and title(to_message("", files)) == "notes.md (5 lines)"
-    moved = sent.removeprefix("Compare them:\n```\nmine\n```").strip() + "\n\nWell?"
+    moved = "Well?\n\n" + to_message("", files)  # as it was in older dialogs
     assert parted(moved)[0] == "Well?" and title(moved) == "Well?"
 
 

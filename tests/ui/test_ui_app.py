@@ -128,7 +128,7 @@ def test_evictions_and_notices_are_told() -> None:
     session = FakeSession([Evicted(1, 64), "ok", lambda: session.pending_notices.append("the disk is full")])
     session.pending_notices.append("resumed from disk")
     _, lines = talk("hi\r/exit\r", lambda: session)
-    assert lines[:4] == ["resumed from disk", "❯ hi", "no longer seen by the model: the oldest turn (64 tokens)", "ok"]
+    assert lines[:4] == ["resumed from disk", "❯ hi", "ok", "no longer seen by the model: the oldest turn (64 tokens)"]
     assert lines[5] == "the disk is full"
 
 

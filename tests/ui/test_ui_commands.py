@@ -13,9 +13,9 @@ from prompt_toolkit.document import Document
 
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
-from llamachat.errors import CatalogError, LlamachatError, UsageError
+from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
-from llamachat.ui import commands
+from llamachat.ui import clipboard, commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
 from llamachat.ui.suggestions import ChatCompleter
@@ -97,7 +97,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(clipboard, "PROGRAMS", ())  # whoever's clipboard this is, the tests leave it alone
     return Desk(tmp_path_factory.mktemp("sessions") / "sessions")
 
 
@@ -287,7 +288,7 @@ def test_set_shows_and_changes_parameters(desk: Desk) -> None:
     settings = [
         ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
         ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
-        ("think", "auto"), ("think_budget", "none"),
+        ("think", "auto"), ("think_budget", "none"), ("allow_loops", "off"),
     ]  # fmt: skip
     assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
@@ -438,14 +439,44 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
 def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some text\n")
     said = desk.type(f"/read {tmp_path / 'notes.md'}")
-    assert said == ["attached notes.md (10 characters) to your next message"]
+    assert said == ["attached notes.md (2 tokens, <1% of the context); it goes with your next message"]
     desk.session.enqueue(LlamachatError("does not fit"))
     with pytest.raises(LlamachatError):
         desk.type("too early")
     desk.session.clear()
     desk.type("what is this?")
     desk.type("and now?")
-    assert desk.questions() == ["what is this?\n\nnotes.md:\n```\nsome text\n```", "and now?"]
+    assert desk.questions() == ["notes.md:\n```\nsome text\n```\n\nwhat is this?", "and now?"]
+    assert desk.complete("/edit ") == ["/edit 2", "/edit 1"]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("large", 9000), ("half", 5000)):
+        (tmp_path / name).write_text("word " * words)
+    says = r"large: 9,003 tokens, and the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
+    with pytest.raises(DoesNotFitError, match=says):
+        desk.type("/read large")
+    assert desk.type("/read half")[0].startswith("attached half (5,000 tokens, 61% of the context)")
+    (tmp_path / "other").write_text("more " * 5000)
+    with pytest.raises(DoesNotFitError, match=r"other with what is attached already: 10,\d+ tokens"):
+        desk.type("/read other")
+    with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
+        desk.type("and @other ?")
+    for send in (desk.context.send, None):
+        desk.context.attached, desk.context.send = [], send
+        with pytest.raises(
+            DoesNotFitError, match=r"the message: 9,000 tokens.*; it was not sent; send a part of it, or start"
+        ):
+            desk.type("word " * 9000)
+    desk.context.send = desk.sent.append
+    desk.type("/read half")
+    assert (desk.session.said, len(desk.context.attached)) == ([], 1)
+    desk.type("/read half")
+    desk.type("and @half ?")
+    assert desk.questions()[0].count("word") == 5000
 
 
 def test_a_mentioned_file_is_attached_at_a_terminal_only(
@@ -453,9 +484,9 @@ def test_a_mentioned_file_is_attached_at_a_terminal_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
-    assert desk.type("read @notes.md")[0] == "attached notes.md (9 characters)"
+    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, <1% of the context)"
     assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
-        "attached notes.md (9 characters)",
+        "attached notes.md (2 tokens, <1% of the context)",
         "@no/such names no file: sent as it is",
     ]
     desk.context.send = None
@@ -475,6 +506,27 @@ def test_copy_sends_an_answer_to_the_clipboard(desk: Desk, monkeypatch: pytest.M
     assert base64.b64decode(safe).decode() == "ab\n⟨U+202E⟩"
     with pytest.raises(UsageError, match="there is no answer 3; the last is 2"):
         desk.type("/copy 3")
+
+
+def test_copy_takes_the_models_own_text_and_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    answer = "So \\(x_1\\) and **y**:\n```py\nx = 1\n```\n```\ny\n```\n"
+    desk.session.enqueue(TextDelta("hm", thinking=True), answer)
+    desk.type("say")
+    assert desk.complete("/copy ") == ["/copy code", "/copy 1"]
+    for command, text in {"": answer, " 1": answer, " code": "y", " code 1": "x = 1"}.items():
+        desk.type(f"/copy{command}")
+        assert base64.b64decode(desk.sent[-1].removeprefix("\x1b]52;c;").removesuffix("\x07")).decode() == text
+    for command, says in {
+        "code 3": "no code block 3; it has 2 code blocks",
+        "code x": "'x' is no number of a code block",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/copy {command}")
+    desk.session.enqueue("none")
+    desk.type("say")
+    with pytest.raises(UsageError, match="the last answer has no code block; nothing was copied"):
+        desk.type("/copy code")
 
 
 def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,6 +671,9 @@ def test_completion_offers_paths(desk: Desk, tmp_path: Path, monkeypatch: pytest
     assert desk.complete("see @a") == ['see @"a file"']
     assert desk.complete('see @"a f') == ['see @"a file"']
     assert desk.complete("/edit 1 see @n") == ["/edit 1 see @notes.md"]
+    assert desk.complete("/read a") == ['/read "a file"']
+    assert desk.complete('/read notes.md "a f') == ['/read notes.md "a file"']
+    assert desk.complete("/read notes.md ./fold") == ["/read notes.md ./folder/"]
     assert desk.complete("/system see @n") == []
     assert desk.complete("see @.") == ["see @.hidden"]
     assert desk.complete("mail me@n") == desk.complete("/read missing/") == []

@@ -95,6 +95,7 @@ class Command:
     detail: str = ""  # what `/help NAME` adds
     words: Callable[[Context, Sequence[str]], Iterable[Word]] | None = None  # may come next, given the words before
     path: bool = False  # the argument may be a path
+    several: bool = False  # or several, those with spaces in quotes
     private: bool = (
         False  # opens files or the clipboard: for people only, not for lines of who knows whose that are piped in
     )

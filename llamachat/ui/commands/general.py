@@ -14,7 +14,7 @@ _KEYS = (
     ("Ctrl-G", "write in your editor"),
     ("Ctrl-C", "stop the answer, or clear the input"),
     ("Ctrl-D", "leave, on an empty line"),
-    ("@FILE", "in a message: attach a text file"),
+    ("@FILE", "in a message: attach a file; @src/*.py, @docs/: several"),
     ("//", "at the start: a literal /"),
 )
 

@@ -82,7 +82,7 @@ INSIDE = (
         "",
         "show what the model sees of the dialog",
         _context,
-        "Pinned: never dropped. Kept: seen now. Dropped: too long ago to be seen.",
+        "Pinned: never dropped. Kept: seen now. Partly: only its end is. Dropped: too long ago to be seen.",
     ),
     Command(
         ("heat",),

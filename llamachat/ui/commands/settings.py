@@ -19,6 +19,7 @@ _VALUES = {  # to choose from; others may be typed
     "max_tokens": ("none", "256", "1024"),
     "think": ("auto", "on", "off"),
     "think_budget": ("none", "0", "512", "2048"),
+    "allow_loops": ("off", "on"),
 }
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
@@ -32,6 +33,7 @@ _MEANINGS = {
     "max_tokens": "of an answer; none: to its end",
     "think": "on or off: whether the model thinks first; auto: as its template has it",
     "think_budget": "tokens at which a thought is ended; none: no limit",
+    "allow_loops": "on: an answer that says the same over and over is not ended",
 }
 _FORGETTING = (
     "/delete NAME deletes a dialog with its keys and values, `llamachat models cache --clear` all keys, values and packed "
@@ -41,7 +43,7 @@ _FORGETTING = (
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def _parameters(context: Context) -> dict[str, str]:

@@ -15,9 +15,19 @@ from llamachat.ui.commands.inside import INSIDE
 from llamachat.ui.commands.saved import SAVED
 from llamachat.ui.commands.settings import SETTINGS
 from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
+from llamachat.ui.commands.transfer import TRANSFER
 from llamachat.ui.commands.turns import DIALOG
 
-COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SAVED, *SETTINGS, *ADAPTERS, *FILES, *INSIDE)
+COMMANDS: tuple[Command, ...] = (
+    *general(lambda: COMMANDS),
+    *DIALOG,
+    *SAVED,
+    *SETTINGS,
+    *ADAPTERS,
+    *FILES,
+    *TRANSFER,
+    *INSIDE,
+)
 
 
 def respond(context: Context, text: str) -> Iterator[Event] | None:
