@@ -164,8 +164,16 @@ class Dialog:
         except OSError as error:
             raise UsageError(f"the dialog {name} cannot be read: {error.strerror}") from error
 
+    def require_deletable(self, name: str) -> None:
+        """Raises UsageError for a dialog that is not on disk, or that another chat has open."""
+        if name != (self.name or ""):
+            self._keeper.archive.require_free(name)
+        elif not self.on_disk:
+            raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+
     def delete(self, name: str) -> Forgotten:
         """Delete a dialog on disk. Raises UsageError where there is none, or another chat has it open."""
+        self.require_deletable(name)
         try:
             return self._keeper.discard() if name == self.name else self._keeper.archive.remove(name)
         except OSError as error:

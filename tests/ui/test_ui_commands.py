@@ -400,6 +400,11 @@ def test_delete_asks_first(desk: Desk) -> None:
     assert desk.type("/delete")[0].startswith("deleted three"), "though nothing is left of its branch"
     with pytest.raises(UsageError, match="there is no dialog called nope"):
         desk.type("/delete nope")
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("held"))
+    desk.context.confirm = lambda question: pytest.fail("asked in vain")
+    with pytest.raises(UsageError, match="another chat has held open; nothing was deleted"):
+        desk.type("/delete held")
 
 
 def test_a_chat_that_keeps_nothing_says_so(desk: Desk) -> None:

@@ -61,8 +61,7 @@ def _delete(context: Context, argument: str) -> None:
     session = context.session()
     name = argument or session.name or ""
     this = name == (session.name or "")
-    if this and not session.on_disk:
-        raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+    session.require_deletable(name)
     about = session.about(name)
     size = f" ({count(about.turns, 'question')})" if about.turns else ""
     if not context.confirm(f"delete {name}{size} for good?"):
@@ -123,8 +122,8 @@ SAVED = (
         "[NAME]",
         "delete this dialog, or another saved one",
         _delete,
-        "With it go its keys and values, and its questions in the input history. What else was typed stays there, and what\n"
-        "was written elsewhere by /export. /show data says where all is kept.",
+        "With it go its keys and values, and its questions in the input history, though this chat's Up key still has them.\n"
+        "What else was typed stays, and what /export has written. /show data says where all is kept.",
         session_words,
         private=True,
     ),
