@@ -113,6 +113,7 @@ class Branch:
     turns: int  # questions in it
     last: str  # its last question's first line
     forked_at: int  # turns shared with the active branch
+    answer: str = ""  # the first line of what was said to that
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,17 @@ class Place:
     what: str
     path: str
     size: str  # empty: not measured
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model that can be asked for by name."""
+
+    name: str
+    size: str = ""  # of what is here, or is to be fetched; "": not known
+    fits: bool | None = None  # into the memory that is free now; None: not known
+    here: bool = True
+    note: str = ""  # what it is, or why it cannot run
+    place: str = ""  # the program that has it; "": the catalog
+    runs: bool = True
+    needs: str = ""  # of memory, for people

@@ -357,12 +357,20 @@ def obtain(
     force: bool = False,
     progress: Progress | None = None,
     prepare: Prepare | None = None,
+    report: Report | None = None,
 ) -> Path:
-    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit."""
-    if fetch.locate(entry) is None and (plan := fit.entry_plan(entry, ctx_size, kv_bits)):
-        memory.check(plan, force)
+    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit.
+
+    report: told of what was chosen from a hub's repository.
+    """
     shown = progress or fetch.silent
-    return _converted(fetch.fetch(entry, shown, offline), entry, shown, prepare)
+
+    def check(settled: ModelEntry) -> None:
+        fit.require(settled, ctx_size, kv_bits, force)
+        if settled.source != entry.source:
+            (report or silent)(fetch.describe(settled))
+
+    return _converted(fetch.fetch(entry, shown, offline, check), entry, shown, prepare)
 
 
 def _converted(path: Path, entry: ModelEntry, progress: Progress, prepare: Prepare | None) -> Path:

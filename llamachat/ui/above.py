@@ -212,10 +212,10 @@ class LiveScreen(Screen):
         self._wait = wait
 
     @contextmanager
-    def waiting(self, line: str) -> Iterator[None]:
+    def waiting(self, line: str) -> Iterator[Callable[[str], None]]:
         self._wait(sanitise_line(line))
         try:
-            yield
+            yield lambda line: self._wait(sanitise_line(line))
         finally:
             self._wait("")
 

@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
 from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
-from llamachat.events import TextDelta, TurnDone
+from llamachat.events import ModelView, TextDelta, TurnDone
 from llamachat.ui import clipboard, commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
@@ -44,11 +44,14 @@ for _name in ("context", "branches", "heat", "alternatives", "why"):
     setattr(Shown, _name, _drawing(_name))
 
 
-class Library:
+class Library(commands.EmptyLibrary):
     """Two models and one persona."""
 
     def models(self) -> Iterable[tuple[str, str]]:
         return [("Fake-1B", "small"), ("Fake-7B", "large")]
+
+    def views(self) -> Iterable[ModelView]:
+        return [ModelView("Fake-1B", "1 GB", note="small"), ModelView("Fake-7B", "7 GB", note="large")]
 
     def personas(self) -> Iterable[tuple[str, str]]:
         return [("pirate", "You are a pirate.")]
@@ -124,7 +127,7 @@ def test_a_command_without_arguments_refuses_one(desk: Desk, name: str) -> None:
         desk.type(f"/{name} all")
 
 
-@pytest.mark.parametrize("name", ["edit", "switch", "save", "load", "export", "read", "alts"])
+@pytest.mark.parametrize("name", ["switch", "save", "load", "export", "read"])
 def test_a_command_that_needs_an_argument_says_so(desk: Desk, name: str) -> None:
     with pytest.raises(UsageError, match=r"^[^\n]*(needs a|is no number of|takes the number)[^\n]*$"):
         desk.type(f"/{name}")
@@ -182,7 +185,7 @@ def test_help_of_no_command_is_an_error(desk: Desk) -> None:
         desk.type("/help nope")
 
 
-@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/exit "])
+@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/q", "/exit "])
 def test_exit_leaves(desk: Desk, text: str) -> None:
     with pytest.raises(commands.LeaveError):
         desk.type(text)
@@ -215,10 +218,11 @@ def test_undo_goes_back(desk: Desk) -> None:
     assert desk.questions() == ["one", "two"]
     assert desk.type("/undo 2")[0].startswith("went back 2 questions")
     assert desk.questions() == []
+    assert desk.context.prefill == "one", "the question that the dialog stands before"
 
 
 @pytest.mark.parametrize("argument", ["0", "-1", "x", "1.5", "²", "1" * 5000])
-@pytest.mark.parametrize("command", ["undo", "edit", "switch", "copy", "alts"])
+@pytest.mark.parametrize("command", ["undo", "switch", "copy", "alts"])
 def test_a_number_that_is_none_is_one_short_line(desk: Desk, command: str, argument: str) -> None:
     desk.type("hi")
     with pytest.raises(UsageError, match="is no number of") as caught:
@@ -229,12 +233,34 @@ def test_a_number_that_is_none_is_one_short_line(desk: Desk, command: str, argum
 def test_edit_asks_in_other_words_or_brings_the_old_ones(desk: Desk) -> None:
     for text in ("one", "two\nlines"):
         desk.type(text)
-    assert desk.type("/edit 2") == []
+    assert desk.type("/edit") == desk.type("/edit 2") == []
     assert desk.context.prefill == "/edit 2 two\nlines"
     assert desk.type('/edit 2 """other\nwords"""') == ["You said: other\nwords"]
     assert desk.questions() == ["one", "other\nwords"]
-    with pytest.raises(UsageError, match="there is no question 3"):
-        desk.type("/edit 3")
+    assert desk.type("/edit in short") == ["You said: in short"]
+    assert desk.questions() == ["one", "in short"]
+    for argument, says in (("3", "there is no question 3"), ("0", "is no number of"), ("-1 x", "is no number of")):
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/edit {argument}")
+    desk.type("/clear")
+    with pytest.raises(UsageError, match="there is no question 1"):
+        desk.type("/edit")
+
+
+def test_undo_and_edit_bring_back_what_was_said_not_what_was_attached(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("a secret")
+    desk.type(f"/read {tmp_path / 'notes.md'}")
+    desk.type("what is it?")
+    assert "a secret" in desk.questions()[0]
+    assert desk.type("/edit") == ["its files are to be attached anew"] and desk.context.prefill == "/edit 1 what is it?"
+    assert desk.type("/undo")[1:] == ["its files are to be attached anew"] and desk.context.prefill == "what is it?"
+
+
+def test_off_a_terminal_undo_shows_no_question(desk: Desk) -> None:
+    desk.context.send = None
+    desk.type("hi")
+    desk.type("/undo")
+    assert desk.context.prefill == ""
 
 
 def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
@@ -315,7 +341,7 @@ def test_show_tells_what_is_set(desk: Desk) -> None:
 
 def test_model_lists_and_changes_and_keeps_the_dialog(desk: Desk) -> None:
     desk.type("hi")
-    assert desk.type("/model")[-2:] == ["  Fake-1B  small", "  Fake-7B  large"]
+    assert desk.type("/model")[-4:-1] == ["here", "* Fake-1B      1 GB  small", "  Fake-7B      7 GB  large"]
     assert desk.type("/model Fake-7B") == ["Fake-7B goes on with the dialog"]
     assert (desk.session.describe()["model"], desk.questions()) == ("Fake-7B", ["hi"])
     with pytest.raises(CatalogError):
@@ -395,8 +421,16 @@ def test_delete_asks_first(desk: Desk) -> None:
     assert desk.type("/delete one") == ["deleted one"]
     assert desk.type("/delete") == ["deleted two; a new dialog begins"]
     assert desk.archive.saved() == [] and desk.questions() == []
+    desk.type("three")
+    desk.type("/undo")
+    assert desk.type("/delete")[0].startswith("deleted three"), "though nothing is left of its branch"
     with pytest.raises(UsageError, match="there is no dialog called nope"):
         desk.type("/delete nope")
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("held"))
+    desk.context.confirm = lambda question: pytest.fail("asked in vain")
+    with pytest.raises(UsageError, match="another chat has held open; nothing was deleted"):
+        desk.type("/delete held")
 
 
 def test_a_chat_that_keeps_nothing_says_so(desk: Desk) -> None:
@@ -622,7 +656,7 @@ def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> Non
     [
         ("/cl", ["/clear"]),
         ("/con", ["/continue", "/context"]),
-        ("/q", ["/quit"]),
+        ("/q", ["/q"]),
         ("/ex", ["/exit", "/export"]),
         ("/help re", ["/help regen", "/help read"]),
         ("/set top", ["/set top_k", "/set top_p"]),

@@ -72,8 +72,13 @@ def need(argument: str, command: str, what: str) -> str:
     return argument
 
 
+def is_reply(text: str) -> bool:
+    """Whether a text answers a question of ours, by yes or no."""
+    return text.strip().lower() in ("y", "yes", "n", "no")
+
+
 def is_yes(text: str) -> bool:
-    """Whether a reply to a question says so; all else says no."""
+    """Whether a reply says so."""
     return text.strip().lower() in ("y", "yes")
 
 
