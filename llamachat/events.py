@@ -144,7 +144,7 @@ class SavedDialog:
 
     name: str
     modified: float  # seconds since the epoch
-    turns: int
+    turns: int  # questions of the branch that it goes on with
     title: str  # the first question's first line
     model: str
 
@@ -161,3 +161,42 @@ class ModelView:
     place: str = ""  # the program that has it; "": the catalog
     runs: bool = True
     needs: str = ""  # of memory, for people
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer, as a person looks back at them."""
+
+    number: int  # from 1 on
+    question: str  # in the person's own words
+    attached: tuple[str, ...]  # files that went with it, each with its size
+    thought: str  # before the answer; empty: there was none
+    answer: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Found:
+    """A line of a saved dialog in which a text was found."""
+
+    name: str  # the dialog's
+    role: Literal["user", "assistant"]
+    line: str
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What went with a dialog that was deleted."""
+
+    name: str
+    snapshots: int  # bytes of keys and values
+    typed: int  # entries of the input history
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is kept, and how large that is."""
+
+    what: str
+    path: str
+    size: str  # empty: not measured

@@ -1,5 +1,6 @@
 """`llamachat chat`: from its flags to a session on the screen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llamachat.chat.persona import Persona
     from llamachat.chat.session import Session
     from llamachat.chat.store import Archive
+    from llamachat.events import Exchange, SavedDialog
     from llamachat.models.catalog import ModelEntry
     from llamachat.models.fetch.verified import Progress
     from llamachat.models.load import LoadedModel
@@ -59,8 +61,8 @@ def chat(
     vi: Annotated[bool, flag("--vi", help="Edit with the keys of vi.", panel=SCREEN)] = False,
 ) -> None:
     """Chat in the terminal; `llamachat` alone and `llamachat "question"` do it, too."""
-    from llamachat import paths
     from llamachat.chat.persona import load
+    from llamachat.chat.places import dialogs, input_history
     from llamachat.chat.store import Archive
     from llamachat.system.mapped import guard
     from llamachat.ui import app as ui
@@ -68,7 +70,7 @@ def chat(
     manner = load(persona) if persona else None
     if manner:
         options = as_persona(options, manner, ctx)
-    archive = None if no_history else Archive(paths.data_dir() / "sessions")
+    archive = None if no_history else Archive(dialogs(), input_history())
     name = _dialog(archive, continued, session)
     if manner and archive and name and archive.exists(name):
         raise UsageError(
@@ -85,7 +87,8 @@ def chat(
     opened = _Opening(options, ctx, entry, watch, behind, archive, name, manner, system, keep=not no_history)
 
     guard()  # while the terminal is as it was found
-    history = None if no_history else paths.state_dir() / "history"
+    history = None if no_history else input_history()
+    returned = _left_off(archive, name) if archive and name and archive.exists(name) else None
     try:
         code = ui.run(
             opened.start,
@@ -93,6 +96,7 @@ def chat(
             question=first,
             watch=watch,
             history_file=history,
+            returned=returned,
             library=opened.library,
             theme=theme.value,
             plain=plain,
@@ -247,6 +251,17 @@ def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> 
 
     check_name(name)
     return name
+
+
+def _left_off(archive: "Archive", name: str) -> "tuple[SavedDialog, Sequence[Exchange]]":
+    """What is shown of a saved dialog before its model is there. Raises UsageError, FormatError."""
+    from llamachat.chat.tree import exchanges
+
+    try:
+        about, history = archive.look(name)
+    except OSError as error:
+        raise UsageError(f"the dialog {name} cannot be opened: {error.strerror}") from error
+    return about, exchanges(history.tree.active)
 
 
 def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typer.Context) -> None:

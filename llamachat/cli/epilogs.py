@@ -18,6 +18,7 @@ ROOT = examples(
     ("llamachat -m llama-3.2-1b", "with another model"),
     ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
     ("llamachat models list", "what there is, and what would fit"),
+    ("llamachat sessions list", "dialogs to go on with, search or delete"),
     ("llamachat COMMAND --help", "flags and examples of a command"),
     note=f"run, pull, ls, list, show and rm do what ollama's do.\n\n{CODES}",
 )
@@ -125,3 +126,11 @@ PULL = examples(
 )
 REMOVE = examples(("llamachat models rm llama-3.2-1b", ""), note=CODES)
 CACHE = examples(("llamachat models cache", ""), ("llamachat models cache --clear", ""), note=CODES)
+SESSIONS = examples(
+    ("llamachat sessions list", "the latest first; -c goes on with it"),
+    ("llamachat sessions search sourdough", "questions and answers of all dialogs"),
+    ("llamachat sessions show work | less", ""),
+    ("llamachat sessions export work work.md", "or work.json"),
+    ("llamachat sessions rm work", "with its keys and values, and its questions in the input history"),
+    note=CODES,
+)

@@ -8,7 +8,7 @@ from llamachat.cli.asking import UNNAMED, check_word
 from llamachat.cli.defaults import chat_context
 
 ORDER = (  # those for every day first; others are aliases, which --help names in one line
-    "chat", "complete", "classify", "tag", "extract", "embed", "models", "config", "quantize", "eval", "bench",
+    "chat", "complete", "classify", "tag", "extract", "embed", "sessions", "models", "config", "quantize", "eval", "bench",
 )  # fmt: skip
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 

@@ -26,6 +26,7 @@ from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.sessions import sessions_app
 from llamachat.cli.shell_words import join_at_colons
 from llamachat.cli.tag import tag
 from llamachat.cli.wording import shows_help, worded
@@ -46,6 +47,7 @@ app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
 app.command(cls=Configured, epilog=epilogs.TAG)(tag)
 app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
 app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
+app.add_typer(sessions_app, name="sessions")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)

@@ -13,19 +13,17 @@ from typing import TextIO, cast
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.output import Output
 from prompt_toolkit.output.vt100 import Vt100_Output
-from rich.text import Text
 
 from llamachat.events import Event, Reading, TextDelta
-from llamachat.system.sanitise import sanitise, sanitise_line
+from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.answer import Answer, Kind, Sheet
-from llamachat.ui.cells import wrap
+from llamachat.ui.exchange import asked_lines, sign
 from llamachat.ui.live import Flow, Region, Row
-from llamachat.ui.prompt import Prompt, sign
+from llamachat.ui.prompt import Prompt
 from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing
-_ECHOED = 12  # lines of a long message that are repeated above its answer
 
 Item = str | Event | Callable[[], None]  # our own text, a part of an answer, or something to do then
 
@@ -34,9 +32,12 @@ class Above:
     """Takes posts from any thread and shows them, in batches, in the event loop's, which all other methods belong to."""
 
     def __init__(self, theme: Theme, output: Output, wait: Callable[[str], None], *, plain: bool, think: bool) -> None:
-        self.screen = LiveScreen(Paper(self.post), theme, lambda: output.get_size().columns, wait)
+        self._kind: Kind = "plain" if plain else "markdown"
+        self.screen = LiveScreen(
+            Paper(self.post), theme, lambda: output.get_size().columns, wait, think=think, kind=self._kind
+        )
         self.pieces = 0  # of the answer under way
-        self._theme, self._output, self._plain, self._think = theme, output, plain, think
+        self._theme, self._output, self._think = theme, output, think
         self._prompt: Prompt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: deque[Item] = deque()
@@ -87,14 +88,7 @@ class Above:
     def echo(self, text: str) -> None:
         """Repeat a message where its answer will follow."""
         self.pieces = 0
-        lines = sanitise(text).expandtabs(4).split("\n")
-        if len(lines) > _ECHOED:
-            lines = [*lines[: _ECHOED - 1], f"… {len(lines) - _ECHOED + 1} more lines"]
-        mark = self._theme.text(sign(), "key")
-        for line in lines:
-            for part in wrap(Text(line), max(8, self._columns - 2)):
-                self._rows.append(Row(self._theme.ansi(Text.assemble(mark, part))))
-                mark = Text("  ")
+        self._rows += map(Row, asked_lines(text, self._theme, self._columns, sign()))
         self.wake()
 
     def end_answer(self) -> None:
@@ -163,9 +157,8 @@ class Above:
 
     def _event(self, event: Event) -> None:
         if self._answer is None:
-            kind: Kind = "plain" if self._plain else "markdown"
             self._number += 1
-            sheet = Sheet(self._theme, lambda: self._columns, self._say, self._print, kind)
+            sheet = Sheet(self._theme, lambda: self._columns, self._say, self._print, self._kind)
             self._answer = Answer(sheet, think=self._think)
         self._answer.feed(event)
         self._reading = event if isinstance(event, Reading) else None
@@ -204,9 +197,18 @@ class Paper(io.TextIOBase):
 class LiveScreen(Screen):
     """A screen whose lines appear above the prompt, and that waits in the status line."""
 
-    def __init__(self, paper: Paper, theme: Theme, width: Callable[[], int], wait: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        paper: Paper,
+        theme: Theme,
+        width: Callable[[], int],
+        wait: Callable[[str], None],
+        *,
+        think: bool,
+        kind: Kind,
+    ) -> None:
         stream = cast(TextIO, paper)
-        super().__init__(stream, stream, theme=theme, width=width)
+        super().__init__(stream, stream, theme=theme, width=width, think=think, kind=kind, sign=sign())
         self._wait = wait
 
     @contextmanager

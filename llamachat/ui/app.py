@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
-from llamachat.events import TurnDone
+from llamachat.events import Exchange, SavedDialog, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
@@ -121,6 +121,7 @@ def run(
     question: str | None = None,
     watch: Watch | None = None,
     history_file: Path | None = None,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
     library: commands.Library | None = None,
     theme: str | None = None,
     plain: bool = False,
@@ -134,7 +135,8 @@ def run(
     `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. `question` is
     asked first. Off a terminal it is all that is asked, or without one each line of stdin is a message; answers alone go to
     stdout, and the first failed turn gives the exit code.
-    Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
+    Leaving before the model is loaded ends the process. `returned`: the dialog that goes on, whose end is shown first.
+    `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     person = at_terminal()
@@ -144,11 +146,14 @@ def run(
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
         from llamachat.ui.conversation import Conversation
 
-        conversation = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi)
+        conversation = Conversation(
+            chat, screen.theme, history_file, library, returned=returned, plain=plain, think=think, vi=vi
+        )
         talk = partial(conversation.run, question)
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
-        talk = partial(converse, one, question) if person else partial(answer_all, one, _texts(question))
+        lines = partial(answer_all, one, _texts(question))
+        talk = partial(converse, one, question, returned=returned) if person else lines
     with _signals_raised():
         try:
             code = talk()
@@ -185,9 +190,17 @@ def _texts(question: str | None) -> Iterator[str]:
     return commands.messages(iter(lambda: sys.stdin.readline(LIMIT + 1), ""))  # of which none fills the memory
 
 
-def converse(chat: PlainChat, question: str | None = None, read: Callable[[str], str] = input) -> int:
+def converse(
+    chat: PlainChat,
+    question: str | None = None,
+    read: Callable[[str], str] = input,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
+) -> int:
     """The loop at a terminal on which nothing can be redrawn."""
     chat.screen.banner(chat.model)
+    if returned:
+        chat.screen.returned(*returned)
+        chat.screen.space()
     first = [commands.literal(question)] if question is not None else []
     while True:
         try:

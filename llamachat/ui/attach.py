@@ -225,17 +225,16 @@ def _tokens(size: TextSize, context: int) -> str:
     return f"{tokens}, {percent(size.tokens, context)} of the context" if context else tokens
 
 
-def require_room(what: str, message: str, weigh: Weigh, context: int, consequence: str) -> None:
-    """Raises DoesNotFitError for a message with files that the context cannot hold, before any of it is read. `what` makes it so
-    large."""
+def require_room(what: str, message: str, weigh: Weigh, context: int, done: str, remedy: str) -> None:
+    """Raises DoesNotFitError for a message that the context cannot hold, before any of it is read. `what` makes it so large and
+    was not `done`; a context that could be had is told beside the remedy."""
     size = weigh(message)
     if size is None or size.fits:
         return
-    remedy, larger = "attach a part of it", _larger(size, context)
-    if larger:
+    if larger := _larger(size, context):
         remedy += f", or start with --ctx-size {larger}"
     cause = f"{what}: {_tokens(size, 0)}, and the context holds {context:,}"
-    raise DoesNotFitError(cause, consequence, remedy)
+    raise DoesNotFitError(cause, f"it was not {done}", remedy)
 
 
 def _larger(size: TextSize, context: int) -> int:

@@ -24,7 +24,7 @@ from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Stats, TurnDone
+from llamachat.events import Exchange, SavedDialog, Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
@@ -67,12 +67,13 @@ class Conversation:
         history_file: Path | None = None,
         library: commands.Library | None = None,
         *,
+        returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
         plain: bool = False,
         think: bool = False,
         vi: bool = False,
         output: Output | None = None,
     ) -> None:
-        self._chat = chat
+        self._chat, self._returned = chat, returned
         self._output = output or terminal()
         self._above = Above(theme, self._output, self._set_waiting, plain=plain, think=think)
         self.screen = self._above.screen
@@ -112,6 +113,9 @@ class Conversation:
         `question` is asked first.
         """
         self.screen.banner(self._chat.model)
+        if self._returned:
+            self.screen.returned(*self._returned)
+            self.screen.space()
         if question is not None:
             self._queue.append(Typed(commands.literal(question), question))
         try:

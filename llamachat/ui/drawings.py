@@ -19,6 +19,8 @@ _NAMES = ("≥ 50%", "20–50%", "5–20%", "1–5%", "< 1%")
 _MARKS = (("", ""), ("", ""), ("", ""), ("‹", "›"), ("«", "»"))  # around unlikely tokens where there is no colour
 _UNTEMPERED = "probabilities of the model's own distribution, before temperature and filters"
 _TOLD = "probabilities as the server tells them"
+_NARROW = 60  # columns, below which rows are written closer
+_BRIEF = {"system": "sys", "user": "you", "assistant": "it"}
 _SHOWN = 5  # least likely tokens named below a heat map; dropped turns listed one by one
 
 
@@ -101,8 +103,9 @@ def context_map(turns: Sequence[Turn], used: int, size: int, width: int, theme: 
     pinned = min(used, sum(turn.tokens for turn in turns if turn.seen == "pinned"))
     lines = [
         _window(pinned, used, size, width, theme),
-        theme.text(
-            cut(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", width), "note"
+        *wrap(
+            theme.text(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", "note"),
+            width,
         ),
         Text(),
         *(_drawn_row(row, width, theme) for row in _rows(turns)),
@@ -142,7 +145,12 @@ def _row(turn: Turn) -> _Row:
 def _drawn_row(row: _Row, width: int, theme: Theme) -> Text:
     state, number, role, tokens, text = row
     style = theme.style(state)
-    left = f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    narrow = width < _NARROW
+    left = (
+        f"{state:<7} {number:>3} {_BRIEF.get(role, role):<4} {tokens:>5} "
+        if narrow
+        else f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    )
     excerpt = cut(sanitise_line(text[: 4 * width]), width - len(left))
     return Text.assemble((left, style), (excerpt, theme.style("dropped" if state == "dropped" else "")))
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
+from llamachat.ui.exchange import sign
 from llamachat.ui.live import Region
 
 _STYLE = Style.from_dict({"prompt": "ansicyan bold", "status": "dim", "hint": "italic"})
@@ -57,16 +57,18 @@ class PrivateHistory(FileHistory):
         if _PASTED.search(string):  # means nothing in another chat
             return
         try:
+            os.close(private.opened(Path(os.fsdecode(self.filename)), os.O_RDWR))
             super().store_string(string)
         except OSError as error:
             self.trouble = f"your history is no longer saved: {error.strerror}"
 
 
 def open_history(path: Path) -> PrivateHistory:
-    """The history in a file that only its owner can read. Raises UsageError."""
+    """The history in a file that only its owner can read, made with the first text. Raises UsageError."""
     try:
         private.folder(path.parent)
-        os.close(private.opened(path, os.O_RDWR))
+        if path.exists():
+            os.close(private.opened(path, os.O_RDWR))
     except OSError as error:
         cause = f"the history file {path} cannot be opened ({error.strerror})"
         raise UsageError(cause, "what you type is not remembered", "make it writable") from error
@@ -303,12 +305,3 @@ def _valid(text: str) -> str:
 
 def _prefix(line: int, wrapped: int) -> StyleAndTextTuples:
     return [("", "  ")] if line or wrapped else [("class:prompt", sign())]
-
-
-def sign() -> str:
-    """What stands before a typed text."""
-    try:
-        "❯".encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "> "
-    return "❯ "

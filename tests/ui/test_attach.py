@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.chat.tree import first_line
+from llamachat.chat.titles import title
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import TextSize
-from llamachat.system.enclosed import own_words
+from llamachat.system.enclosed import own_words, parted
 from llamachat.ui import attach, gather
 from llamachat.ui.attach import Attachment, Found
 
@@ -132,18 +132,19 @@ def test_quotes_around_a_path_are_taken_off() -> None:
 
 
 def test_files_go_before_the_text_by_name() -> None:
-    sent = attach.to_message("compare", [Attachment("a.py", "x = 1\n"), Attachment("b", "`y`")])
-    assert sent == "a.py:\n```\nx = 1\n```\n\nb:\n```\n`y`\n```\n\ncompare"
-    assert own_words(sent) == first_line(sent) == "compare"
+    sent = attach.to_message("compare", [Attachment("a.py", "x = 1\n"), Attachment("a b", "`y`")])
+    assert sent == "a.py:\n```\nx = 1\n```\n\n./a b:\n```\n`y`\n```\n\ncompare"
+    assert parted(sent) == ("compare", ("a.py (1 line)", "a b (1 line)")) and title(sent) == "compare"
+    assert own_words("Fix this:\n```\nx\n```") == "Fix this:\n```\nx\n```"
     assert attach.to_message("alone", []) == own_words("alone") == "alone"
 
 
 @given(st.text(alphabet="`~a\n ", max_size=60))
 def test_nothing_in_a_file_closes_its_fence(text: str) -> None:
     sent = attach.to_message("", [Attachment("f", text)])
-    fence = sent.removeprefix("f:\n").split("\n")[0]
+    fence = sent.removeprefix("./f:\n").split("\n")[0]
     assert re.fullmatch("`{3,}", fence)
-    assert sent.count(fence) == 2 and sent == f"f:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"
+    assert sent.count(fence) == 2 and sent == f"./f:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"
     assert own_words(attach.to_message("and this?", [Attachment("f", text)] * 2)) == "and this?"
 
 
@@ -252,7 +253,7 @@ def test_what_is_attached_is_told_with_its_size(size: TextSize | None, says: str
 def test_what_does_not_fit_is_refused_with_what_would(size: TextSize, remedy: str) -> None:
     about = f"{'' if size.counted else 'about '}{size.tokens:,} tokens"
     with pytest.raises(DoesNotFitError) as refused:
-        attach.require_room("f", "text", lambda text: size, 8192, "it was not attached")
+        attach.require_room("f", "text", lambda text: size, 8192, "attached", "attach a part of it")
     assert str(refused.value) == f"f: {about}, and the context holds 8,192; it was not attached; {remedy}"
-    attach.require_room("f", "text", lambda text: None, 8192, "it was not attached")
-    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "it was not attached")
+    attach.require_room("f", "text", lambda text: None, 8192, "attached", "attach a part of it")
+    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "attached", "attach a part of it")

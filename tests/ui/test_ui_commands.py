@@ -269,7 +269,7 @@ def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
     desk.type("two")
     desk.type("/branches")
     assert [(branch.id, branch.turns) for branch in desk.screen.drawn[0][1][0]] == [(2, 1), (4, 2)]
-    assert desk.type("/switch 2") == ["branch 2, 1 question: one"]
+    assert desk.type("/switch 2") == ["branch 2, 1 question", "> one", "You said: one"]
     assert desk.questions() == ["one"]
 
 
@@ -314,7 +314,7 @@ def test_set_shows_and_changes_parameters(desk: Desk) -> None:
     settings = [
         ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
         ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
-        ("think", "auto"), ("think_budget", "none"),
+        ("think", "auto"), ("think_budget", "none"), ("allow_loops", "off"),
     ]  # fmt: skip
     assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
@@ -335,7 +335,7 @@ def test_show_tells_what_is_set(desk: Desk) -> None:
         "repetition_penalty",
     ]
     assert desk.type("/show system") == ["  system  Be brief."]
-    with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters"):
+    with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters, data"):
         desk.type("/show colour")
 
 
@@ -366,18 +366,96 @@ def test_persona_begins_a_dialog_in_its_manner(desk: Desk) -> None:
 
 
 def test_dialogs_are_saved_listed_and_opened(desk: Desk) -> None:
-    assert desk.type("/sessions") == [f"no saved dialogs; this one is called {desk.session.name}"]
+    assert desk.type("/sessions") == ["no saved dialogs", "this dialog is saved with its next question"]
     desk.type("first\nquestion")
+    assert desk.session.name == "first"
     assert desk.type("/save work") == ["saved as work, and from now on after each answer"]
-    listed = desk.type("/sessions")
-    name, _day, _hour, *rest = listed[1].split()
-    assert (name, rest) == ("work", ["1", "turn", "Fake-1B", "first"])
-    assert listed[2] == "this one is called work"
+    assert desk.type("/sessions")[1].split() == ["●", "work", "just", "now", "1", "Fake-1B", "first"]
     desk.session.close()
     desk.session = FakeSession(archive=desk.archive)
-    assert desk.type("/load work") == ["work: 1 question; last asked: first"]
-    with pytest.raises(UsageError, match="no dialog called play"):
-        desk.type("/load play")
+    assert desk.type("/sessions")[1].split()[0] == "work"
+    shown = ["work · 1 question · just now · Fake-1B", "> first", "  question", "You said: first", "question"]
+    assert desk.type("/load work") == shown
+    with pytest.raises(UsageError, match=r"no dialog called wark; did you mean work\?"):
+        desk.type("/load wark")
+
+
+def test_new_leaves_the_dialog_saved_and_clear_begins_anew_in_it(desk: Desk) -> None:
+    desk.type("hi there")
+    assert desk.type("/new") == ["a new dialog; hi-there stays saved, /load brings it back"]
+    assert desk.type("/new") == ["a new dialog"]
+    desk.type("other")
+    desk.type("/clear")
+    desk.type("third")
+    assert {one.name: one.turns for one in desk.archive.saved()} == {"hi-there": 1, "other": 1}
+    assert "/new begins another dialog" in " ".join(desk.type("/help clear"))
+    assert "/clear begins anew in this" in " ".join(desk.type("/help new"))
+
+
+def test_history_shows_what_was_said(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="nothing has been said"):
+        desk.type("/history")
+    for number in range(1, 23):
+        desk.type(f"q{number}")
+    lines = desk.type("/history")
+    assert lines[0] == "… 2 earlier questions; /history 22 shows all"
+    assert [line for line in lines if line.startswith("> ")] == [f"> q{number}" for number in range(3, 23)]
+    assert desk.type("/history 2") == ["> q21", "You said: q21", "", "> q22", "You said: q22"]
+    assert desk.type("/history 99")[0] == "> q1"
+    with pytest.raises(UsageError, match="is no number of questions"):
+        desk.type("/history all")
+
+
+def test_delete_asks_first(desk: Desk) -> None:
+    asked = list[str]()
+    with pytest.raises(UsageError, match="nothing of this dialog is saved"):
+        desk.type("/delete")
+    desk.type("one")
+    desk.type("/new")
+    desk.type("two")
+    desk.context.confirm = lambda question: bool(asked.append(question))
+    for typed in ("/delete", "/delete one"):
+        assert desk.type(typed) == ["nothing was deleted"]
+    assert asked == ["delete two (1 question) for good?", "delete one (1 question) for good?"]
+    desk.context.confirm = lambda question: True
+    assert desk.type("/delete one") == ["deleted one"]
+    assert desk.type("/delete") == ["deleted two; a new dialog begins"]
+    assert desk.archive.saved() == [] and desk.questions() == []
+    desk.type("three")
+    desk.type("/undo")
+    assert desk.type("/delete")[0].startswith("deleted three"), "though nothing is left of its branch"
+    with pytest.raises(UsageError, match="there is no dialog called nope"):
+        desk.type("/delete nope")
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("held"))
+    desk.context.confirm = lambda question: pytest.fail("asked in vain")
+    with pytest.raises(UsageError, match="another chat has held open; nothing was deleted"):
+        desk.type("/delete held")
+
+
+def test_a_chat_that_keeps_nothing_says_so(desk: Desk) -> None:
+    desk.session = FakeSession()
+    desk.type("one")
+    desk.type("/new")
+    assert desk.questions() == []
+    for typed in ("/delete x", "/sessions", "/save x", "/load x"):
+        with pytest.raises(UsageError, match="this chat keeps no history; start it without --no-history"):
+            desk.type(typed)
+    assert "This chat keeps nothing of what is said." in " ".join(desk.type("/show data"))
+
+
+def test_show_data_tells_where_all_is_kept_and_help_tells_of_it(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
+    (tmp_path / "DATA/llamachat/sessions").mkdir(parents=True)
+    (tmp_path / "DATA/llamachat/sessions/a.jsonl").write_bytes(b"x" * 2_000_000)
+    lines = desk.type("/show data")
+    assert f"  dialogs          2 MB: {tmp_path}/DATA/llamachat/sessions" in lines
+    assert f"  input history    nothing: {tmp_path}/STATE/llamachat/history" in lines
+    assert "/delete NAME deletes a dialog" in lines[-1] and "--no-history" in lines[-1]
+    assert "/show data" in desk.type("/help")[-1]
 
 
 def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +496,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
         desk.type("/read other")
     with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
         desk.type("and @other ?")
+    for send in (desk.context.send, None):
+        desk.context.attached, desk.context.send = [], send
+        with pytest.raises(
+            DoesNotFitError, match=r"the message: 9,000 tokens.*; it was not sent; send a part of it, or start"
+        ):
+            desk.type("word " * 9000)
+    desk.context.send = desk.sent.append
+    desk.type("/read half")
     assert (desk.session.said, len(desk.context.attached)) == ([], 1)
     desk.type("/read half")
     desk.type("and @half ?")
@@ -501,7 +587,7 @@ def test_copy_refuses_where_it_cannot(desk: Desk, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "command", ["/read notes.md", "/export notes.md", "/save x", "/load x", "/copy", "/model Fake-7B"]
+    "command", ["/read notes.md", "/export notes.md", "/save x", "/load x", "/delete x", "/copy", "/model Fake-7B"]
 )
 def test_what_is_piped_in_opens_no_files(
     desk: Desk, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

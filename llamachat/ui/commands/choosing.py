@@ -7,7 +7,7 @@ from llamachat.events import ModelView
 from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import described
 from llamachat.ui.opening import Watch
-from llamachat.ui.render import short_name
+from llamachat.ui.saved_list import short_name
 
 HINT = "/model NAME goes on with one; what is not here is fetched only if you say so"
 

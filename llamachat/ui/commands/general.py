@@ -14,7 +14,7 @@ _KEYS = (
     ("Ctrl-G", "write in your editor"),
     ("Ctrl-C", "stop the answer, or clear the input"),
     ("Ctrl-D", "leave, on an empty line"),
-    ("@FILE", "in a message: attach a text file"),
+    ("@FILE", "in a message: attach a file; @src/*.py, @docs/: several"),
     ("//", "at the start: a literal /"),
     ("/temp 0.4", "as /set temperature 0.4; so all of /set"),
 )
@@ -43,6 +43,7 @@ def _all(context: Context, commands: Sequence[Command]) -> None:
     context.screen.table((command.usage, command.help) for command in commands)
     context.screen.space()
     context.screen.table(_KEYS)
+    context.screen.note("where your dialogs lie, and how to have them forgotten: /show data")
 
 
 def _one(context: Context, name: str, named: Callable[[str], Command | None]) -> None:

@@ -47,6 +47,11 @@ _MEANINGS = {
     "think_budget": "tokens at which a thought is ended; none: no limit",
     "allow_loops": "on: an answer that says the same over and over is not ended",
 }
+_FORGETTING = (
+    "/delete NAME deletes a dialog with its keys and values, `llamachat models cache --clear` all keys, values and packed "
+    "weights, `llamachat models rm` a model; the input history is a text file. A chat that is started with --no-history "
+    "writes none of the first three."
+)
 
 
 def _shown(value: object) -> str:
@@ -105,15 +110,26 @@ def _show(context: Context, argument: str) -> None:
         "parameters": _parameters(context),
     }
     argument = MEANT_BY_SHOW.get(argument, argument)
-    if argument and argument not in facts:
-        remedy = hint(argument, facts, INSTEAD_OF_SHOW) or f"it knows {', '.join(facts)}"
+    if argument == "data":
+        _show_data(context)
+    elif argument and argument not in facts:
+        remedy = hint(argument, facts, INSTEAD_OF_SHOW) or f"it knows {', '.join([*facts, 'data'])}"
         raise UsageError(f"/show knows no {argument[:40]}", remedy=remedy)
-    context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+    else:
+        context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+
+
+def _show_data(context: Context) -> None:
+    """Where all is kept, and how to have it forgotten."""
+    session = context.session()
+    places = [(place.what, ": ".join(filter(None, (place.size, place.path)))) for place in session.places()]
+    context.screen.table(places)
+    context.screen.note(_FORGETTING if session.kept else "This chat keeps nothing of what is said. " + _FORGETTING)
 
 
 def _show_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
     if not before:
-        yield from ((name, "") for name in ("model", "system", "parameters"))
+        yield from ((name, "") for name in ("model", "system", "parameters", "data"))
 
 
 def _system(context: Context, argument: str) -> None:
@@ -192,7 +208,7 @@ SETTINGS = (
         "auto: as the model's template has it. /set think_budget N ends a thought at N tokens; /thoughts shows the last one.",
         _think_words,
     ),
-    Command(("show",), "[NAME]", "show what is set: model, system, parameters", _show, words=_show_words),
+    Command(("show",), "[NAME]", "show what is set (model, system, parameters), or data", _show, words=_show_words),
     Command(
         ("system",),
         "[TEXT]",

@@ -1,6 +1,6 @@
 """Arguments of commands: texts and numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llamachat.chat.session import Session
@@ -9,7 +9,7 @@ from llamachat.events import Event
 from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
-from llamachat.ui.render import short_name
+from llamachat.ui.saved_list import short_name
 
 QUOTES = '"""'
 
@@ -24,22 +24,30 @@ def unquoted(text: str) -> str:
 
 def with_files(context: Context, text: str) -> str:
     """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names. Raises
-    DoesNotFitError where the context cannot hold them.
+    DoesNotFitError where the context cannot hold it.
 
     Off a terminal @ is left alone: there a text is data, from who knows whom.
     """
-    if context.send is None:
-        return attach.to_message(text, context.attached)
-    mentions, session = attach.Mentions(text), context.session()
-    attached = attach.joined(context.attached, mentions.attachments)
-    sent = attach.to_message(mentions.text, attached)
-    if attached:
-        what, size = f"the message with {attach.some(attached)}", session.context_size
-        attach.require_room(what, sent, session.weigh, size, "it was not sent")
-    told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
-    for note in (*told, *mentions.notes):
-        context.screen.note(note)
+    mentions = attach.Mentions(text) if context.send else None
+    attached = attach.joined(context.attached, mentions.attachments if mentions else ())
+    sent = attach.to_message(mentions.text if mentions else text, attached)
+    _require_room(context, sent, attached)
+    if mentions:
+        session = context.session()
+        told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
+        for note in (*told, *mentions.notes):
+            context.screen.note(note)
     return sent
+
+
+def _require_room(context: Context, sent: str, attached: Sequence[attach.Attachment]) -> None:
+    """A short message is weighed by whoever answers it."""
+    session = context.session()
+    size = session.context_size
+    if attached or len(sent.encode(errors="replace")) > size // 2:
+        what = f"the message with {attach.some(attached)}" if attached else "the message"
+        remedy = "attach a part of that" if attached else "send a part of it"
+        attach.require_room(what, sent, session.weigh, size, "sent", remedy)
 
 
 def first_then(events: Iterator[Event], action: Callable[[], None]) -> Iterator[Event]:
@@ -57,8 +65,8 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
-def required(argument: str, command: str, what: str) -> str:
-    """An argument. Raises UsageError for none."""
+def need(argument: str, command: str, what: str) -> str:
+    """The argument of a command that cannot do without. Raises UsageError."""
     if not argument:
         raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
     return argument

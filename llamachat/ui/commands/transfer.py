@@ -6,7 +6,7 @@ from llamachat.errors import UsageError
 from llamachat.ui import attach, clipboard
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
-from llamachat.ui.commands.text import number, required
+from llamachat.ui.commands.text import need, number
 from llamachat.ui.commands.turns import question_words
 from llamachat.ui.markdown.snippets import snippets
 
@@ -14,12 +14,12 @@ _CODE = "code"
 
 
 def _read(context: Context, argument: str) -> None:
-    found, session = attach.read_all(required(argument, "read", "FILE")), context.session()
+    found, session = attach.read_all(need(argument, "read", "FILE")), context.session()
     new = [attachment for each in found for attachment in each.files]
     attached = attach.joined(context.attached, new)
     what = f"{attach.some(new)}{' with what is attached already' * (len(attached) > len(new))}"
     together = attach.to_message("", attached)
-    attach.require_room(what, together, session.weigh, session.context_size, "it was not attached")
+    attach.require_room(what, together, session.weigh, session.context_size, "attached", "attach a part of it")
     context.attached[:] = attached
     for each in found:
         context.screen.note(f"{attach.told(each, session.weigh, session.context_size)}; it goes with your next message")

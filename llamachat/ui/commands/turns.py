@@ -88,12 +88,17 @@ def _switch(context: Context, argument: str) -> None:
     session = context.session()
     session.switch(number(argument, "a branch"))
     active = next(branch for branch in session.branches() if branch.active)
-    context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}: {first_line(active.last)}")
+    context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}")
+    context.screen.exchanges(session.exchanges()[-1:], whole=False)
 
 
 DIALOG = (
     Command(
-        ("clear",), "", "begin anew, keep the system prompt", _clear, "What was said stays on disk: see /sessions."
+        ("clear",),
+        "",
+        "begin anew in this dialog, keep the system prompt",
+        _clear,
+        "What was said stays in it as a branch: see /branches. /new begins another dialog, with a file of its own.",
     ),
     Command(
         ("regen", "retry"), "", "answer the last question again", _regenerate, "The other answer stays: see /branches."

@@ -13,6 +13,7 @@ from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
 from llamachat.ui.commands.inside import INSIDE
 from llamachat.ui.commands.known import INSTEAD, LEAVING, hint
+from llamachat.ui.commands.saved import SAVED
 from llamachat.ui.commands.settings import PARAMETERS, SETTINGS
 from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
 from llamachat.ui.commands.transfer import TRANSFER
@@ -21,6 +22,7 @@ from llamachat.ui.commands.turns import DIALOG
 COMMANDS: tuple[Command, ...] = (
     *general(lambda: COMMANDS, lambda name: named(name)),
     *DIALOG,
+    *SAVED,
     *SETTINGS,
     *CHOOSING,
     *ADAPTERS,
@@ -66,7 +68,7 @@ def find(text: str) -> tuple[Command, str] | None:
     if command is None:
         raise UsageError(f"unknown command /{name[:40]}", remedy=_meant(name, argument))
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes no argument")
+        raise UsageError(f"/{name} takes no argument", remedy=f"write /{name} alone")
     return command, argument
 
 
