@@ -46,7 +46,9 @@ def obtain(options: Loading, entry: "ModelEntry") -> None:
     from quantize.prepare import prepare
 
     with shown_progress() as progress:
-        load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare, note)
+        load.obtain(
+            entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare, progress.note
+        )
     if options.compiles:
         from llamachat.engines.select import prepare_native
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,19 +136,20 @@ def search_models(
 @models_app.command("pull", epilog=epilogs.PULL)
 def pull_model(name: Name, offline: Offline = False) -> None:
     """Fetch a model, or go on with an interrupted fetch; prints where it lies."""
-    asked = resolve(name)
+    entry = resolve(name)
     with shown_progress() as progress:
-        entry = fetch.settled(asked, progress, offline)
-    if entry.source != asked.source:
-        _note(fetch.describe(entry))
-    plan = fit.entry_plan(entry)
-    if plan and not plan.fits:
-        _note(f"note: {entry.name} needs {memory.describe(plan)}; to run it, try {memory.advice(plan)}")
-    elif fit.fits(entry) is False:
-        _note(f"note: {entry.name} does not seem to fit: {memory.size(memory.available_memory())} of memory is free")
-    with shown_progress() as progress:
-        path = fetch.fetch(entry, progress, offline)
+        path = fetch.fetch(entry, progress, offline, lambda settled: _warn(entry, settled, progress.note))
     _print(str(path))
+
+
+def _warn(asked: ModelEntry, settled: ModelEntry, note: Callable[[str], None]) -> None:
+    """What was chosen, and that it will not fit."""
+    if settled.source != asked.source:
+        note(fetch.describe(settled))
+    if (plan := fit.entry_plan(settled)) and not plan.fits:
+        note(f"note: {settled.name} needs {memory.describe(plan)}; to run it, try {memory.advice(plan)}")
+    elif fit.fits(settled) is False:
+        note(f"note: {settled.name} does not seem to fit: {memory.size(memory.available_memory())} of memory is free")
 
 
 @models_app.command("rm", epilog=epilogs.REMOVE)

@@ -6,11 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import typer
 
-from llamachat.models.fetch.verified import Progress
 from llamachat.system.amounts import size
 from llamachat.system.sanitise import sanitise_line
 
@@ -18,38 +17,47 @@ EVERY = 0.1  # seconds between two drawings
 CLEAR = "\r\x1b[K"
 
 
+class Shown(Protocol):
+    """A Progress, and lines that stay."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
+def shown_progress() -> Iterator[Shown]:
     """A line that is gone when done; where it cannot be redrawn, one line for each step."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield _steps()
+        yield _Steps()
         return
-    bar = _Bar(sys.stderr)
+    drawn = _Drawn(sys.stderr)
     try:
-        yield bar.draw
+        yield drawn
     finally:
-        bar.clear()
+        drawn.clear()
 
 
-def _steps() -> Progress:
-    seen: set[str] = set()
+class _Steps:
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
 
-    def line(what: str, done: int, total: int | None) -> None:
-        if what not in seen and done != total:
-            typer.echo(sanitise_line(what + (f" ({size(total)})" if total else "")), err=True)
-        seen.add(what)
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if what not in self._seen and done != total:
+            self.note(what + (f" ({size(total)})" if total else ""))
+        self._seen.add(what)
 
-    return line
+    def note(self, line: str) -> None:
+        typer.echo(sanitise_line(line), err=True)
 
 
-class _Bar:
+class _Drawn:
     def __init__(self, out: TextIO) -> None:
         from llamachat.ui.progress_line import ProgressLine
 
         self._out, self._line = out, ProgressLine()
         self._what, self._drawn = "", 0.0
 
-    def draw(self, what: str, done: int, total: int | None) -> None:
+    def __call__(self, what: str, done: int, total: int | None) -> None:
         from llamachat.ui.cells import cut
 
         self._line.tell(what, done, total)
@@ -59,8 +67,13 @@ class _Bar:
         width = shutil.get_terminal_size().columns - 1
         self._write(CLEAR + cut(sanitise_line(self._line.line), width))
 
+    def note(self, line: str) -> None:
+        self.clear()
+        self._write(sanitise_line(line) + "\n")
+
     def clear(self) -> None:
         if self._what:
+            self._what = ""
             self._write(CLEAR)
 
     def _write(self, text: str) -> None:

@@ -130,6 +130,7 @@ class ModelEntry:
     name: str
     source: Source
     description: str = ""
+    base: str | None = None  # owner/repo of the weights that it was made from, as adapters name them
     format: Format | None = None
     dialog: str | None = None  # one of dialog_formats.NAMES
     system: str | None = None
@@ -288,7 +289,7 @@ def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
     if named and (path := _existing(os.path.join(folder, named))):  # noqa: PTH118 - which may be no path at all
         return ModelEntry(str(path.resolve()), LocalPath(path.resolve()))
     entries = load_catalog().entries
-    known = [entry for entry in entries.values() if entry.source == HubSource(named)]
+    known = [entry for entry in entries.values() if named and (entry.base == named or entry.source == HubSource(named))]
     own = entries.get(named.lower())
     if own and isinstance(own.source, ServerSource):
         return None
@@ -305,7 +306,8 @@ def _hub_entry(text: str, reference: hub_reference.Reference) -> ModelEntry:
     except ConfigError as error:
         cause = f"{shown(text)} is no repository"
         raise CatalogError(cause, "nothing was loaded", hub_reference.SYNTAX) from error
-    return ModelEntry(source.reference, source, format="gguf" if source.file or source.quant else None)
+    one = source.file or (source.quant and source.quant != FOLDER)
+    return ModelEntry(source.reference, source, format="gguf" if one else None)
 
 
 def _own_file() -> Path:
@@ -350,6 +352,8 @@ def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
     source = _source(fields.get("source"), where)
     if isinstance(source, ServerSource) and (others := [key for key in table if key not in OF_SERVERS]):
         raise refusal(f"{others[0]} in {where} is not for a server", f"its keys: {', '.join(OF_SERVERS)}")
+    if isinstance(base := table.get("base"), str) and not RULES["hub"].fullmatch(base):
+        fields.refuse("base", "owner/repo")
     sampling = _sampling(fields.get("sampling"), where)
     quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
     dialog = fields.choice("dialog", {name: name for name in NAMES}) if "dialog" in table else None

