@@ -30,7 +30,7 @@ from llamachat.models.catalog import (
     resolve,
     user_file,
 )
-from llamachat.models.fetch.choice import GGUFFile, is_read
+from llamachat.models.fetch.choice import GGUFFile, is_read, parts_of
 from llamachat.models.fetch.hub_search import MOST, search
 from llamachat.models.fetch.verified import folder_size
 from llamachat.system.sanitise import sanitise, sanitise_line

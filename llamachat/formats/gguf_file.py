@@ -29,6 +29,7 @@ MAGIC = b"GGUF"
 MAX_HEADER = 1 << 26  # bytes
 MAX_ELEMENTS = 1 << 22  # of all arrays
 MAX_ENTRIES = 1 << 16  # keys, and tensors
+FIRST_KEYS = 50  # among which every writer puts the architecture
 
 FLOAT32, STRING, ARRAY = 6, 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", FLOAT32: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -196,6 +197,22 @@ class _Header:
     def numbers(self, code: str, start: int, count: int) -> list[Any]:
         values: list[Any] = np.frombuffer(self.data, code, count, start).tolist()
         return values
+
+
+def architecture(path: Path) -> str | None:
+    """What a file that may end early names as its architecture; None where its first keys name none."""
+    header = _Header(path)
+    try:
+        if header.data[: header.skip(2 * len(MAGIC)) + len(MAGIC)] != MAGIC:
+            return None
+        header.count("tensors", MAX_ENTRIES)
+        for _ in range(min(header.count("keys", MAX_ENTRIES), FIRST_KEYS)):
+            key, value = header.text(), header.value()
+            if key == "general.architecture":
+                return value if isinstance(value, str) else None
+    except FormatError:
+        return None
+    return None
 
 
 def _read_header(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:

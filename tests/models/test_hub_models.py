@@ -210,6 +210,44 @@ def test_a_gated_repository_tells_how_to_get_in(hub: Hub, monkeypatch: pytest.Mo
     assert fetch.fetch(resolve("hf:a/b")).is_file()
 
 
+def header(architecture: str, before: int = 0) -> bytes:
+    """Of a GGUF file: some texts, then its architecture."""
+    import struct
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = [(f"general.x{number}", "y") for number in range(before)] + [("general.architecture", architecture)]
+    return struct.pack("<4sIQQ", b"GGUF", 3, 0, len(keys)) + b"".join(
+        text(key) + struct.pack("<I", 8) + text(value) for key, value in keys
+    )
+
+
+def test_of_an_architecture_that_is_not_read_no_more_than_the_beginning_is_fetched(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("llamachat.models.fetch.blobs.HEAD", 400)
+    hub.files["m-Q4_K_M.gguf"] = header("gemma3n\x1b[2J", before=3) + b"w" * 1000
+    with pytest.raises(
+        CatalogError, match=r"a/b has a model of the architecture 'gemma3n.x1b\[2J', which is not read; no"
+    ):
+        fetch.fetch(resolve("hf:a/b"))
+    assert hub.sent(".gguf") == ["bytes=0-399"] and not list(tmp_path.rglob("*.incomplete"))
+    for whole in (header("llama", before=3) + b"w" * 1000, b"GGUF", header("nothing")[:30], header("late", before=60)):
+        hub.files["m-Q4_K_M.gguf"] = whole
+        place = fetch.fetch(resolve("hf:a/b"))
+        assert place.read_bytes() == whole
+        fetch.remove(resolve("hf:a/b"))
+
+
+def test_an_endpoint_that_is_no_address_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "nonsense")
+    with pytest.raises(
+        CatalogError, match="HF_ENDPOINT = 'nonsense' is no address of a hub; nothing was found; correct it"
+    ):
+        search("x", 5)
+
+
 def test_a_refusal_of_any_length_is_not_read(hub: Hub) -> None:
     hub.status, hub.body = 500, b"x" * 1000
     with pytest.raises(CatalogError, match=r"the hub answers 500 for a/b; .*try again later"):
