@@ -53,10 +53,10 @@ def test_with_less_memory_it_brings_less(hub: Hub, monkeypatch: pytest.MonkeyPat
 def test_split_files_come_together(hub: Hub) -> None:
     seen: list[tuple[int, int | None]] = []
     entry = resolve("hf:a/b:Q8_0")
-    assert fetch.lacking(entry) == sum(len(FILES[name]) for name in PARTS)
+    assert fetch.settled(entry).download_bytes == sum(len(FILES[name]) for name in PARTS)
     place = fetch.fetch(entry, lambda what, done, total: seen.append((done, total)))
     assert [(place.parent / Path(name).name).read_bytes() for name in PARTS] == [FILES[name] for name in PARTS]
-    assert seen[-1] == (1240, 1240) and fetch.lacking(entry) == 0
+    assert seen[-1] == (1240, 1240)
     place.with_name(Path(PARTS[1]).name).unlink()
     assert fetch.locate(entry) is None
 
@@ -80,13 +80,13 @@ def test_what_cannot_fit_is_refused_before_it_is_fetched(hub: Hub, monkeypatch: 
 
 def test_settled_asks_no_hub_for_what_is_known_or_here(hub: Hub) -> None:
     known = resolve("qwen3-8b")
-    assert fetch.settled(known) is known and fetch.lacking(known) == known.download_bytes
+    assert fetch.settled(known) is known
     fetch.fetch(resolve("hf:a/b"))
     hub.log.clear()
     here = resolve("hf:a/b")
-    assert fetch.settled(here) is here and fetch.lacking(here) == 0
+    assert fetch.settled(here) is here
     elsewhere = resolve("hf:c/d")
-    assert fetch.settled(elsewhere, offline=True) is elsewhere and fetch.lacking(elsewhere, offline=True) is None
+    assert fetch.settled(elsewhere, offline=True) is elsewhere
     assert hub.log == []
 
 
