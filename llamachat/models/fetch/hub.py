@@ -95,7 +95,7 @@ def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable
             download(picked, progress)
         found = locate(picked.source)
     if not found and offline:
-        cause = f"{source.reference} is not on this machine"
+        cause = f"{source.hub if source.quant == FOLDER else source.reference} is not on this machine"
         raise CatalogError(cause, "--offline forbids fetching it", "run once without --offline")
     if not found:
         cause = f"{source.hub} is incomplete: it lacks config.json, a tokenizer, or weights that its index names"
