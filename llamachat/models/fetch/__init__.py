@@ -77,11 +77,6 @@ def describe(entry: ModelEntry) -> str:
     return f"{entry.name}: {file or 'all of it'}{split}, {size(entry.download_bytes or 0)}"
 
 
-def lacking(entry: ModelEntry, offline: bool = False) -> int | None:
-    """Bytes that loading it would download first: 0 where it is here, None where nobody can tell. May ask the hub: settled."""
-    return 0 if locate(entry) else settled(entry, offline=offline).download_bytes
-
-
 def unwarned(entry: ModelEntry) -> None:
     """Downloads that nobody asks about."""
 

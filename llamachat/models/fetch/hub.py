@@ -4,11 +4,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from llamachat import paths
+from llamachat.checks import shown
 from llamachat.errors import CatalogError, FormatError, reading
+from llamachat.models.architectures import runs
 from llamachat.models.catalog import FOLDER, HubSource
 from llamachat.models.fetch import choice
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
@@ -92,7 +96,7 @@ def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable
             download(picked, progress)
         found = locate(picked.source)
     if not found and offline:
-        cause = f"{source.reference} is not on this machine"
+        cause = f"{source.hub if source.quant == FOLDER else source.reference} is not on this machine"
         raise CatalogError(cause, "--offline forbids fetching it", "run once without --offline")
     if not found:
         cause = f"{source.hub} is incomplete: it lacks config.json, a tokenizer, or weights that its index names"
@@ -194,19 +198,34 @@ def download(picked: Pick, progress: Progress) -> None:
 
     source, commit = picked.source, picked.listing.commit
     blobs = [Blob.of(file, folder(source)) for file in picked.files]
-    done, what = 0, f"fetching {source.hub}"
+    done = 0
     folder(source).mkdir(parents=True, exist_ok=True)
     require_room(folder(source), sum(blob.missing for blob in blobs), source.hub)
     for file, blob in zip(picked.files, blobs, strict=True):
         url = hf_hub_url(source.hub, file.name, revision=commit)
-        fetch_blob(url, blob, Shifted(progress, what, done, picked.size))
+        check = partial(_require_architecture, source.hub) if file.name.endswith(".gguf") else None
+        fetch_blob(url, blob, Shifted(progress, source.hub, done, picked.size), check)
         place(blob, folder(source) / "snapshots" / commit / file.name)
         done += blob.size
     if (revision := source.revision or "main") != commit:
         ref = folder(source) / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
-    progress(what, picked.size, picked.size)
+    progress(f"fetching {source.hub}", picked.size, picked.size)
+
+
+def _require_architecture(hub: str, begun: Path) -> None:
+    """Raises CatalogError for a GGUF file, of which the beginning is here, whose architecture is none of ours."""
+    from llamachat.formats.gguf_file import first_keys
+
+    named = None
+    with suppress(FormatError):  # whoever loads it says what is wrong
+        named = first_keys(begun).get("general.architecture")
+    if isinstance(named, str) and not runs(named):
+        cause = f"{hub} has a model of the architecture {shown(named)}, which is not read"
+        raise CatalogError(
+            cause, "no more of it was fetched", "`llamachat models search` tells of each whether it runs"
+        )
 
 
 def usage(source: HubSource) -> int:
