@@ -364,7 +364,8 @@ def _hub_entry(text: str, reference: hub_reference.Reference) -> ModelEntry:
     except ConfigError as error:
         cause = f"{shown(text)} is no repository"
         raise CatalogError(cause, "nothing was loaded", hub_reference.SYNTAX) from error
-    return ModelEntry(source.reference, source, format="gguf" if source.file or source.quant else None)
+    one = source.file or (source.quant and source.quant != FOLDER)
+    return ModelEntry(source.reference, source, format="gguf" if one else None)
 
 
 def _own_file() -> Path:
