@@ -311,7 +311,7 @@ KINDS = [f"application/vnd.ollama.image.{kind}" for kind in ("model", "params", 
 KEYS = ["mediaType", "layers", "digest", "size", "manifests", "runner"]
 WORDS = st.sampled_from([*KINDS, *KEYS, "ollama", LIST, "sha256:" + "0" * 64])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner)
+    st.none() | st.integers() | WORDS, lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner), max_leaves=6
 )
 
 
