@@ -150,6 +150,20 @@ class SavedDialog:
 
 
 @dataclass(frozen=True)
+class ModelView:
+    """A model that can be asked for by name."""
+
+    name: str
+    size: str = ""  # of what is here, or is to be fetched; "": not known
+    fits: bool | None = None  # into the memory that is free now; None: not known
+    here: bool = True
+    note: str = ""  # what it is, or why it cannot run
+    place: str = ""  # the program that has it; "": the catalog
+    runs: bool = True
+    needs: str = ""  # of memory, for people
+
+
+@dataclass(frozen=True)
 class Exchange:
     """A question and its answer, as a person looks back at them."""
 
@@ -186,17 +200,3 @@ class Place:
     what: str
     path: str
     size: str  # empty: not measured
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """A model that can be asked for by name."""
-
-    name: str
-    size: str = ""  # of what is here, or is to be fetched; "": not known
-    fits: bool | None = None  # into the memory that is free now; None: not known
-    here: bool = True
-    note: str = ""  # what it is, or why it cannot run
-    place: str = ""  # the program that has it; "": the catalog
-    runs: bool = True
-    needs: str = ""  # of memory, for people

@@ -76,6 +76,7 @@ def load_model(
         kv_bits=options.kv_bits,
         device=options.device.value,
         engine=options.engine.value,
+        dtype=options.dtype_asked,
         threads=options.threads,
         tensor_parallel=options.tensor_parallel,
         offline=options.offline,

@@ -19,7 +19,7 @@ from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
-from llamachat.engines.select import build_engine
+from llamachat.engines.select import build_engine, passed_over
 from llamachat.engines.world import processes
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.families.t5 import EncoderDecoderSpec
@@ -65,6 +65,7 @@ class LoadedModel:
     load_s: float
     parallel: int = 1  # texts of full length that the engine holds at once
     adapters: Adapters = field(default_factory=Adapters)
+    remark: str | None = None  # on what the engine computes in
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class LoadedModel:
     def notes(self) -> list[str]:
         """What a person should know before using it."""
         made_for = made_for_context(self.entry, self.checkpoint)
-        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes]
+        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes, *filter(None, [self.remark])]
         if self.context <= made_for:
             return notes
         return [
@@ -233,7 +234,8 @@ def load(
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
-    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    to hold at once, fewer where memory is short. dtype: what torch computes in, which the native
+    engine then leaves the model to; "float32" computes with the exact values of the weights.
     tensor_parallel: processes to split it over, with all threads or a GPU each; None: those that torchrun has started, or one.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
     folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
@@ -274,7 +276,8 @@ def load(
         opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
     )
     beside.bind(ready)
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
+    remark = passed_over(checkpoint, dtype, engine, device, processes(tensor_parallel))
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside, remark)
 
 
 def opened(

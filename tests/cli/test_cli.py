@@ -255,6 +255,18 @@ def test_verbose_says_more_on_stderr_only(run: Run) -> None:
     assert loud[1] == quiet[1] and "tok/s" in loud[2]
 
 
+def test_a_dtype_is_torchs_and_is_said_where_it_leaves_the_native_engine_out(run: Run, compiled: Path | None) -> None:
+    remark = "note: torch computes in {}, slower than the native engine, which has types of its own\n"
+    exact = run("complete", "the quick", *TINY, "--engine", "torch", "--dtype", "float32")
+    assert exact == (0, exact[1], "")
+    for dtype in ("float32", "bfloat16"):
+        code, out, err = run("complete", "the quick", *TINY, "--dtype", dtype)
+        assert (code, err) == (0, remark.format(dtype) if compiled else "")
+        assert dtype != "float32" or out == exact[1]
+    code, _, err = run("complete", "the quick", *TINY, "--dtype", "float32", "--engine", "native")
+    assert code == 2 and "the native engine computes in its own types only" in err
+
+
 def test_a_files_name_cannot_drive_the_terminal(run: Run, tiny: str, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "\x1b]0;evil\x07\u202ename")
     code, _, err = run("complete", "the", "-m", str(folder), "--raw", "-n", "1", "-v")

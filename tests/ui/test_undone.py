@@ -20,4 +20,4 @@ def test_undo_puts_the_question_back_to_be_sent_again(start: Callable[..., Termi
     terminal.wait_for("You said: second one!")
     terminal.prompted()
     assert terminal.leave() == 0
-    assert "history: [('user', 'second one!'), ('assistant', 'You said: second one!')]" in "".join(terminal.all_lines())
+    assert "('user', 'second one!'), ('assistant', 'You said: second one!')]" in "".join(terminal.all_lines())

@@ -68,7 +68,7 @@ def find(text: str) -> tuple[Command, str] | None:
     if command is None:
         raise UsageError(f"unknown command /{name[:40]}", remedy=_meant(name, argument))
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes no argument")
+        raise UsageError(f"/{name} takes no argument", remedy=f"write /{name} alone")
     return command, argument
 
 
