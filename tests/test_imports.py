@@ -202,6 +202,7 @@ def test_what_runs_here_loads_nothing_of_servers() -> None:
         "llamachat.chat.remote",
         "llamachat.generation.in_flight",
         "llamachat.generation.served",
+        "llamachat.generation.until_loop",
     }
 
 

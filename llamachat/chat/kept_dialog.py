@@ -67,7 +67,7 @@ class Dialog:
         found = [Turn(0, "system", self.system, seen.system, "pinned")] if self.system else []
         for i, node in enumerate(path(self._tree.active)):
             tokens = node.tokens or len(node.ids or ())
-            found.append(Turn(i // 2 + 1, node.role, node.said, tokens, "dropped" if i < 2 * seen.dropped else "kept"))
+            found.append(Turn(i // 2 + 1, node.role, node.said, tokens, _seen(i, tokens, seen)))
         return found
 
     def thought(self) -> str:
@@ -163,6 +163,14 @@ class Dialog:
 
     def _write(self, records: Sequence[Record], sync: bool = False) -> None:
         self._keeper.write(self.history, records, sync)
+
+
+def _seen(place: int, tokens: int, seen: Seen) -> Literal["kept", "partly", "dropped"]:
+    """Whether the model sees a message of so many tokens."""
+    lost = seen.lost.get(place, 0)
+    if place < 2 * seen.dropped or (lost and lost >= tokens):
+        return "dropped"
+    return "partly" if lost else "kept"
 
 
 def require_short(what: str, text: str) -> None:

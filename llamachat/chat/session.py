@@ -14,7 +14,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Stats, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Stats, TextSize, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):
@@ -65,6 +65,10 @@ class Session(Dialog):
     def describe(self) -> Mapping[str, str]:
         """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys."""
         return self.backend.describe()
+
+    def weigh(self, text: str) -> TextSize | None:
+        """What a text would take of the context; None where nobody can tell."""
+        return self.backend.weigh(text, self.system)
 
     # ---- answering ----
 
@@ -156,7 +160,7 @@ class Session(Dialog):
             if stream.done:
                 self.last_stats = stream.done.stats
         assert stream.done, "a backend that does not raise ends with TurnDone"
-        yield TurnDone(stream.done.stats, stream.done.reason)
+        yield TurnDone(stream.done.stats, stream.done.reason, stream.done.exact)
 
     def _asked(self, answer: Node) -> Asked:
         return Asked(path(answer)[:-1], answer, self.system, lambda: self._stop_asked)

@@ -8,6 +8,7 @@ from llamachat.core.dialog import Message
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
 from llamachat.events import Branch, FinishReason
+from llamachat.system.enclosed import own_words
 
 Speaker = Literal["user", "assistant"]
 
@@ -112,9 +113,8 @@ class Tree:
         line = path(end)
         shared = next((i for i, (a, b) in enumerate(zip(line, active, strict=False)) if a is not b), None)
         shared = min(len(line), len(active)) if shared is None else shared
-        return Branch(
-            end.id, end is self.active, len(line) // 2, first_line(line[-2].text) if line else "", shared // 2
-        )
+        asked, answered = (first_line(line[-2].text), first_line(line[-1].said)) if line else ("", "")
+        return Branch(end.id, end is self.active, len(line) // 2, asked, shared // 2, answered)
 
 
 def path(node: Node) -> list[Node]:
@@ -127,5 +127,5 @@ def path(node: Node) -> list[Node]:
 
 
 def first_line(text: str) -> str:
-    """What stands for a message in a list."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """What stands for a message in a list; not what is attached to it."""
+    return next((line.strip() for line in own_words(text).splitlines() if line.strip()), "")

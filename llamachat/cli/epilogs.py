@@ -13,20 +13,30 @@ TEXTS = (
 )
 ROOT = examples(
     ("llamachat", "chat with the default model"),
-    ("llamachat -m llama-3.2-1b", "with another"),
+    ("llamachat 'Name three moons.'", "with a first question"),
+    ("llamachat -c", "go on with the latest dialog"),
+    ("llamachat -m llama-3.2-1b", "with another model"),
     ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
     ("llamachat models list", "what there is, and what would fit"),
     ("llamachat COMMAND --help", "flags and examples of a command"),
-    note=CODES,
+    note=f"run, pull, ls, list, show and rm do what ollama's do.\n\n{CODES}",
 )
 CHAT = examples(
+    ("llamachat 'Name three moons.'", "with a first question"),
+    ("git diff | llamachat 'What changed?'", "off a terminal one answer: stdin follows the question"),
     ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
+    ("llamachat -m ollama:llama3.2:1b", "what another program has fetched, in place"),
     ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
     ("llamachat --temp 0 --seed 1", "the same answers each time"),
     ("llamachat --server http://localhost:8080 -m NAME", "over an OpenAI-compatible server"),
     ("llamachat --persona pirate", "see /help persona in a chat"),
     ("llamachat chat < questions.txt", "off a terminal each line is a message"),
+    note=f"{DEFAULTS}\n\n{CODES}",
+)
+RUN = examples(
+    ("llamachat run llama-3.2-1b", "as llamachat -m llama-3.2-1b"),
+    ("llamachat run llama-3.2-1b Name three moons.", "with a first question"),
     note=f"{DEFAULTS}\n\n{CODES}",
 )
 COMPLETE = examples(

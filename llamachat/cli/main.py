@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llamachat.cli import epilogs
+from llamachat.cli.aliases import add_to
 from llamachat.cli.bench import bench
 from llamachat.cli.chat import chat
 from llamachat.cli.classify import classify
@@ -25,7 +26,9 @@ from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.shell_words import join_at_colons
 from llamachat.cli.tag import tag
+from llamachat.cli.wording import shows_help, worded
 from llamachat.engines.world import launched
 from llamachat.errors import LlamachatError, UsageError, lacking
 
@@ -48,6 +51,7 @@ app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)
 app.command("quantize", epilog=epilogs.QUANTIZE)(quantize_model)
 app.command("eval", epilog=epilogs.EVALUATE)(evaluate_model)
+add_to(app)
 
 
 def _version(wanted: bool) -> None:
@@ -71,12 +75,13 @@ def root(
 def main() -> None:
     """Console entry point: runs the command and turns errors of the user's into one line and an exit code."""
     _prepare_streams()
+    join_at_colons(os.environ)
     told = Told()
     try:
         code = app(prog_name="llamachat", standalone_mode=False, obj=told) or 0
         sys.stdout.flush()
     except TyperException as error:
-        code = _fail(UsageError(error.format_message()), told)
+        code = UsageError.exit_code if shows_help(error) else _fail(worded(error), told)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
@@ -121,7 +126,7 @@ def _let_go_of_stdout() -> None:
 
 def _fail(error: LlamachatError, told: Told) -> int:
     with suppress(OSError):  # stderr itself may be what is full
-        note(f"llamachat: {error}")
+        note(f"error: {error}")
         if told.verbose:
             explain(error)
     return error.exit_code

@@ -3,10 +3,11 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,7 @@ from llamachat.models.catalog import (
     ModelEntry,
     ServerSource,
     Source,
+    StorePath,
     WheelSource,
     load_catalog,
     resolve,
@@ -35,7 +37,11 @@ from llamachat.models.fetch.hub_search import MOST, search
 from llamachat.models.fetch.verified import folder_size
 from llamachat.system.sanitise import sanitise, sanitise_line
 
+if TYPE_CHECKING:
+    from llamachat.models.overview import Known
+
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
+COLUMNS = ("name", "download", "on disk", "fits", "context", "licence", "store")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
     str,
@@ -48,18 +54,26 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.
 
 @models_app.command("list", epilog=epilogs.LIST)
 def list_models(as_json: AsJson = False) -> None:
-    """All models by name: what they weigh, whether they are here, whether they would fit in memory."""
-    catalog = load_catalog()
-    facts = [_facts(entry) | {"default": name == catalog.default} for name, entry in catalog.entries.items()]
+    """All models by name, other programs' too: what they weigh, whether they are here, whether they would fit in memory."""
+    from llamachat.models import overview
+
+    catalog, room = load_catalog(), overview.Room()
+    known = list(overview.of_catalog(catalog, room))
+    facts = [_facts(each.entry) | {"default": each.entry.name == catalog.default, "store": None} for each in known]
+    others = [_stored_facts(each) for each in overview.of_stores(room, [each.path for each in known])]
     if as_json:
-        _print_json(facts)
+        _print_json([*facts, *others])
         return
-    headers = ("name", "download", "on disk", "fits", "context", "licence")
     rows = [_row(fact) for fact in facts]
-    terminal = sys.stdout.isatty()
-    print_table(headers, rows if terminal else [headers, *rows], ("download", "context"), whole="name")
-    if terminal:
-        _print(f"* default   Your own models go to {user_file()}")
+    if not sys.stdout.isatty():
+        print_table(
+            COLUMNS, [COLUMNS, *((*row, "") for row in rows), *((*_row(each), each["store"]) for each in others)]
+        )
+        return
+    print_table(COLUMNS[:-1], rows, ("download", "context"), whole="name")
+    _print(f"* default   Your own models go to {user_file()}")
+    for called, group in groupby(others, key=lambda fact: fact["program"]):
+        _print("", called, *_stored_lines(list(group)))
 
 
 @models_app.command("show", epilog=epilogs.SHOW)
@@ -213,15 +227,47 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
         **facts,
         "source": _place(entry.source),
         "server": _server(entry.source) if isinstance(entry.source, ServerSource) else None,
-        "params": entry.shape.params if entry.shape else None,
+        "params": (entry.shape.params or None) if entry.shape else None,
         "path": str(path) if path else None,
         "disk_bytes": fetch.disk_usage(entry),
         "memory": asdict(plan) | {"needed": plan.needed, "fits": plan.fits} if plan else None,
     }
 
 
+def _stored_facts(known: "Known") -> dict[str, Any]:
+    """The same of a model that another program has fetched, and whose it is."""
+    assert known.store is not None
+    plan = known.plan
+    return {
+        **_facts(known.entry),
+        "disk_bytes": known.nbytes,
+        "memory": asdict(plan) | {"needed": plan.needed, "fits": plan.fits} if plan else None,
+        "default": False,
+        "store": known.store.name,
+        "program": known.store.called,
+        "lacks": known.seen.lacks or None,
+    }
+
+
+def _stored_lines(facts: list[dict[str, Any]]) -> Iterator[str]:
+    """Size, whether it fits, and the name, which may be long, last; or why it cannot run."""
+    fits = ["no" if fact["lacks"] else _fits(fact["memory"]) for fact in facts]
+    for fact, answer in zip(facts, fits, strict=True):
+        why = f"  ({fact['lacks']})" if fact["lacks"] else ""
+        size, name = memory.size(fact["disk_bytes"]), sanitise_line(fact["name"] + why)
+        yield f"{size:>8}  {answer:{max(map(len, fits))}}  {name}"
+
+
+def _fits(need: dict[str, Any] | None) -> str:
+    if need is None:
+        return "?"
+    return "yes" if need["fits"] else f"needs {memory.size(need['needed'])}"
+
+
 def _place(source: Source) -> str:
     match source:
+        case StorePath():
+            return f"{source.path}, of {source.program}"
         case WheelSource():
             return f"Python package {source.wheel} {source.version}"
         case HubSource():
@@ -242,15 +288,9 @@ def _row(fact: dict[str, Any]) -> tuple[str, ...]:
     need, download, served = fact["memory"], fact["download_bytes"], fact["server"]
     return (
         fact["name"] + (" *" if fact["default"] else ""),
-        "-" if served else memory.size(download) if download else "?",
+        "-" if served or fact["store"] else memory.size(download) if download else "?",
         "-" if served else "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
-        "server"
-        if served
-        else "?"
-        if need is None
-        else "yes"
-        if need["fits"]
-        else f"needs {memory.size(need['needed'])}",
+        "server" if served else "no" if fact.get("lacks") else _fits(need),
         str(fact["context"] or "?"),
         (fact["licence"] or "?") + (" (gated)" if fact["gated"] else ""),
     )

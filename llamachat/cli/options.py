@@ -187,6 +187,10 @@ class Options(Loading):
     stop: Annotated[list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)] = (
         field(default_factory=list)
     )
+    allow_loops: Annotated[
+        bool,
+        flag("--allow-loops", help="Do not end an answer that says the same over and over.", panel=SAMPLING),
+    ] = False
     think: Annotated[
         Think | None,
         flag(

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from llamachat import paths
 from llamachat.checks import shown
@@ -20,6 +20,10 @@ from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
 from llamachat.system.web_address import check_key_name, is_loopback, server_url
 from llamachat.tokenizers.dialog_formats import NAMES
+
+if TYPE_CHECKING:
+    from llamachat.models.glance import Glance
+    from llamachat.models.stores.stored import Store, Stored
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
 
@@ -81,6 +85,15 @@ class LocalPath:
 
 
 @dataclass(frozen=True)
+class StorePath(LocalPath):
+    """What another program has fetched: read where it lies, and removed by nobody else."""
+
+    program: str
+    nbytes: int
+    remedy: str  # how it is removed there
+
+
+@dataclass(frozen=True)
 class ServerSource:
     """A model that runs elsewhere, behind an OpenAI-compatible server."""
 
@@ -119,7 +132,7 @@ class Shape:
     hidden: int
     kv_heads: int
     head_dim: int
-    vocab: int
+    vocab: int  # this and the next are 0 for a model that lies with another program: its weights are of known size
     params: int
 
 
@@ -214,8 +227,8 @@ def load_catalog(user: Path | None = None) -> Catalog:
 
 
 def resolve(name_or_path: str | None = None) -> ModelEntry:
-    """The entry of a name, of a path, of a hub's repository (see hub_reference), of `server:URL#MODEL`, or (None) of the default
-    model. An adapter's path is its base's entry, with the adapter.
+    """The entry of a name, of a path, of a hub's repository (see hub_reference), of `server:URL#MODEL`, of `STORE:NAME` as one of
+    stores.STORES has it, or (None) of the default model. An adapter's path is its base's entry, with the adapter.
 
     An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
     name. Raises CatalogError for what is not there, UsageError for an address that is none.
@@ -228,6 +241,8 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
     if name_or_path.startswith(SERVER):
         server, _, model = name_or_path.removeprefix(SERVER).partition("#")
         return on_server(ServerSource(server, model or None))
+    if ":" in name_or_path and (entry := _stored(name_or_path)):
+        return entry
     if path := _existing(name_or_path):
         return _adapted(path) if is_adapter(path) else ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
@@ -245,6 +260,40 @@ def _instead(text: str) -> str:
     return "`llamachat models list` shows the names"
 
 
+def _stored(reference: str) -> ModelEntry | None:
+    """The entry of a model that lies with another program; None for what is no reference to one. Raises LlamachatError."""
+    from llamachat.models import stores
+    from llamachat.models.glance import glance
+
+    store = stores.store_of(reference)
+    if store is None:
+        return None
+    stored = stores.find(store, reference.partition(":")[2])
+    return in_store(store, stored, glance(stored.path))
+
+
+def in_store(store: "Store", stored: "Stored", seen: "Glance") -> ModelEntry:
+    """The entry of a model that lies with another program, whose first bytes have been seen."""
+    name = stored.reference.removeprefix(f"{store.name}:")
+    remedy = store.remove.format(name=name, path=stored.path)
+    return ModelEntry(
+        stored.reference,
+        StorePath(stored.path, store.called, stored.nbytes, remedy),
+        system=stored.system,
+        context=seen.context or None,
+        shape=shape_of(seen),
+        sampling=stored.sampling,
+        notes=stored.notes,
+    )
+
+
+def shape_of(seen: "Glance") -> Shape | None:
+    """None where the first bytes do not say it."""
+    if not (seen.layers and seen.kv_heads and seen.head_dim):
+        return None
+    return Shape(seen.layers, seen.hidden, seen.kv_heads, seen.head_dim, 0, 0)
+
+
 def on_server(source: ServerSource) -> ModelEntry:
     """The entry of what no catalog names."""
     return ModelEntry(source.reference, source)
@@ -257,11 +306,20 @@ def lookup(catalog: Catalog, name: str) -> ModelEntry:
     folded = name.lower() if name.isascii() else name  # some non-ASCII letters fold to ASCII ones
     if folded in catalog.entries:
         return catalog.entries[folded]
-    near = difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
+    near = _of_other_programs(folded) or difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CatalogError(
         f"no model is called {shown(name)}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
     )
+
+
+def _of_other_programs(name: str) -> list[str]:
+    """Models there whose name is this one, as these programs have it."""
+    from llamachat.models import stores
+
+    return [found for store, found in stores.references() if store.same(found.partition(":")[2]) == store.same(name)][
+        :3
+    ]
 
 
 def _existing(text: str) -> Path | None:

@@ -3,27 +3,34 @@
 from llamachat.engines.memory import DEFAULT_CONTEXT, WORKSPACE, Plan, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
 from llamachat.formats.prequantized.schemes import SCHEMES
-from llamachat.models.catalog import ModelEntry, WheelSource
+from llamachat.models.catalog import ModelEntry, StorePath, WheelSource
 
 
 def entry_plan(
-    entry: ModelEntry, ctx: int | None = None, kv_bits: int | None = None, available: int | None = None
+    entry: ModelEntry,
+    ctx: int | None = None,
+    kv_bits: int | None = None,
+    available: int | None = None,
+    weights: int | None = None,
 ) -> Plan | None:
-    """The plan from what the catalog knows, before any download; None when it does not know the model's shape."""
+    """The plan from what the catalog knows, before any download; None when it does not know the model's shape. `weights`: their
+    bytes, where they are known."""
     shape, quant = entry.shape, entry.quant_config
     if shape is None:
         return None
     slots = ctx or min(entry.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     bits = kv_bits or (quant.kv_bits if quant else None) or 16
-    weights = entry_weights(entry)
-    return plan(weights, shape.layers, shape.kv_heads, shape.head_dim, slots, bits, available=available)
+    held = entry_weights(entry) if weights is None else weights
+    return plan(held, shape.layers, shape.kv_heads, shape.head_dim, slots, bits, available=available)
 
 
 def entry_weights(entry: ModelEntry) -> int:
-    """Bytes of the weights in memory: a GGUF file as it is; else the embedding in 16 bits, the rest quantized."""
+    """Bytes of weights in memory: of a file that is here, or GGUF, its own; else the embedding in 16 bits, the rest quantized."""
     assert entry.shape is not None
     if isinstance(entry.source, WheelSource):
         return entry.source.member_bytes
+    if isinstance(entry.source, StorePath):
+        return entry.source.nbytes
     if entry.format == "gguf" and entry.download_bytes:
         return entry.download_bytes
     embedding = entry.shape.vocab * entry.shape.hidden

@@ -176,6 +176,23 @@ class LoadedModel:
                     cause = f"the prompt makes more than {tokens} tokens, {what} {room}"
                     raise DoesNotFitError(cause, "nothing was computed", remedy)
 
+    def count(self, text: str, most: int) -> tuple[int, bool]:
+        """Tokens of a text, and whether all of it was counted; of one that makes more than `most`, what its beginning lets
+        expect: a megabyte is never encoded to be refused."""
+        tokens = 0
+        for end in range(PIECE, len(text), PIECE):
+            tokens += len(self.tokenizer.encode(text[end - PIECE : end], start=False))
+            if tokens > most:
+                return round(tokens * len(text) / end), False
+        return len(self.tokenizer.encode(text, start=False)), True
+
+    @property
+    def largest_context(self) -> int:
+        """Tokens of context that it was made for, as far as there is memory for their keys and values in 16 bits."""
+        config = self.checkpoint.config
+        token = memory.kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 1, 16)
+        return min(made_for_context(self.entry, self.checkpoint), self.context + memory.available_memory() // token)
+
     def token_text(self, token: int) -> str:
         """One token for people: a control token by its name, part of a character as U+FFFD."""
         return self._special_names.get(token) or self.tokenizer.token_bytes(token).decode(errors="replace")

@@ -83,6 +83,7 @@ class Conversation:
             send=self._above.post_raw,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm,
+            stopped=lambda: self._stop_asked,
         )
         self.prompt = Prompt(
             self,
@@ -105,9 +106,14 @@ class Conversation:
 
     # ---- the whole ----
 
-    def run(self) -> int:
-        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after."""
+    def run(self, question: str | None = None) -> int:
+        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after.
+
+        `question` is asked first.
+        """
         self.screen.banner(self._chat.model)
+        if question is not None:
+            self._queue.append(Typed(commands.literal(question), question))
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone
@@ -128,6 +134,7 @@ class Conversation:
         self._above.begin(self.prompt)
         self._chat.loading.add_done_callback(lambda _: self._above.post(self._loaded))
         self._worker.start()
+        self._above.post(self._next)
 
     def _end(self) -> None:
         """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""
@@ -166,7 +173,7 @@ class Conversation:
     # ---- as the prompt's listener ----
 
     def send(self, text: str, shown: str) -> None:
-        if self._reply:
+        if self._reply and commands.is_reply(text):
             self._above.echo(shown)
             self._answered(commands.is_yes(text))
             return
@@ -209,7 +216,7 @@ class Conversation:
             return f"{spinner} {self._loading()}"
         if self._answering:
             speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
-            doing = self._above.thinking() or ("answering" if self._above.pieces else "reading")
+            doing = self._above.thinking() or ("answering" if self._above.pieces else self._above.reading())
             return f"{spinner} {doing}{speed} · Ctrl-C stops"
         if self._facts is None:
             return ""
@@ -323,7 +330,7 @@ class Conversation:
             self._above.post(self._above.end_answer)
 
     def _confirm(self, question: str) -> bool:
-        """What the next text that is sent says to it; Ctrl-C says no."""
+        """What the next y or n says to it, while other texts wait their turn; Ctrl-C says no."""
         reply: Future[bool] = Future()
         self._above.post(partial(self._put_question, question, reply))
         return reply.result()

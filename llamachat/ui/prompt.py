@@ -144,7 +144,8 @@ class Prompt:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
         free = not self._buffer.text
         if free:
-            self._buffer.document = Document(text)
+            command, rest = re.fullmatch(r"(/\S+ \d+ |)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+            self._buffer.document = Document(command + self._folded(rest))
         return free
 
     # ---- looks ----
@@ -240,9 +241,12 @@ class Prompt:
 
     def _paste(self, event: KeyPressEvent) -> None:
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-        if len(text) > _LARGE or text.count("\n") >= _LARGE_LINES:
-            text = self._placeholder(text)
-        self._buffer.insert_text(text)
+        self._buffer.insert_text(self._folded(text))
+
+    def _folded(self, text: str) -> str:
+        """A text as it stands in the input: one that is large by its size."""
+        large = len(text) > _LARGE or text.count("\n") >= _LARGE_LINES
+        return self._placeholder(text) if large else text
 
     def _placeholder(self, text: str) -> str:
         known = (name for name, kept in self._pasted.items() if kept == text)

@@ -6,8 +6,8 @@ written as it is; for a terminal it becomes lines that are printed once and a sh
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 from urllib.parse import urlsplit
 
@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from llamachat.errors import LlamachatError
-from llamachat.events import Branch, Event, SavedDialog, Stats, TokenView, Turn, TurnDone
+from llamachat.events import Branch, Event, ModelView, SavedDialog, Stats, TokenView, Turn, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
-from llamachat.ui import drawings
+from llamachat.ui import drawings, model_list
 from llamachat.ui.answer import BAR, Answer, Sheet, duration
 from llamachat.ui.cells import cells, count, cut, pad, wrap
 from llamachat.ui.markdown import MarkdownStream, draw
@@ -129,17 +129,26 @@ class Screen:
         """Drawn lines, as they are."""
         self.note_raw("".join(line + "\n" for line in lines))
 
-    def waiting(self, line: str) -> AbstractContextManager[object]:
-        """A spinner while the body runs; nothing off a terminal."""
+    @contextmanager
+    def waiting(self, line: str) -> Iterator[Callable[[str], None]]:
+        """A spinner while the body runs, which may change the line; nothing off a terminal."""
         if not self.at_terminal:
-            return nullcontext()
+            yield lambda line: None
+            return
         console = Console(file=self._notes, no_color=self.theme.plain or None)
-        return console.status(Text(sanitise_line(line), "dim"))
+        with console.status(Text(sanitise_line(line), "dim")) as status:
+            yield lambda line: status.update(Text(sanitise_line(line), "dim"))
+
+    def models(self, views: Sequence[ModelView], current: str) -> None:
+        self.lines(model_list.lines(views, current, self._page(), self.theme))
 
     # ---- seeing inside ----
 
     def heat(self, tokens: Sequence[TokenView]) -> None:
         self.lines(drawings.heat(tokens, self._page(), self.theme))
+
+    def numbered(self, tokens: Sequence[TokenView]) -> None:
+        self.lines(drawings.numbered(tokens, self._page(), self.theme))
 
     def alternatives(self, index: int, token: TokenView) -> None:
         self.lines(drawings.alternatives(index, token, self._page(), self.theme))

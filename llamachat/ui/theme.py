@@ -31,6 +31,7 @@ _COMMON = {
     "key": "cyan",
     "pinned": "magenta",
     "kept": "green",
+    "partly": "green",
     "dropped": "dim",
     "comment": "dim italic",
 }

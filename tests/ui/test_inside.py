@@ -112,10 +112,11 @@ def test_the_window_is_empty_only_where_nothing_is_used(used: int, filled: int) 
 
 
 def test_branches_say_which_is_active_and_where_the_others_left_it() -> None:
-    branches = [Branch(3, False, 1, "first?\nmore", 0), Branch(12, True, 4, "and then?", 4)]
+    branches = [Branch(3, False, 1, "first?\nmore", 0), Branch(12, True, 4, "and then?", 4, "Then it")]
     assert branch_tree(branches, 80, PLAIN) == [
-        "○    3    1 turn   forked after 0    first? more",
-        "●   12    4 turns  active            and then?",
+        "○  3  1 turn, forked after 0      first? more",
+        "● 12  4 turns, active             and then?",
+        "                                  Then it",
     ]
     assert branch_tree([], 80, PLAIN) == ["no branches"]
 

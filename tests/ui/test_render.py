@@ -109,15 +109,14 @@ def test_a_failing_answer_keeps_its_text_and_ends_its_line() -> None:
     assert out.getvalue() == "half ⟨U+001B⟩[\n"
 
 
-def test_an_eviction_is_told_before_the_answer_or_after_its_line() -> None:
+def test_evictions_are_told_once_behind_the_answer() -> None:
     stream = StringIO()
     events = [Evicted(2, 300), TextDelta("a"), Evicted(0, 5), Evicted(0, 6), TextDelta("b\n"), TextDelta("c"), DONE]
     Screen(stream, stream).answer(events)
     assert stream.getvalue().splitlines() == [
-        "no longer seen by the model: the 2 oldest turns (300 tokens)",
         "ab",
-        "no longer seen by the model: the start of this turn (11 tokens)",
         "c",
+        "no longer seen by the model: the 2 oldest turns and the start of this turn (311 tokens)",
     ]
 
 
@@ -385,18 +384,15 @@ def test_a_live_answer_is_filtered_across_its_pieces() -> None:
     assert found + lines.finish() == ["ab", "", "c⟨U+001B⟩"]
 
 
-def test_a_live_eviction_is_told_at_once_or_between_blocks_but_never_inside_code() -> None:
-    told = eviction_line(Evicted(1, 5))
-    assert Live(width=99).feed(Evicted(1, 5)) == [told]
+def test_live_evictions_are_told_once_behind_the_answer() -> None:
     lines = Live(width=99)
-    lines.feed(TextDelta("```\n"))
     assert lines.feed(Evicted(1, 5)) == []
-    assert lines.feed(TextDelta("x\n")) == ["x"]
-    assert lines.feed(TextDelta("```\nend")) == [told, "```"]
+    assert lines.feed(TextDelta("one\n\ntwo")) == ["one"]
     lines.feed(Evicted(1, 2, refilled=True))
     assert lines.finish() == [
-        "end",
-        "no longer seen by the model: the oldest turn (2 tokens); the rest was read anew",
+        "",
+        "two",
+        "no longer seen by the model: the 2 oldest turns (7 tokens); the rest was read anew",
     ]
 
 

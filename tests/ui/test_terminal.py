@@ -91,7 +91,7 @@ def test_a_dialog_looks_tidy(start: Callable[..., Terminal], size: tuple[int, in
 
 SHOWING = (  # commands that only show or change something
     "/help", "/help edit", "/set", "/set temperature 0.5", "/set nothing 1", "/show", "/system", "/system Be kind.", "/stats",
-    "/why", "/context", "/heat", "/alts 1", "/alts 99", "/branches", "/fork", "/undo", "/switch 99", "/sessions", "/persona",
+    "/why", "/context", "/heat", "/alts 1", "/alts 99", "/branches", "/fork", "/switch 99", "/sessions", "/persona",
     "/save", "/read", "/export", "/read nowhere.txt", "/continue now", "/clear", "/heta",
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
 from llamachat.ui.render import short_name
@@ -22,15 +23,21 @@ def unquoted(text: str) -> str:
 
 
 def with_files(context: Context, text: str) -> str:
-    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names.
+    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names. Raises
+    DoesNotFitError where the context cannot hold them.
 
     Off a terminal @ is left alone: there a text is data, from who knows whom.
     """
     if context.send is None:
         return attach.to_message(text, context.attached)
-    mentions = attach.Mentions(text)
-    sent = attach.to_message(mentions.text, mentions.found + context.attached)
-    for note in (*map(attach.told, mentions.found), *mentions.notes):
+    mentions, session = attach.Mentions(text), context.session()
+    attached = attach.joined(context.attached, mentions.attachments)
+    sent = attach.to_message(mentions.text, attached)
+    if attached:
+        what, size = f"the message with {attach.some(attached)}", session.context_size
+        attach.require_room(what, sent, session.weigh, size, "it was not sent")
+    told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
+    for note in (*told, *mentions.notes):
         context.screen.note(note)
     return sent
 
@@ -50,8 +57,20 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
+def required(argument: str, command: str, what: str) -> str:
+    """An argument. Raises UsageError for none."""
+    if not argument:
+        raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
+    return argument
+
+
+def is_reply(text: str) -> bool:
+    """Whether a text answers a question of ours, by yes or no."""
+    return text.strip().lower() in ("y", "yes", "n", "no")
+
+
 def is_yes(text: str) -> bool:
-    """Whether a reply to a question says so; all else says no."""
+    """Whether a reply says so."""
     return text.strip().lower() in ("y", "yes")
 
 
@@ -72,6 +91,6 @@ def described(session: Session) -> dict[str, str]:
 
 
 def first_line(text: str, width: int = 60) -> str:
-    """The start of a text, for a list."""
-    line = next(iter(text.strip().splitlines()), "")
+    """The start of a text, for a list; not what is attached to it."""
+    line = next(iter(own_words(text).strip().splitlines()), "")
     return line if len(line) <= width else line[: width - 1] + "…"
