@@ -13,7 +13,7 @@ from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.models import fetch
 from llamachat.models.catalog import ModelEntry, resolve
 from llamachat.models.fetch import hub_answers
-from llamachat.models.fetch.hub_search import search
+from llamachat.models.fetch.hub_search import FIELDS, search
 from llamachat.models.load import obtain
 
 PARTS = tuple(f"Q8_0/m-Q8_0-{number:05}-of-00002.gguf" for number in (1, 2))
@@ -281,6 +281,7 @@ def test_a_search_asks_for_gguf_by_downloads_and_each_name_is_a_reference(hub: H
     hub.found = [ROW, {**ROW, "id": "c/d", "gguf": {"architecture": "gemma3n"}, "gated": False}]
     first, second = search("llama 3", 5)
     assert (hub.asked["search"], hub.asked["filter"], hub.asked["sort"]) == (["llama 3"], ["gguf"], ["downloads"])
+    assert hub.asked["expand"] == [*FIELDS]
     assert asdict(first) == {
         "name": "a/b", "parameters": 1_235_814_400, "downloads": 12, "updated": "2025-08-14", "licence": "mit",
         "gated": True, "architecture": "llama", "runs": True,
