@@ -108,6 +108,9 @@ def test_removing_a_quant_leaves_the_others(hub: Hub) -> None:
     fetch.fetch(q8)
     assert fetch.disk_usage(q8) == fetch.remove(q8) == 1240
     assert fetch.locate(q8) is None and fetch.locate(q4) == place and fetch.disk_usage(q8) == 0
+    begun = place.parents[2] / "blobs/x.incomplete"
+    begun.write_bytes(b"123")
+    assert fetch.remove(q8) == 3 and fetch.locate(q4) == place and not begun.exists()
     assert fetch.remove(q4) == 500 and not place.parents[2].exists()
 
 

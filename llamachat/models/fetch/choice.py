@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from llamachat.errors import CatalogError
 
@@ -95,7 +95,7 @@ def _rank(quant: str) -> float:
     return rank + 0.5 * (plain != quant)
 
 
-@cache
+@lru_cache(1024)
 def is_read(quant: str) -> bool:
     """Whether files of this quant, by its name, have only weights of types that are read."""
     from llamachat.formats.ggml import TYPES

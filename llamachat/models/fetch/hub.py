@@ -239,16 +239,16 @@ def _parts(found: Path) -> list[Path]:
 
 
 def remove(source: HubSource) -> None:
-    """Delete a GGUF model that is named; with the last of a repository, or without a name, all of its revisions go."""
+    """Delete a GGUF model that is named, or what has come of it; nothing else there, or nothing named: all revisions go."""
     found = locate(source) if _is_one(source) else None
-    parts = _parts(found) if found else []
-    blobs = {part.resolve() for part in parts}
+    gone = [part.resolve() for part in _parts(found)] if found else []
     kept = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
-    links = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
-    if not parts or all(file.resolve() in blobs for file in links):
+    weights = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
+    if not _is_one(source) or all(file.resolve() in gone for file in weights):
         _remove_repository(source)
         return
-    for file in [*(link for link in links if link.resolve() in blobs), *blobs]:
+    begun = [] if found else (folder(source) / "blobs").glob("*.incomplete")
+    for file in [*(each for each in weights if each.resolve() in gone), *gone, *begun]:
         file.unlink(missing_ok=True)
 
 
