@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -123,8 +123,8 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
-            for start in range(0, len(body[:cut]), 1 << 18):
+        with suppress(ConnectionError):  # who asked has heard enough
+            for start in range(0, len(body[:cut]) if self.command == "GET" else 0, 1 << 18):
                 time.sleep(self.hub.slow)
                 self.wfile.write(body[:cut][start : start + (1 << 18)])
         if cut is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamachat import paths
+from llamachat.errors import LlamachatError
 from llamachat.system import private, textfile
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def hint(entry: "ModelEntry", library: "Library", keeps: bool) -> str | None:
         return None
     if keeps:
         _write(said + 1)
-    other = library.better()
+    other = None
+    with suppress(LlamachatError, OSError):  # of which /model tells
+        other = library.better()
     if other is None:
         return f"{SMALL}; /model lists others."
     return f"{SMALL}. Better, and {'here' if other.here else 'fits'}: /model {other.name} ({other.size})"

@@ -1,29 +1,39 @@
 """A look into saved dialogs without making them: what a list tells of each, and where a text was said."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, TypeVar
 
 from llamachat.chat.journal import SUFFIX, lines_of
 from llamachat.chat.titles import title
+from llamachat.chat.tree import Speaker
 from llamachat.checks import is_whole
 from llamachat.core.thoughts import TAGGED
-from llamachat.errors import FormatError, reading
+from llamachat.errors import FormatError
 from llamachat.events import Found, SavedDialog
 
+T = TypeVar("T")
 HELD = 64 << 20  # characters of a dialog that a search holds at once
+_PIECE, _IDS = b'{"type": "piece"', b', "ids": ['
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+)  # what a record raises that is none of ours
 _SHAPE = tuple(f'{{"type": "{kind}"'.encode() for kind in ("message", "model", "active", "drop"))
 _SAID = tuple(f'{{"type": "{kind}"'.encode() for kind in ("message", "piece", "end", "drop"))
+_Messages = dict[int, tuple[Speaker, list[str]]]  # by their ids, with the pieces of their texts
 
 
 def glance(path: Path) -> SavedDialog:
     """What a list shows of a dialog; damaged lines are for whoever opens it. Raises OSError."""
     modified, outline = path.stat().st_mtime, _Outline()
-    for record in _records(path, _SHAPE):
-        with suppress(FormatError), reading(path):
-            outline.add(record)
+    for _ in _heard(path, _SHAPE, outline.add):
+        pass
     return SavedDialog(path.name.removesuffix(SUFFIX), modified, outline.questions, outline.title, outline.model)
 
 
@@ -87,8 +97,7 @@ def search(path: Path, text: str) -> Iterator[Found]:
 
 def identity(path: Path) -> str:
     """What tells the dialog apart from all others; empty where its first record does not say. Raises OSError."""
-    first = next(_records(path, (b'{"type": "session"',)), {})
-    return str(first.get("uid", ""))
+    return next(_heard(path, (b'{"type": "session"',), lambda record: str(record["uid"])), "")
 
 
 def questions(path: Path) -> Iterator[str]:
@@ -96,19 +105,19 @@ def questions(path: Path) -> Iterator[str]:
     return (said for role, said in _said(path) if role == "user")
 
 
-def _said(path: Path) -> Iterator[tuple[Literal["user", "assistant"], str]]:
+def _said(path: Path) -> Iterator[tuple[Speaker, str]]:
     """Every message, without what was thought."""
-    held, size = dict[int, tuple[Literal["user", "assistant"], list[str]]](), 0
-    for record in _records(path, _SAID):
-        with suppress(FormatError), reading(path):
-            size += _hear(held, record)
+    held, size = _Messages(), 0
+    for more in _heard(path, _SAID, lambda record: _hear(held, record)):
+        size += more
         if size > HELD:
             yield from _told(held)
-            held, size = {}, 0
+            held.clear()
+            size = 0
     yield from _told(held)
 
 
-def _hear(held: dict[int, tuple[Literal["user", "assistant"], list[str]]], record: dict[str, Any]) -> int:
+def _hear(held: _Messages, record: dict[str, Any]) -> int:
     """Put what a record says to the messages; returns its length."""
     id, text = record["id"], record.get("text") or ""
     if not isinstance(text, str):
@@ -125,18 +134,22 @@ def _hear(held: dict[int, tuple[Literal["user", "assistant"], list[str]]], recor
     return len(text)
 
 
-def _told(
-    held: dict[int, tuple[Literal["user", "assistant"], list[str]]],
-) -> Iterator[tuple[Literal["user", "assistant"], str]]:
+def _told(held: _Messages) -> Iterator[tuple[Speaker, str]]:
     for role, parts in held.values():
         text = "".join(parts)
         yield role, TAGGED.parted(text)[1] if role == "assistant" else text
 
 
-def _records(path: Path, kinds: tuple[bytes, ...]) -> Iterator[dict[str, Any]]:
-    """Those that begin so, as whatever they are."""
+def _heard(path: Path, kinds: tuple[bytes, ...], hear: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What there is to say to each record that begins so; damaged ones are passed over. Raises OSError."""
     with suppress(FormatError):  # a line without an end
         for _, line in lines_of(path):
             if line.startswith(kinds):
-                with suppress(FormatError), reading(path):
-                    yield cast(dict[str, Any], json.loads(line))
+                with suppress(*_DAMAGED):
+                    yield hear(json.loads(_without_ids(line)))
+
+
+def _without_ids(line: bytes) -> bytes:
+    """A piece of an answer without its tokens, which are most of it."""
+    ids = line.rfind(_IDS) if line.startswith(_PIECE) else -1
+    return line if ids < 0 else line[:ids] + b"}"

@@ -116,10 +116,9 @@ class Keeper:
         self.name = None
 
     def discard(self) -> Forgotten:
-        """Delete this dialog's file and all that belongs to it. Raises UsageError where there is none yet, and OSError."""
-        if self.journal is None:
-            raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+        """Delete this dialog's file, which there is, and all that belongs to it. Raises OSError."""
         journal, self.journal = self.journal, None
+        assert journal is not None
         return self.archive.discard(journal)
 
     def close(self) -> None:

@@ -41,6 +41,11 @@ class Dialog:
         """Whether it is saved from its first question on; else it leaves no trace."""
         return self._keeper.keeps
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is saved already."""
+        return self._keeper.journal is not None
+
     def notices(self) -> Sequence[str]:
         """Lines that the person should see and has not yet: each is handed out once."""
         found = list(self._notices)
@@ -159,8 +164,16 @@ class Dialog:
         except OSError as error:
             raise UsageError(f"the dialog {name} cannot be read: {error.strerror}") from error
 
+    def require_deletable(self, name: str) -> None:
+        """Raises UsageError for a dialog that is not on disk, or that another chat has open."""
+        if name != (self.name or ""):
+            self._keeper.archive.require_free(name)
+        elif not self.on_disk:
+            raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+
     def delete(self, name: str) -> Forgotten:
         """Delete a dialog on disk. Raises UsageError where there is none, or another chat has it open."""
+        self.require_deletable(name)
         try:
             return self._keeper.discard() if name == self.name else self._keeper.archive.remove(name)
         except OSError as error:

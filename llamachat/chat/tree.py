@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llamachat.chat.titles import title
+from llamachat.chat.titles import first_line, title
 from llamachat.core.dialog import Message
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
@@ -114,7 +114,7 @@ class Tree:
         line = path(end)
         shared = next((i for i, (a, b) in enumerate(zip(line, active, strict=False)) if a is not b), None)
         shared = min(len(line), len(active)) if shared is None else shared
-        asked, answered = (title(line[-2].text), title(line[-1].said)) if line else ("", "")
+        asked, answered = (title(line[-2].text), first_line(line[-1].said)) if line else ("", "")
         return Branch(end.id, end is self.active, len(line) // 2, asked, shared // 2, answered)
 
 

@@ -106,7 +106,7 @@ BENCH = examples(
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)
 SEARCH = examples(
     ("llamachat models search qwen3 4b", ""),
-    ("llamachat -m hf:unsloth/Qwen3-4B-GGUF", "chat with one: the best quant that fits"),
+    ("llamachat -m hf:Qwen/Qwen3-4B-GGUF", "chat with one: the best quant that fits"),
     ("llamachat models search llama --json | jq -r '.[].reference'", ""),
     note=f"runs: whether its architecture is one of ours, by what the hub says.\n\n{CODES}",
 )

@@ -32,7 +32,7 @@ from llamachat.models.catalog import (
     resolve,
     user_file,
 )
-from llamachat.models.fetch.choice import GGUFFile, is_read
+from llamachat.models.fetch.choice import GGUFFile, is_read, parts_of
 from llamachat.models.fetch.hub_search import MOST, search
 from llamachat.models.fetch.verified import folder_size
 from llamachat.system.sanitise import sanitise, sanitise_line
@@ -115,12 +115,19 @@ def _memory(entry: ModelEntry) -> str | None:
     """Whether it fits, and what it needs as far as that is known."""
     if plan := fit.entry_plan(entry):
         return memory.describe(plan) + (": fits" if plan.fits else f": does not fit; try {memory.advice(plan)}")
-    fits = fit.fits(entry)
-    return (
-        None
-        if fits is None
-        else f"{memory.size(memory.available_memory())} is free: {'fits' if fits else 'does not fit'}"
-    )
+    here = _weights_here(entry)
+    fits = fit.file_fits(here) if here else fit.fits(entry)
+    if fits is None:
+        return None
+    return f"{memory.size(memory.available_memory())} is free: {'fits' if fits else 'does not fit'}"
+
+
+def _weights_here(entry: ModelEntry) -> int:
+    """Bytes of a GGUF model of the hub, where all of it is on this machine."""
+    path = fetch.locate(entry) if isinstance(entry.source, HubSource) else None
+    if path is None or path.is_dir():
+        return 0
+    return sum(path.with_name(Path(part).name).stat().st_size for part in parts_of(path.name))
 
 
 @models_app.command("search", epilog=epilogs.SEARCH)

@@ -35,7 +35,7 @@ def list_sessions(as_json: Annotated[bool, typer.Option("--json", help="Print JS
         for each in saved:
             _tell(each.name, _day(each.modified), str(each.turns), each.model, each.title)
     elif saved:
-        _screen().dialogs(saved, None)
+        _screen().dialogs(saved)
     else:
         note("no saved dialogs")
 

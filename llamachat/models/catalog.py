@@ -16,13 +16,13 @@ from llamachat.errors import CatalogError, ConfigError, UsageError, reading
 from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import hub_reference
-from llamachat.models.glance import Glance, glance
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
 from llamachat.system.web_address import check_key_name, is_loopback, server_url
 from llamachat.tokenizers.dialog_formats import NAMES
 
 if TYPE_CHECKING:
+    from llamachat.models.glance import Glance
     from llamachat.models.stores.stored import Store, Stored
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
@@ -263,6 +263,7 @@ def _instead(text: str) -> str:
 def _stored(reference: str) -> ModelEntry | None:
     """The entry of a model that lies with another program; None for what is no reference to one. Raises LlamachatError."""
     from llamachat.models import stores
+    from llamachat.models.glance import glance
 
     store = stores.store_of(reference)
     if store is None:
@@ -271,7 +272,7 @@ def _stored(reference: str) -> ModelEntry | None:
     return in_store(store, stored, glance(stored.path))
 
 
-def in_store(store: "Store", stored: "Stored", seen: Glance) -> ModelEntry:
+def in_store(store: "Store", stored: "Stored", seen: "Glance") -> ModelEntry:
     """The entry of a model that lies with another program, whose first bytes have been seen."""
     name = stored.reference.removeprefix(f"{store.name}:")
     remedy = store.remove.format(name=name, path=stored.path)
@@ -286,7 +287,7 @@ def in_store(store: "Store", stored: "Stored", seen: Glance) -> ModelEntry:
     )
 
 
-def shape_of(seen: Glance) -> Shape | None:
+def shape_of(seen: "Glance") -> Shape | None:
     """None where the first bytes do not say it."""
     if not (seen.layers and seen.kv_heads and seen.head_dim):
         return None
@@ -363,7 +364,8 @@ def _hub_entry(text: str, reference: hub_reference.Reference) -> ModelEntry:
     except ConfigError as error:
         cause = f"{shown(text)} is no repository"
         raise CatalogError(cause, "nothing was loaded", hub_reference.SYNTAX) from error
-    return ModelEntry(source.reference, source, format="gguf" if source.file or source.quant else None)
+    one = source.file or (source.quant and source.quant != FOLDER)
+    return ModelEntry(source.reference, source, format="gguf" if one else None)
 
 
 def _own_file() -> Path:

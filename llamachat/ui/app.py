@@ -152,8 +152,8 @@ def run(
         talk = partial(conversation.run, question)
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
-        at_once = partial(converse, one, question, returned=returned)
-        talk = at_once if person else partial(answer_all, one, _texts(question))
+        lines = partial(answer_all, one, _texts(question))
+        talk = partial(converse, one, question, returned=returned) if person else lines
     with _signals_raised():
         try:
             code = talk()

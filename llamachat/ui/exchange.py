@@ -39,13 +39,19 @@ def exchange_lines(
     said = exchange.answer.strip("\n")
     lines = _answer_lines(exchange.thought if think else "", said if whole else said[-_BOUND:], theme, width, kind)
     left_out = 0 if whole else max(0, len(lines) - LAST)
-    more = [f"… {count(left_out, 'more line')}; /history shows all"] if left_out else []
+    more = [_left_out(left_out, width)] if left_out else []
     return [
         *asked_lines(exchange.question, theme, width, sign),
         *(theme.ansi(theme.text(cut(sanitise_line(line), width), "note")) for line in [*beside, *more]),
         *lines[left_out:],
         *(theme.ansi(line) for line in (wrap(theme.text(ending, "note"), width) if ending else ())),
     ]
+
+
+def _left_out(lines: int, width: int) -> str:
+    told = f"… {count(lines, 'more line')}"
+    remedy = "; /history shows all"
+    return told + remedy if len(told + remedy) <= width else told
 
 
 def _answer_lines(thought: str, said: str, theme: Theme, width: int, kind: Kind) -> list[str]:

@@ -1,10 +1,11 @@
-"""How far something is, in one line: 'fetching ███░░░░░░░ 25% · 0:42 left · 202/808 MB · 14 MB/s · owner/repo'."""
+"""How far something is, in one line: 'fetching ██░░░░ 25% · 0:42 left · 202/808 MB · 14 MB/s · owner/repo'."""
 
 from collections.abc import Iterator
 
 from llamachat.system.amounts import Pace, share, size
 from llamachat.ui.render import meter, percent
 
+LONG, SHORT = 10, 6  # cells of a bar, and of one with amounts behind it
 BYTES = ("fetching", "checking", "unpacking")  # what is told of these begins with the word, and is counted in bytes
 
 
@@ -21,7 +22,8 @@ class ProgressLine:
             self._what, self._pace = what, Pace()
         self._pace.tell(done)
         verb, _, thing = what.partition(" ")
-        bar = f"{meter(min(done, total), total)} {percent(done, total)}" if total else ""
+        width = SHORT if verb in BYTES else LONG
+        bar = f"{meter(min(done, total), total, width)} {percent(done, total)}" if total else ""
         if total and verb in BYTES:
             self.line = " · ".join(filter(None, (f"{verb} {bar}", *self._amounts(done, total), thing)))
         else:

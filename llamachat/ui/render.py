@@ -167,7 +167,7 @@ class Screen:
 
     # ---- looking back ----
 
-    def dialogs(self, saved: Sequence[SavedDialog], current: str | None) -> None:
+    def dialogs(self, saved: Sequence[SavedDialog], current: str | None = None) -> None:
         self.lines(dialog_lines(saved, current, self._width(), self.theme))
 
     def returned(self, dialog: SavedDialog, exchanges: Sequence[Exchange]) -> None:

@@ -17,7 +17,7 @@ _BY_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")  # names of dial
 _GAP = 2
 _NAME = 24  # columns that a name is given at least
 _TITLE = 16  # columns that a title is worth showing in
-_MODEL = 24  # at most
+_MODEL = 30  # at most
 
 _Column = tuple[str, list[str]]  # its header and its cells
 

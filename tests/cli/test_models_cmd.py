@@ -97,7 +97,7 @@ def test_pull_says_before_the_download_that_memory_will_not_do(
 ) -> None:
     monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 1 << 30)
     with pytest.raises(CatalogError, match="not on this machine; --offline forbids"):
-        run("pull", "llama-3.1-8b", "--offline")
+        models_cmd.pull_model("llama-3.1-8b", offline=True)
     err = capsys.readouterr().err
     assert err.startswith("note: llama-3.1-8b needs 6.3 GB of memory (weights 4.9 GB")
 

@@ -1,6 +1,7 @@
 """`llamachat models search`, and what `models show`, `pull` and `rm` do with a reference to the hub."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,10 +65,8 @@ def test_a_terminal_of_any_width_has_whole_names_and_as_much_else_as_fits(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(found_models.sys.stdout, "isatty", lambda: True)
     found_models.found_table(FOUND)
-    text = capsys.readouterr().out
-    assert all(each.name in text for each in FOUND) and not {"\x1b[31m", "\u202e"} & {
-        text[i : i + 5] for i in range(len(text))
-    }
+    text = re.sub(r"\x1b\[[01]m", "", capsys.readouterr().out)
+    assert all(each.name in text for each in FOUND) and not {"\x1b", "\u202e"} & {*text}
     assert ("4.0B" in text, "1.2M" in text, "2025-08-14" in text) == (width > 30, width > 80, width > 80)
     longest = max(map(len, text.splitlines()[:-1]))
     assert longest <= width or width == 30
@@ -86,7 +85,7 @@ def test_show_tells_what_a_repository_has_and_what_would_be_taken(hub: Hub) -> N
 def test_pull_says_what_it_takes_and_rm_takes_it_away(hub: Hub) -> None:
     result = run("pull", f"{hub.url}/a/b")
     assert result.stdout.endswith("m-Q4_K_M.gguf\n")
-    assert result.stderr == "asking for a/b\nhf:a/b: m-Q4_K_M.gguf, 2 MB\nfetching a/b (2 MB)\n"
+    assert result.stderr == "asking for a/b\nhf:a/b: m-Q4_K_M.gguf, 2 MB\nfetching a/b (2 MB)\nchecking a/b (2 MB)\n"
     assert run("rm", "hf:a/b:q4_k_m").stdout == "hf:a/b:Q4_K_M: 2 MB freed\n"
 
 

@@ -83,7 +83,7 @@ def test_deleting_wants_a_yes_and_takes_all_or_nothing(command: Command, archive
     for words, says in (
         (("work",), "say --yes"),
         (("work", "nope", "--yes"), "no dialog called nope"),
-        (("--yes",), "Missing argument"),
+        (("--yes",), "NAME is missing"),
     ):
         code, _, err = command("rm", *words)
         assert code == 2 and says in err and len(archive.saved()) == 2

@@ -53,10 +53,10 @@ def test_with_less_memory_it_brings_less(hub: Hub, monkeypatch: pytest.MonkeyPat
 def test_split_files_come_together(hub: Hub) -> None:
     seen: list[tuple[int, int | None]] = []
     entry = resolve("hf:a/b:Q8_0")
-    assert fetch.lacking(entry) == sum(len(FILES[name]) for name in PARTS)
+    assert fetch.settled(entry).download_bytes == sum(len(FILES[name]) for name in PARTS)
     place = fetch.fetch(entry, lambda what, done, total: seen.append((done, total)))
     assert [(place.parent / Path(name).name).read_bytes() for name in PARTS] == [FILES[name] for name in PARTS]
-    assert seen[-1] == (840, 840) and fetch.lacking(entry) == 0
+    assert seen[-1] == (1240, 1240)
     place.with_name(Path(PARTS[1]).name).unlink()
     assert fetch.locate(entry) is None
 
@@ -80,13 +80,13 @@ def test_what_cannot_fit_is_refused_before_it_is_fetched(hub: Hub, monkeypatch: 
 
 def test_settled_asks_no_hub_for_what_is_known_or_here(hub: Hub) -> None:
     known = resolve("qwen3-8b")
-    assert fetch.settled(known) is known and fetch.lacking(known) == known.download_bytes
+    assert fetch.settled(known) is known
     fetch.fetch(resolve("hf:a/b"))
     hub.log.clear()
     here = resolve("hf:a/b")
-    assert fetch.settled(here) is here and fetch.lacking(here) == 0
+    assert fetch.settled(here) is here
     elsewhere = resolve("hf:c/d")
-    assert fetch.settled(elsewhere, offline=True) is elsewhere and fetch.lacking(elsewhere, offline=True) is None
+    assert fetch.settled(elsewhere, offline=True) is elsewhere
     assert hub.log == []
 
 
@@ -106,7 +106,7 @@ def test_removing_a_quant_leaves_the_others(hub: Hub) -> None:
     q4, q8 = resolve("hf:a/b:Q4_K_M"), resolve("hf:a/b:Q8_0")
     place = fetch.fetch(q4)
     fetch.fetch(q8)
-    assert fetch.disk_usage(q8) == fetch.remove(q8) == 840
+    assert fetch.disk_usage(q8) == fetch.remove(q8) == 1240
     assert fetch.locate(q8) is None and fetch.locate(q4) == place and fetch.disk_usage(q8) == 0
     assert fetch.remove(q4) == 500 and not place.parents[2].exists()
 
@@ -118,7 +118,7 @@ def test_a_file_of_an_older_commit_is_found_and_used(hub: Hub) -> None:
     (newer / "m-Q3_K_M.gguf").write_bytes(b"3")
     (place.parents[2] / "refs/main").write_text(newer.name)
     assert fetch.locate(resolve("hf:a/b:Q4_K_M")) == place
-    assert fetch.locate(resolve("hf:a/b@main:Q4_K_M".replace("@main", "") + "@main")) is None
+    assert fetch.locate(resolve("hf:a/b:Q4_K_M@main")) is None
 
 
 def test_where_there_are_no_links_the_file_itself_is_put_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +208,44 @@ def test_a_gated_repository_tells_how_to_get_in(hub: Hub, monkeypatch: pytest.Mo
         fetch.fetch(resolve("hf:a/b"))
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert fetch.fetch(resolve("hf:a/b")).is_file()
+
+
+def header(architecture: str, before: int = 0) -> bytes:
+    """Of a GGUF file: some texts, then its architecture."""
+    import struct
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = [(f"general.x{number}", "y") for number in range(before)] + [("general.architecture", architecture)]
+    return struct.pack("<4sIQQ", b"GGUF", 3, 0, len(keys)) + b"".join(
+        text(key) + struct.pack("<I", 8) + text(value) for key, value in keys
+    )
+
+
+def test_of_an_architecture_that_is_not_read_no_more_than_the_beginning_is_fetched(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("llamachat.models.fetch.blobs.HEAD", 400)
+    hub.files["m-Q4_K_M.gguf"] = header("gemma3n\x1b[2J", before=3) + b"w" * 1000
+    with pytest.raises(
+        CatalogError, match=r"a/b has a model of the architecture 'gemma3n.x1b\[2J', which is not read; no"
+    ):
+        fetch.fetch(resolve("hf:a/b"))
+    assert hub.sent(".gguf") == ["bytes=0-399"] and not list(tmp_path.rglob("*.incomplete"))
+    for whole in (header("llama", before=3) + b"w" * 1000, b"GGUF", header("nothing")[:30], header("late", before=60)):
+        hub.files["m-Q4_K_M.gguf"] = whole
+        place = fetch.fetch(resolve("hf:a/b"))
+        assert place.read_bytes() == whole
+        fetch.remove(resolve("hf:a/b"))
+
+
+def test_an_endpoint_that_is_no_address_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "nonsense")
+    with pytest.raises(
+        CatalogError, match="HF_ENDPOINT = 'nonsense' is no address of a hub; nothing was found; correct it"
+    ):
+        search("x", 5)
 
 
 def test_a_refusal_of_any_length_is_not_read(hub: Hub) -> None:

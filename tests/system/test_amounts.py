@@ -47,7 +47,7 @@ def test_a_share_is_in_the_unit_of_the_whole(done: int, total: int) -> None:
 def test_what_matters_most_comes_first_and_only_bytes_are_told_as_bytes() -> None:
     line = ProgressLine()
     line.tell("fetching a/b", 20_000_000, 80_000_000)
-    assert line.line == "fetching ███░░░░░░░ 25% · 20/80 MB · a/b"
+    assert line.line == "fetching ██░░░░ 25% · 20/80 MB · a/b"
     line.tell("asking for a/b", 0, None)
     assert line.line == "asking for a/b"
     line.tell("model.layers.3.weight", 1, 2)

@@ -236,7 +236,7 @@ def test_lines_blocks_and_pastes_are_one_message_each(start: Callable[..., Termi
 
 
 def test_a_paste_of_a_megabyte_is_one_message(start: Callable[..., Terminal]) -> None:
-    terminal = start("session.enqueue('ok')")
+    terminal = start("session.backend.context_size = 200_000\nsession.enqueue('ok')")
     terminal.prompted()
     terminal.child.send(b"\x1b[200~" + b"0123456789abcde\r" * 65536 + b"\x1b[201~")
     terminal.wait_for("❯ [pasted 1,048,576 characters]")

@@ -184,7 +184,7 @@ def test_the_status_tells_what_loading_is_at() -> None:
         watch.progress("downloading Fake-1B", 25, 100)
         assert talk.status()[0].endswith("downloading Fake-1B ███░░░░░░░ 25%")
         watch.progress("fetching a/b", 25_000_000, 100_000_000)
-        assert talk.status()[0].endswith("fetching ███░░░░░░░ 25% · 25/100 MB · a/b")
+        assert talk.status()[0].endswith("fetching ██░░░░ 25% · 25/100 MB · a/b")
     never.set()
 
 

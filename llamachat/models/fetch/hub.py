@@ -5,12 +5,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from llamachat import paths
+from llamachat.checks import shown
 from llamachat.errors import CatalogError, FormatError, reading
 from llamachat.models.catalog import FOLDER, HubSource
 from llamachat.models.fetch import choice
+from llamachat.models.fetch.architectures import runs
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
 from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
 from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
@@ -194,19 +197,32 @@ def download(picked: Pick, progress: Progress) -> None:
 
     source, commit = picked.source, picked.listing.commit
     blobs = [Blob.of(file, folder(source)) for file in picked.files]
-    done, what = 0, f"fetching {source.hub}"
+    done = 0
     folder(source).mkdir(parents=True, exist_ok=True)
     require_room(folder(source), sum(blob.missing for blob in blobs), source.hub)
     for file, blob in zip(picked.files, blobs, strict=True):
         url = hf_hub_url(source.hub, file.name, revision=commit)
-        fetch_blob(url, blob, Shifted(progress, what, done, picked.size))
+        check = partial(_require_architecture, source.hub) if file.name.endswith(".gguf") else None
+        fetch_blob(url, blob, Shifted(progress, source.hub, done, picked.size), check)
         place(blob, folder(source) / "snapshots" / commit / file.name)
         done += blob.size
     if (revision := source.revision or "main") != commit:
         ref = folder(source) / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
-    progress(what, picked.size, picked.size)
+    progress(f"fetching {source.hub}", picked.size, picked.size)
+
+
+def _require_architecture(hub: str, begun: Path) -> None:
+    """Raises CatalogError for a GGUF file, of which the beginning is here, whose architecture is none of ours."""
+    from llamachat.formats.gguf_file import architecture
+
+    named = architecture(begun)
+    if named is not None and not runs(named):
+        cause = f"{hub} has a model of the architecture {shown(named)}, which is not read"
+        raise CatalogError(
+            cause, "no more of it was fetched", "`llamachat models search` tells of each whether it runs"
+        )
 
 
 def usage(source: HubSource) -> int:

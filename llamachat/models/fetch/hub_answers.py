@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llamachat.checks import is_whole
+from llamachat.checks import is_whole, shown
 from llamachat.errors import CatalogError, reading
 from llamachat.models.catalog import HubSource
 
@@ -19,6 +19,7 @@ MAX_ANSWER = 8 << 20  # bytes of JSON; a repository of a thousand files has less
 MAX_BYTES = 1 << 50  # of a file
 PATIENCE = 20.0  # seconds without a byte
 DEADLINE = 60.0  # seconds for an answer in all
+AGAIN = "check the network and run it again: what has come is kept; --offline uses what is here"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
@@ -121,8 +122,9 @@ def streaming(url: str, headers: Mapping[str, str] | None = None, **options: Any
 
 
 @contextmanager
-def translated(what: str, nothing: str, revision: str | None = None) -> Iterator[None]:
-    """Errors of the hub, the network and the disk as CatalogErrors. what: the repository; nothing: what did not happen."""
+def translated(what: str, nothing: str, revision: str | None = None, again: str = AGAIN) -> Iterator[None]:
+    """Errors of the hub, the network and the disk as CatalogErrors. what: the repository; nothing: what did not happen; again:
+    what to do where the network is at fault."""
     import httpx2
     from huggingface_hub import constants, errors
 
@@ -146,7 +148,8 @@ def translated(what: str, nothing: str, revision: str | None = None) -> Iterator
         status = error.response.status_code
         remedy = "check the token in HF_TOKEN" if status in (401, 403) else "try again later: what has come is kept"
         raise CatalogError(f"the hub answers {status} for {what}", nothing, remedy) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        cause = f"the hub cannot be reached ({type(error).__name__})"
-        remedy = "check the network and run it again: what has come is kept; --offline uses what is here"
-        raise CatalogError(cause, nothing, remedy) from error
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+        cause = f"HF_ENDPOINT = {shown(constants.ENDPOINT)} is no address of a hub"
+        raise CatalogError(cause, nothing, "correct it, or unset it") from error
+    except httpx2.HTTPError as error:
+        raise CatalogError(f"the hub cannot be reached ({type(error).__name__})", nothing, again) from error

@@ -9,6 +9,7 @@ from typing import Any
 from llamachat.checks import is_whole
 from llamachat.errors import UsageError
 from llamachat.models.catalog import RULES
+from llamachat.models.fetch.architectures import runs
 from llamachat.models.fetch.hub_answers import get_json, translated
 
 MOST = 100  # repositories of one search
@@ -39,7 +40,7 @@ def search(text: str, limit: int) -> list[Found]:
         cause = "there is nothing to search for" if not text.strip() else f"more than {LONGEST} characters"
         raise UsageError(cause, "the hub was not asked", "give words of a model's name")
     asked = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": [*FIELDS]}
-    with translated("models", "nothing was found"):
+    with translated("models", "nothing was found", again="check the network"):
         rows = get_json("/api/models", asked)
         if not isinstance(rows, list):
             raise ValueError("it lists no models")
@@ -62,15 +63,8 @@ def _found(row: Mapping[str, Any]) -> Found | None:
         _licence(row.get("tags")),
         bool(row.get("gated")),
         architecture,
-        architecture in _known() if architecture else None,
+        runs(architecture) if architecture else None,
     )
-
-
-def _known() -> set[str]:
-    from llamachat.families import ARCHITECTURES
-    from llamachat.formats.gguf_t5 import ARCH
-
-    return {*ARCHITECTURES, ARCH}
 
 
 def _count(value: Any) -> int | None:

@@ -13,10 +13,9 @@ LOOKED_BACK = 20  # exchanges that /history shows unless it is told how many
 
 def _new(context: Context, argument: str) -> None:
     session = context.session()
-    left, begun = session.name, session.exchanges()
+    stays = f"; {session.name} stays saved, /load brings it back" if session.on_disk else ""
     session.new()
     context.attached.clear()
-    stays = f"; {left} stays saved, /load brings it back" if left and begun else ""
     context.screen.note(f"a new dialog{stays}")
 
 
@@ -41,7 +40,7 @@ def _sessions(context: Context, argument: str) -> None:
         context.screen.dialogs(saved, session.name)
     else:
         context.screen.note("no saved dialogs")
-    if session.name not in [one.name for one in saved]:
+    if not session.on_disk:
         context.screen.note(
             f"this dialog is saved{f' as {session.name}' if session.name else ''} with its next question"
         )
@@ -60,14 +59,14 @@ def _history(context: Context, argument: str) -> None:
 
 def _delete(context: Context, argument: str) -> None:
     session = context.session()
-    name = argument or session.name
-    if name is None or (name == session.name and not session.exchanges()):
-        raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+    name = argument or session.name or ""
+    this = name == (session.name or "")
+    session.require_deletable(name)
     about = session.about(name)
-    if not context.confirm(f"delete {name} ({count(about.turns, 'question')}) for good?"):
+    size = f" ({count(about.turns, 'question')})" if about.turns else ""
+    if not context.confirm(f"delete {name}{size} for good?"):
         context.screen.note("nothing was deleted")
         return
-    this = name == session.name
     context.screen.note(deleted_line(session.delete(name)) + ("; a new dialog begins" if this else ""))
 
 
@@ -123,8 +122,8 @@ SAVED = (
         "[NAME]",
         "delete this dialog, or another saved one",
         _delete,
-        "With it go its keys and values, and its questions in the input history. What else was typed stays there, and what\n"
-        "was written elsewhere by /export. /show data says where all is kept.",
+        "With it go its keys and values, and its questions in the input history, though this chat's Up key still has them.\n"
+        "What else was typed stays, and what /export has written. /show data says where all is kept.",
         session_words,
         private=True,
     ),
