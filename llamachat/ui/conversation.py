@@ -118,6 +118,7 @@ class Conversation:
             self.screen.space()
         if question is not None:
             self._queue.append(Typed(commands.literal(question), question))
+            self.prompt.remember(question)
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except (EOFError, OSError):  # the terminal is gone

@@ -142,6 +142,10 @@ class Prompt:
     def text(self) -> str:
         return self._buffer.text
 
+    def remember(self, text: str) -> None:
+        """Have Up bring a text back that was not typed here."""
+        self._buffer.history.append_string(text)
+
     def offer(self, text: str) -> bool:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
         free = not self._buffer.text
