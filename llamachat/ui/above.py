@@ -33,9 +33,21 @@ Item = str | Event | Callable[[], None]  # our own text, a part of an answer, or
 class Above:
     """Takes posts from any thread and shows them, in batches, in the event loop's, which all other methods belong to."""
 
-    def __init__(self, theme: Theme, output: Output, wait: Callable[[str], None], *, plain: bool, think: bool) -> None:
+    def __init__(
+        self,
+        theme: Theme,
+        output: Output,
+        wait: Callable[[str], None],
+        mistake: Callable[[Exception], None],
+        *,
+        plain: bool,
+        think: bool,
+    ) -> None:
+        """`wait` is told what is waited for, `mistake` of an item that could not be shown or done."""
         self.screen = LiveScreen(Paper(self.post), theme, lambda: output.get_size().columns, wait)
         self.pieces = 0  # of the answer under way
+        self.failing = 0  # paintings that were begun and not finished
+        self._mistake = mistake
         self._theme, self._output, self._plain, self._think = theme, output, plain, think
         self._prompt: Prompt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,11 +135,13 @@ class Above:
         if not (self._loop and self._prompt):
             return
         size = self._output.get_size()
+        self._loop.call_later(_FRAME, self._rest)
         self._due = self._prompt.hidden or self._prompt.size != size  # not our terminal, or one not redrawn yet
         if not self._due:
+            self.failing += 1
             self._take_in()
             self._paint(size, self._prompt.region)
-        self._loop.call_later(_FRAME, self._rest)
+            self.failing = 0
 
     def _rest(self) -> None:
         """Until there is more, unless there is already."""
@@ -137,13 +151,18 @@ class Above:
 
     def _take_in(self) -> None:
         while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, str):
-                self._print(item)
-            elif callable(item):
-                item()
-            else:
-                self._event(item)
+            try:
+                self._take(self._inbox.popleft())
+            except Exception as error:  # noqa: BLE001 - the others are shown all the same
+                self._mistake(error)
+
+    def _take(self, item: Item) -> None:
+        if isinstance(item, str):
+            self._print(item)
+        elif callable(item):
+            item()
+        else:
+            self._event(item)
 
     def _print(self, text: str) -> None:
         *lines, self._line = (self._line + text).split("\n")

@@ -53,6 +53,6 @@ def test_light_and_dark_style_the_same_roles() -> None:
 def test_styles_become_sgr_sequences_and_none_of_them_none() -> None:
     dark = load("dark")
     assert (
-        dark.ansi(Text.assemble("a", dark.text("b", "error"), dark.text("c", "no such role"))) == "a\x1b[1;31mb\x1b[0mc"
+        dark.ansi(Text.assemble("a", dark.text("b", "error"), dark.text("c", "no such role"))) == "a\x1b[1;91mb\x1b[0mc"
     )
     assert load("none").ansi(dark.text("b", "error")) == "b"
