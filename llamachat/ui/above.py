@@ -222,6 +222,13 @@ class LiveScreen(Screen):
             self._wait("")
 
 
+class _Terminal(Vt100_Output):
+    def erase_down(self) -> None:
+        """From the first column on, but not by the sequence alone: at the top of its screen tmux takes that for a wish to
+        have all that is there in the scroll-back."""
+        self.write_raw("\x1b[K\x1b[C\x1b[J\x1b[D")
+
+
 def terminal() -> Output:
     """It is never asked where its cursor is: the prompt is as high as it must be, and nothing waits for the reply."""
 
@@ -233,4 +240,4 @@ def terminal() -> Output:
             columns = rows = 0
         return Size(rows or 24, columns or 80)
 
-    return Vt100_Output(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False)
+    return _Terminal(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False)

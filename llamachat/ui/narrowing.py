@@ -18,8 +18,8 @@ def wraps_anew(environ: Mapping[str, str]) -> bool:
 def rows_above(screen: Screen, cursor: Point, columns: int) -> int:
     """How many rows there are above the cursor's, within what was drawn, once each of its rows is wrapped at `columns`."""
     whole = sum(_wrapped(_widths(screen, y), columns)[0] + 1 for y in range(cursor.y))
-    row, column = _wrapped(_widths(screen, cursor.y, cursor.x), columns)
-    return whole + row + (column >= columns)  # the cursor is behind the last character
+    row, _ = _wrapped(_widths(screen, cursor.y, cursor.x), columns)
+    return whole + row
 
 
 def _widths(screen: Screen, y: int, end: int | None = None) -> list[int]:

@@ -298,7 +298,8 @@ class Prompt:
         keys = KeyBindings()
         typing = has_focus(self._buffer)
         empty = Condition(lambda: not self._buffer.text)
-        keys.add("enter", filter=typing)(self._send)
+        for send in ("enter", "c-o"):  # with the other prompt-toolkit would clear the line
+            keys.add(send, filter=typing)(self._send)
         if not vi:  # where Escape must not wait for what follows it
             keys.add("escape", "enter", filter=typing)(_new_line)
         keys.add("c-j", filter=typing)(_new_line)
