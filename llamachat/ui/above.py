@@ -71,7 +71,11 @@ class Above:
         """Show the rest, now that there is no prompt any more."""
         self._loop = None
         self._take_in()
-        self._paint(self._output.get_size(), Region())
+        try:
+            self._paint(self._output.get_size(), Region())
+        except Exception:
+            self._write("".join(line + "\n" for line in self._lines))  # what was to be said all the same
+            raise
 
     def post(self, item: Item) -> None:
         self._inbox.append(item)

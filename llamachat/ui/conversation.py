@@ -28,7 +28,7 @@ from llamachat.events import Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
-from llamachat.ui.faults import Faults, save_unsent, terminal_gone
+from llamachat.ui.faults import Faults, save_unsent, terminal_gone, undrawable
 from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
 from llamachat.ui.render import status_line
@@ -124,8 +124,7 @@ class Conversation:
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except Exception as error:  # noqa: BLE001 - raised again below
-            if not terminal_gone(error):
-                self._last = error
+            self._ended_by(error)
             code = 128 + signal.SIGHUP
         finally:
             ignore_signals()
@@ -155,13 +154,21 @@ class Conversation:
             self._chat.busy = self._worker.is_alive()
         if line := save_unsent(unsent, self._unsent):
             self.screen.text(line)
-        with suppress(OSError):  # a terminal that is gone
+        try:
             self._above.end()
+        except Exception as error:  # noqa: BLE001 - raised again at the end
+            self._ended_by(error)
+
+    def _ended_by(self, error: Exception) -> None:
+        """An error that no one asked to end with is one of drawing; a terminal that is gone is none."""
+        if not terminal_gone(error):
+            self._last = self._last or undrawable(error)
 
     def _exit(self, code: int = 0, error: BaseException | None = None) -> None:
         future = self.prompt.app.future
         if future and not future.done():
             if error:
+                self._last = None if terminal_gone(error) else error
                 self.prompt.app.exit(exception=error)
             else:
                 self.prompt.app.exit(result=code)

@@ -33,7 +33,7 @@ class Faults:
         if terminal_gone(error):
             self._end(error)
         elif self._failing() >= GIVEN_UP:
-            self._end(_undrawable(error))
+            self._end(undrawable(error))
         elif (place := _place(error)) not in self._told:
             self._told.add(place)
             self._tell(f"the chat made a mistake ({_said(error)}); it goes on, and your text is kept")
@@ -55,7 +55,7 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")[:200]
 
 
-def _undrawable(error: BaseException) -> LlamachatError:
+def undrawable(error: BaseException) -> LlamachatError:
     ended = LlamachatError(f"the chat cannot draw its screen any more ({_said(error)})", "it has ended")
     ended.__cause__ = error
     return ended

@@ -88,6 +88,8 @@ class Keyboard(Vt100Parser):
                 self._paste, self._size = [], 0
             elif whole[0] in ANSI_SEQUENCES and not _POSITION.fullmatch(whole[0]):
                 super().feed(whole[0])
+            else:
+                super().flush()  # an escape before it has nothing to do with what follows
             return text[whole.end() :]
         if _BEGUN.fullmatch(text):
             self._held = text

@@ -26,7 +26,9 @@ def table_lines(rows: Iterable[Sequence[str]], header: Sequence[str], width: int
     if widths is None:
         lines = [line for row in safe[bool(header) :] for line in _stacked(row, width, theme)]
     else:
-        lines = [line for number, row in enumerate(safe) for line in _row(row, widths, theme, bool(header) and not number)]
+        lines = [
+            line for number, row in enumerate(safe) for line in _row(row, widths, theme, bool(header) and not number)
+        ]
     return [theme.ansi(line) for line in lines]
 
 
@@ -38,7 +40,9 @@ def _row(row: Sequence[str], widths: Sequence[int], theme: Theme, head: bool) ->
         left = " " * _INDENT + "".join(cut)
         if not end.plain:
             left = left.rstrip()
-        lines.append(Text.assemble((left, theme.style("note" if head else "key")), theme.text(end.plain, "note" * head)))
+        lines.append(
+            Text.assemble((left, theme.style("note" if head else "key")), theme.text(end.plain, "note" * head))
+        )
     return lines
 
 

@@ -18,7 +18,15 @@ from prompt_toolkit.cursor_shapes import ModalCursorShapeConfig
 from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition, emacs_insert_mode, has_completions, has_focus, is_searching, vi_insert_mode
+from prompt_toolkit.filters import (
+    Condition,
+    emacs_insert_mode,
+    emacs_selection_mode,
+    has_completions,
+    has_focus,
+    is_searching,
+    vi_insert_mode,
+)
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.input.typeahead import store_typeahead
@@ -309,6 +317,9 @@ class Prompt:
         keys.add("c-l")(self._clear_screen)
         keys.add("c-g", filter=typing)(self._edit)
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
+        for report in (Keys.Vt100MouseEvent, Keys.CPRResponse):  # in a macro of vi's, say
+            keys.add(report)(lambda event: None)
+        keys.add(Keys.Any, filter=typing & emacs_selection_mode)(_leave_selection)
         keys.add("backspace", filter=typing & Condition(self._naming) & (emacs_insert_mode | vi_insert_mode))(_rub_out)
         keys.add("tab", filter=typing & Condition(self._naming))(_complete_name)
         alone = Condition(lambda: not self.app.key_processor.input_queue)  # no part of Alt-Enter
@@ -411,6 +422,13 @@ async def _sleep() -> None:
 
 def _new_line(event: KeyPressEvent) -> None:
     event.current_buffer.newline(copy_margin=False)
+
+
+def _leave_selection(event: KeyPressEvent) -> None:
+    """Ctrl-Space, perhaps pressed by mistake, begins a selection, in which prompt-toolkit takes no more text."""
+    event.current_buffer.exit_selection()
+    if event.data.isprintable():
+        event.current_buffer.insert_text(event.data)
 
 
 def _rub_out(event: KeyPressEvent) -> None:
