@@ -321,7 +321,7 @@ class Prompt:
             keys.add(report)(lambda event: None)
         keys.add(Keys.Any, filter=typing & emacs_selection_mode)(_leave_selection)
         keys.add("backspace", filter=typing & Condition(self._naming) & (emacs_insert_mode | vi_insert_mode))(_rub_out)
-        keys.add("tab", filter=typing & Condition(self._naming))(_complete_name)
+        keys.add("tab", filter=typing & (emacs_insert_mode | vi_insert_mode))(_complete)
         alone = Condition(lambda: not self.app.key_processor.input_queue)  # no part of Alt-Enter
         keys.add("escape", filter=typing & has_completions & alone, eager=True)(_close_menu)
         if hasattr(signal, "SIGTSTP"):
@@ -438,14 +438,18 @@ def _rub_out(event: KeyPressEvent) -> None:
         event.current_buffer.start_completion()
 
 
-def _complete_name(event: KeyPressEvent) -> None:
-    """What all names that fit have in common; where that is nothing more, the next of them."""
+def _complete(event: KeyPressEvent) -> None:
+    """What all words that fit have in common; where that is nothing more, the next of them. It does not wait for a menu that
+    is about to open, as prompt-toolkit's own would, nor is it lost then."""
     buffer = event.current_buffer
     menu = buffer.complete_state
     if menu is None or menu.complete_index is None:
         fitting = list(buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
         if common := get_common_complete_suffix(buffer.document, fitting):
             buffer.insert_text(common)
+            return
+        if len(fitting) == 1:
+            buffer.apply_completion(fitting[0])
             return
     if menu:
         buffer.complete_next()
