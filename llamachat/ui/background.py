@@ -24,9 +24,9 @@ _MOST = 65536  # bytes that are taken in meanwhile
 class Asked:
     """A question to the terminal `fd`, under way; without one, none."""
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, patience: float = 0) -> None:
         self._fd = fd
-        self._until = time.monotonic() + _PATIENCE
+        self._until = time.monotonic() + patience
         self.typed = b""  # what came that is no answer
 
     def light(self) -> bool | None:
@@ -51,7 +51,7 @@ class Asked:
 
 
 @contextmanager
-def asking(wanted: bool, environ: Mapping[str, str] = os.environ) -> Iterator[Asked]:
+def asking(wanted: bool, environ: Mapping[str, str] = os.environ, patience: float = _PATIENCE) -> Iterator[Asked]:
     """Ask the terminal on stdin and stdout, if that is wanted and it can answer. It is as it was afterwards."""
     if not wanted or sys.platform == "win32" or environ.get("TERM", "dumb").startswith((*_DARK, "dumb", "unknown")):
         yield Asked()
@@ -70,7 +70,7 @@ def asking(wanted: bool, environ: Mapping[str, str] = os.environ) -> Iterator[As
     termios.tcsetattr(fd, termios.TCSANOW, quiet)
     try:
         os.write(sys.stdout.fileno(), _QUESTION)
-        yield Asked(fd)
+        yield Asked(fd, patience)
     finally:
         termios.tcsetattr(fd, termios.TCSANOW, before)
 
