@@ -25,9 +25,9 @@ def _told(error: MemoryError | OSError | ImportError) -> str:
     try:
         from llamachat.errors import lacking
 
-        return f"llamachat: {lacking(error) or error}"
+        return f"error: {lacking(error) or error}"
     except (MemoryError, OSError, ImportError):
-        return f"llamachat: {error}"
+        return f"error: {error}"
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """So much of a long prompt is read; comes before the answer's first piece, and only from a model that runs here."""
+
+    done: int
+    total: int  # tokens that are to be read: those that the cache has already are none of them
+
+
+@dataclass(frozen=True)
 class Evicted:
     """The window was full: so many of the oldest turns are no longer seen by the model.
 
@@ -68,7 +76,7 @@ class TurnDone:
     text: str | None = None  # all of the answer, where that is not the sum of its pieces
 
 
-Event = TextDelta | Evicted | TurnDone
+Event = TextDelta | Reading | Evicted | TurnDone
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,21 @@ class Turn:
     role: Literal["system", "user", "assistant", "tool"]
     text: str
     tokens: int  # 0: not known yet
-    seen: Literal["pinned", "kept", "dropped"]  # by the model, now
+    seen: Literal["pinned", "kept", "partly", "dropped"]  # by the model, now; partly: its end only
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """What a text would take of the context."""
+
+    tokens: int
+    counted: bool  # False: an estimate
+    room: int = 0  # tokens that the context has for one message; 0: not known
+    most: int = 0  # tokens of context that the model was made for and this machine has memory for; 0: not known
+
+    @property
+    def fits(self) -> bool:
+        return not self.room or self.tokens <= self.room
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,7 @@ class Branch:
     turns: int  # questions in it
     last: str  # its last question's first line
     forked_at: int  # turns shared with the active branch
+    answer: str = ""  # the first line of what was said to that
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,59 @@ class SavedDialog:
 
     name: str
     modified: float  # seconds since the epoch
-    turns: int
+    turns: int  # questions of the branch that it goes on with
     title: str  # the first question's first line
     model: str
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model that can be asked for by name."""
+
+    name: str
+    size: str = ""  # of what is here, or is to be fetched; "": not known
+    fits: bool | None = None  # into the memory that is free now; None: not known
+    here: bool = True
+    note: str = ""  # what it is, or why it cannot run
+    place: str = ""  # the program that has it; "": the catalog
+    runs: bool = True
+    needs: str = ""  # of memory, for people
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer, as a person looks back at them."""
+
+    number: int  # from 1 on
+    question: str  # in the person's own words
+    attached: tuple[str, ...]  # files that went with it, each with its size
+    thought: str  # before the answer; empty: there was none
+    answer: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Found:
+    """A line of a saved dialog in which a text was found."""
+
+    name: str  # the dialog's
+    role: Literal["user", "assistant"]
+    line: str
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What went with a dialog that was deleted."""
+
+    name: str
+    snapshots: int  # bytes of keys and values
+    typed: int  # entries of the input history
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is kept, and how large that is."""
+
+    what: str
+    path: str
+    size: str  # empty: not measured

@@ -12,7 +12,7 @@ from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import CatalogError, UsageError
-from llamachat.events import Event, Evicted, FinishReason, Stats, TextDelta, TokenView, TurnDone
+from llamachat.events import Event, Evicted, FinishReason, Stats, TextDelta, TextSize, TokenView, TurnDone
 
 UNTIL_INTERRUPT = object()  # a step of an answer: nothing more comes until interrupt()
 
@@ -46,6 +46,9 @@ class Alone:
     def remarks(self) -> Sequence[str]:
         return ()
 
+    def weigh(self, text: str, system: str | None) -> TextSize | None:
+        return None
+
 
 class ScriptedBackend(Alone):
     """Answers as its script says, one piece a token; without a script it echoes."""
@@ -67,6 +70,10 @@ class ScriptedBackend(Alone):
 
     def unheard(self, settings: Settings) -> str | None:
         return None
+
+    def weigh(self, text: str, system: str | None) -> TextSize:
+        """A word is a token."""
+        return TextSize(len(text.split()), True, self.context_size - 10, 2 * self.context_size)
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         asked.path[-1].tokens = 6

@@ -3,11 +3,16 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -31,7 +36,11 @@ class Hub:
     whole_only: bool = False  # ranges are ignored
     status: int = 0  # answered to everything
     body: bytes = b""  # with that
+    found: list[Any] = field(default_factory=list)  # what a search finds
+    slow: float = 0.0  # seconds before each 256 kB of a file
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+
+    asked: dict[str, list[str]] = field(default_factory=dict)  # of the last search
 
     def sent(self, name: str) -> list[str | None]:
         """The Range header of each download of this file."""
@@ -57,6 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         api, place = f"/api/models/{hub.repo}", f"/{hub.repo}/resolve/"
         if hub.status:
             self.reply(hub.status, hub.body)
+        elif path == "/api/models":
+            hub.asked = parse_qs(urlsplit(self.path).query)
+            self.reply(200, json.dumps(hub.found[: int(hub.asked["limit"][0])]).encode())
         elif not path.startswith((api, place)) or (hub.hidden and not trusted):
             self.reply(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith(api):
@@ -80,7 +92,8 @@ class Handler(BaseHTTPRequestHandler):
             | ({"lfs": {**fact["lfs"], "sha256": fact["lfs"]["oid"]}} if "lfs" in fact else {})
             for fact in facts
         ]
-        self.reply(200, json.dumps({"id": self.hub.repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
+        told = {"id": self.hub.repo, "sha": COMMIT, "siblings": siblings, "tags": [], "gated": self.hub.gated}
+        self.reply(200, json.dumps(told).encode())
 
     def facts(self, name: str, data: bytes) -> dict[str, Any]:
         fact: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_sha1(data)}
@@ -110,8 +123,10 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:cut])
+        with suppress(ConnectionError):  # who asked has heard enough
+            for start in range(0, len(body[:cut]) if self.command == "GET" else 0, 1 << 18):
+                time.sleep(self.hub.slow)
+                self.wfile.write(body[:cut][start : start + (1 << 18)])
         if cut is not None:
             self.close_connection = True
 
@@ -128,3 +143,27 @@ def serving(hub: Hub) -> Iterator[Hub]:
         hub.url = f"http://127.0.0.1:{server.server_port}"
         yield hub
         server.shutdown()
+
+
+@contextmanager
+def reachable(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run the server, as the only hub that there is, with empty caches in `home`."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
+
+    from llamachat.models.fetch import blobs
+
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf/token"))
+    monkeypatch.setattr(blobs, "PAUSE", 0.0)
+    with serving(hub):
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+        close_session()

@@ -53,7 +53,7 @@ from llamachat.generation import jsonl, snapshot
 from llamachat.generation.completer import Completer
 from llamachat.generation.completion import AnswerSettings
 from llamachat.models import catalog
-from llamachat.models.fetch import hub
+from llamachat.models.fetch import hub, hub_answers, hub_search
 from llamachat.system.metadata import read_json, read_yaml
 from llamachat.system.sanitise import Sanitiser, sanitise
 from llamachat.tokenizers import template_worker, templates
@@ -713,10 +713,10 @@ RESULTS += b'{"model": "m", "text": "t", "finish_reason": "interrupt"}\n'
 SHA = "0" * 40
 ANSWER = {
     "id": "owner/tiny", "sha": SHA, "tags": ["x"], "gated": False, "downloads": 3,
-    "lastModified": "2024-01-01T00:00:00.000Z",
+    "lastModified": "2024-01-01T00:00:00.000Z", "gguf": {"total": 9, "architecture": "llama"},
     "siblings": [
         {"rfilename": "config.json", "size": 3, "blobId": SHA},
-        {"rfilename": "model.safetensors", "size": 9, "blobId": SHA, "lfs": {"sha256": "0" * 64, "size": 9, "pointerSize": 134}},
+        {"rfilename": "m-Q4_K_M.gguf", "size": 9, "blobId": SHA, "lfs": {"sha256": "0" * 64, "size": 9, "pointerSize": 134}},
     ],
 }  # fmt: skip
 
@@ -747,24 +747,16 @@ def _results(file: Path) -> None:
 
 
 def _hub_answer(data: bytes) -> None:
-    """What huggingface_hub makes of the answer, up to where files would be fetched."""
-    import huggingface_hub
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo
-
-    def info(self: Any, *_: Any, **__: Any) -> Any:
-        return ModelInfo(**json.loads(data))
+    """A repository, up to where files would be fetched; and the rows of a search."""
+    source = catalog.HubSource("owner/tiny")
 
     def quiet(*_: Any, **__: Any) -> None:
         """Nothing is fetched."""
 
-    source = catalog.HubSource("owner/tiny")
-    fetching = (
-        _replaced(huggingface_hub, snapshot_download=quiet),
-        _replaced(hub, fetch_blob=quiet, require_room=quiet),
-    )
-    with _replaced(HfApi, model_info=info), fetching[0], fetching[1], hub.translated(source):
-        hub.download(source, quiet)
+    with _replaced(hub_search, get_json=lambda *_: [json.loads(data)]):
+        hub_search.search("x", 5)
+    with _replaced(hub_answers, get_json=lambda *_: json.loads(data)):
+        hub.pick(source, quiet)
 
 
 def _packed_file(file: Path) -> tuple[Callable[[random.Random], bytes], Callable[[bytes], None]]:

@@ -72,6 +72,7 @@ class _Wanted:
     ends_turn: bool = True  # whether what ends a turn ends the answer too
     thoughts: Thoughts | None = None  # how they are marked; None: they are told apart from nothing
     think_budget: int | None = None
+    allow_loops: bool = True
 
 
 class Llama(TextReader):
@@ -177,9 +178,14 @@ class Llama(TextReader):
         max_gen_len: int | None = None,
         logprobs: bool = False,
         echo: bool = False,
+        *,
+        allow_loops: bool = True,
     ) -> list[CompletionPrediction]:
-        """Continue plain texts, each begun with BOS; arguments and errors as in `generate`."""
-        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
+        """Continue plain texts, each begun with BOS; arguments and errors as in `generate`.
+
+        allow_loops: False ends a text that says the same over and over for hundreds of tokens.
+        """
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False, allow_loops=allow_loops)
         require_list(prompts, "prompts", "text_stream takes a single one")
         ids = [self._text_ids(prompt) for prompt in prompts]
         return [self._completion(answer, wanted) for answer in self._answers(ids, wanted)]
@@ -194,14 +200,17 @@ class Llama(TextReader):
         *,
         think: bool | None = None,
         think_budget: int | None = None,
+        allow_loops: bool = True,
     ) -> list[ChatPrediction]:
         """Answer dialogs, each a list of {"role": system|user|assistant|tool, "content": text}; the rest as in `generate`.
 
         think: whether the model is to think before it answers, where its template has a switch for that; None: as the
         template has it. think_budget: tokens at which a thought is ended and the answer begins. An answer comes without
-        its thought, which is then the prediction's "reasoning".
+        its thought, which is then the prediction's "reasoning". allow_loops: as in `text_completion`.
         """
-        wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
+        wanted = self._to_chat(
+            _Wanted(max_gen_len, temperature, top_p, logprobs, allow_loops=allow_loops), think_budget
+        )
         require_list(dialogs, "prompts", "chat_stream takes a single one")
         ids = [self.model.encode_dialog(parsed(dialog), think) for dialog in dialogs]
         return [self._chat(answer, wanted) for answer in self._answers(ids, wanted)]
@@ -214,9 +223,11 @@ class Llama(TextReader):
         max_gen_len: int | None = None,
         logprobs: bool = False,
         echo: bool = False,
+        *,
+        allow_loops: bool = True,
     ) -> Stream[CompletionPrediction]:
         """`text_completion` of one prompt, piece by piece: the pieces make up its `generation`; `.result` is the whole."""
-        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False)
+        wanted = _Wanted(max_gen_len, temperature, top_p, logprobs, echo, ends_turn=False, allow_loops=allow_loops)
         return self._stream(self._text_ids(prompt), wanted, self._completion)
 
     def chat_stream(
@@ -229,10 +240,13 @@ class Llama(TextReader):
         *,
         think: bool | None = None,
         think_budget: int | None = None,
+        allow_loops: bool = True,
     ) -> Stream[ChatPrediction]:
         """`chat_completion` of one dialog, piece by piece: the pieces make up the answer; `.result` is the whole."""
         ids = self.model.encode_dialog(parsed(dialog), think)
-        wanted = self._to_chat(_Wanted(max_gen_len, temperature, top_p, logprobs), think_budget)
+        wanted = self._to_chat(
+            _Wanted(max_gen_len, temperature, top_p, logprobs, allow_loops=allow_loops), think_budget
+        )
         return self._stream(ids, wanted, self._chat)
 
     def logits(self, tokens: Ids, return_hidden_states: bool | None = None) -> Floats | tuple[Floats, Floats]:
@@ -324,6 +338,7 @@ class Llama(TextReader):
             top_logprobs=0 if wanted.logprobs else None,
             score_prompt=wanted.logprobs and wanted.echo,
             think_budget=wanted.think_budget,
+            allow_loops=wanted.allow_loops,
         )
         return Request(prompt, settings, thoughts=wanted.thoughts)
 

@@ -35,7 +35,8 @@ class Stream(Iterator[str], Generic[Prediction]):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """ "stop" (the model ended it), "length" (max_gen_len or max_seq_len did), "interrupt" (closed); None before the end."""
+        """None before the end, then "stop" (the model ended it), "length" (max_gen_len or max_seq_len did), "repeat" (it went
+        round in circles: where allow_loops is False) or "interrupt" (it was closed)."""
         return None if self._state in ("waiting", "reading") else self._answer.reason
 
     def __next__(self) -> str:

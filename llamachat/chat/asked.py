@@ -1,7 +1,7 @@
 """What a session hands to a backend, and what it gets back besides events. Pure data."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llamachat.chat.tree import Node
@@ -32,6 +32,9 @@ class Seen:
 
     dropped: int = 0  # questions that it no longer sees, with their answers
     system: int = 0  # tokens of the system prompt's turn; 0: not known yet
+    lost: Mapping[int, int] = field(
+        default_factory=dict
+    )  # tokens that have gone from the start of messages, by their place
 
 
 @dataclass(frozen=True)

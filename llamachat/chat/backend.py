@@ -14,7 +14,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import UsageError
-from llamachat.events import AdapterView, Event, TokenView
+from llamachat.events import AdapterView, Event, TextSize, TokenView
 
 if TYPE_CHECKING:
     from llamachat.chat.window import Overflow
@@ -105,6 +105,10 @@ class Backend(Protocol):
 
     def remarks(self) -> Sequence[str]:
         """Lines about the last answers that the person should see; each is handed out once."""
+        ...
+
+    def weigh(self, text: str, system: str | None) -> TextSize | None:
+        """What a text would take of the context behind this system prompt, in bounded time; None where nobody can tell."""
         ...
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:

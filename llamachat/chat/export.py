@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llamachat.chat.tree import Node, first_line
+from llamachat.chat.titles import title
+from llamachat.chat.tree import Node
 from llamachat.errors import UsageError
 from llamachat.system import private
 
@@ -36,8 +37,8 @@ def _json(nodes: Sequence[Node], about: dict[str, Any]) -> str:
 
 
 def _markdown(nodes: Sequence[Node], about: dict[str, Any]) -> str:
-    title = first_line(nodes[0].text)[:80] if nodes else about["name"]
-    parts = [f"# {title}", f"*{about['model']}*"]
+    heading = title(nodes[0].text)[:80] if nodes else about["name"]
+    parts = [f"# {heading}", f"*{about['model']}*"]
     parts += [f"## System\n\n{about['system']}"] if about["system"] else []
     for node in nodes:
         said, thought = _parts(node)

@@ -5,17 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamachat.chat.history import History, Record, everything, mend, replay
-from llamachat.chat.store import Archive, Journal, check_name, taken, with_ending
+from llamachat.chat.journal import Journal
+from llamachat.chat.store import Archive, check_name, taken, with_ending
+from llamachat.chat.titles import slug, title
+from llamachat.chat.tree import path
 from llamachat.errors import UsageError
+from llamachat.events import Forgotten
 
 
 @dataclass
 class Opened:
-    """A dialog from disk, and its file to go on writing to."""
+    """A dialog from disk, and its file to go on writing to; None for a copy, which is written with the first question."""
 
     name: str
     history: History
-    journal: Journal
+    journal: Journal | None
 
 
 class Keeper:
@@ -23,7 +27,7 @@ class Keeper:
 
     def __init__(self, archive: Archive | None, say: Callable[[str], None]) -> None:
         self._archive, self._say = archive, say
-        self.name = archive.fresh() if archive else None
+        self.name: str | None = None  # None: until the first question, which it is made of
         self.journal: Journal | None = None  # made with the first question
         self.unsaved = False
 
@@ -34,13 +38,17 @@ class Keeper:
             raise UsageError("this chat keeps no history", remedy="start it without --no-history")
         return self._archive
 
+    @property
+    def keeps(self) -> bool:
+        return self._archive is not None
+
     def write(self, history: History, records: Sequence[Record], sync: bool) -> None:
         """Write down what has been done; what cannot be written now is written later. Only a `sync` makes a file."""
         if self._archive is None or (self.journal is None and not sync):
             return
         try:
             if self.journal is None:
-                self.journal, records = self._create(self._archive), everything(history)
+                self.journal, records = self._create(self._archive, history), everything(history)
             problem = self.journal.append(records, sync)
         except OSError as error:
             problem = error
@@ -50,11 +58,10 @@ class Keeper:
             self._say("the dialog is saved again")
         self.unsaved = problem is not None
 
-    def _create(self, archive: Archive) -> Journal:
+    def _create(self, archive: Archive, history: History) -> Journal:
         """A file of this name, or of one like it where another chat took the name meanwhile."""
-        assert self.name is not None
-        journal = archive.create_fresh(self.name)
-        if self.name != journal.name:
+        journal = archive.create_fresh(self.name or archive.fresh(_name_for(history)))
+        if self.name not in (None, journal.name):
             self._say(f"there is a dialog called {self.name} by now; this one is saved as {journal.name}")
         self.name = journal.name
         return journal
@@ -103,6 +110,17 @@ class Keeper:
         self.close()
         self.name, self.journal = opened.name, opened.journal
 
+    def leave(self) -> None:
+        """Let the file go, and have another one for what comes."""
+        self.close()
+        self.name = None
+
+    def discard(self) -> Forgotten:
+        """Delete this dialog's file, which there is, and all that belongs to it. Raises OSError."""
+        journal, self.journal = self.journal, None
+        assert journal is not None
+        return self.archive.discard(journal)
+
     def close(self) -> None:
         """Let the file go."""
         if self.journal is not None:
@@ -110,13 +128,17 @@ class Keeper:
         self.journal, self.unsaved = None, False
 
     def _copy(self, name: str, history: History) -> Opened:
+        """It becomes a file when something is asked in it."""
         history.uid = secrets.token_hex(8)
-        journal = self.archive.create_fresh(with_ending(name, "-copy"))
-        if problem := journal.append(everything(history), sync=True):
-            journal.close()
-            raise problem
-        self._say(f"another chat has this dialog open; this is a copy of it, called {journal.name}")
-        return Opened(journal.name, history, journal)
+        copy = self.archive.fresh(with_ending(name, "-copy"))
+        self._say(f"another chat has {name} open; what you ask here is saved in a copy of it, {copy}")
+        return Opened(copy, history, None)
+
+
+def _name_for(history: History) -> str | None:
+    """Made of the question that is being asked; None where it has no words."""
+    asked = [node.text for node in path(history.tree.active) if node.role == "user"]
+    return slug(title(asked[-1])) or None if asked else None
 
 
 def _begun(history: History) -> list[Record]:

@@ -6,12 +6,14 @@ from typing import Literal
 
 from llamachat.chat.asked import Seen
 from llamachat.chat.history import History, Record, message
+from llamachat.chat.journal import MAX_TEXT
 from llamachat.chat.keeper import Keeper, Opened
+from llamachat.chat.places import places
 from llamachat.chat.settings import Settings
-from llamachat.chat.store import MAX_TEXT, Archive
-from llamachat.chat.tree import Node, Tree, path
+from llamachat.chat.store import Archive, not_all_deleted
+from llamachat.chat.tree import Node, Tree, exchanges, path
 from llamachat.errors import UsageError
-from llamachat.events import Branch, SavedDialog, Turn
+from llamachat.events import Branch, Exchange, Forgotten, Place, SavedDialog, Turn
 
 
 class Dialog:
@@ -31,8 +33,18 @@ class Dialog:
 
     @property
     def name(self) -> str | None:
-        """Under which the dialog is saved; None when it leaves no trace."""
+        """Under which the dialog is saved, or will be; None where it is not, or not yet."""
         return self._keeper.name
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is saved from its first question on; else it leaves no trace."""
+        return self._keeper.keeps
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is saved already."""
+        return self._keeper.journal is not None
 
     def notices(self) -> Sequence[str]:
         """Lines that the person should see and has not yet: each is handed out once."""
@@ -67,8 +79,12 @@ class Dialog:
         found = [Turn(0, "system", self.system, seen.system, "pinned")] if self.system else []
         for i, node in enumerate(path(self._tree.active)):
             tokens = node.tokens or len(node.ids or ())
-            found.append(Turn(i // 2 + 1, node.role, node.said, tokens, "dropped" if i < 2 * seen.dropped else "kept"))
+            found.append(Turn(i // 2 + 1, node.role, node.said, tokens, _seen(i, tokens, seen)))
         return found
+
+    def exchanges(self) -> Sequence[Exchange]:
+        """Questions and answers of the active branch."""
+        return exchanges(self._tree.active)
 
     def thought(self) -> str:
         """Before the last answer. Raises UsageError where there is none."""
@@ -78,7 +94,7 @@ class Dialog:
         return thought
 
     def clear(self) -> None:
-        """Begin anew, as another branch: no turns, same system prompt. What was said stays saved."""
+        """Begin anew, as another branch: no turns, same system prompt. What was said stays saved with it."""
         self._do({"type": "active", "id": 0})
 
     def begin(self, messages: Sequence[tuple[Literal["user", "assistant"], str]]) -> None:
@@ -141,13 +157,40 @@ class Dialog:
         """Every dialog on disk, the latest first."""
         return self._keeper.archive.saved()
 
+    def about(self, name: str) -> SavedDialog:
+        """What a list tells of a dialog on disk. Raises UsageError where there is none."""
+        try:
+            return self._keeper.archive.about(name)
+        except OSError as error:
+            raise UsageError(f"the dialog {name} cannot be read: {error.strerror}") from error
+
+    def require_deletable(self, name: str) -> None:
+        """Raises UsageError for a dialog that is not on disk, or that another chat has open."""
+        if name != (self.name or ""):
+            self._keeper.archive.require_free(name)
+        elif not self.on_disk:
+            raise UsageError("nothing of this dialog is saved", "nothing was deleted", "/sessions lists those that are")
+
+    def delete(self, name: str) -> Forgotten:
+        """Delete a dialog on disk. Raises UsageError where there is none, or another chat has it open."""
+        self.require_deletable(name)
+        try:
+            return self._keeper.discard() if name == self.name else self._keeper.archive.remove(name)
+        except OSError as error:
+            raise not_all_deleted(name, error) from error
+
+    def places(self) -> Sequence[Place]:
+        """Where all that is kept lies."""
+        return places()
+
     def _fetch(self, name: str) -> tuple[Opened, Settings]:
         """Another dialog, not yet gone on with, and how that is answered. Raises UsageError where that is impossible."""
         opened = self._keeper.fetch(name)
         try:
             return opened, self.settings.having(opened.history.parameters)
         except UsageError:
-            opened.journal.close()
+            if opened.journal:
+                opened.journal.close()
             raise
 
     def close(self) -> None:
@@ -163,6 +206,14 @@ class Dialog:
 
     def _write(self, records: Sequence[Record], sync: bool = False) -> None:
         self._keeper.write(self.history, records, sync)
+
+
+def _seen(place: int, tokens: int, seen: Seen) -> Literal["kept", "partly", "dropped"]:
+    """Whether the model sees a message of so many tokens."""
+    lost = seen.lost.get(place, 0)
+    if place < 2 * seen.dropped or (lost and lost >= tokens):
+        return "dropped"
+    return "partly" if lost else "kept"
 
 
 def require_short(what: str, text: str) -> None:

@@ -46,6 +46,10 @@ class Latest:
         """Nothing is counted, and an answer came so: a piece is nearly always a token."""
         self._rate = self._rate or pieces / max(1, characters)
 
+    def expected(self, text: str) -> int | None:
+        """Tokens that a text is likely to make; None where nothing has been counted yet."""
+        return None if self._rate is None else round(self._rate * len(text))
+
     def fit(self, asked: Asked, most: int | None) -> Evicted | None:
         """Drop what is known not to fit with an answer of at most so many tokens. Raises DoesNotFitError where that stops."""
         if self.size is None or self._rate is None:

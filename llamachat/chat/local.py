@@ -14,12 +14,13 @@ from llamachat.chat.tree import Node, Tree
 from llamachat.chat.window import Overflow, Window
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer
+from llamachat.core.dialog import Message
 from llamachat.core.sampler import TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import THINKING
 from llamachat.engines.memory import size
 from llamachat.errors import LlamachatError, LostError, UsageError, reading
-from llamachat.events import AdapterView, Event, Stats, TextDelta, TokenView, TurnDone
+from llamachat.events import AdapterView, Event, Stats, TextDelta, TextSize, TokenView, TurnDone
 from llamachat.generation import snapshot
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import Tagger, spelled_marks, unheard
@@ -43,6 +44,7 @@ ENDS = {
     "stop": "the model ended it",
     "length": "max_tokens or the context ended it",
     "interrupt": "it was stopped",
+    "repeat": "it repeated itself",
 }
 
 
@@ -113,6 +115,13 @@ class LocalBackend:
         """See Backend: there is nothing that it does not say at once."""
         return ()
 
+    def weigh(self, text: str, system: str | None) -> TextSize:
+        """See Backend."""
+        around = [Message("system", system)] if system else []
+        room = self.cache.size - len(self.model.dialog.encode([*around, Message("user", "")])) - 1
+        tokens, counted = self.model.count(text, self.cache.size)
+        return TextSize(tokens, counted, max(room, 1), self.model.largest_context)
+
     # ---- answering ----
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
@@ -137,6 +146,7 @@ class LocalBackend:
                 settings.stop,
                 settings.max_tokens,
                 think_budget=settings.think_budget,
+                allow_loops=settings.allow_loops,
             ),
             interrupted=asked.interrupted,
             room=self.window.room,
@@ -153,6 +163,7 @@ class LocalBackend:
         tagger.add(self._detokenized(answer.begun))
         opened = "" if answer.begun else answer.opened
         yield from self.window.take_events()
+        yield from answer.reading()
         for piece in answer:
             yield from self.window.take_events()
             yield TextDelta(tagger.add(opened + piece), ids=tuple(answer.ids[told:]))
@@ -180,7 +191,8 @@ class LocalBackend:
     def seen(self, line: Sequence[Node], system: str | None) -> Seen:
         """See Backend."""
         view = self.window.view
-        return Seen(self.window.first(line), len(view.pinned) if view and view.system == system else 0)
+        pinned = len(view.pinned) if view and view.system == system else 0
+        return Seen(self.window.first(line), pinned, self.window.lost(line))
 
     def forget(self) -> None:
         self.window.forget()

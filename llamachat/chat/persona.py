@@ -3,7 +3,7 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -105,28 +105,7 @@ def _require(holds: bool, what: str, value: Any, where: str, remedy: str) -> Non
         raise ConfigError(f"{what} = {shown(value)} in {where}", "the persona cannot be used", remedy)
 
 
-class Library:
-    """The models and personas that can be asked for by name in a chat, each with a line about it."""
-
-    def models(self) -> Iterator[tuple[str, str]]:
-        """Raises ConfigError."""
-        from llamachat.models.catalog import load_catalog
-
-        yield from ((name, entry.description) for name, entry in load_catalog().entries.items())
-
-    def personas(self) -> Iterator[tuple[str, str]]:
-        """One that cannot be read is listed with the reason."""
-        for name in names():
-            try:
-                yield name, _about(load(name))
-            except LlamachatError as error:
-                yield name, str(error)
-
-    def persona(self, name: str) -> Persona:
-        """See load."""
-        return load(name)
-
-
-def _about(persona: Persona) -> str:
+def about(persona: Persona) -> str:
+    """A line for a list."""
     line = next(iter((persona.system or "").strip().splitlines()), "no system prompt")
     return line if len(line) <= 60 else line[:59] + "…"

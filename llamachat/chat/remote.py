@@ -13,8 +13,9 @@ from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, Stats, TextDelta, TokenView, TurnDone
+from llamachat.events import Event, Stats, TextDelta, TextSize, TokenView, TurnDone
 from llamachat.generation.thinking import Tagger
+from llamachat.generation.until_loop import until_loop
 from llamachat.remote.asking import NO_LOGPROBS, Address, Ended, Question, ScoredToken, ServedModel, TooLongError, Usage
 from llamachat.remote.listing import some
 from llamachat.remote.server import Server
@@ -149,6 +150,11 @@ class RemoteBackend:
         if self.model is None:
             raise UsageError(self._several(), consequence, remedy)
 
+    def weigh(self, text: str, system: str | None) -> TextSize | None:
+        """See Backend: an estimate, once the server has counted something."""
+        tokens = self._latest.expected(text)
+        return None if tokens is None else TextSize(tokens, False)
+
     # ---- answering ----
 
     def respond(self, asked: Asked, settings: Settings) -> Iterator[Event]:
@@ -180,8 +186,9 @@ class RemoteBackend:
     def _reply(self, asked: Asked, settings: Settings) -> Iterator[Event]:
         messages, tagger, tokens = self._latest.messages(asked), Tagger(TAGGED), list[ScoredToken]()
         pieces = characters = 0
+        question = self._question(messages, asked, settings)
         try:
-            for part in self.server.ask(self._question(messages, asked, settings), asked.interrupted):
+            for part in until_loop(self.server, question, asked.interrupted, settings.allow_loops):
                 if isinstance(part, Ended):
                     self._learn(part, messages, pieces, characters)
                     yield self._done(part, pieces)
@@ -218,7 +225,7 @@ class RemoteBackend:
     def _done(self, ended: Ended, pieces: int) -> TurnDone:
         """What the answer took."""
         usage = ended.usage or Usage(0, pieces)
-        if ended.usage or ended.reason != "interrupt":  # of a stopped answer no server tells
+        if ended.usage or ended.reason not in ("interrupt", "repeat"):  # of a stopped answer no server tells
             self._counts = ended.usage is not None
             self._used = usage.prompt_tokens + usage.completion_tokens if self._counts else 0
         stats = Stats(

@@ -1,20 +1,21 @@
 """A conversation that can be asked, stopped, rewound, branched, saved and tuned; a backend gives the answers."""
 
 import gc
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llamachat.chat.asked import Asked, Beginning
 from llamachat.chat.backend import Backend, adapting, drawing, require, scoring
 from llamachat.chat.export import export
-from llamachat.chat.history import message, piece
+from llamachat.chat.history import History, message, piece
 from llamachat.chat.kept_dialog import Dialog, require_short
 from llamachat.chat.recording import Stream
 from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Stats, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Forgotten, Stats, TextSize, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):
@@ -66,6 +67,10 @@ class Session(Dialog):
         """What is running, for people; "model", "weights" (scheme and size) and "engine" are always among the keys."""
         return self.backend.describe()
 
+    def weigh(self, text: str) -> TextSize | None:
+        """What a text would take of the context; None where nobody can tell."""
+        return self.backend.weigh(text, self.system)
+
     # ---- answering ----
 
     def ask(self, text: str) -> Iterator[Event]:
@@ -94,6 +99,7 @@ class Session(Dialog):
             if answer.ids is None:
                 raise UsageError("the last answer's tokens are another model's", remedy="/regen answers anew")
         self._stop_asked = False
+        self._write([], sync=True)  # a copy of what another chat has open is no file yet
         return self._stream(answer)
 
     def take_alternative(self, index: int, choice: int) -> Iterator[Event]:
@@ -156,7 +162,7 @@ class Session(Dialog):
             if stream.done:
                 self.last_stats = stream.done.stats
         assert stream.done, "a backend that does not raise ends with TurnDone"
-        yield TurnDone(stream.done.stats, stream.done.reason)
+        yield TurnDone(stream.done.stats, stream.done.reason, stream.done.exact)
 
     def _asked(self, answer: Node) -> Asked:
         return Asked(path(answer)[:-1], answer, self.system, lambda: self._stop_asked)
@@ -229,7 +235,8 @@ class Session(Dialog):
     # ---- on disk ----
 
     def load(self, name: str) -> None:
-        """Leave this dialog (it stays saved) and open another; a copy of it where another chat has it open."""
+        """Leave this dialog (it stays saved) and open another; where another chat has that open, a copy, which is saved with
+        the first question."""
         if name == self.name and self._keeper.journal is not None:
             return
         opened, settings = self._fetch(name)
@@ -244,6 +251,27 @@ class Session(Dialog):
             names = ", ".join(map(str, adapted)) if isinstance(adapted, dict) and adapted else "none"
             self._notices.append(f"this dialog was held with other adapters ({names[:200]}); /lora lists those here")
         self.backend.take_up(self.history.uid, self._tree, self._notices.append)
+
+    def new(self) -> None:
+        """Leave this dialog (it stays saved) and begin another, with the same system prompt and settings."""
+        self.close()
+        self._begin_another()
+
+    def delete(self, name: str) -> Forgotten:
+        """See Dialog; in the place of this one another begins."""
+        this = name == self.name
+        forgotten = super().delete(name)
+        if this:
+            self._begin_another()
+        return forgotten
+
+    def _begin_another(self) -> None:
+        system = self.system
+        self._keeper.leave()
+        self.history, self.last_stats = History(uid=secrets.token_hex(8)), None
+        self._adopt(self.backend, self.settings)
+        self.set_system(system)
+        self.backend.forget()
 
     def open(self, name: str) -> None:
         """`load`, or begin a dialog of this name."""

@@ -1,6 +1,6 @@
 """How a dialog is answered, whoever answers it: what /set shows and changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,11 @@ class Settings:
     stop: Sequence[str] = ()  # texts that end an answer
     think: str = "auto"  # before an answer: one of THINKING
     think_budget: int | None = None  # tokens of a thought, at which it is ended; None: as many as it takes
+    allow_loops: bool = False  # not to end an answer that goes round in circles
 
     def parameters(self) -> Mapping[str, object]:
         """What can be set by name, with the current values."""
-        own = ("max_tokens", "think", "think_budget")
+        own = ("max_tokens", "think", "think_budget", "allow_loops")
         return {
             **{name: getattr(self.sampling, name) for name in _names(self.sampling)},
             **{name: getattr(self, name) for name in own},
@@ -33,7 +34,7 @@ class Settings:
         known = self.parameters()
         if name not in known:
             raise UsageError(f"there is no parameter {name!r}", remedy=f"known: {', '.join(known)}")
-        return self.having({**known, name: text.strip().lower() if name == "think" else _number(name, text)})
+        return self.having({**known, name: _KINDS.get(name, _number)(name, text)})
 
     def having(self, parameters: Mapping[str, Any]) -> "Settings":
         """With these values; what nobody sets in a dialog stays. Raises UsageError for impossible ones."""
@@ -45,8 +46,11 @@ class Settings:
             raise UsageError(f"think_budget cannot be {shown(budget)}", remedy="give a whole number, or none")
         if think not in [*THINKING]:
             raise UsageError(f"think cannot be {shown(think)}", remedy=f"give one of {', '.join(THINKING)}")
+        loops = parameters.get("allow_loops", self.allow_loops)
+        if not isinstance(loops, bool):
+            raise UsageError(f"allow_loops cannot be {shown(loops)}", remedy="give on or off")
         sampling = self.sampling_of(parameters)
-        return replace(self, sampling=sampling, max_tokens=limit, think=think, think_budget=budget)
+        return replace(self, sampling=sampling, max_tokens=limit, think=think, think_budget=budget, allow_loops=loops)
 
     def sampling_of(self, parameters: Mapping[str, Any]) -> SamplingParams:
         """How an answer was drawn that was given with these values."""
@@ -74,3 +78,22 @@ def _number(name: str, text: str) -> Any:
         except ValueError:
             continue
     raise UsageError(f"{name} cannot be {text!r}", remedy="give a number, or none")
+
+
+def _word(name: str, text: str) -> str:
+    return text.strip().lower()
+
+
+def switched(name: str, text: str) -> bool:
+    """Of "on" and "off". Raises UsageError."""
+    found = SWITCH.get(text.strip().lower())
+    if found is None:
+        raise UsageError(f"{name} cannot be {text!r}", remedy="give on or off")
+    return found
+
+
+SWITCH = {"on": True, "true": True, "off": False, "false": False}
+_KINDS: Mapping[str, Callable[[str, str], Any]] = {
+    "think": _word,
+    "allow_loops": switched,
+}  # of those that are no numbers

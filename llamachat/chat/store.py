@@ -1,94 +1,68 @@
 """Dialogs on disk: one append-only file of JSON lines each, readable by its owner only, held by one chat at a time."""
 
-import json
-import os
+import difflib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamachat.chat.history import Record
-from llamachat.chat.tree import first_line
-from llamachat.errors import FormatError, UsageError, reading
-from llamachat.events import SavedDialog
+from llamachat.chat import glance, input_history
+from llamachat.chat.history import History, mend, replay
+from llamachat.chat.journal import SUFFIX, Journal, is_whole_record, lines_of, tail_of
+from llamachat.errors import UsageError
+from llamachat.events import Forgotten, Found, SavedDialog
+from llamachat.generation import kept
 from llamachat.system import private
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-MAX_LINE = 64 << 20  # bytes; a message has at most MAX_TEXT characters, of at most 12 bytes each
-MAX_TEXT = 4 << 20
-MAX_NAME = 80  # characters
-SUFFIX = ".jsonl"
-
-
-class Journal:
-    """A dialog's file, open at its end and locked. A line is on disk whole or not at all.
-
-    `torn`: bytes of half a record that a crash had left at its end; they are cut off.
-    """
-
-    torn = 0
-
-    def __init__(self, path: Path, lock: "BaseFileLock", end: int = 0) -> None:
-        self.path, self.lock, self._end = path, lock, end
-        self._waiting = b""  # lines that found no room on the disk; they go with the next ones
-        self._file = private.opened(path, os.O_WRONLY | os.O_APPEND)
-        os.ftruncate(self._file, end)
-
-    @property
-    def name(self) -> str:
-        return self.path.name.removesuffix(SUFFIX)
-
-    def end_line(self) -> None:
-        """End the line that the file ends in; what is appended begins a new one."""
-        self._waiting = b"\n"
-        self.append([])
-
-    def append(self, records: Iterable[Record], sync: bool = False) -> OSError | None:
-        """Write them behind the others; `sync`: and wait until the disk has them. Returns what was in the way, if anything."""
-        self._waiting += b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        try:
-            while self._waiting:
-                written = os.write(self._file, self._waiting)
-                self._end, self._waiting = self._end + written, self._waiting[written:]
-            if sync:
-                os.fsync(self._file)
-        except OSError as error:
-            self._take_back_half_a_line()
-            return error
-        return None
-
-    def _take_back_half_a_line(self) -> None:
-        """So that the file ends with a line even where the disk filled up in the middle of one."""
-        if self._waiting.startswith(b"\n"):  # the last record is whole, and its newline still to come
-            return
-        with suppress(OSError):
-            data = _tail(self.path, self._end)
-            self._end -= len(data)
-            self._waiting = data + self._waiting
-            os.ftruncate(self._file, self._end)
-
-    def close(self) -> None:
-        os.close(self._file)
-        self.lock.release()
+MAX_NAME = 80  # bytes
+LOCKS = ".locks"
 
 
 class Archive:
     """The folder of all dialogs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, typed: Path | None = None) -> None:
+        """`typed`: the input history, from which a dialog's questions go with it."""
+        self.folder, self._typed = folder, typed
+        self._seen: dict[Path, tuple[tuple[int, int], SavedDialog]] = {}  # by time and size of the file
+
+    # ---- looking ----
 
     def saved(self) -> list[SavedDialog]:
         """All of them, the latest first."""
         found = list[SavedDialog]()
         for path in self.folder.glob("*" + SUFFIX):
             with suppress(OSError):  # somebody just removed it, or it cannot be read
-                found.append(_glance(path))
+                found.append(self._glance(path))
         return sorted(found, key=lambda each: (each.modified, each.name), reverse=True)
+
+    def about(self, name: str) -> SavedDialog:
+        """What a list tells of a dialog. Raises UsageError where there is none, and OSError."""
+        return self._glance(self._there(name))
+
+    def look(self, name: str) -> tuple[SavedDialog, History]:
+        """A dialog as it is on disk now; nothing is written. Raises UsageError, FormatError and OSError."""
+        about, history = self.about(name), replay(*self.read(name))
+        mend(history)
+        return about, history
+
+    def search(self, text: str) -> Iterator[Found]:
+        """Lines that have this text in them, in whatever case; the latest dialog first."""
+        for dialog in self.saved():
+            with suppress(OSError):
+                yield from glance.search(self._path(dialog.name), text)
+
+    def _glance(self, path: Path) -> SavedDialog:
+        status = path.stat()
+        state = status.st_mtime_ns, status.st_size
+        if self._seen.get(path, ((0, 0), None))[0] != state:
+            self._seen[path] = state, glance.glance(path)
+        return self._seen[path][1]
 
     def latest(self) -> str | None:
         """The name of the one that was changed last."""
@@ -100,9 +74,8 @@ class Archive:
 
     def model_of(self, name: str) -> str | None:
         """The model that a dialog was last held with; None where there is no such dialog, or none that can be read."""
-        path = self._path(name)
-        with suppress(OSError):
-            return _glance(path).model or None
+        with suppress(OSError, UsageError):
+            return self.about(name).model or None
         return None
 
     def exists(self, name: str) -> bool:
@@ -131,17 +104,15 @@ class Archive:
 
     def read(self, name: str) -> tuple[Iterator[tuple[int, bytes]], str]:
         """Its numbered lines, and what errors call the file; half a record at its end is left out."""
-        path = self._path(name)
-        if not path.exists():
-            raise UsageError(f"there is no dialog called {name}", remedy="/sessions lists them")
-        return _lines(path), str(path)
+        path = self._there(name)
+        return lines_of(path), str(path)
 
     def reopen(self, name: str, lock: "BaseFileLock") -> Journal:
         """Its file, to write on behind its last whole record, on a new line. Raises OSError."""
         path = self._path(name)
         size = path.stat().st_size
-        tail = _tail(path, size)
-        if _is_whole(tail):
+        tail = tail_of(path, size)
+        if is_whole_record(tail):
             journal = Journal(path, lock, size)
             journal.end_line()
             return journal
@@ -157,8 +128,62 @@ class Archive:
         except OSError:
             lock.release()
             raise
-        journal.lock.release()
+        self._let_go(journal.name, journal.lock)
         journal.path, journal.lock = path, lock
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a dialog that nobody has open. Raises UsageError where that cannot be, and OSError."""
+        path, lock = self._there(name), self._held(name, "it keeps its name")
+        try:
+            free = self._free(to)
+            try:
+                path.rename(self._path(to))
+            finally:
+                free.release()
+        except BaseException:
+            lock.release()
+            raise
+        self._let_go(name, lock)
+
+    def require_free(self, name: str) -> None:
+        """Raises UsageError where there is no dialog of this name, or another chat has it open."""
+        self._there(name)
+        self._held(name, "nothing was deleted").release()
+
+    def remove(self, name: str) -> Forgotten:
+        """Delete a dialog, its keys and values, and its questions in the input history. Raises UsageError where there is
+        none or another chat has it open, and OSError."""
+        self._there(name)
+        return self._delete(name, self._held(name, "nothing was deleted"))
+
+    def discard(self, journal: Journal) -> Forgotten:
+        """`remove`, for the dialog that is open here. Raises OSError."""
+        journal.close_file()
+        return self._delete(journal.name, journal.lock)
+
+    def _delete(self, name: str, lock: "BaseFileLock") -> Forgotten:
+        path = self._path(name)
+        try:
+            uid, asked = glance.identity(path), {*glance.questions(path)} if self._typed else set()
+            path.unlink()
+        except BaseException:
+            lock.release()
+            raise
+        self._let_go(name, lock)
+        typed = input_history.forget(self._typed, asked) if self._typed else 0
+        return Forgotten(name, kept.forget(f"dialog {uid}") if uid else 0, typed)
+
+    def _let_go(self, name: str, lock: "BaseFileLock") -> None:
+        """Of a name that is no longer used. What is unlinked while it is held nobody else can take to be theirs."""
+        (self.folder / LOCKS / name).unlink(missing_ok=True)
+        lock.release()
+
+    def _held(self, name: str, consequence: str) -> "BaseFileLock":
+        """Raises UsageError where another chat has it."""
+        lock = self.hold(name)
+        if lock is None:
+            raise UsageError(f"another chat has {name} open", consequence, "leave that chat first")
+        return lock
 
     def hold(self, name: str) -> "BaseFileLock | None":
         """The lock of this name; None where another chat has it. Raises OSError."""
@@ -166,7 +191,7 @@ class Archive:
 
         self._path(name)
         private.folder(self.folder)
-        file = private.folder(self.folder / ".locks") / name
+        file = private.folder(self.folder / LOCKS) / name
         lock = FileLock(file, mode=private.FILE, thread_local=False)  # opened in one thread, left in another
         try:
             lock.acquire(blocking=False)
@@ -183,6 +208,16 @@ class Archive:
             raise taken(name)
         return lock
 
+    def _there(self, name: str) -> Path:
+        """The file of a dialog. Raises UsageError where there is none."""
+        path = self._path(name)
+        if not path.exists():
+            names = [_name(each) for each in self.folder.glob("*" + SUFFIX)]
+            near = difflib.get_close_matches(name, names, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "/sessions or `llamachat sessions list` lists them"
+            raise UsageError(f"there is no dialog called {name}", remedy=remedy)
+        return path
+
     def _path(self, name: str) -> Path:
         check_name(name)
         return self.folder / (name + SUFFIX)
@@ -190,7 +225,13 @@ class Archive:
 
 def taken(name: str) -> UsageError:
     """The error for a name that another dialog has."""
-    return UsageError(f"there is a dialog called {name} already", remedy="take another name, or /load it")
+    return UsageError(f"there is a dialog called {name} already", remedy="take another name")
+
+
+def not_all_deleted(name: str, error: OSError) -> UsageError:
+    """The error for a dialog of which something may still be there."""
+    cause = f"{error.filename or name}: {error.strerror}"
+    return UsageError(cause, f"something of {name} is still there", "delete it yourself; /show data says where it lies")
 
 
 def check_name(name: str) -> None:
@@ -215,50 +256,3 @@ def _numbered(name: str) -> Iterator[str]:
 
 def _name(path: Path) -> str:
     return path.name.removesuffix(SUFFIX)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Its whole lines, numbered from 1, the last one even where only its newline is missing. Raises FormatError for one
-    that is too long."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE):
-            number += 1
-            if line.endswith(b"\n"):
-                yield number, line
-            elif len(line) == MAX_LINE:
-                raise FormatError(f"{path}, line {number}, is too long", "the dialog was not opened", "repair the line")
-            elif _is_whole(line):
-                yield number, line
-
-
-def _is_whole(tail: bytes) -> bool:
-    """Whether what stands behind the last newline is a record and not a part of one (which is never JSON)."""
-    with suppress(ValueError, RecursionError):
-        return isinstance(json.loads(tail), dict)
-    return False
-
-
-def _tail(path: Path, end: int) -> bytes:
-    """What stands behind the last newline."""
-    with path.open("rb") as file:
-        start = max(0, end - MAX_LINE)
-        file.seek(start)
-        return file.read(end - start).rpartition(b"\n")[2]
-
-
-def _glance(path: Path) -> SavedDialog:
-    """What a list shows of a dialog, without making it; damaged lines are for whoever opens it."""
-    questions, title, model = 0, "", ""
-    with suppress(FormatError):
-        for _, line in _lines(path):
-            if not line.startswith((b'{"type": "message"', b'{"type": "model"')):
-                continue
-            with suppress(FormatError), reading(path):
-                record = json.loads(line)
-                if record["type"] == "model":
-                    model = str(record["name"])
-                elif record["role"] == "user":
-                    questions += 1
-                    title = title or first_line(record["text"])[:200]
-    return SavedDialog(_name(path), path.stat().st_mtime, questions, title, model)

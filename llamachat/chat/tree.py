@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llamachat.chat.titles import first_line, title
 from llamachat.core.dialog import Message
 from llamachat.core.thoughts import TAGGED
 from llamachat.errors import UsageError
-from llamachat.events import Branch, FinishReason
+from llamachat.events import Branch, Exchange, FinishReason
+from llamachat.system.enclosed import parted
 
 Speaker = Literal["user", "assistant"]
 
@@ -112,9 +114,8 @@ class Tree:
         line = path(end)
         shared = next((i for i, (a, b) in enumerate(zip(line, active, strict=False)) if a is not b), None)
         shared = min(len(line), len(active)) if shared is None else shared
-        return Branch(
-            end.id, end is self.active, len(line) // 2, first_line(line[-2].text) if line else "", shared // 2
-        )
+        asked, answered = (title(line[-2].text), first_line(line[-1].said)) if line else ("", "")
+        return Branch(end.id, end is self.active, len(line) // 2, asked, shared // 2, answered)
 
 
 def path(node: Node) -> list[Node]:
@@ -126,6 +127,12 @@ def path(node: Node) -> list[Node]:
     return found[::-1]
 
 
-def first_line(text: str) -> str:
-    """What stands for a message in a list."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def exchanges(node: Node) -> list[Exchange]:
+    """Questions and answers of the line that ends here."""
+    line = path(node)
+    return [_exchange(number, *pair) for number, pair in enumerate(zip(line[::2], line[1::2], strict=False), 1)]
+
+
+def _exchange(number: int, asked: Node, answer: Node) -> Exchange:
+    words, attached = parted(asked.text)
+    return Exchange(number, words, attached, answer.thought.strip(), answer.said, answer.reason)

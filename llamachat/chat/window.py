@@ -40,6 +40,7 @@ class Kept:
 
     node: Node
     ids: list[int]
+    gone: int = 0  # tokens of its start that had to go
 
 
 @dataclass
@@ -101,6 +102,13 @@ class Window:
         nodes = [each.node for each in self.view.kept[:1]] if self.view else []
         return path.index(nodes[0]) // 2 if nodes and nodes[0] in path else 0
 
+    def lost(self, line: Sequence[Node]) -> dict[int, int]:
+        """Tokens that have gone from the start of this line's messages, by their place in it."""
+        view = self.view
+        nodes = [(each.node, each.gone) for each in view.kept] if view else []
+        nodes += [(self.answering, view.gone)] if view and self.answering else []
+        return {line.index(node): gone for node, gone in nodes if gone and node in line}
+
     def room(self, count: int) -> bool:
         """For `generate`: make room for so many tokens more; False where there is none."""
         if self.overflow == "roll":
@@ -140,6 +148,7 @@ class Window:
             "kept": kept,
             "opened": view.opened,
             "gone": view.gone,
+            "begun": [each.gone for each in view.kept],
             "thinking": view.thinking,
             "answer": self.answering.id,
             "said": _digest([*(each.node for each in view.kept), self.answering]),
@@ -155,8 +164,9 @@ class Window:
         if state["said"] != _digest([*found, answer]):
             raise ValueError
         kept, at = list[Kept](), self.cache.pinned
-        for node, (_, count) in zip(found, state["kept"], strict=True):
-            kept.append(Kept(node, log[at : at + count]))
+        begun = state.get("begun") or [0] * len(found)
+        for node, (_, count), gone in zip(found, state["kept"], begun, strict=True):
+            kept.append(Kept(node, log[at : at + count], int(gone)))
             at += count
         _count(kept)
         pinned = log[: self.cache.pinned]
@@ -192,7 +202,7 @@ class Window:
         kept = kept + [Kept(node, ids) for node, ids in zip(new, turns, strict=False)]
         _count(kept[same:])
         if old.gone and closed:  # without its beginning
-            kept[same].ids = kept[same].ids[old.gone :]
+            kept[same].ids, kept[same].gone = kept[same].ids[old.gone :], old.gone
         return View(system, old.pinned, kept, turns[-1], 0 if new else old.gone, wanted)
 
     def _alike(self, system: str | None, *thinking: bool | None) -> bool:
@@ -314,6 +324,7 @@ class Window:
         """So many tokens of the one turn that is left, from its start, are gone."""
         question = view.kept[0]
         view.gone += max(0, count - len(question.ids))
+        question.gone += min(count, len(question.ids))
         question.ids = question.ids[count:]
         self._tell(Evicted(0, count, self.overflow == "refill"))
 
@@ -364,7 +375,7 @@ def _digest(nodes: Sequence[Node]) -> str:
 
 def _count(kept: Sequence[Kept]) -> None:
     for each in kept:
-        each.node.tokens = len(each.ids)
+        each.node.tokens = len(each.ids) + each.gone
 
 
 def _does_not_fit(what: str, count: int, size: int) -> DoesNotFitError:

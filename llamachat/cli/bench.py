@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from llamachat.cli.loading import note
-from llamachat.cli.options import AUTO, EngineName
+from llamachat.cli.options import AUTO, DtypeName, EngineName
 from llamachat.errors import UsageError
 
 ALONE = "without adapters"
@@ -44,7 +44,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Medians are of so many.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = AUTO,
-    dtype: Annotated[str | None, typer.Option(help="Of the torch engine: float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="What torch computes in.")] = DtypeName.auto,
     kv_bits: Annotated[int | None, typer.Option(help="8, 16 or 32.")] = None,
     lora: Annotated[
         list[str] | None,
@@ -75,7 +75,7 @@ def bench(
     from llamachat.models.load import check_options
 
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    check_options(None, kv_bits, dtype, threads)
+    check_options(None, kv_bits, None, threads)
     if shape and model:
         raise UsageError("--model and --shape were both given", remedy="give one of them")
     if lora and shape:
@@ -85,7 +85,12 @@ def bench(
     for line in catalog.resolve(model).notes if model else ():
         note(f"note: {line}")
     work = Work(prompt, decode, depth)
-    ours = {"engine": engine.value, "dtype": dtype, "kv_bits": kv_bits, "profile": profile}
+    ours = {
+        "engine": engine.value,
+        "dtype": None if dtype == "auto" else dtype.value,
+        "kv_bits": kv_bits,
+        "profile": profile,
+    }
     random = {"shape": shape.value, "scheme": scheme.value} if shape else {}
     specs = [Spec("llamachat", threads, work.context, model, **ours, **random)]  # type: ignore[arg-type]
     if lora or lora_rank:

@@ -1,12 +1,14 @@
 """`llamachat chat`: from its flags to a session on the screen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
+from llamachat.cli.asking import asked
 from llamachat.cli.loading import given_system, load_model, obtain, think_of
 from llamachat.cli.options import DIALOG, SCREEN, Options, ThemeName, Think, flag, with_options
 from llamachat.cli.serving import as_saved, chosen
@@ -15,10 +17,13 @@ from llamachat.errors import CatalogError, UsageError
 
 if TYPE_CHECKING:
     from llamachat.chat.backend import Backend, Wanted
+    from llamachat.chat.library import Library
     from llamachat.chat.persona import Persona
     from llamachat.chat.session import Session
     from llamachat.chat.store import Archive
+    from llamachat.events import Exchange, SavedDialog
     from llamachat.models.catalog import ModelEntry
+    from llamachat.models.fetch.verified import Progress
     from llamachat.models.load import LoadedModel
     from llamachat.ui.app import Watch
 
@@ -27,11 +32,15 @@ if TYPE_CHECKING:
 def chat(
     ctx: typer.Context,
     options: Options,
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUESTION]", help="Ask this at once. Off a terminal: with the text on stdin, alone."),
+    ] = None,
     persona: Annotated[
         str | None,
         flag("--persona", help="A manner of answering: see /help persona.", panel=DIALOG, autocompletion=personas),
     ] = None,
-    continued: Annotated[bool, flag("--continue", help="Go on with the latest dialog.", panel=DIALOG)] = False,
+    continued: Annotated[bool, flag("--continue", "-c", help="Go on with the latest dialog.", panel=DIALOG)] = False,
     session: Annotated[
         str | None,
         flag(
@@ -51,9 +60,9 @@ def chat(
     ),
     vi: Annotated[bool, flag("--vi", help="Edit with the keys of vi.", panel=SCREEN)] = False,
 ) -> None:
-    """Chat in the terminal (also: `llamachat` alone)."""
-    from llamachat import paths
-    from llamachat.chat.persona import Library, load
+    """Chat in the terminal; `llamachat` alone and `llamachat "question"` do it, too."""
+    from llamachat.chat.persona import load
+    from llamachat.chat.places import dialogs, input_history
     from llamachat.chat.store import Archive
     from llamachat.system.mapped import guard
     from llamachat.ui import app as ui
@@ -61,7 +70,7 @@ def chat(
     manner = load(persona) if persona else None
     if manner:
         options = as_persona(options, manner, ctx)
-    archive = None if no_history else Archive(paths.data_dir() / "sessions")
+    archive = None if no_history else Archive(dialogs(), input_history())
     name = _dialog(archive, continued, session)
     if manner and archive and name and archive.exists(name):
         raise UsageError(
@@ -70,21 +79,25 @@ def chat(
     if archive and name and not _typed(ctx, "model"):
         options = _as_held(ctx, options, archive.model_of(name))
     system = given_system(options)
-    watch = ui.Watch() if ui.redraws() else None
+    first = asked(ctx, question or ())
+    watch, behind = ui.Watch(), ui.redraws()
     entry = chosen(ctx, options)
-    if watch is None and not _host(entry):
+    if not (behind or _host(entry)):
         obtain(options, entry)
-    opened = _Opening(options, ctx, entry, watch, archive, name, manner, system, keep=not no_history)
+    opened = _Opening(options, ctx, entry, watch, behind, archive, name, manner, system, keep=not no_history)
 
     guard()  # while the terminal is as it was found
-    history = None if no_history else paths.state_dir() / "history"
+    history = None if no_history else input_history()
+    returned = _left_off(archive, name) if archive and name and archive.exists(name) else None
     try:
         code = ui.run(
             opened.start,
             model=_called(entry),
+            question=first,
             watch=watch,
             history_file=history,
-            library=Library(),
+            returned=returned,
+            library=opened.library,
             theme=theme.value,
             plain=plain,
             think=options.show_thinking,
@@ -104,7 +117,8 @@ class _Opening:
     options: Options
     ctx: typer.Context
     entry: "ModelEntry"
-    watch: "Watch | None"
+    watch: "Watch"
+    behind: bool  # the prompt, which is there while the model loads
     archive: "Archive | None"
     name: str | None  # of a saved dialog
     manner: "Persona | None"
@@ -126,9 +140,9 @@ class _Opening:
             snapshots=self.keep,
             context=options.ctx_size,
             offline=options.offline,
-            asks=self.watch is not None,
+            asks=self.behind,
         )
-        if self.watch and _host(self.entry):
+        if _host(self.entry):
             self.watch.line = f"asking {_host(self.entry)} …"
         backend = opened(wanted)
         self.session = chat = Session(
@@ -139,38 +153,68 @@ class _Opening:
                 options.stop,
                 think_of(options, self.entry),
                 options.think_budget,
+                options.allow_loops,
             ),
             backend.system if self.system is None else self.system,
             archive=self.archive,
-            another=partial(_another, wanted, backend if _host(self.entry) else None),
+            another=partial(self._another, wanted, backend if _host(self.entry) else None),
         )
         if self.name:
             chat.open(self.name)
             _typed_again(chat, options, self.system, self.ctx)
         if self.manner and self.manner.messages and all(turn.role == "system" for turn in chat.turns()):
             chat.begin(self.manner.said)
+        self._welcome()
         return chat
+
+    def _welcome(self) -> None:
+        """At the first starts, at a terminal, what the default model is."""
+        from llamachat.chat import first_starts
+        from llamachat.ui.app import at_terminal
+
+        if at_terminal() and not self.name and (line := first_starts.hint(self.entry, self.library, self.keep)):
+            self.watch.notes.append(line)
+
+    @cached_property
+    def library(self) -> "Library":
+        """What /model and its kin know; a model that is fetched for them is made what is to run, as at the start."""
+        from llamachat.chat.library import Library
+
+        options = self.options
+        room = options.ctx_size, options.kv_bits
+        return Library(self._obtain, *room, offline=options.offline, force=options.force)
+
+    def _obtain(self, entry: "ModelEntry", progress: "Progress") -> None:
+        from llamachat.models.load import obtain as obtain_files
+        from quantize.prepare import prepare
+
+        options = self.options
+        given = options.ctx_size, options.kv_bits, options.offline, options.force
+        obtain_files(entry, *given, progress, prepare)
+
+    def _another(self, wanted: "Wanted", server: "Backend | None", name: str) -> "Backend":
+        """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with. A
+        model that ran here is not held: its memory and its processes go with it."""
+        from llamachat.chat import first_starts
+        from llamachat.chat.backend import opened
+        from llamachat.models import catalog
+
+        try:
+            entry = catalog.resolve(name)
+        except CatalogError:
+            if (sibling := server and server.sibling(name)) is None:
+                raise
+            return sibling
+        backend = opened(replace(wanted, entry=entry, context=None))
+        if self.keep:
+            first_starts.settle()
+        return backend
 
     def _load(self, entry: "ModelEntry") -> "LoadedModel":
         """--lora is of the first model alone."""
         if entry is not self.entry:
             return load_model(replace(self.options, lora=[]), entry)
-        return _watched(self.options, entry, self.watch) if self.watch else load_model(self.options, entry)
-
-
-def _another(wanted: "Wanted", server: "Backend | None", name: str) -> "Backend":
-    """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with. A model
-    that ran here is not held: its memory and its processes go with it."""
-    from llamachat.chat.backend import opened
-    from llamachat.models import catalog
-
-    try:
-        entry = catalog.resolve(name)
-    except CatalogError:
-        if (sibling := server and server.sibling(name)) is None:
-            raise
-        return sibling
-    return opened(replace(wanted, entry=entry, context=None))
+        return _watched(self.options, entry, self.watch) if self.behind else load_model(self.options, entry)
 
 
 def _host(entry: "ModelEntry") -> str:
@@ -209,11 +253,22 @@ def _dialog(archive: "Archive | None", continued: bool, session: str | None) -> 
     return name
 
 
+def _left_off(archive: "Archive", name: str) -> "tuple[SavedDialog, Sequence[Exchange]]":
+    """What is shown of a saved dialog before its model is there. Raises UsageError, FormatError."""
+    from llamachat.chat.tree import exchanges
+
+    try:
+        about, history = archive.look(name)
+    except OSError as error:
+        raise UsageError(f"the dialog {name} cannot be opened: {error.strerror}") from error
+    return about, exchanges(history.tree.active)
+
+
 def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typer.Context) -> None:
     """What was typed goes before what a saved dialog was held with."""
     if _typed(ctx, "system") or _typed(ctx, "system_file"):
         chat.set_system(system)
-    own = {name: getattr(options, name) for name in ("max_tokens", "think", "think_budget")}
+    own = {name: getattr(options, name) for name in ("max_tokens", "think", "think_budget", "allow_loops")}
     for name, value in {**options.sampling(), **own}.items():
         if _typed(ctx, name):
             chat.set_parameter(name, str(value))
@@ -229,7 +284,8 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
 
     if plan := fit.entry_plan(entry, options.ctx_size, options.kv_bits):
         watch.plan = memory.describe(plan)
-    obtain_files(entry, options.ctx_size, options.kv_bits, options.offline, options.force, watch.progress, prepare)
+    given = options.ctx_size, options.kv_bits, options.offline, options.force
+    obtain_files(entry, *given, watch.progress, prepare, watch.note)
     if options.compiles:
         prepare_native(watch.note)
     watch.line = ""

@@ -171,7 +171,17 @@ class _Wanted:
         interrupted = count_interrupts()
         system = self.entry.system if self.system is None else self.system
         settings = self._settings()
-        return ServedCompleter(server, name, settings, system, self.raw, lambda: bool(interrupted), _say, self.followed)
+        return ServedCompleter(
+            server,
+            name,
+            settings,
+            system,
+            self.raw,
+            lambda: bool(interrupted),
+            _say,
+            self.followed,
+            allow_loops=self.options.allow_loops,
+        )
 
     def _settings(self) -> "Question":
         from llamachat.core.sampling import SamplingParams
@@ -214,6 +224,8 @@ def _tell_end(reply: "Reply", verbose: bool, served: bool) -> None:
     if reply.all_thought and reply.reason == "length":
         remedy = "try --think off" if served else "give a --think-budget below it"
         note(f"note: the tokens ended within the thought; raise --max-tokens, or {remedy}")
+    if reply.reason == "repeat":
+        note("note: the answer said the same over and over, and was ended; --allow-loops lets it go on")
     if verbose:
         stats = reply.stats()
         note(f"{stats.completion_tokens} tokens, {stats.decode_tok_s:.1f} tok/s, {reply.reason}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llamachat.cli import defaults, epilogs
-from llamachat.errors import UsageError
+from llamachat.errors import CatalogError, UsageError
 from llamachat.system.sanitise import sanitise, sanitise_line
 
 
@@ -102,7 +102,10 @@ def _find(name: str, value: Any, chat: Any) -> None:
     from llamachat.models import catalog
 
     if name == "model" and not _effective("server", chat)[0]:
-        catalog.resolve(value)
+        try:
+            catalog.resolve(value)
+        except CatalogError as error:
+            raise UsageError(str(error)) from error
     elif name == "persona":
         persona.load(value)
 

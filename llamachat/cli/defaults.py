@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from llamachat import paths
+from llamachat.cli.wording import allowed
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 from llamachat.system import private
 from llamachat.system.textfile import read_settings
@@ -78,7 +79,10 @@ def check(key: str, value: Any, chat: Any, where: str) -> Any:
 
 
 def convert(key: str, typed: Any, chat: Any, where: str = "") -> Any:
-    """The flag's value for what could be typed after it (a list of that where it may be repeated). Raises ConfigError."""
+    """The flag's value for what could be typed after it (a list of that where it may be repeated).
+
+    Raises ConfigError for a file's (`where`), else UsageError.
+    """
     known = keys_of(chat.command)
     if key not in known:
         raise unknown(key, known, where)
@@ -86,16 +90,25 @@ def convert(key: str, typed: Any, chat: Any, where: str = "") -> Any:
         parsed = known[key].process_value(chat, typed)
         check_meaning(known[key].name, parsed)
     except (TyperException, LlamachatError) as error:
-        said = error.format_message() if isinstance(error, TyperException) else str(error)
-        given = key if key in SECRET else f"{key} = {_shown(typed)}"
-        raise ConfigError(f"{given} {where}".rstrip() + f": {said}", _consequence(where)) from error
+        raise _wrong(key, typed, known[key], error, where) from error
     return parsed
+
+
+def _wrong(key: str, typed: Any, flag: Any, error: Exception, where: str) -> LlamachatError:
+    """The error for a value that a flag does not take: a file's fault, or where no file is named the command line's."""
+    given = (key if key in SECRET else f"{key} = {_shown(typed)}") + f" {where}" * bool(where)
+    said = f" is not {allowed(flag)}" if isinstance(error, TyperException) else f": {error}"
+    return _kind_of_error(where)(given + said, _consequence(where))
+
+
+def _kind_of_error(where: str) -> type[LlamachatError]:
+    return ConfigError if where else UsageError
 
 
 def unknown(key: str, known: Mapping[str, Any], where: str = "") -> LlamachatError:
     near = difflib.get_close_matches(key[:100].replace("_", "-"), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "`llamachat config` lists the keys"
-    return ConfigError(f"unknown key {_shown(key)} {where}".rstrip(), _consequence(where), hint)
+    return _kind_of_error(where)(f"unknown key {_shown(key)} {where}".rstrip(), _consequence(where), hint)
 
 
 def _consequence(where: str) -> str:

@@ -13,13 +13,18 @@ TEXTS = (
 )
 ROOT = examples(
     ("llamachat", "chat with the default model"),
-    ("llamachat -m llama-3.2-1b", "with another"),
+    ("llamachat 'Name three moons.'", "with a first question"),
+    ("llamachat -c", "go on with the latest dialog"),
+    ("llamachat -m llama-3.2-1b", "with another model"),
     ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
     ("llamachat models list", "what there is, and what would fit"),
+    ("llamachat sessions list", "dialogs to go on with, search or delete"),
     ("llamachat COMMAND --help", "flags and examples of a command"),
-    note=CODES,
+    note=f"run, pull, ls, list, show and rm do what ollama's do.\n\n{CODES}",
 )
 CHAT = examples(
+    ("llamachat 'Name three moons.'", "with a first question"),
+    ("git diff | llamachat 'What changed?'", "off a terminal one answer: stdin follows the question"),
     ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
     ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
@@ -27,6 +32,11 @@ CHAT = examples(
     ("llamachat --server http://localhost:8080 -m NAME", "over an OpenAI-compatible server"),
     ("llamachat --persona pirate", "see /help persona in a chat"),
     ("llamachat chat < questions.txt", "off a terminal each line is a message"),
+    note=f"{DEFAULTS}\n\n{CODES}",
+)
+RUN = examples(
+    ("llamachat run llama-3.2-1b", "as llamachat -m llama-3.2-1b"),
+    ("llamachat run llama-3.2-1b Name three moons.", "with a first question"),
     note=f"{DEFAULTS}\n\n{CODES}",
 )
 COMPLETE = examples(
@@ -94,11 +104,32 @@ BENCH = examples(
     note=CODES,
 )
 LIST = examples(("llamachat models list", ""), ("llamachat models list --json | jq -r '.[].name'", ""), note=CODES)
-SHOW = examples(("llamachat models show smollm2-135m", ""), ("llamachat models show ./model.gguf", ""), note=CODES)
+SEARCH = examples(
+    ("llamachat models search qwen3 4b", ""),
+    ("llamachat -m hf:Qwen/Qwen3-4B-GGUF", "chat with one: the best quant that fits"),
+    ("llamachat models search llama --json | jq -r '.[].reference'", ""),
+    note=f"runs: whether its architecture is one of ours, by what the hub says.\n\n{CODES}",
+)
+SHOW = examples(
+    ("llamachat models show smollm2-135m", ""),
+    ("llamachat models show hf:owner/repo", "the quants that it has"),
+    ("llamachat models show ./model.gguf", ""),
+    note=CODES,
+)
 PULL = examples(
     ("llamachat models pull llama-3.2-1b", "again to go on where it broke off"),
-    ("llamachat models pull hf:owner/repo/model-Q4_0.gguf@main", "a file of a Hugging Face repository"),
+    ("llamachat models pull hf:owner/repo", "of a hub's repository the best quant that fits"),
+    ("llamachat models pull hf:owner/repo:Q4_K_M", "or this one; hf.co/owner/repo:Q4_K_M and pages' addresses too"),
+    ("llamachat models pull hf:owner/repo/model-Q4_0.gguf@main", "or one file, at a revision"),
     note=CODES,
 )
 REMOVE = examples(("llamachat models rm llama-3.2-1b", ""), note=CODES)
 CACHE = examples(("llamachat models cache", ""), ("llamachat models cache --clear", ""), note=CODES)
+SESSIONS = examples(
+    ("llamachat sessions list", "the latest first; -c goes on with it"),
+    ("llamachat sessions search sourdough", "questions and answers of all dialogs"),
+    ("llamachat sessions show work | less", ""),
+    ("llamachat sessions export work work.md", "or work.json"),
+    ("llamachat sessions rm work", "with its keys and values, and its questions in the input history"),
+    note=CODES,
+)

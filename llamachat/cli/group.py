@@ -1,34 +1,56 @@
-"""What `llamachat` alone means, and the order of its commands."""
+"""What `llamachat` alone, with flags or with a question means, and the order of its commands."""
 
 from typing import Any
 
 import typer.core
 
+from llamachat.cli.asking import UNNAMED, check_word
 from llamachat.cli.defaults import chat_context
 
-ORDER = (  # those for every day first
-    "chat", "complete", "classify", "tag", "extract", "embed", "models", "config", "quantize", "eval", "bench",
+ORDER = (  # those for every day first; others are aliases, which --help names in one line
+    "chat", "complete", "classify", "tag", "extract", "embed", "sessions", "models", "config", "quantize", "eval", "bench",
 )  # fmt: skip
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 
 
 class ChatByDefault(typer.core.TyperGroup):
-    """`llamachat` and `llamachat -m NAME` mean `llamachat chat ...`."""
+    """`llamachat`, `llamachat -m NAME` and `llamachat "question"` mean `llamachat chat ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        unasked = not args and not ctx.resilient_parsing  # a shell that completes asks what may come
-        if unasked or (args and args[0].startswith("-") and args[0] not in OWN_FLAGS):
-            args = ["chat", *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, self._meant(ctx, args))
+
+    def _meant(self, ctx: Any, args: list[str]) -> list[str]:
+        """The command line with the command that is meant. Raises UsageError for a word that is neither command nor question."""
+        if not args:  # a shell that completes asks what may come
+            return [] if ctx.resilient_parsing else ["chat"]
+        if args[0] == "help":
+            return [*args[1:], "--help"]
+        if args[0] in self.commands or args[0] in OWN_FLAGS:
+            return args
+        if not (ctx.resilient_parsing or args[0].startswith("-")):
+            check_word(args[0], self.commands)
+        ctx.meta[UNNAMED] = True
+        return ["chat", *args]
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Commands; or flags, chat's too."""
+        """Commands, aliases too once a letter is typed; or flags, chat's too."""
         found = super().shell_complete(ctx, incomplete)
-        if not incomplete.startswith("-"):
+        if incomplete and not incomplete.startswith("-"):
+            return [*found, *self._aliases(incomplete)]
+        if not incomplete:
             return found
         chat = chat_context(ctx)
         known = {item.value for item in found}
         return [*found, *(item for item in chat.command.shell_complete(chat, incomplete) if item.value not in known)]
+
+    def _aliases(self, incomplete: str) -> list[Any]:
+        item = vars(typer.core)["CompletionItem"]
+        hidden = {name: command for name, command in self.commands.items() if command.hidden}
+        return [
+            item(name, help=command.get_short_help_str())
+            for name, command in hidden.items()
+            if name.startswith(incomplete)
+        ]

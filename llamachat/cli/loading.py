@@ -1,5 +1,7 @@
 """What commands do alike: from their flags to a model; of chat and complete its settings and a system prompt."""
 
+import shutil
+import sys
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -41,12 +43,14 @@ def check_options(options: Loading) -> None:
 
 def obtain(options: Loading, entry: "ModelEntry") -> None:
     """Download the model with a progress bar, if it is not here."""
-    from llamachat.cli.models import shown_progress
+    from llamachat.cli.progress import shown_progress
     from llamachat.models import load
     from quantize.prepare import prepare
 
     with shown_progress() as progress:
-        load.obtain(entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare)
+        load.obtain(
+            entry, options.ctx_size, options.kv_bits, options.offline, options.force, progress, prepare, progress.note
+        )
     if options.compiles:
         from llamachat.engines.select import prepare_native
 
@@ -72,6 +76,7 @@ def load_model(
         kv_bits=options.kv_bits,
         device=options.device.value,
         engine=options.engine.value,
+        dtype=options.dtype_asked,
         threads=options.threads,
         tensor_parallel=options.tensor_parallel,
         offline=options.offline,
@@ -95,6 +100,7 @@ def answer_settings(
         logprobs,
         score_prompt=echo and logprobs is not None,
         think_budget=None if raw else options.think_budget,
+        allow_loops=options.allow_loops,
     )
 
 
@@ -115,9 +121,22 @@ def given_system(options: Options) -> str | None:
 
 
 def note(line: str) -> None:
+    """One line on stderr; a terminal that is too narrow for it gets it broken between words."""
     from llamachat.system.sanitise import sanitise_line
 
-    typer.echo(sanitise_line(line), err=True)
+    safe = sanitise_line(line)
+    typer.echo(_broken(safe) if sys.stderr.isatty() else safe, err=True)
+
+
+def _broken(line: str) -> str:
+    width = shutil.get_terminal_size().columns
+    if len(line) < width // 2:  # in whatever letters
+        return line
+    from rich.text import Text
+
+    from llamachat.ui.cells import wrap
+
+    return "\n".join(part.plain for part in wrap(Text(line), width))
 
 
 def explain(error: LlamachatError) -> None:

@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llamachat.cli import epilogs
+from llamachat.cli.aliases import add_to
 from llamachat.cli.bench import bench
 from llamachat.cli.chat import chat
 from llamachat.cli.classify import classify
@@ -25,7 +26,10 @@ from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
 from llamachat.cli.quantize import quantize_model
+from llamachat.cli.sessions import sessions_app
+from llamachat.cli.shell_words import join_at_colons
 from llamachat.cli.tag import tag
+from llamachat.cli.wording import shows_help, worded
 from llamachat.engines.world import launched
 from llamachat.errors import LlamachatError, UsageError, lacking
 
@@ -43,11 +47,13 @@ app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
 app.command(cls=Configured, epilog=epilogs.TAG)(tag)
 app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
 app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
+app.add_typer(sessions_app, name="sessions")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command(epilog=epilogs.BENCH)(bench)
 app.command("quantize", epilog=epilogs.QUANTIZE)(quantize_model)
 app.command("eval", epilog=epilogs.EVALUATE)(evaluate_model)
+add_to(app)
 
 
 def _version(wanted: bool) -> None:
@@ -71,12 +77,13 @@ def root(
 def main() -> None:
     """Console entry point: runs the command and turns errors of the user's into one line and an exit code."""
     _prepare_streams()
+    join_at_colons(os.environ)
     told = Told()
     try:
         code = app(prog_name="llamachat", standalone_mode=False, obj=told) or 0
         sys.stdout.flush()
     except TyperException as error:
-        code = _fail(UsageError(error.format_message()), told)
+        code = UsageError.exit_code if shows_help(error) else _fail(worded(error), told)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
@@ -121,7 +128,7 @@ def _let_go_of_stdout() -> None:
 
 def _fail(error: LlamachatError, told: Told) -> int:
     with suppress(OSError):  # stderr itself may be what is full
-        note(f"llamachat: {error}")
+        note(f"error: {error}")
         if told.verbose:
             explain(error)
     return error.exit_code

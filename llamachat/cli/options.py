@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,10 +28,19 @@ class Device(StrEnum):
 
 
 if TYPE_CHECKING:
+    from llamachat.core.spec import Dtype
+
     EngineName = StrEnum
 else:
     EngineName = one_of("EngineName", ("auto", *ENGINES))
 AUTO = EngineName("auto")
+
+
+class DtypeName(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Overflow(StrEnum):
@@ -108,6 +117,14 @@ class Loading:
     ] = None
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO
+    dtype: Annotated[
+        DtypeName,
+        flag(
+            "--dtype",
+            help="What torch computes in; the native engine has its own types, so all but auto is torch.",
+            panel=RUN,
+        ),
+    ] = DtypeName.auto
     threads: Annotated[int | None, flag("--threads", min=1, help="Default: all cores.", panel=RUN)] = None
     tensor_parallel: Annotated[
         int | None,
@@ -121,7 +138,12 @@ class Loading:
     def compiles(self) -> bool:
         """Whether the native engine may be wanted, and its compiling is to be told; verbose loading tells it itself."""
         torch = self.engine == "torch" or self.device == "cuda" or processes(self.tensor_parallel) > 1
-        return not (torch or self.verbose)
+        return not (torch or self.dtype_asked or self.verbose)
+
+    @property
+    def dtype_asked(self) -> "Dtype | None":
+        """None: what the model's configuration or the engine has."""
+        return None if self.dtype == "auto" else cast("Dtype", self.dtype.value)
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,10 @@ class Options(Loading):
     stop: Annotated[list[str], flag("--stop", help="End the answer before this text (repeatable).", panel=SAMPLING)] = (
         field(default_factory=list)
     )
+    allow_loops: Annotated[
+        bool,
+        flag("--allow-loops", help="Do not end an answer that says the same over and over.", panel=SAMPLING),
+    ] = False
     think: Annotated[
         Think | None,
         flag(

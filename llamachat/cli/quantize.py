@@ -69,7 +69,7 @@ def quantize_model(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
     """Convert a model to int8 or int4, and say what it cost."""
-    from llamachat.cli.models import shown_progress
+    from llamachat.cli.progress import shown_progress
     from llamachat.families.t5 import EncoderDecoderSpec
     from llamachat.formats.detect import open_checkpoint
     from llamachat.models import catalog, fetch
@@ -77,7 +77,7 @@ def quantize_model(
     from quantize import report as reports
     from quantize.convert import convert
 
-    entry = catalog.resolve(source)
+    entry = fetch.unquantized(catalog.resolve(source))
     given = {
         "scheme": scheme and scheme.value,
         "group_size": group_size,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llamachat.core.spec import ModelSpec
 from llamachat.errors import DoesNotFitError
+from llamachat.system.amounts import size as size
 
 DEFAULT_CONTEXT = 8192  # a model made for more gets this many tokens unless --ctx-size says otherwise
 WORKSPACE = 256 << 20  # interpreter, libraries, activations of one prefill chunk, logits
@@ -103,13 +104,6 @@ def describe(plan: Plan) -> str:
         f"weights {size(plan.weights)}{read}, cache of {plan.slots} tokens {size(plan.kv)}, work {size(plan.workspace)}"
     )
     return f"{size(plan.needed)} of {plan.place} ({parts}), and {size(plan.available)} is free"
-
-
-def size(count: int) -> str:
-    """Bytes for people: '93 MB', '1.3 GB' (decimal, as disks and downloads are counted)."""
-    if count < 1_000_000:
-        return f"{count / 1e3:.0f} kB"
-    return f"{count / 1e6:.0f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
 
 
 @contextmanager

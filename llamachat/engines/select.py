@@ -143,6 +143,23 @@ def _can(name: str, asked: bool, wish: Wish) -> bool:
     return reason is None
 
 
+def passed_over(checkpoint: Checkpoint, dtype: Dtype | None, engine: str, device: str, processes: int) -> str | None:
+    """What to tell whoever asks for a dtype with which an engine of own types, that would have answered, does not."""
+    if dtype is None or engine != "auto":
+        return None
+    where = _device(device, processes)
+    able = (name for name, kind in ENGINES.items() if kind.own_types and kind.refuses(where, None, processes) is None)
+    name = next((name for name in able if _runs(ENGINES[name], checkpoint)), None)
+    return name and f"{LAST} computes in {dtype}, slower than the {name} engine, which has types of its own"
+
+
+def _runs(kind: EngineKind, checkpoint: Checkpoint) -> bool:
+    try:
+        return kind.supports(checkpoint) is None
+    except BuildError:
+        return False
+
+
 def _not_had(name: str, error: BuildError) -> str:
     first = next(iter(str(error).splitlines()), "")
     return f"the {name} engine cannot be had ({first}); {LAST} answers instead, slower"

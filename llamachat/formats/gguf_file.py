@@ -27,6 +27,7 @@ from llamachat.system.mapped import let_go
 MAGIC = b"GGUF"
 # No honest file comes near these; they bound the time and memory that a dishonest one can cost.
 MAX_HEADER = 1 << 26  # bytes
+MAX_FIRST = 1 << 20  # of them, those before the vocabulary
 MAX_ELEMENTS = 1 << 22  # of all arrays
 MAX_ENTRIES = 1 << 16  # keys, and tensors
 
@@ -198,7 +199,8 @@ class _Header:
         return values
 
 
-def _read_header(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:
+def _begun(path: Path) -> _Header:
+    """A cursor behind magic number and version."""
     header = _Header(path)
     if header.data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"{path} is not a GGUF file", "it cannot be opened as one")
@@ -207,6 +209,33 @@ def _read_header(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:
     if version not in (2, 3):
         kind = "is big-endian" if version & 0xFFFF == 0 else f"has version {version}"
         raise FormatError(f"{path} {kind}", "only little-endian GGUF 2 and 3 is read", "convert it anew")
+    return header
+
+
+def first_keys(path: Path) -> Metadata:
+    """The keys before the vocabulary's: what the model is, without a look at the rest. Raises FormatError."""
+    header = _begun(path)
+    header.limit = min(header.limit, MAX_FIRST)
+    header.count("tensors", MAX_ENTRIES)
+    metadata = Metadata()
+    for _ in range(header.count("keys", MAX_ENTRIES)):
+        if (key := header.text()).startswith("tokenizer."):
+            break
+        metadata.add(key, header.value())
+    return metadata
+
+
+def architecture(path: Path) -> str | None:
+    """What a file that may end early names as its architecture; None where its first keys name none."""
+    try:
+        named = first_keys(path).get("general.architecture")
+    except FormatError:
+        return None
+    return named if isinstance(named, str) else None
+
+
+def _read_header(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:
+    header = _begun(path)
     tensors, keys = header.count("tensors", MAX_ENTRIES), header.count("keys", MAX_ENTRIES)
     metadata = Metadata()
     for _ in range(keys):

@@ -258,7 +258,7 @@ class Batch:
         if not answer.prefill_s:
             answer.prefill_s, text.began = now - text.began, now
         answer.decode_s = now - text.began
-        if answer.reason == "stop":
+        if answer.ended:
             self._end(text)
         elif len(answer.ids) == settings.max_tokens or not answer.cache.free:
             self._end(text, "length")

@@ -8,14 +8,26 @@ from functools import cached_property
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer, StopMatcher
 from llamachat.core.engine import Engine
-from llamachat.core.generate import Interrupted, Logits, Room, Token, generate, never, no_room, prefill, score
+from llamachat.core.generate import (
+    PREFILL_CHUNK,
+    Interrupted,
+    Logits,
+    Room,
+    Token,
+    generate,
+    never,
+    no_room,
+    prefill,
+    score,
+)
 from llamachat.core.sampler import Constraint, Sampler, TokenLogprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import TAGGED, Thoughts
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
-from llamachat.events import FinishReason, Stats
+from llamachat.events import FinishReason, Reading, Stats
+from llamachat.generation.loops import Loops
 from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
 from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
 
@@ -34,6 +46,7 @@ class AnswerSettings:
     score_prompt: bool = False  # logprobs of the prompt's tokens as well (needs top_logprobs)
     constraint: Callable[[], Constraint] | None = None  # makes one for each answer: what its text must be
     think_budget: int | None = None  # tokens of its thoughts, at which they are ended; None: no limit
+    allow_loops: bool = True  # False: an answer that goes round in circles ends: see loops.py
 
 
 @dataclass
@@ -62,10 +75,12 @@ class Answer:
     all_thought: bool = False  # `parts` ended within a thought
 
     def __post_init__(self) -> None:
+        self._read = 0  # tokens of the prompt, by `reading`
         if self.thoughts:
             self.spelled = {**self.spelled, **spelled_marks(self.tokenizer, self.thoughts)}
         self._detokenizer = Detokenizer(self.tokenizer, continues=self.continues_text, spelled=self.spelled)
         self._stops = StopMatcher(self.settings.stop_strings)
+        self._loops = None if self.settings.allow_loops else Loops()
         self._watch = (
             ThinkSplitter(self.thoughts, self.opened) if self.thoughts and self.settings.stop_strings else None
         )
@@ -111,7 +126,7 @@ class Answer:
         except Interrupted:
             return
         finally:
-            self.prefill_s = time.perf_counter() - start
+            self.prefill_s += time.perf_counter() - start
         sampler = self.sampler()
         tokens = generate(
             self.engine,
@@ -130,7 +145,7 @@ class Answer:
             self.decode_s = time.perf_counter() - begin
             if text := self.take(token):
                 yield text
-            if self.reason == "stop":
+            if self.ended:
                 return
         if text := self.finish("interrupt" if self.interrupted() else "length"):
             yield text
@@ -156,7 +171,7 @@ class Answer:
         return 1 if self.started is self.prompt else len(self.prompt)
 
     def take(self, token: Token) -> str:
-        """The text that a further token completes; `reason` is "stop" if the answer ends there."""
+        """The text that a further token completes; `ended` is true if the answer ends there."""
         if token.id in self.settings.stop_ids:
             self.stop_id = token.id
             return self.finish("stop")
@@ -168,6 +183,8 @@ class Answer:
             self.reason = "stop"
         elif self._constraint and self._constraint.complete:
             text += self.finish("stop")
+        elif self._loops and self._loops.add(token.id):
+            text += self.finish("repeat")
         return text
 
     def _matched(self, text: str) -> tuple[str, bool]:
@@ -194,6 +211,23 @@ class Answer:
             cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
             raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
 
+    def reading(self) -> Iterator[Reading]:
+        """Iterate before the answer itself, to hear how far a prompt is read that takes several chunks: all but the last, which
+        the answer begins with. Raises UsageError and ModelError as `check` does."""
+        self.check()
+        reused = self.cache.keep_common_prefix(self.prompt)
+        total = len(self.prompt) - reused
+        chunks = range(reused, len(self.prompt) - PREFILL_CHUNK, PREFILL_CHUNK) if total <= self.cache.free else ()
+        yield from [Reading(0, total)] if chunks else []
+        for start in chunks:  # none where it does not fit and rolls through the cache, which is done at once
+            if self.interrupted():
+                return
+            begin = time.perf_counter()
+            prefill(self.engine, self.cache, self.prompt[start : start + PREFILL_CHUNK])
+            self.prefill_s += time.perf_counter() - begin
+            self._read = start + PREFILL_CHUNK - reused
+            yield Reading(self._read, total)
+
     def prefill(self) -> Logits:
         """Logits after the prompt. Raises DoesNotFitError, Interrupted."""
         if reads := encoding(self.engine):
@@ -205,8 +239,14 @@ class Answer:
             top = self.settings.top_logprobs
             self.prompt_logprobs, logits = score(self.engine, self.cache, self.prompt, top, self.interrupted)
             return logits
-        self.reused = self.cache.keep_common_prefix(self.prompt)
-        return prefill(self.engine, self.cache, self.prompt[self.reused :], self.interrupted, self.room)
+        held = self.cache.keep_common_prefix(self.prompt)
+        self.reused = held - self._read
+        return prefill(self.engine, self.cache, self.prompt[held:], self.interrupted, self.room)
+
+    @property
+    def ended(self) -> bool:
+        """By what it says: in its own way, or because it goes round in circles."""
+        return self.reason in ("stop", "repeat")
 
     @property
     def exact(self) -> bool:

@@ -16,6 +16,7 @@ from llamachat.generation.in_flight import USUAL, InFlight, Patience
 from llamachat.generation.prompting import Outcome, Prompting, Requests, check_stops
 from llamachat.generation.prompts import schema_text
 from llamachat.generation.thinking import Part, ThinkSplitter, trimmed
+from llamachat.generation.until_loop import until_loop
 from llamachat.remote.asking import Alternative, Ended, Format, Question, ScoredToken
 from llamachat.remote.server import Server
 
@@ -29,6 +30,7 @@ class Served:
     server: Server
     question: Question
     interrupted: Callable[[], bool]
+    allow_loops: bool = True  # see loops.py
     scored: list[ScoredToken] = field(default_factory=list)
     ended: Ended | None = None
     reason: FinishReason = "interrupt"  # until it ends in another way
@@ -51,7 +53,7 @@ class Served:
         """There are servers that leave a thought in the text, within the model's own marks. What is gone on with has none."""
         marks = ThinkSplitter(TAGGED if self.question.text is None else Thoughts({}))
         try:
-            with closing(self.server.ask(self.question, self.interrupted)) as pieces:
+            with closing(until_loop(self.server, self.question, self.interrupted, self.allow_loops)) as pieces:
                 for each in pieces:
                     if isinstance(each, Ended):
                         self.ended, self.reason = each, each.reason
@@ -87,6 +89,7 @@ class ServedCompleter(Prompting[Served, Question, Format]):
     say: Say  # is told, once, of what the server cannot do
     grammar: Format | None = None
     patience: Patience = USUAL
+    allow_loops: bool = True
     at_once = 8
     _said: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,7 +117,7 @@ class ServedCompleter(Prompting[Served, Question, Format]):
         return Format("schema", schema_text(value))
 
     def begin(self, asked: Question) -> Served:
-        return Served(self.server, asked, self.interrupted)
+        return Served(self.server, asked, self.interrupted, self.allow_loops)
 
     def answers(
         self, parallel: int, requests: Callable[[Callable[[], bool]], Requests[Question]]
@@ -124,7 +127,7 @@ class ServedCompleter(Prompting[Served, Question, Format]):
             yield from outcomes
 
     def _answered(self, asked: Question, stopped: Callable[[], bool]) -> tuple[Served, list[Part]]:
-        reply = Served(self.server, asked, stopped)
+        reply = Served(self.server, asked, stopped, self.allow_loops)
         return reply, list(reply.parts())
 
     def before(self, reply: Served) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat import paths
 from llamachat.checks import is_whole
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.errors import FormatError
+from llamachat.generation import kept
 from llamachat.models.disk_cache import DiskCache
 from llamachat.models.keys import key, text_key
 from llamachat.models.load import LoadedModel
@@ -32,7 +32,6 @@ SPARE = 1_000_000_000  # bytes that stay free on the disk
 HEADER = 1 << 22  # bytes that a header may have
 AXES = 8  # of an array
 TYPES = ("int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float32")
-SUFFIX = ".kv"
 FIELDS = {"key": str, "pinned": int, "evicted": int, "arrays": list, "about": dict, "sha256": str}  # of a header
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,7 +39,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 def store() -> DiskCache:
     """Where snapshots are kept."""
-    return DiskCache(paths.cache_dir() / "snapshots", SUFFIX, LIMIT, SPARE)
+    return DiskCache(kept.folder(), kept.SUFFIX, LIMIT, SPARE)
 
 
 def place(model: LoadedModel, what: str) -> Path:
@@ -49,11 +48,9 @@ def place(model: LoadedModel, what: str) -> Path:
 
     Raises OSError where the model's files have gone.
     """
-    engine = model.engine
-    return store().folder / (
-        key([text_key(model.checkpoint), model.adapters.key, engine.describe(), engine.slots, model.entry.dialog, what])
-        + SUFFIX
-    )
+    engine, entry = model.engine, model.entry
+    made = key([text_key(model.checkpoint), model.adapters.key, engine.describe(), engine.slots, entry.dialog, what])
+    return store().folder / (kept.stem(what, made) + kept.SUFFIX)
 
 
 def save(path: Path, engine: Engine, cache: Cache, about: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from llamachat import paths
 from llamachat.checks import shown
@@ -15,10 +15,15 @@ from llamachat.core.spec import QuantConfig
 from llamachat.errors import CatalogError, ConfigError, UsageError, reading
 from llamachat.formats.adapter_base import base_named, is_adapter
 from llamachat.formats.prequantized.schemes import SCHEMES
+from llamachat.models import hub_reference
 from llamachat.system.metadata import Fields
 from llamachat.system.textfile import read_settings
 from llamachat.system.web_address import check_key_name, is_loopback, server_url
 from llamachat.tokenizers.dialog_formats import NAMES
+
+if TYPE_CHECKING:
+    from llamachat.models.glance import Glance
+    from llamachat.models.stores.stored import Store, Stored
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
 
@@ -34,10 +39,11 @@ RULES = {
     "hub": re.compile(f"{WORD}/{WORD}", re.ASCII),
     "revision": re.compile(f"{WORD}(/{WORD})*", re.ASCII),
     "file": re.compile(rf"{WORD}(/{WORD})*\.gguf", re.ASCII),
+    "quant": re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*", re.ASCII),
 }
+FOLDER = "SAFETENSORS"  # in the place of a quant: not a GGUF model but the folder
 SERVER = "server:"  # "server:URL#MODEL": what a server has, at an address that no entry has
 OF_SERVERS = ("source", "description", "system", "context", "licence", "sampling", "think")  # keys of their entries
-HUB_NAME = re.compile(r"hf:([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
 TOP = ("default", "models")  # keys of a file
 NUMBERS = {key: kind for key, kind in get_type_hints(SamplingParams).items() if kind in (int, float)}
 
@@ -57,11 +63,18 @@ class WheelSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A Hugging Face repository, or one GGUF file of it."""
+    """One GGUF model of a Hugging Face repository, which file or quant names, else the best that fits; or the repository as a
+    folder, where it has none, and where quant is FOLDER."""
 
     hub: str  # owner/repo
     revision: str | None = None
-    file: str | None = None
+    file: str | None = None  # of several parts the first
+    quant: str | None = None  # "Q4_K_M"
+
+    @property
+    def reference(self) -> str:
+        """What `resolve` makes it of again."""
+        return hub_reference.written(hub_reference.Reference(self.hub, self.revision, self.file, self.quant))
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,15 @@ class LocalPath:
     """A file or folder that is the user's own."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class StorePath(LocalPath):
+    """What another program has fetched: read where it lies, and removed by nobody else."""
+
+    program: str
+    nbytes: int
+    remedy: str  # how it is removed there
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,7 @@ class Shape:
     hidden: int
     kv_heads: int
     head_dim: int
-    vocab: int
+    vocab: int  # this and the next are 0 for a model that lies with another program: its weights are of known size
     params: int
 
 
@@ -121,6 +143,7 @@ class ModelEntry:
     name: str
     source: Source
     description: str = ""
+    base: str | None = None  # owner/repo of the weights that it was made from, as adapters name them
     format: Format | None = None
     dialog: str | None = None  # one of dialog_formats.NAMES
     system: str | None = None
@@ -204,8 +227,8 @@ def load_catalog(user: Path | None = None) -> Catalog:
 
 
 def resolve(name_or_path: str | None = None) -> ModelEntry:
-    """The entry of a name, of a path, of `hf:owner/repo[/file.gguf][@revision]`, of `server:URL#MODEL`, or (None) of the default
-    model. An adapter's path is its base's entry, with the adapter.
+    """The entry of a name, of a path, of a hub's repository (see hub_reference), of `server:URL#MODEL`, of `STORE:NAME` as one of
+    stores.STORES has it, or (None) of the default model. An adapter's path is its base's entry, with the adapter.
 
     An existing file or folder goes before a name; text with a path separator, or beginning with "." or "~", is never a
     name. Raises CatalogError for what is not there, UsageError for an address that is none.
@@ -213,17 +236,62 @@ def resolve(name_or_path: str | None = None) -> ModelEntry:
     if name_or_path is None:
         catalog = load_catalog()
         return catalog.entries[catalog.default]
-    if name_or_path.startswith("hf:"):
-        return _hub_entry(name_or_path)
+    if (reference := hub_reference.read(name_or_path)) is not None:
+        return _hub_entry(name_or_path, reference)
     if name_or_path.startswith(SERVER):
         server, _, model = name_or_path.removeprefix(SERVER).partition("#")
         return on_server(ServerSource(server, model or None))
+    if ":" in name_or_path and (entry := _stored(name_or_path)):
+        return entry
     if path := _existing(name_or_path):
         return _adapted(path) if is_adapter(path) else ModelEntry(name_or_path, LocalPath(path))
     if name_or_path[:1] in (".", "~") or any(mark in name_or_path for mark in ("/", os.sep, "\0")):
         cause = f"there is no file or folder {shown(name_or_path)}"
-        raise CatalogError(cause, "no model was loaded", "`llamachat models list` shows the names")
+        raise CatalogError(cause, "no model was loaded", _instead(name_or_path))
     return lookup(load_catalog(), name_or_path)
+
+
+def _instead(text: str) -> str:
+    """What may have been meant by a path that there is not."""
+    if hub_reference.is_address(text):
+        return "of the web, models come from huggingface.co: paste the address of one there"
+    if RULES["hub"].fullmatch(text):
+        return f"write hf:{text} for a repository of the hub; `llamachat models list` shows the names"
+    return "`llamachat models list` shows the names"
+
+
+def _stored(reference: str) -> ModelEntry | None:
+    """The entry of a model that lies with another program; None for what is no reference to one. Raises LlamachatError."""
+    from llamachat.models import stores
+    from llamachat.models.glance import glance
+
+    store = stores.store_of(reference)
+    if store is None:
+        return None
+    stored = stores.find(store, reference.partition(":")[2])
+    return in_store(store, stored, glance(stored.path))
+
+
+def in_store(store: "Store", stored: "Stored", seen: "Glance") -> ModelEntry:
+    """The entry of a model that lies with another program, whose first bytes have been seen."""
+    name = stored.reference.removeprefix(f"{store.name}:")
+    remedy = store.remove.format(name=name, path=stored.path)
+    return ModelEntry(
+        stored.reference,
+        StorePath(stored.path, store.called, stored.nbytes, remedy),
+        system=stored.system,
+        context=seen.context or None,
+        shape=shape_of(seen),
+        sampling=stored.sampling,
+        notes=stored.notes,
+    )
+
+
+def shape_of(seen: "Glance") -> Shape | None:
+    """None where the first bytes do not say it."""
+    if not (seen.layers and seen.kv_heads and seen.head_dim):
+        return None
+    return Shape(seen.layers, seen.hidden, seen.kv_heads, seen.head_dim, 0, 0)
 
 
 def on_server(source: ServerSource) -> ModelEntry:
@@ -238,11 +306,20 @@ def lookup(catalog: Catalog, name: str) -> ModelEntry:
     folded = name.lower() if name.isascii() else name  # some non-ASCII letters fold to ASCII ones
     if folded in catalog.entries:
         return catalog.entries[folded]
-    near = difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
+    near = _of_other_programs(folded) or difflib.get_close_matches(folded[:100], catalog.entries, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise CatalogError(
         f"no model is called {shown(name)}", "nothing was loaded", f"{hint}`llamachat models list` shows all names"
     )
+
+
+def _of_other_programs(name: str) -> list[str]:
+    """Models there whose name is this one, as these programs have it."""
+    from llamachat.models import stores
+
+    return [found for store, found in stores.references() if store.same(found.partition(":")[2]) == store.same(name)][
+        :3
+    ]
 
 
 def _existing(text: str) -> Path | None:
@@ -270,26 +347,25 @@ def _base(folder: Path, named: str, revision: str | None) -> ModelEntry | None:
     if named and (path := _existing(os.path.join(folder, named))):  # noqa: PTH118 - which may be no path at all
         return ModelEntry(str(path.resolve()), LocalPath(path.resolve()))
     entries = load_catalog().entries
-    known = [entry for entry in entries.values() if entry.source == HubSource(named)]
+    known = [entry for entry in entries.values() if named and (entry.base == named or entry.source == HubSource(named))]
     own = entries.get(named.lower())
     if own and isinstance(own.source, ServerSource):
         return None
     if own or known:
         return own or known[0]
-    return _hub_entry(f"hf:{named}{f'@{revision}' if revision else ''}") if RULES["hub"].fullmatch(named) else None
+    return _hub_entry(named, hub_reference.Reference(named, revision)) if RULES["hub"].fullmatch(named) else None
 
 
-def _hub_entry(text: str) -> ModelEntry:
-    match = HUB_NAME.fullmatch(text)
+def _hub_entry(text: str, reference: hub_reference.Reference) -> ModelEntry:
+    quant = reference.quant and reference.quant.upper()
+    source = HubSource(reference.repo, reference.revision, reference.file, quant)
     try:
-        repo, file, revision = match.groups() if match else ("", None, None)
-        source = HubSource(repo, revision, file)
         _check_words(source, "a name")
     except ConfigError as error:
-        raise CatalogError(
-            f"{shown(text)} is no repository", "nothing was loaded", "write hf:owner/repo[/file.gguf][@revision]"
-        ) from error
-    return ModelEntry(text, source, format="gguf" if file else None)
+        cause = f"{shown(text)} is no repository"
+        raise CatalogError(cause, "nothing was loaded", hub_reference.SYNTAX) from error
+    one = source.file or (source.quant and source.quant != FOLDER)
+    return ModelEntry(source.reference, source, format="gguf" if one else None)
 
 
 def _own_file() -> Path:
@@ -334,6 +410,8 @@ def _entry(name: str, table: dict[str, Any], where: str) -> ModelEntry:
     source = _source(fields.get("source"), where)
     if isinstance(source, ServerSource) and (others := [key for key in table if key not in OF_SERVERS]):
         raise refusal(f"{others[0]} in {where} is not for a server", f"its keys: {', '.join(OF_SERVERS)}")
+    if isinstance(base := table.get("base"), str) and not RULES["hub"].fullmatch(base):
+        fields.refuse("base", "owner/repo")
     sampling = _sampling(fields.get("sampling"), where)
     quantized = _quantized(fields.get("quant_config"), fields.place("quant_config"))
     dialog = fields.choice("dialog", {name: name for name in NAMES}) if "dialog" in table else None

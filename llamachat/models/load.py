@@ -19,7 +19,7 @@ from llamachat.core.tensors import QuantTensor, Tensor, to_float32
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines import memory
 from llamachat.engines.encoding import Encoding, encoding
-from llamachat.engines.select import build_engine
+from llamachat.engines.select import build_engine, passed_over
 from llamachat.engines.world import processes
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
 from llamachat.families.t5 import EncoderDecoderSpec
@@ -65,6 +65,7 @@ class LoadedModel:
     load_s: float
     parallel: int = 1  # texts of full length that the engine holds at once
     adapters: Adapters = field(default_factory=Adapters)
+    remark: str | None = None  # on what the engine computes in
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class LoadedModel:
     def notes(self) -> list[str]:
         """What a person should know before using it."""
         made_for = made_for_context(self.entry, self.checkpoint)
-        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes]
+        notes = [*self.entry.notes, *self.tokenizer.notes, *self.adapters.notes, *filter(None, [self.remark])]
         if self.context <= made_for:
             return notes
         return [
@@ -176,6 +177,26 @@ class LoadedModel:
                     cause = f"the prompt makes more than {tokens} tokens, {what} {room}"
                     raise DoesNotFitError(cause, "nothing was computed", remedy)
 
+    def count(self, text: str, most: int) -> tuple[int, bool]:
+        """Tokens of a text, and whether all of it was counted; of one that makes more than `most`, what its beginning lets
+        expect: a megabyte is never encoded to be refused. It is cut where words end, which tokens hardly ever span."""
+        tokens = start = 0
+        while start < len(text):
+            end = text.rfind(" ", start + PIECE // 2, start + PIECE) if len(text) - start > PIECE else len(text)
+            end = end if end > start else start + PIECE
+            tokens += len(self.tokenizer.encode(text[start:end], start=False))
+            if tokens > most and end < len(text):
+                return round(tokens * len(text) / end), False
+            start = end
+        return tokens, True
+
+    @property
+    def largest_context(self) -> int:
+        """Tokens of context that it was made for, as far as there is memory for their keys and values in 16 bits."""
+        config = self.checkpoint.config
+        token = memory.kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 1, 16)
+        return min(made_for_context(self.entry, self.checkpoint), self.context + memory.available_memory() // token)
+
     def token_text(self, token: int) -> str:
         """One token for people: a control token by its name, part of a character as U+FFFD."""
         return self._special_names.get(token) or self.tokenizer.token_bytes(token).decode(errors="replace")
@@ -213,7 +234,8 @@ def load(
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
-    to hold at once, fewer where memory is short. dtype: "float32" computes with the exact values of the weights.
+    to hold at once, fewer where memory is short. dtype: what torch computes in, which the native
+    engine then leaves the model to; "float32" computes with the exact values of the weights.
     tensor_parallel: processes to split it over, with all threads or a GPU each; None: those that torchrun has started, or one.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
     folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
@@ -254,7 +276,8 @@ def load(
         opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
     )
     beside.bind(ready)
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside)
+    remark = passed_over(checkpoint, dtype, engine, device, processes(tensor_parallel))
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside, remark)
 
 
 def opened(
@@ -337,12 +360,20 @@ def obtain(
     force: bool = False,
     progress: Progress | None = None,
     prepare: Prepare | None = None,
+    report: Report | None = None,
 ) -> Path:
-    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit."""
-    if fetch.locate(entry) is None and (plan := fit.entry_plan(entry, ctx_size, kv_bits)):
-        memory.check(plan, force)
+    """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit.
+
+    report: told of what was chosen from a hub's repository.
+    """
     shown = progress or fetch.silent
-    return _converted(fetch.fetch(entry, shown, offline), entry, shown, prepare)
+
+    def check(settled: ModelEntry) -> None:
+        fit.require(settled, ctx_size, kv_bits, force)
+        if settled.source != entry.source:
+            (report or silent)(fetch.describe(settled))
+
+    return _converted(fetch.fetch(entry, shown, offline, check), entry, shown, prepare)
 
 
 def _converted(path: Path, entry: ModelEntry, progress: Progress, prepare: Prepare | None) -> Path:

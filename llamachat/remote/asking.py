@@ -7,6 +7,7 @@ from typing import Literal
 from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import ModelError
+from llamachat.events import FinishReason
 
 
 class ServerError(ModelError):
@@ -114,7 +115,7 @@ class Usage:
 class Ended:
     """How an answer ended; the last that a reply gives."""
 
-    reason: Literal["stop", "length", "interrupt"]
+    reason: FinishReason  # "repeat" comes from who asks
     usage: Usage | None  # None: the server tells nothing
     first_s: float  # seconds to the first piece
     total_s: float

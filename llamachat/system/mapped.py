@@ -70,7 +70,7 @@ def _cut_short(number: int) -> None:
                        "llamachat ends here; what was said so far is kept", "start it again")  # fmt: skip
     with suppress(OSError):
         _restore_terminal()
-        os.write(2, f"llamachat: {error}\n".encode(errors="replace"))
+        os.write(2, f"error: {error}\n".encode(errors="replace"))
     os._exit(ModelError.exit_code)
 
 

@@ -13,19 +13,17 @@ from typing import TextIO, cast
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.output import Output
 from prompt_toolkit.output.vt100 import Vt100_Output
-from rich.text import Text
 
-from llamachat.events import Event, TextDelta
-from llamachat.system.sanitise import sanitise, sanitise_line
+from llamachat.events import Event, Reading, TextDelta
+from llamachat.system.sanitise import sanitise_line
 from llamachat.ui.answer import Answer, Kind, Sheet
-from llamachat.ui.cells import wrap
-from llamachat.ui.live import Flow, Region
-from llamachat.ui.prompt import Prompt, sign
+from llamachat.ui.exchange import asked_lines, sign
+from llamachat.ui.live import Flow, Region, Row
+from llamachat.ui.prompt import Prompt
 from llamachat.ui.render import Screen, stats_line
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing
-_ECHOED = 12  # lines of a long message that are repeated above its answer
 
 Item = str | Event | Callable[[], None]  # our own text, a part of an answer, or something to do then
 
@@ -44,11 +42,14 @@ class Above:
         think: bool,
     ) -> None:
         """`wait` is told what is waited for, `mistake` of an item that could not be shown or done."""
-        self.screen = LiveScreen(Paper(self.post), theme, lambda: output.get_size().columns, wait)
+        self._kind: Kind = "plain" if plain else "markdown"
+        self.screen = LiveScreen(
+            Paper(self.post), theme, lambda: output.get_size().columns, wait, think=think, kind=self._kind
+        )
         self.pieces = 0  # of the answer under way
         self.failing = 0  # paintings that were begun and not finished
         self._mistake = mistake
-        self._theme, self._output, self._plain, self._think = theme, output, plain, think
+        self._theme, self._output, self._think = theme, output, think
         self._prompt: Prompt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: deque[Item] = deque()
@@ -56,25 +57,26 @@ class Above:
         self._awake = False  # and is about to be
         self._flow = Flow()
         self._columns = output.get_size().columns
-        self._lines: list[str] = []  # finished, but not painted yet
+        self._rows: list[Row] = []  # finished, but not painted yet
         self._line = ""  # of our own text, not at its end yet
         self._answer: Answer | None = None
+        self._number = 0  # of answers so far
+        self._reading: Reading | None = None  # while a long prompt is
         self._since = 0.0  # the answer's first piece
 
     def begin(self, prompt: Prompt) -> None:
         """Show what comes above this prompt, from now on."""
         self._prompt, self._loop = prompt, asyncio.get_running_loop()
-        prompt.app.after_render += lambda _: self._drawn(prompt.size, prompt.region)
+        prompt.app.after_render += lambda _: self.drawn(prompt.size, prompt.region)
         self.wake()
 
     def end(self) -> None:
         """Show the rest, now that there is no prompt any more."""
         self._loop = None
-        self._take_in()
         try:
-            self._paint(self._output.get_size(), Region())
+            self.show(self._output.get_size(), Region())
         except Exception:
-            self._write("".join(line + "\n" for line in self._lines))  # what was to be said all the same
+            self._write("".join(row.text + "\n" for row in self._rows))  # what was to be said all the same
             raise
 
     def post(self, item: Item) -> None:
@@ -102,14 +104,7 @@ class Above:
     def echo(self, text: str) -> None:
         """Repeat a message where its answer will follow."""
         self.pieces = 0
-        lines = sanitise(text).expandtabs(4).split("\n")
-        if len(lines) > _ECHOED:
-            lines = [*lines[: _ECHOED - 1], f"… {len(lines) - _ECHOED + 1} more lines"]
-        mark = self._theme.text(sign(), "key")
-        for line in lines:
-            for part in wrap(Text(line), max(8, self._columns - 2)):
-                self._lines.append(self._theme.ansi(Text.assemble(mark, part)))
-                mark = Text("  ")
+        self._rows += map(Row, asked_lines(text, self._theme, self._columns, sign()))
         self.wake()
 
     def end_answer(self) -> None:
@@ -123,13 +118,19 @@ class Above:
         """How long the model has been thinking, while it does; else nothing."""
         return self._answer.thinking if self._answer else ""
 
+    def reading(self) -> str:
+        """How far a long prompt is read, like "reading 40% of 12,345 tokens"."""
+        done, total = (self._reading.done, self._reading.total) if self._reading else (0, 0)
+        return f"reading {100 * done // total}% of {total:,} tokens" if total else "reading"
+
     def speed(self) -> float:
         """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
         seconds = time.monotonic() - self._since
         return (self.pieces - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
 
-    def _drawn(self, size: Size, region: Region) -> None:
-        """Each time counts: a menu may come and go between two paintings, and leave the screen scrolled."""
+    def drawn(self, size: Size, region: Region) -> None:
+        """The prompt, in this region. Each time counts: a menu may come and go between two paintings, and leave the screen
+        scrolled."""
         if size.columns < self._columns:
             self._flow.narrowed(size.columns)
         self._columns = size.columns
@@ -143,8 +144,7 @@ class Above:
         self._due = self._prompt.hidden or self._prompt.size != size  # not our terminal, or one not redrawn yet
         if not self._due:
             self.failing += 1
-            self._take_in()
-            self._paint(size, self._prompt.region)
+            self.show(size, self._prompt.region)
             self.failing = 0
 
     def _rest(self) -> None:
@@ -153,12 +153,14 @@ class Above:
         if self._due:
             self.wake()
 
-    def _take_in(self) -> None:
+    def show(self, size: Size, region: Region) -> None:
+        """Take in what was posted, and paint it above a region on a screen of this size."""
         while self._inbox:
             try:
                 self._take(self._inbox.popleft())
             except Exception as error:  # noqa: BLE001 - the others are shown all the same
                 self._mistake(error)
+        self._paint(size, region)
 
     def _take(self, item: Item) -> None:
         if isinstance(item, str):
@@ -170,23 +172,29 @@ class Above:
 
     def _print(self, text: str) -> None:
         *lines, self._line = (self._line + text).split("\n")
-        self._lines += lines
+        self._rows += map(Row, lines)
+
+    def _say(self, lines: str) -> None:
+        """Whole lines of the answer."""
+        self._rows += [Row(line, self._number) for line in lines.split("\n")[:-1]]
 
     def _event(self, event: Event) -> None:
         if self._answer is None:
-            kind: Kind = "plain" if self._plain else "markdown"
-            sheet = Sheet(self._theme, lambda: self._columns, self._print, self._print, kind)
+            self._number += 1
+            sheet = Sheet(self._theme, lambda: self._columns, self._say, self._print, self._kind)
             self._answer = Answer(sheet, think=self._think)
         self._answer.feed(event)
+        self._reading = event if isinstance(event, Reading) else None
         if isinstance(event, TextDelta):
             self._since = self._since if self.pieces else time.monotonic()
             self.pieces += 1
 
     def _paint(self, size: Size, region: Region) -> None:
-        tail = self._answer.tail if self._answer else []
-        passing = bool(self._answer and self._answer.passing)
-        written = self._flow.paint(self._lines, tail, size.columns, size.rows, region, passing=passing)
-        self._lines = []
+        answer = self._answer
+        number = 0 if answer is None or answer.passing else self._number
+        tail = [Row(line, number) for line in answer.tail] if answer else []
+        written = self._flow.paint(self._rows, tail, size.columns, size.rows, region)
+        self._rows = []
         if written:
             self._write(written)
 
@@ -212,16 +220,25 @@ class Paper(io.TextIOBase):
 class LiveScreen(Screen):
     """A screen whose lines appear above the prompt, and that waits in the status line."""
 
-    def __init__(self, paper: Paper, theme: Theme, width: Callable[[], int], wait: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        paper: Paper,
+        theme: Theme,
+        width: Callable[[], int],
+        wait: Callable[[str], None],
+        *,
+        think: bool,
+        kind: Kind,
+    ) -> None:
         stream = cast(TextIO, paper)
-        super().__init__(stream, stream, theme=theme, width=width)
+        super().__init__(stream, stream, theme=theme, width=width, think=think, kind=kind, sign=sign())
         self._wait = wait
 
     @contextmanager
-    def waiting(self, line: str) -> Iterator[None]:
+    def waiting(self, line: str) -> Iterator[Callable[[str], None]]:
         self._wait(sanitise_line(line))
         try:
-            yield
+            yield lambda line: self._wait(sanitise_line(line))
         finally:
             self._wait("")
 

@@ -69,7 +69,7 @@ class Answer:
         self._stream, self._sanitiser = STREAMS[sheet.kind](), Sanitiser()
         self._page = load("none") if sheet.kind == "plain" else sheet.theme  # of the answer itself
         self._thought = _Thought(sheet, think, clock or time.monotonic)
-        self._evicted = _Evictions()
+        self._evicted = list[Evicted]()
         self._in_line = False
         self._fresh = False  # right behind a thought, where space says nothing
 
@@ -90,9 +90,7 @@ class Answer:
                 self._fresh = self._fresh and not said
                 self._print(self._stream.feed(self._sanitiser.feed(said)))
             case Evicted():
-                self._evicted.add(event)
-                if not (self.text or self._sheet.raw):
-                    self._tell()
+                self._evicted.append(event)
             case TurnDone():
                 self.done = event
 
@@ -118,8 +116,6 @@ class Answer:
 
     def _print(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            if block.kind != "code":  # which is not cut in two by what happens meanwhile
-                self._tell()
             self._put(block)
 
     def _put(self, block: Block) -> None:
@@ -130,9 +126,9 @@ class Answer:
             self._sheet.say("".join(line + "\n" for line in draw(block, self._sheet.width(), self._page)))
 
     def _tell(self) -> None:
-        """Of evictions, between lines only."""
-        if not self._in_line and (told := self._evicted.take()):
-            lines = wrap(self._sheet.theme.text(told, "warning"), self._sheet.width())
+        """Of evictions, once for all of them."""
+        if self._evicted:
+            lines = wrap(self._sheet.theme.text(eviction_line(*self._evicted), "warning"), self._sheet.width())
             self._sheet.note("".join(self._sheet.theme.ansi(line) + "\n" for line in lines))
 
 
@@ -184,7 +180,7 @@ class _Thought:
         elif self._sheet.raw:
             self._sheet.note("".join(self._dim(block.raw) for block in blocks))
         else:
-            self._sheet.note("".join(line + "\n" for line in self._drawn(blocks)))
+            self._sheet.say("".join(line + "\n" for line in self._drawn(blocks)))
 
     def _drawn(self, blocks: Sequence[Block]) -> list[str]:
         lines = draw(blocks, self._sheet.width() - 2, load("none"))
@@ -204,21 +200,6 @@ def _last(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if Text.from_ansi(line).plain != BAR][-LAST:]
 
 
-class _Evictions:
-    """Those that nobody was told of yet."""
-
-    def __init__(self) -> None:
-        self._sum = Evicted(0, 0)
-
-    def add(self, event: Evicted) -> None:
-        turns, tokens = self._sum.turns + event.turns, self._sum.tokens + event.tokens
-        self._sum = Evicted(turns, tokens, self._sum.refilled or event.refilled)
-
-    def take(self) -> str:
-        told, self._sum = self._sum, Evicted(0, 0)
-        return eviction_line(told) if told.tokens or told.turns else ""
-
-
 def thought_line(verb: str, seconds: float, tokens: int) -> str:
     """Like "thought for 3.2 s · 120 tokens"."""
     return f"{verb} for {duration(seconds)} · {count(tokens, 'token')}"
@@ -229,8 +210,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.{int(seconds < 10)}f} s"
 
 
-def eviction_line(event: Evicted) -> str:
-    what = {0: "the start of this turn", 1: "the oldest turn"}.get(event.turns, f"the {event.turns} oldest turns")
-    anew = "; the rest was read anew" if event.refilled else ""
-    size = f" ({count(event.tokens, 'token')})" if event.tokens else ""
-    return f"no longer seen by the model: {what}{size}{anew}"
+def eviction_line(*events: Evicted) -> str:
+    """What all of them took together."""
+    turns, tokens = sum(event.turns for event in events), sum(event.tokens for event in events)
+    oldest = [{1: "the oldest turn"}.get(turns, f"the {turns} oldest turns")] if turns else []
+    start = ["the start of this turn"] if any(not event.turns for event in events) else []
+    anew = "; the rest was read anew" if any(event.refilled for event in events) else ""
+    size = f" ({count(tokens, 'token')})" if tokens else ""
+    return f"no longer seen by the model: {' and '.join(oldest + start)}{size}{anew}"

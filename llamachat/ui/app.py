@@ -4,14 +4,15 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
-from llamachat.events import TurnDone
+from llamachat.events import Exchange, SavedDialog, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
@@ -42,8 +43,9 @@ class PlainChat(Chat):
         model: str = "",
         library: commands.Library | None = None,
         send: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        super().__init__(load, model)
+        super().__init__(load, model, watch)
         self.screen = screen
         self._stopped = False  # by Ctrl-C
         self.context = commands.Context(
@@ -53,6 +55,7 @@ class PlainChat(Chat):
             send=send,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm if send else lambda question: False,
+            stopped=lambda: self._stopped,
         )
 
     def session(self) -> Session:
@@ -83,9 +86,12 @@ class PlainChat(Chat):
         return None
 
     def _confirm(self, question: str) -> bool:
-        with suppress(EOFError):
-            return commands.is_yes(input(f"{sanitise_line(question)} (y/n) "))
-        return False
+        """Asks until there is a yes or a no; Ctrl-C and Ctrl-D say no."""
+        reply = ""
+        with suppress(EOFError, KeyboardInterrupt), _on_ctrl_c(_break_off):
+            while not commands.is_reply(reply):
+                reply = input(f"{sanitise_line(question)} (y/n) ")
+        return commands.is_yes(reply)
 
     def _stop(self) -> None:
         """A session ends what it computes in its own time, but no one has to wait for it: twice breaks it off."""
@@ -104,7 +110,8 @@ class PlainChat(Chat):
 
     def _show_notices(self) -> None:
         if session := self.ready():
-            for line in session.notices():
+            lines, self.watch.notes = [*self.watch.notes, *session.notices()], []
+            for line in lines:
                 self.screen.note(line)
 
 
@@ -112,8 +119,10 @@ def run(
     load: Callable[[], Session],
     *,
     model: str = "",
+    question: str | None = None,
     watch: Watch | None = None,
     history_file: Path | None = None,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
     library: commands.Library | None = None,
     theme: str | None = None,
     plain: bool = False,
@@ -124,13 +133,15 @@ def run(
 ) -> int:
     """Chat until the person leaves; returns the exit code.
 
-    `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. Off a terminal
-    each line of stdin is a message, answers alone go to stdout, and the first failed turn gives the exit code.
-    Leaving before the model is loaded ends the process. `verbose`: an error that ends the chat comes with its traceback.
+    `load` runs in a thread and must not write to the terminal; meanwhile `model` and what `watch` tells are shown. `question` is
+    asked first. Off a terminal it is all that is asked, or without one each line of stdin is a message; answers alone go to
+    stdout, and the first failed turn gives the exit code.
+    Leaving before the model is loaded ends the process. `returned`: the dialog that goes on, whose end is shown first.
+    `verbose`: an error that ends the chat comes with its traceback.
     """
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
-    at_terminal = _at_terminal()
-    notes = sys.stdout if at_terminal else sys.stderr
+    person = at_terminal()
+    notes = sys.stdout if person else sys.stderr
     screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
     if redraws():
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
@@ -138,21 +149,23 @@ def run(
             from llamachat.ui.conversation import Conversation
 
             screen.theme = choose(theme, notes, no_color=no_color, light=asked.light)
-        talk = Conversation(
+        conversation = Conversation(
             chat,
             screen.theme,
             history_file,
             library,
+            returned=returned,
             plain=plain,
             think=think,
             vi=vi,
             verbose=verbose,
             typed=asked.typed,
-        ).run
+        )
+        talk = partial(conversation.run, question)
     else:
-        chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
-        lines = iter(lambda: sys.stdin.readline(LIMIT + 1), "")  # of which none fills the memory
-        talk = (lambda: converse(one)) if at_terminal else (lambda: answer_lines(one, lines))
+        chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
+        lines = partial(answer_all, one, _texts(question))
+        talk = partial(converse, one, question, returned=returned) if person else lines
     with _signals_raised():
         try:
             code = talk()
@@ -174,19 +187,36 @@ def run(
 def redraws() -> bool:
     """Whether there is a terminal that a prompt can stay alive on."""
     able = sys.platform != "win32" and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    return able and _at_terminal()
+    return able and at_terminal()
 
 
-def _at_terminal() -> bool:
+def at_terminal() -> bool:
+    """Whether there is a person."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
+def _texts(question: str | None) -> Iterator[str]:
+    """What is asked off a terminal."""
+    if question is not None:
+        return iter([commands.literal(question)])
+    return commands.messages(iter(lambda: sys.stdin.readline(LIMIT + 1), ""))  # of which none fills the memory
+
+
+def converse(
+    chat: PlainChat,
+    question: str | None = None,
+    read: Callable[[str], str] = input,
+    returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
+) -> int:
     """The loop at a terminal on which nothing can be redrawn."""
     chat.screen.banner(chat.model)
+    if returned:
+        chat.screen.returned(*returned)
+        chat.screen.space()
+    first = [commands.literal(question)] if question is not None else []
     while True:
         try:
-            done = chat.handle(_typed(read))
+            done = chat.handle(first.pop() if first else _typed(read))
             if done:
                 chat.screen.note(stats_line(done))
         except (commands.LeaveError, EOFError):
@@ -212,12 +242,12 @@ def _typed(read: Callable[[str], str]) -> str:
     return text
 
 
-def answer_lines(chat: PlainChat, lines: Iterable[str]) -> int:
+def answer_all(chat: PlainChat, texts: Iterable[str]) -> int:
     """The loop off a terminal."""
     code = 0
     try:
         chat.session()  # a model that does not load is an error, even if nothing is asked
-        for text in commands.messages(lines):
+        for text in texts:
             try:
                 done = chat.handle(text)
             except LlamachatError as error:
@@ -251,6 +281,10 @@ def _survive_bad_text(*streams: TextIO) -> None:
 
 def _give_up() -> NoReturn:
     raise StillLoadingError
+
+
+def _break_off() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @contextmanager

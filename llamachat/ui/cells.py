@@ -93,12 +93,23 @@ def _breaks(text: str, width: int) -> list[int]:
             continue
         if start:
             offsets.append(start)
-        pieces = chop(Text(word), width)
+        pieces = _pieces(word, width)
         for piece in pieces[:-1]:
-            start += len(piece.plain)
+            start += len(piece)
             offsets.append(start)
-        used = cells(pieces[-1].plain)
+        used = cells(pieces[-1])
     return offsets
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    """A word in lines: where it is too wide for one behind slashes, such as a path has, else anywhere."""
+    pieces = [""]
+    for part in re.split("(?<=/)", word):
+        if pieces[-1] and cells(pieces[-1] + part) > width:
+            pieces.append("")
+        *whole, rest = [piece.plain for piece in chop(Text(pieces.pop() + part), width)]
+        pieces += [*whole, rest]
+    return pieces
 
 
 def count(number: int, noun: str) -> str:

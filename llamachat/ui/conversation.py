@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Stats, TurnDone
+from llamachat.events import Event, Exchange, SavedDialog, Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
@@ -68,6 +68,7 @@ class Conversation:
         history_file: Path | None = None,
         library: commands.Library | None = None,
         *,
+        returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
         plain: bool = False,
         think: bool = False,
         vi: bool = False,
@@ -76,7 +77,7 @@ class Conversation:
         typed: bytes = b"",
     ) -> None:
         """`typed`: keys that were pressed already. `verbose`: show where a mistake of the chat itself was made."""
-        self._chat = chat
+        self._chat, self._returned = chat, returned
         self._output = output or terminal()
         self._above = Above(theme, self._output, self._set_waiting, self.mistake, plain=plain, think=think)
         self.screen = self._above.screen
@@ -95,6 +96,7 @@ class Conversation:
             send=self._above.post_raw,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm,
+            stopped=lambda: self._stop_asked,
         )
         self.prompt = Prompt(
             self,
@@ -118,9 +120,17 @@ class Conversation:
 
     # ---- the whole ----
 
-    def run(self) -> int:
-        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after."""
+    def run(self, question: str | None = None) -> int:
+        """Until the person leaves; returns the exit code. Raises what loading raised, and what nothing can go on after.
+
+        `question` is asked first.
+        """
         self.screen.banner(self._chat.model)
+        if self._returned:
+            self.screen.returned(*self._returned)
+            self.screen.space()
+        if question is not None:
+            self._queue.append(Typed(commands.literal(question), question))
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except Exception as error:  # noqa: BLE001 - raised again below
@@ -142,6 +152,7 @@ class Conversation:
         self._above.begin(self.prompt)
         self._chat.loading.add_done_callback(lambda _: self._above.post(self._loaded))
         self._worker.start()
+        self._above.post(self._next)
 
     def _end(self) -> None:
         """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""
@@ -191,7 +202,7 @@ class Conversation:
     # ---- as the prompt's listener ----
 
     def send(self, text: str, shown: str) -> None:
-        if self._reply:
+        if self._reply and commands.is_reply(text):
             self._above.echo(shown)
             self._answered(commands.is_yes(text))
             return
@@ -238,7 +249,7 @@ class Conversation:
             return f"{spinner} {self._loading()}"
         if self._answering:
             speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
-            doing = self._above.thinking() or ("answering" if self._above.pieces else "reading")
+            doing = self._above.thinking() or ("answering" if self._above.pieces else self._above.reading())
             return f"{spinner} {doing}{speed} · Ctrl-C stops"
         if self._facts is None:
             return ""
@@ -333,7 +344,7 @@ class Conversation:
             self._above.post(after)
 
     def _obey(self, typed: Typed) -> None:
-        events = commands.respond(self.context, typed.text)
+        events = self._begun(typed)
         if events is None:
             return
         session = self._session()
@@ -353,8 +364,18 @@ class Conversation:
             self._answering = False
             self._above.post(self._above.end_answer)
 
+    def _begun(self, typed: Typed) -> Iterator[Event] | None:
+        """A command may make a mistake of its own; an answer that does may have spoilt the session, and ends the chat."""
+        try:
+            return commands.respond(self.context, typed.text)
+        except (LlamachatError, commands.LeaveError):
+            raise
+        except Exception as error:  # noqa: BLE001 - told of
+            self._above.post(partial(self.mistake, error))
+            return None
+
     def _confirm(self, question: str) -> bool:
-        """What the next text that is sent says to it; Ctrl-C says no."""
+        """What the next y or n says to it, while other texts wait their turn; Ctrl-C says no."""
         reply: Future[bool] = Future()
         self._above.post(partial(self._put_question, question, reply))
         return reply.result()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from llamachat.events import Branch, TokenView, Turn
+from llamachat.system.enclosed import own_words
 from llamachat.system.sanitise import Sanitiser, sanitise, sanitise_line
-from llamachat.ui.cells import cells, cut, pad, wrap
+from llamachat.ui.cells import cells, count, cut, pad, wrap
 from llamachat.ui.theme import Theme
 
 _STEPS = (0.5, 0.2, 0.05, 0.01)  # probabilities between which the heat changes
@@ -18,6 +19,8 @@ _NAMES = ("≥ 50%", "20–50%", "5–20%", "1–5%", "< 1%")
 _MARKS = (("", ""), ("", ""), ("", ""), ("‹", "›"), ("«", "»"))  # around unlikely tokens where there is no colour
 _UNTEMPERED = "probabilities of the model's own distribution, before temperature and filters"
 _TOLD = "probabilities as the server tells them"
+_NARROW = 60  # columns, below which rows are written closer
+_BRIEF = {"system": "sys", "user": "you", "assistant": "it"}
 _SHOWN = 5  # least likely tokens named below a heat map; dropped turns listed one by one
 
 
@@ -63,6 +66,18 @@ def _summary(tokens: Sequence[TokenView], theme: Theme) -> Text:
     return theme.text(line, "note")
 
 
+def numbered(tokens: Sequence[TokenView], width: int, theme: Theme) -> list[str]:
+    """The answer's tokens with their numbers, which `alternatives` goes by."""
+    text = Text()
+    for number, token in enumerate(tokens, 1):
+        word = visible(token.text, 20).replace(" ", "\N{NO-BREAK SPACE}")
+        text.append(f"{number}\N{NO-BREAK SPACE}", theme.style("note")).append(
+            word, theme.style(f"heat{_level(token)}")
+        )
+        text.append("  ")
+    return [theme.ansi(line) for line in wrap(text, width)] if tokens else ["no tokens"]
+
+
 def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list[str]:
     """What else could have stood in a token's place (the `index`-th, from 1): rank, bar, probability, text."""
     own = token.id, token.text if token.id is None else ""
@@ -78,17 +93,19 @@ def alternatives(index: int, token: TokenView, width: int, theme: Theme) -> list
         mark = " ← chosen" if chosen else ""
         shown = visible(text, width - cells(left) - cells(mark))
         lines.append(Text.assemble(left, (shown, theme.style("strong" if chosen else "")), (mark, theme.style("note"))))
-    lines += wrap(theme.text(_TOLD if token.id is None else _UNTEMPERED, "note"), width)
+    further = f"; /alts {index} K goes on from the K-th" if token.id is not None else ""
+    lines += wrap(theme.text((_TOLD if token.id is None else _UNTEMPERED) + further, "note"), width)
     return [theme.ansi(_cropped(line, width)) for line in lines]
 
 
 def context_map(turns: Sequence[Turn], used: int, size: int, width: int, theme: Theme) -> list[str]:
-    """The window as a bar, then every message: pinned, kept or no longer seen by the model."""
+    """The window as a bar, then every message: pinned, kept, partly or no longer seen by the model."""
     pinned = min(used, sum(turn.tokens for turn in turns if turn.seen == "pinned"))
     lines = [
         _window(pinned, used, size, width, theme),
-        theme.text(
-            cut(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", width), "note"
+        *wrap(
+            theme.text(f"█ pinned {pinned} · ▓ kept {used - pinned} · ░ free {size - used} · of {size} tokens", "note"),
+            width,
         ),
         Text(),
         *(_drawn_row(row, width, theme) for row in _rows(turns)),
@@ -117,32 +134,48 @@ def _rows(turns: Sequence[Turn]) -> list[_Row]:
     if folded:
         numbers = f"{folded[0].number}–{folded[-1].number}"
         rows.append(("dropped", numbers, "", str(sum(turn.tokens for turn in folded)), f"{len(folded)} messages"))
-    pinned, kept = ([turn for turn in turns if turn.seen == seen] for seen in ("pinned", "kept"))
+    pinned, kept = ([turn for turn in turns if turn.seen in seen] for seen in (("pinned",), ("partly", "kept")))
     return [*map(_row, pinned), *rows, *map(_row, gone[len(folded) :]), *map(_row, kept)]
 
 
 def _row(turn: Turn) -> _Row:
-    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), turn.text
+    return turn.seen, str(turn.number), turn.role, str(turn.tokens or "?"), own_words(turn.text)
 
 
 def _drawn_row(row: _Row, width: int, theme: Theme) -> Text:
     state, number, role, tokens, text = row
     style = theme.style(state)
-    left = f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    narrow = width < _NARROW
+    left = (
+        f"{state:<7} {number:>3} {_BRIEF.get(role, role):<4} {tokens:>5} "
+        if narrow
+        else f"  {state:<7} {number:>5} {role:<9} {tokens:>7}  "
+    )
     excerpt = cut(sanitise_line(text[: 4 * width]), width - len(left))
     return Text.assemble((left, style), (excerpt, theme.style("dropped" if state == "dropped" else "")))
 
 
 def branch_tree(branches: Sequence[Branch], width: int, theme: Theme) -> list[str]:
-    """Every branch in the order they began: which is active, where the others left it, their last questions."""
-    lines = []
-    for branch in branches:
-        active = branch.active
-        fork = "active" if active else f"forked after {branch.forked_at}"
-        left = f"{'●' if active else '○'} {branch.id:>4}  {branch.turns:>3} turn{' ' if branch.turns == 1 else 's'}  {fork:<17}"
-        text = cut(sanitise_line(branch.last[: 4 * width]), width - len(left) - 1)
-        lines.append(Text.assemble((left + " ", theme.style("kept" if active else "note")), text))
+    """Every branch in the order they began: which is active, where the others left it, their last questions and below each how
+    its answer begins."""
+    size = max((len(str(branch.id)) for branch in branches), default=0)
+    lines = [line for branch in branches for line in _branch(branch, size, width, theme)]
     return [theme.ansi(_cropped(line, width)) for line in lines] or ["no branches"]
+
+
+def _branch(branch: Branch, size: int, width: int, theme: Theme) -> list[Text]:
+    """Its question right of what it is, or below that where there is little room."""
+    fork = "active" if branch.active else f"forked after {branch.forked_at}"
+    left = f"{'●' if branch.active else '○'} {branch.id:>{size}}  {count(branch.turns, 'turn')}, {fork}"
+    wide = width >= 64
+    indent = " " * (size + 32 if wide else size + 4)
+    role = "kept" if branch.active else "note"
+    head = theme.text(pad(left, len(indent)) if wide else left, role)
+    room = width - len(indent)
+    asked = Text(cut(sanitise_line(branch.last[: 4 * width]), room))
+    answered = theme.text(cut(sanitise_line(branch.answer[: 4 * width]), room), "note")
+    rows = [Text.assemble(head, asked)] if wide else [head, Text.assemble(indent, asked)]
+    return [*rows, *([Text.assemble(indent, answered)] if branch.answer else [])]
 
 
 def visible(text: str, width: int) -> str:

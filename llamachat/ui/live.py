@@ -24,6 +24,8 @@ _SURE = f" -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u0482\u048a-\u058f\u2010-\u2027\u
 _UNSURE = re.compile(f"[^{_SURE}]")
 _OPEN = re.compile(r"\x1b[^m]*\Z")
 _LAST = re.compile(rf"[^\x1b]?(?:{_STYLE.pattern})*\Z")  # a character, which a mark after it would change
+_BAND = 64  # characters that markup may bring or take away
+_FAR = 10**9
 _MARKUP = re.compile(r"[\s*_~`|\u2500-\u257f]")  # comes and goes as Markdown is understood, so it is no measure of text
 
 
@@ -35,44 +37,52 @@ class Region(NamedTuple):
     y: int = 0
 
 
+class Row(NamedTuple):
+    """A finished row. `of`: the number of the text that it is of; 0: it stands beside any."""
+
+    text: str
+    of: int = 0
+
+
 class _LetGo(NamedTuple):
-    """What of the unfinished text stands above for good: so many characters, then rows that have none (blank ones, rules)."""
+    """What of an unfinished text stands above for good: these characters, then rows that have none (blank ones, rules)."""
 
-    characters: int = 0
+    characters: str = ""
     bare: int = 0
+    of: int = 0  # the text's number
 
-    def and_also(self, row: str) -> "_LetGo":
-        size = _measure(row)
-        return _LetGo(self.characters + size) if size else _LetGo(self.characters, self.bare + 1)
+    def and_also(self, row: Row) -> "_LetGo":
+        before = self if row.of == self.of else _LetGo(of=row.of)
+        if found := _characters(row.text):
+            return before._replace(characters=before.characters + found, bare=0)
+        return before._replace(bare=before.bare + 1)
+
+    def as_drawn(self, rows: Sequence[Row]) -> "_LetGo":
+        """The same, where the text is drawn as these rows now: Markdown may look different once more of it is known."""
+        text = "".join(_characters(row.text) for row in rows if row.of == self.of)
+        count, unseen = _standing(self.characters, text)
+        return self._replace(characters=text[:count] + self.characters[unseen:])
 
 
 class Flow:
     """Paints rows above the region. A row is text with SGR sequences and no other control characters, reset at its end."""
 
     def __init__(self) -> None:
-        self._painted: list[str] = []  # rows right above the region that may still change
+        self._painted: list[Row] = []  # right above the region; they may still change
         self._let_go = _LetGo()
-        self._passing = False  # `_painted` is nothing that is said again
 
-    def paint(
-        self,
-        finished: Sequence[str],
-        tail: Sequence[str],
-        columns: int,
-        rows: int,
-        region: Region,
-        *,
-        passing: bool = False,
-    ) -> str:
-        """What to write so that `finished` and then `tail` follow what was finished before. `passing`: the tail is no
-        beginning of what will be finished."""
+    def paint(self, finished: Sequence[Row], tail: Sequence[Row], columns: int, rows: int, region: Region) -> str:
+        """What to write so that `finished` and then `tail` follow what was finished before. What of the tail's text stands
+        above already is not painted again. A tail beside any text is no beginning of what will be finished."""
         self._keep(rows - region.height)
-        done, left = _after(fold(finished, columns), self._let_go)
-        rest, _ = _after(fold(tail, columns), left)
-        self._let_go = left if tail else _LetGo()  # where nothing is unfinished, nothing of it stands above
+        finished, tail = fold(finished, columns), fold(tail, columns)
+        done, left = _after(finished, self._let_go.as_drawn([*finished, *tail]))
+        rest, _ = _after(tail, left)
+        unfinished = bool(tail) and tail[-1].of == left.of
+        self._let_go = left if unfinished else _LetGo()  # where nothing is unfinished, nothing of it stands above
         pen = _Pen(region, len(self._painted))
-        pen.repaint(self._painted, done + rest, rows)
-        self._painted, self._passing = rest, passing
+        pen.repaint([row.text for row in self._painted], [row.text for row in done + rest], rows)
+        self._painted = rest
         self._keep(rows - region.height)
         return pen.written()
 
@@ -82,7 +92,7 @@ class Flow:
 
     def narrowed(self, columns: int) -> None:
         """The screen has so many columns now: rows that no longer fit are wherever the terminal has put them."""
-        if any(cells(_STYLE.sub("", row)) > columns for row in self._painted):
+        if any(cells(_STYLE.sub("", row.text)) > columns for row in self._painted):
             self.let_go()
 
     def let_go(self) -> None:
@@ -95,8 +105,9 @@ class Flow:
 
     def _keep(self, room: int) -> None:
         gone = max(0, len(self._painted) - max(0, room))
-        for row in () if self._passing else self._painted[:gone]:
-            self._let_go = self._let_go.and_also(row)
+        for row in self._painted[:gone]:
+            if row.of:
+                self._let_go = self._let_go.and_also(row)
         del self._painted[:gone]
 
 
@@ -157,9 +168,9 @@ class _Pen:
             self._out.append("\r" if x == 0 else f"\x1b[{x + 1}G")
 
 
-def fold(rows: Sequence[str], columns: int) -> list[str]:
+def fold(rows: Sequence[Row], columns: int) -> list[Row]:
     """The rows, those that are too wide as several."""
-    return [part for row in rows for part in _fold(row.replace("\t", "    "), columns)]
+    return [row._replace(text=part) for row in rows for part in _fold(row.text.replace("\t", "    "), columns)]
 
 
 def _fold(row: str, columns: int) -> list[str]:
@@ -168,19 +179,39 @@ def _fold(row: str, columns: int) -> list[str]:
     return [theme.load("dark").ansi(part) for part in wrap(Text.from_ansi(row), columns)]
 
 
-def _after(rows: Sequence[str], gone: _LetGo) -> tuple[list[str], _LetGo]:
+def _after(rows: Sequence[Row], gone: _LetGo) -> tuple[list[Row], _LetGo]:
     """The rows after what was let go of, and how much of that was not among them."""
-    characters, bare = gone
+    kept = list[Row]()
     for place, row in enumerate(rows):
-        size = _measure(row)
-        if size > characters:
-            return [_cut(row, characters) if characters else row, *rows[place + 1 :]], _LetGo()
-        if not characters:
-            if not bare:
-                return list(rows[place:]), _LetGo()
-            bare -= 1
-        characters -= size
-    return [], _LetGo(characters, bare)
+        if row.of != gone.of:
+            kept.append(row)
+            continue
+        size = len(_characters(row.text))
+        if size > len(gone.characters) or not (gone.characters or gone.bare):
+            text = _cut(row.text, len(gone.characters)) if gone.characters else row.text
+            return [*kept, row._replace(text=text), *rows[place + 1 :]], _LetGo(of=gone.of)
+        gone = gone._replace(characters=gone.characters[size:], bare=gone.bare - (not gone.characters))
+    return kept, gone
+
+
+def _standing(seen: str, text: str) -> tuple[int, int]:
+    """How many characters of the text stand above, where these were seen before it was drawn as it is now; and how many of
+    those it has an answer to: all, unless the text ends before. Found by the fewest characters that came or went."""
+    same = len(_common(seen, text))
+    if same in (len(seen), len(text)):
+        return same, same
+    seen, text = seen[same:], text[same : same + len(seen) - same + _BAND]
+    costs, best = {at: at for at in range(min(len(text), _BAND) + 1)}, (len(text), len(text), 0)
+    for row, character in enumerate(seen, 1):
+        before, costs = costs, {}
+        for at in range(max(0, row - _BAND), min(len(text), row + _BAND) + 1):
+            costs[at] = min(before.get(at, _FAR), costs.get(at - 1, _FAR)) + 1
+            if at and text[at - 1] == character:
+                costs[at] = min(costs[at], before.get(at - 1, _FAR))
+        if len(text) in costs:
+            best = min(best, (costs[len(text)], len(text), row))
+    _, count, row = min([best, *((cost, at, len(seen)) for at, cost in costs.items())])
+    return same + count, same + row
 
 
 def _cut(row: str, seen: int) -> str:
@@ -196,12 +227,13 @@ def _cut(row: str, seen: int) -> str:
     return ""
 
 
-def _measure(row: str) -> int:
-    return len(_MARKUP.sub("", _STYLE.sub("", row)))
+def _characters(row: str) -> str:
+    """Those by which the row's text is known again."""
+    return _MARKUP.sub("", _STYLE.sub("", row))
 
 
 def _common(before: str, now: str) -> str:
-    """What two rows begin with."""
+    """What two texts begin with."""
     differ = (place for place, (one, other) in enumerate(zip(before, now, strict=False)) if one != other)
     return now[: next(differ, min(len(before), len(now)))]
 

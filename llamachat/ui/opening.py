@@ -7,7 +7,7 @@ from threading import Thread
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, LostError
-from llamachat.ui.render import meter, percent
+from llamachat.ui.progress_line import ProgressLine
 
 ENDINGS = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
 
@@ -23,9 +23,11 @@ class Watch:
         self.plan = ""  # what memory it will take
         self.line = ""
         self.notes: list[str] = []  # to be shown once it is done
+        self._progress = ProgressLine()
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        self.line = f"{what} {meter(min(done, total), total)} {percent(done, total)}" if total else what
+        self._progress.tell(what, done, total)
+        self.line = self._progress.line
 
     def note(self, line: str) -> None:
         self.line = line

@@ -49,6 +49,7 @@ from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
+from llamachat.ui.exchange import sign
 from llamachat.ui.keyboard import PASTED, Keyboard
 from llamachat.ui.live import Region
 from llamachat.ui.narrowing import rows_above, wraps_anew
@@ -82,16 +83,18 @@ class PrivateHistory(FileHistory):
         if self._passing or _PASTED.search(string):  # which means nothing in another chat
             return
         try:
+            os.close(private.opened(Path(os.fsdecode(self.filename)), os.O_RDWR))
             super().store_string(string)
         except OSError as error:
             self.trouble = f"your history is no longer saved: {error.strerror}"
 
 
 def open_history(path: Path) -> PrivateHistory:
-    """The history in a file that only its owner can read. Raises UsageError."""
+    """The history in a file that only its owner can read, made with the first text. Raises UsageError."""
     try:
         private.folder(path.parent)
-        os.close(private.opened(path, os.O_RDWR))
+        if path.exists():
+            os.close(private.opened(path, os.O_RDWR))
     except OSError as error:
         cause = f"the history file {path} cannot be opened ({error.strerror})"
         raise UsageError(cause, "what you type is not remembered", "make it writable") from error
@@ -191,7 +194,8 @@ class Prompt:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
         free = not self._buffer.text
         if free:
-            self._buffer.document = Document(text)
+            command, rest = re.fullmatch(r"(/\S+ \d+ |)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+            self._buffer.document = Document(command + self._folded(rest))
         return free
 
     # ---- looks ----
@@ -370,11 +374,14 @@ class Prompt:
 
     def _paste(self, event: KeyPressEvent) -> None:
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-        if len(text) > _LARGE or text.count("\n") >= _LARGE_LINES:
-            text = self._placeholder(text)
-        self._buffer.insert_text(text, fire_event=False)  # which would open the menu
+        self._buffer.insert_text(self._folded(text), fire_event=False)  # which would open the menu
         if len(event.data) >= PASTED:
             self._hint = f"what was pasted is cut off after {PASTED:,} characters"
+
+    def _folded(self, text: str) -> str:
+        """A text as it stands in the input: one that is large by its size."""
+        large = len(text) > _LARGE or text.count("\n") >= _LARGE_LINES
+        return self._placeholder(text) if large else text
 
     def _placeholder(self, text: str) -> str:
         known = (name for name, kept in self._pasted.items() if kept == text)
@@ -468,12 +475,3 @@ def _valid(text: str) -> str:
 
 def _prefix(line: int, wrapped: int) -> StyleAndTextTuples:
     return [("", "  ")] if line or wrapped else [("class:prompt", sign())]
-
-
-def sign() -> str:
-    """What stands before a typed text."""
-    try:
-        "❯".encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return "> "
-    return "❯ "

@@ -5,23 +5,23 @@ written as it is; for a terminal it becomes lines that are printed once and a sh
 """
 
 import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.text import Text
 
 from llamachat.errors import LlamachatError
-from llamachat.events import Branch, Event, SavedDialog, Stats, TokenView, Turn, TurnDone
+from llamachat.events import Branch, Event, Exchange, Found, ModelView, SavedDialog, Stats, TokenView, Turn, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
-from llamachat.ui import drawings
-from llamachat.ui.answer import BAR, Answer, Sheet, duration
+from llamachat.ui import drawings, model_list
+from llamachat.ui.answer import BAR, Answer, Kind, Sheet, duration
 from llamachat.ui.cells import cells, count, cut, wrap
+from llamachat.ui.exchange import exchange_lines
 from llamachat.ui.markdown import MarkdownStream, draw
 from llamachat.ui.own_table import table_lines
+from llamachat.ui.saved_list import dialog_lines, found_lines, heading, short_name
 from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {
@@ -30,7 +30,6 @@ _ENDINGS = {
     "interrupt": ["stopped"],
     "repeat": ["stopped: it repeated itself; /continue goes on"],
 }
-_SERVED = "server:"  # what the reference of a model on a server begins with: see RemoteBackend.reference
 _ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 
 
@@ -38,7 +37,8 @@ class Screen:
     """Answers go to `out`, everything else to `notes` (the same, at a terminal).
 
     `theme`: by default what fits `notes`. `width`: columns, asked anew for each line; by default the terminal's, and off
-    one nothing is wrapped. `think`: show what a model thinks before it answers.
+    one nothing is wrapped. `think`: show what a model thinks before it answers. `kind`: how earlier answers are drawn;
+    `sign`: what stands before their questions.
     """
 
     def __init__(
@@ -50,9 +50,12 @@ class Screen:
         width: Callable[[], int] | None = None,
         think: bool = False,
         no_color: bool = False,
+        kind: Kind = "plain",
+        sign: str = "> ",
     ) -> None:
         self.theme = theme or choose(None, notes, no_color=no_color)
         self.think = think
+        self.kind, self.sign = kind, sign
         self.at_terminal = notes.isatty()
         self._out = out
         self._notes = notes
@@ -122,17 +125,26 @@ class Screen:
         """Drawn lines, as they are."""
         self.note_raw("".join(line + "\n" for line in lines))
 
-    def waiting(self, line: str) -> AbstractContextManager[object]:
-        """A spinner while the body runs; nothing off a terminal."""
+    @contextmanager
+    def waiting(self, line: str) -> Iterator[Callable[[str], None]]:
+        """A spinner while the body runs, which may change the line; nothing off a terminal."""
         if not self.at_terminal:
-            return nullcontext()
+            yield lambda line: None
+            return
         console = Console(file=self._notes, no_color=self.theme.plain or None)
-        return console.status(Text(sanitise_line(line), "dim"))
+        with console.status(Text(sanitise_line(line), "dim")) as status:
+            yield lambda line: status.update(Text(sanitise_line(line), "dim"))
+
+    def models(self, views: Sequence[ModelView], current: str) -> None:
+        self.lines(model_list.lines(views, current, self._page(), self.theme))
 
     # ---- seeing inside ----
 
     def heat(self, tokens: Sequence[TokenView]) -> None:
         self.lines(drawings.heat(tokens, self._page(), self.theme))
+
+    def numbered(self, tokens: Sequence[TokenView]) -> None:
+        self.lines(drawings.numbered(tokens, self._page(), self.theme))
 
     def alternatives(self, index: int, token: TokenView) -> None:
         self.lines(drawings.alternatives(index, token, self._page(), self.theme))
@@ -146,12 +158,34 @@ class Screen:
     def why(self, rows: Iterable[tuple[str, str]]) -> None:
         self.table(rows)
 
-    def dialogs(self, saved: Iterable[SavedDialog]) -> None:
-        rows = [
-            (one.name, _day(one.modified), count(one.turns, "turn"), _held_with(one.model), cut(one.title, 60))
-            for one in saved
-        ]
-        self.table(rows, ("name", "last used", "", "model", "first question"))
+    # ---- looking back ----
+
+    def dialogs(self, saved: Sequence[SavedDialog], current: str | None = None) -> None:
+        self.lines(dialog_lines(saved, current, self._width(), self.theme))
+
+    def returned(self, dialog: SavedDialog, exchanges: Sequence[Exchange]) -> None:
+        """Which dialog goes on, and what was said last in it."""
+        self.heading(dialog)
+        self.exchanges(exchanges[-1:], whole=False)
+
+    def heading(self, dialog: SavedDialog) -> None:
+        self._print(self.theme.text(heading(dialog, self._width()), "strong"))
+
+    def found(self, found: Found, wanted: str, fresh: bool) -> None:
+        """A line in which something was searched; `fresh`: the first of its dialog."""
+        self.lines(found_lines(found, wanted, fresh, self._page(), self.theme))
+
+    def exchanges(self, exchanges: Sequence[Exchange], *, whole: bool = True) -> None:
+        """As they were shown; unless `whole`, of a long answer its end."""
+        for number, each in enumerate(exchanges):
+            self.lines([""] * bool(number) + self._looked_back(each, whole))
+
+    def _looked_back(self, exchange: Exchange, whole: bool) -> list[str]:
+        width = self._width() if self.kind == "plain" else self._page()
+        ending = " · ".join(_ENDINGS[exchange.reason])
+        return exchange_lines(
+            exchange, self.theme, width, self.kind, self.sign, think=self.think, whole=whole, ending=ending
+        )
 
     def _page(self) -> int:
         """Columns for drawings, which have some width off a terminal too."""
@@ -218,20 +252,6 @@ def percent(used: int, size: int) -> str:
     return f"{share:.0f}%" if share >= 1 or not used else "<1%"
 
 
-def short_name(model: str) -> str:
-    """A model's name, or the last part of its path."""
-    return sanitise_line(model).rstrip("/").rpartition("/")[2]
-
-
-def _held_with(reference: str) -> str:
-    """A saved dialog's model; of one on a server ("server:https://host/v1#vendor/name"), its last part and the host."""
-    address, mark, model = reference.partition("#")
-    if not address.startswith(_SERVED):
-        return reference
-    host = urlsplit(address.removeprefix(_SERVED)).netloc
-    return cut(f"{short_name(model)} on {host}" if mark else host, 40)
-
-
 def unit(stats: Stats) -> str:
     """What an answer's length is counted in."""
     return "token" if stats.counted else "piece"
@@ -259,10 +279,6 @@ def _before_answer(stats: Stats) -> tuple[list[str], list[str], list[str]]:
 
 def _first_token(stats: Stats) -> list[str]:
     return [f"first {unit(stats)} {stats.prefill_s:.2f} s"] if stats.completion_tokens else []
-
-
-def _day(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _terminal_width() -> int:

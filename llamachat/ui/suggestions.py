@@ -17,6 +17,7 @@ from llamachat.ui.commands.command import Word
 PATHS = (".", "/", "~")  # how one begins where there are other words
 _MOST = 200  # entries of a folder
 _TYPED_MENTION = re.compile(r'(?<![\w@/.`])@("?)((?<=")[^"\n]*|[^\s"@`]*)\Z')
+_LAST_PATH = re.compile(r'(?<!\S)("?)((?<=")[^"\n]*|[^\s"]*)\Z')
 
 
 class ChatCompleter(Completer):
@@ -42,7 +43,7 @@ def candidates(context: Context, text: str) -> tuple[str, Iterable[Word]]:
     if command and not (known and "edit" in known.names and " " in text[command.end() :]):  # whose text is a message
         return _argument(context, known, text[command.end() :]) if known else ("", ())
     mention = _TYPED_MENTION.search(text)
-    return ("@" + mention[1] + mention[2], _mentioned(mention[1], mention[2])) if mention else ("", ())
+    return (mention[0], _quoted("@", mention[1], mention[2])) if mention else ("", ())
 
 
 def _names(typed: str) -> Iterator[Word]:
@@ -53,6 +54,9 @@ def _names(typed: str) -> Iterator[Word]:
 
 
 def _argument(context: Context, command: Command, argument: str) -> tuple[str, Iterable[Word]]:
+    if command.several:
+        found = _LAST_PATH.search(argument)
+        return (found[0], _quoted("", found[1], found[2])) if found else ("", ())
     last = argument if command.words is None or argument.startswith(PATHS) else argument.rpartition(" ")[2]
     if command.path and (command.words is None or last.startswith(PATHS)):
         return last, paths(last)
@@ -66,10 +70,11 @@ def _argument(context: Context, command: Command, argument: str) -> tuple[str, I
     return typed, [(word, help) for word, help in command.words(context, before) if word.startswith(typed)]
 
 
-def _mentioned(quote: str, typed: str) -> Iterator[Word]:
+def _quoted(sign: str, quote: str, typed: str) -> Iterator[Word]:
+    """Paths behind a sign, in quotes where they have to be."""
     for path, help in paths(typed):
         quoted = quote or re.search(r"[\s@`]", path)
-        yield ('@"' + path + '"' * (not path.endswith("/")) if quoted else "@" + path), help
+        yield (f'{sign}"{path}' + '"' * (not path.endswith("/")) if quoted else sign + path), help
 
 
 def paths(typed: str) -> Iterator[Word]:

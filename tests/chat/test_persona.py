@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from llamachat.chat import persona
-from llamachat.chat.persona import Library, Persona
+from llamachat.chat.library import Library
+from llamachat.chat.persona import Persona
 from llamachat.errors import ConfigError, UsageError
 
 FULL = """

@@ -20,7 +20,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
-from llamachat.events import Event, Evicted, TextDelta, TurnDone
+from llamachat.events import Event, Evicted, TextDelta, TextSize, TurnDone
 from llamachat.models.catalog import LocalPath, ModelEntry, ServerSource, on_server, resolve
 from llamachat.remote.asking import (
     NO_LOGPROBS,
@@ -153,6 +153,13 @@ def test_an_answer_that_is_stopped_within_a_thought_is_a_thought() -> None:
 
 
 # ---- what it took ----
+
+
+def test_what_a_text_takes_is_an_estimate_once_the_server_has_counted() -> None:
+    chat = chat_with(TellingServer(["Yes."], ended=ended_after(100, 1)))
+    assert chat.weigh("x" * 100) is None
+    list(chat.ask("y" * 360))  # with the system prompt and what frames both, 400 characters
+    assert chat.weigh("x" * 100) == TextSize(25, False)
 
 
 def test_usage_is_what_the_server_counts() -> None:

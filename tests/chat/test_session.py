@@ -23,7 +23,8 @@ from llamachat.core.sampler import TokenLogprobs, token_logprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import RopeScaling
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
-from llamachat.events import Event, Evicted, TextDelta, TurnDone
+from llamachat.events import Event, Evicted, Reading, TextDelta, TurnDone
+from llamachat.generation.completion import Answer
 
 GREEDY = Settings(SamplingParams(temperature=0), max_tokens=12)
 
@@ -172,6 +173,60 @@ def test_a_question_larger_than_the_window_rolls_through_it_and_says_so() -> Non
     assert bytes(local(chat).cache.log[1:12]) == b"system\nstay" and bytes([120] * 20) in bytes(
         min(t, 255) for t in local(chat).cache.log
     )
+
+
+def test_what_is_seen_partly_is_told_also_once_more_was_asked_and_from_disk() -> None:
+    chat = session(slots=128, system="stay", settings=replace(GREEDY, max_tokens=4))
+    list(chat.ask("x" * 90))
+    assert [turn.seen for turn in chat.context()] == ["pinned", "kept", "kept"]
+    chat.set_parameter("max_tokens", "60")
+    list(chat.resume())
+    assert [turn.seen for turn in chat.context()] == ["pinned", "partly", "kept"]
+    window, state = local(chat).window, local(chat).window.state()
+    assert state
+    tokens = [turn.tokens for turn in chat.context()]
+    window.view = window.answering = None
+    window.take_up(state, chat.history.tree)
+    assert [turn.seen for turn in chat.context()] == ["pinned", "partly", "kept"]
+    assert [turn.tokens for turn in chat.context()] == tokens
+    chat.set_parameter("max_tokens", "300")
+    list(chat.resume())
+    assert [turn.seen for turn in chat.context()] == ["pinned", "dropped", "partly"]
+
+
+def test_a_long_prompt_tells_how_far_it_is_read_and_says_what_it_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = quick_session(3000, None, "roll")
+    events = list(chat.ask("x" * 1500))
+    done, read = events[-1], [event for event in events if isinstance(event, Reading)]
+    assert isinstance(done, TurnDone) and done.stats.reused_tokens == 0
+    assert read == events[: len(read)] == [Reading(done, read[0].total) for done in (0, 512, 1024)]
+    assert read[0].total == done.stats.prompt_tokens
+    assert not [event for event in chat.ask("short") if isinstance(event, Reading)]
+    monkeypatch.setattr(Answer, "reading", lambda self: iter(()))
+    other = quick_session(3000, None, "roll")
+    assert ask(other, "x" * 1500)[0] == line(chat)[1].text
+    assert engine(other).forwarded == engine(chat).forwarded[: len(engine(other).forwarded)]
+
+
+def test_a_prompt_that_is_being_read_can_be_stopped() -> None:
+    chat = session(3000)
+    events = chat.ask("x" * 1500)
+    assert isinstance(next(events), Reading)
+    chat.interrupt()
+    (done,) = list(events)
+    assert isinstance(done, TurnDone) and (done.reason, chat.context_used) == ("interrupt", 0)
+
+
+def test_what_a_text_takes_of_the_context_is_counted_or_if_it_is_far_too_much_guessed() -> None:
+    chat = session(slots=256, system="stay")
+    size = chat.weigh("ü" * 10)
+    assert size and (size.tokens, size.counted, size.fits) == (20, True, True)
+    assert chat.context_size - size.room == len(b"system\nstay\nuser\n\nassistant\n") + 6
+    assert chat.weigh("x" * size.room).fits  # type: ignore[union-attr]
+    large = chat.weigh("x" * 1_000_000)
+    assert large and (large.tokens, large.counted, large.fits) == (1_000_000, False, False)
 
 
 def test_refill_computes_the_rest_as_if_the_dialog_had_begun_there() -> None:

@@ -57,7 +57,11 @@ def test_nothing_is_written_before_the_first_question(archive: Archive) -> None:
     chat.set_parameter("temperature", "1")
     chat.begin([("user", "a"), ("assistant", "b")])
     chat.close()
-    assert not archive.folder.exists() and chat.name
+    chat.new()
+    chat.new()
+    chat.save("a name")
+    chat.close()
+    assert not archive.folder.exists() and chat.name == "a name"
 
 
 def test_without_history_there_is_no_trace(archive: Archive, tmp_path: Path) -> None:
@@ -106,6 +110,89 @@ def test_a_file_holds_an_answer_while_it_streams(archive: Archive, monkeypatch: 
     list(copy.resume())
     ids, whole = (each.history.tree.active.ids or () for each in (chat, copy))
     assert whole[: len(ids)] == ids and len(whole) > len(ids)
+
+
+def test_a_copy_in_which_nothing_was_asked_leaves_nothing_behind(archive: Archive) -> None:
+    first = chat_on(archive)
+    ask(first, "one")
+    assert first.name == "one"
+    for _ in range(2):
+        second = chat_on(archive, snapshots=True)
+        second.load("one")
+        second.set_parameter("top_k", "7")
+        second.set_system("other")
+        assert second.name == "one-copy" and said(second)[1:] == said(first)[1:]
+        second.close()
+    assert [each.name for each in archive.saved()] == ["one"]
+    second.load("one")
+    ask(second, "two")
+    second.close()
+    again = chat_on(archive)
+    again.load("one-copy")
+    assert said(again) == said(second) and again.history.uid != first.history.uid
+
+
+def test_going_on_with_a_stopped_answer_makes_the_copy_a_file_at_once(archive: Archive) -> None:
+    first = chat_on(archive)
+    ask(first, "one")
+    copy = chat_on(archive)
+    copy.load("one")
+    events = copy.resume()
+    next(events)
+    assert archive.exists("one-copy")
+    list(events)
+
+
+def test_a_new_dialog_has_a_file_of_its_own_and_the_manner_of_the_last(archive: Archive) -> None:
+    chat = chat_on(archive, snapshots=True)
+    chat.set_parameter("top_k", "7")
+    ask(chat, "one")
+    old, used = chat.history.uid, chat.context_used
+    chat.new()
+    assert (chat.exchanges(), chat.name, chat.last_stats) == ([], None, None) and chat.context_used < used
+    ask(chat, "one")
+    chat.close()
+    assert {each.name: each.turns for each in archive.saved()} == {"one": 1, "one-2": 1}
+    assert chat.history.uid != old and chat.parameters()["top_k"] == 7 and chat.system == "s"
+    again = chat_on(archive, snapshots=True)
+    again.load("one")
+    assert again.history.uid == old and again.context_used > 0, "and its keys and values are kept"
+
+
+def test_a_deleted_dialog_goes_with_its_keys_and_values(archive: Archive) -> None:
+    left(archive)
+    chat = chat_on(archive, snapshots=True)
+    ask(chat, "here")
+    assert chat.delete("a").snapshots > 0 and snapshot.store().entries() == [] and not archive.exists("a")
+    for name in ("a", "../a"):
+        with pytest.raises(UsageError):
+            chat.delete(name)
+    assert chat.name == "here"
+    chat.delete("here")
+    assert chat.exchanges() == [] and chat.name is None and archive.saved() == []
+    with pytest.raises(UsageError, match="no dialog called here"):
+        chat.delete("here")
+    ask(chat, "here")
+    chat.close()
+    assert [each.name for each in archive.saved()] == ["here"] and len(snapshot.store().entries()) == 1
+
+
+def test_what_another_chat_has_open_is_not_deleted(archive: Archive) -> None:
+    first, second = chat_on(archive), chat_on(archive)
+    ask(first, "one")
+    second.load("one")
+    with pytest.raises(UsageError, match="another chat has one open; nothing was deleted"):
+        second.delete("one")
+    assert archive.exists("one")
+
+
+def test_exchanges_are_what_was_said_and_how_it_ended(archive: Archive) -> None:
+    chat = chat_on(archive)
+    chat.begin([("user", "Why?"), ("assistant", "<think>hm</think>So.")])
+    ask(chat, "one")
+    first, second = chat.exchanges()
+    assert (first.number, first.question, first.thought, first.answer, first.reason) == (1, "Why?", "hm", "So.", "stop")
+    assert (second.number, second.question, second.reason) == (2, "one", "length")
 
 
 def test_two_chats_on_one_dialog_do_not_mix(archive: Archive) -> None:

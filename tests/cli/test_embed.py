@@ -42,7 +42,7 @@ def test_lines_become_lines_or_an_array(run: Run, lines: str, tmp_path: Path) ->
     assert (code, out, err) == (0, "", f"{array}: 3 vectors of 64 numbers\n")
     np.testing.assert_allclose(np.load(array), alone, atol=1e-4)
     assert run("embed", "--jsonl", lines, "-o", str(array), "-m", "TINY") == (
-        2, "", f"llamachat: {array} exists; nothing was run; remove it, or give another --output\n",
+        2, "", f"error: {array} exists; nothing was run; remove it, or give another --output\n",
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_a_bad_line_is_an_error_in_its_place_and_keeps_an_array_from_being_writt
     assert code == 2 and ["error" in json.loads(line) for line in out.splitlines()] == [False, True, False]
     array = tmp_path / "vectors.npy"
     code, out, err = run("embed", "--jsonl", str(tmp_path / "bad.jsonl"), "-o", str(array), "-m", "TINY")
-    said = "llamachat: line 2 has no vector ({}); nothing was written; mend it or leave it out\n"
+    said = "error: line 2 has no vector ({}); nothing was written; mend it or leave it out\n"
     assert (code, out, err) == (2, "", said.format("line 2 is no text to read")) and not array.exists()
     (tmp_path / "long.jsonl").write_text(f'{{"text": "fox"}}\n{{"text": "{"quick " * 9000}"}}\n')
     code, out, err = run("embed", "--jsonl", str(tmp_path / "long.jsonl"), "-o", str(array), "-m", "TINY")
@@ -76,7 +76,7 @@ def test_a_single_text_becomes_an_array_of_one_row(run: Run, tmp_path: Path) -> 
     array = tmp_path / "vector.npy"
     given = ("embed", "the quick", "-m", "TINY", "-o", str(array))
     said = "--resume goes on with lines, an array is written whole; nothing was run; leave it out"
-    assert run(*given, "--resume") == (2, "", f"llamachat: {said}\n") and not array.exists()
+    assert run(*given, "--resume") == (2, "", f"error: {said}\n") and not array.exists()
     assert run(*given) == (0, "", f"{array}: 1 vector of 64 numbers\n") and np.load(array).shape == (1, 64)
 
 
@@ -95,7 +95,7 @@ def test_a_single_text_becomes_an_array_of_one_row(run: Run, tmp_path: Path) -> 
 )
 def test_what_cannot_be_is_said_in_a_line(arguments: tuple[str, ...], said: str, run: Run) -> None:
     code, out, err = run("embed", *arguments, "-m", "TINY")
-    assert code in (2, 4) and out == "" and err.startswith("llamachat: ") and err.endswith(f"{said}\n")
+    assert code in (2, 4) and out == "" and err.startswith("error: ") and err.endswith(f"{said}\n")
 
 
 def bare(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def test_a_model_without_a_head_embeds_and_nothing_else(run: Run, tmp_path: Path
         assert (code, err) == (0, "")
         np.testing.assert_allclose(json.loads(out), vector, atol=1e-4)
     said = "has no head; it cannot do what is asked; use llamachat embed\n"
-    assert run("complete", "the quick", "-m", folder) == (2, "", f"llamachat: {folder} {said}")
+    assert run("complete", "the quick", "-m", folder) == (2, "", f"error: {folder} {said}")
 
 
 def test_a_causal_model_that_was_saved_without_its_head_is_read(run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from llamachat.cli import models as models_cmd
 from llamachat.cli.models import models_app
+from llamachat.cli.progress import shown_progress
 from llamachat.errors import CatalogError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
@@ -41,8 +42,8 @@ def run(*arguments: str) -> Result:
 
 def test_list_is_tab_separated_off_a_terminal() -> None:
     header, *rows = [line.split("\t") for line in run("list").stdout.splitlines()]
-    assert header == ["name", "download", "on disk", "fits", "context", "licence"]
-    assert ["smollm2-135m *", "93 MB", "no", "yes", "8192", "Apache-2.0"] in rows
+    assert header == ["name", "download", "on disk", "fits", "context", "licence", "store"]
+    assert ["smollm2-135m *", "93 MB", "no", "yes", "8192", "Apache-2.0", ""] in rows
     assert [row[:5] for row in rows if row[0] == "mine"] == [["mine", "?", "yes", "?", "?"]]
 
 
@@ -61,8 +62,8 @@ def test_json_of_list_and_show_is_whole(home: Path) -> None:
     assert facts["smollm2-135m"]["default"] and not facts["mine"]["default"]
     assert facts["mine"]["path"] == str(home / "CONFIG/llamachat/model") and facts["mine"]["disk_bytes"] == 2_000_000
     shown = json.loads(run("show", "llama-3.3-70b", "--json").stdout)
-    assert shown["params"] == 70553706496 and shown["gated"]
-    assert shown["source"] == "hf:meta-llama/Llama-3.3-70B-Instruct@main"
+    assert shown["params"] == 70553706496 and not shown["gated"]
+    assert shown["source"] == "hf:bartowski/Llama-3.3-70B-Instruct-GGUF/Llama-3.3-70B-Instruct-Q4_K_M.gguf@main"
     assert shown["memory"]["needed"] > 40e9 and shown["memory"]["fits"] in (True, False)
 
 
@@ -81,7 +82,7 @@ def test_no_text_of_a_catalog_can_drive_the_terminal() -> None:
 
 
 def test_pull_prints_the_path_on_stdout_and_progress_once_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetched(entry: object, progress: Progress) -> Path:
+    def fetched(entry: object, progress: Progress, *_: object) -> Path:
         for done in range(0, 3_000_001, 1000):
             progress("fetching it", done, 3_000_000)
         return Path("/place")
@@ -91,16 +92,20 @@ def test_pull_prints_the_path_on_stdout_and_progress_once_on_stderr(monkeypatch:
     assert result.stdout == "/place\n" and result.stderr == "fetching it (3 MB)\n"
 
 
-def test_pull_says_before_the_download_that_memory_will_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "fetch", lambda *_: Path("/place"))
+def test_pull_says_before_the_download_that_memory_will_not_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 1 << 30)
-    assert run("pull", "llama-3.1-8b").stderr.startswith("note: llama-3.1-8b needs 6.6 GB of memory (weights 5.3 GB")
+    with pytest.raises(CatalogError, match="not on this machine; --offline forbids"):
+        models_cmd.pull_model("llama-3.1-8b", offline=True)
+    err = capsys.readouterr().err
+    assert err.startswith("note: llama-3.1-8b needs 6.3 GB of memory (weights 4.9 GB")
 
 
 def test_pull_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with models_cmd.shown_progress() as progress:
+    with shown_progress() as progress:
         progress("fetching \x1b]0;it", 500_000, 1_000_000)
         progress("unpacking", 1, 1)
     out, err = capsys.readouterr()

@@ -128,4 +128,4 @@ def test_a_schema_is_followed_in_a_pipe(start: Any) -> None:
     code, out, err = ended(start("--schema", json.dumps(schema), stdin=subprocess.PIPE, shell=asking))
     assert (code, err, list(json.loads(out))) == (0, b"", ["capital"])
     code, out, err = ended(start("hi", "--schema", "{"))
-    assert (code, out) == (2, b"") and err.startswith(b"llamachat: the JSON schema cannot be used: Expecting")
+    assert (code, out) == (2, b"") and err.startswith(b"error: the JSON schema cannot be used: Expecting")

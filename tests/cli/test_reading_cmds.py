@@ -120,7 +120,7 @@ def test_documents_are_the_lines_that_other_programs_count(run: Run, models: dic
     assert {each["line"]: each["text"] for each in told["ranking"]} == {1: "a\u2028b\x0c", 3: "c"}
     (tmp_path / "documents").write_text("a\n\n" + "quick " * 3000)
     code, _, err = run("classify", "x", "-m", models["ranker"], "--documents", str(tmp_path / "documents"))
-    assert code == 4 and err.startswith("llamachat: line 3 of the documents: the text makes")
+    assert code == 4 and err.startswith("error: line 3 of the documents: the text makes")
 
 
 def test_a_long_document_ends_where_the_line_does(

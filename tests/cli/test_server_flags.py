@@ -178,6 +178,7 @@ def test_a_configured_server_is_left_with_an_empty_one(run: Run, server: StandIn
         (("--lora", "x"), 2, "--lora is for a model that runs here"),
         (("--ctx-size", "99"), 2, "--ctx-size is for a model that runs here"),
         (("--kv-bits", "8"), 2, "--kv-bits is for"),
+        (("--dtype", "float32"), 2, "--dtype is for"),
         (("--device", "cpu"), 2, "--device is for"),
         (("--engine", "torch"), 2, "--engine is for"),
         (("--threads", "1"), 2, "--threads is for"),

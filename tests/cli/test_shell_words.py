@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from stand_in import document, standing_in
+from store_folders import ollama, write_header
 
 from llamachat.cli.main import main
+from llamachat.cli.shell_words import PARTED
 
 SCRIPT = r"""
 eval "$(_LLAMACHAT_COMPLETE=source_bash llamachat)"
@@ -42,7 +44,7 @@ def asked(
 ) -> list[str]:
     """What a shell is told for the last of these words."""
     line = " ".join(["llamachat", *words])
-    settings = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line}
+    settings = {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line, PARTED: ""}
     for name, value in {**settings, "_LLAMACHAT_COMPLETE": f"complete_{shell}"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
@@ -67,6 +69,7 @@ def asked(
                 "tag",
                 "extract",
                 "embed",
+                "sessions",
                 "models",
                 "config",
                 "quantize",
@@ -81,6 +84,8 @@ def asked(
         (["models", "p"], ["pull"]),
         (["chat", "--persona", ""], ["broken", "pirate"]),
         (["--session", ""], ["2026-01-01_10-00-00", "work"]),
+        (["sessions", "rm", "work", ""], ["2026-01-01_10-00-00", "work"]),
+        (["sessions", "re"], ["rename"]),
         (["chat", "--engine", "t"], ["torch"]),
         (["--top"], ["--top-k", "--top-p"]),
         (["--vers"], ["--version"]),
@@ -139,6 +144,33 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
         ["bash", "--norc", "-c", SCRIPT, "bash", *words], env=settings, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["zine", "zinc", "complete -o default -F _llamachat_completion llamachat"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["-m", "oll"], ["ollama:tiny", "ollama:tiny:1b", "ollama:tiny:2b"]),
+        (["-m", "ollama", ":"], ["tiny", "tiny:1b", "tiny:2b"]),
+        (["-m", "ollama", ":", "ti"], ["tiny", "tiny:1b", "tiny:2b"]),
+        (["-m", "ollama", ":", "tiny", ":"], ["1b", "2b"]),
+        (["complete", "--model", "ollama", ":", "tiny", ":", "1"], ["1b"]),
+        (["-m", "nothing", ":", "ti"], []),
+        (["--server", "http", ":", "//x", "--engine", "t"], ["torch"]),
+        (["-m", '"ollama', ":"], []),
+    ],
+)
+def test_what_bash_parts_at_colons_is_completed_behind_the_last(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    offered: list[str],
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(home / "ollama"))
+    weights = write_header(home / "tiny.gguf")
+    for tag in ("1b", "2b", "latest"):
+        ollama(home / "ollama", f"registry.ollama.ai/library/tiny/{tag}", weights)
+    assert [line for line in asked(monkeypatch, capsys, *words) if line] == offered
 
 
 LAUNCH = "import sys; sys.argv[0] = 'llamachat'; from llamachat.cli.main import main; main()"

@@ -1,5 +1,6 @@
 """What the machine has, what a model needs, and what to change when it is too little."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from llamachat.core.spec import QuantConfig
 from llamachat.engines.memory import WORKSPACE, Plan, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
 from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, resolve
-from llamachat.models.fit import entry_plan
+from llamachat.models.fit import entry_plan, fits, require
 
 GiB = 1 << 30
 MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\n"
@@ -121,8 +122,8 @@ def test_the_error_names_the_numbers_and_every_remedy() -> None:
     with pytest.raises(DoesNotFitError) as caught:
         check(found)
     assert str(caught.value) == (
-        "the model needs 14.1 GB of memory (weights 5.3 GB, cache of 65536 tokens 8.6 GB, work 268 MB), and 10.7 GB "
-        "is free; it was not loaded; try --ctx-size 39424, --kv-bits 8, a smaller model or fewer bits (llamachat "
+        "the model needs 13.8 GB of memory (weights 4.9 GB, cache of 65536 tokens 8.6 GB, work 268 MB), and 10.7 GB "
+        "is free; it was not loaded; try --ctx-size 42240, --kv-bits 8, a smaller model or fewer bits (llamachat "
         "quantize) or --force to try all the same"
     )
 
@@ -143,10 +144,24 @@ def test_context_is_the_models_own_up_to_8192_or_as_asked() -> None:
 
 
 def test_weights_are_counted_as_quantized_with_the_embedding_in_16_bits(smollm2_gguf: Path) -> None:
-    small, big = entry_plan(resolve(None)), entry_plan(resolve("llama-3.1-8b"))
+    small, entry = entry_plan(resolve(None)), resolve("llama-3.1-8b")
+    floats = replace(entry, source=HubSource("a/b"), format="hf", quant_config=QuantConfig("int4"))
+    big, gguf = entry_plan(floats), entry_plan(entry)
     assert small is not None and small.weights == smollm2_gguf.stat().st_size and small.workspace == WORKSPACE
     embedding = 128256 * 4096
     assert big is not None and big.weights == int(embedding * 2 + (8030261248 - embedding) * 4.5 / 8)
+    assert gguf is not None and gguf.weights == entry.download_bytes
+
+
+def test_a_gguf_file_of_which_nothing_is_known_but_its_size_fits_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = ModelEntry("x", HubSource("a/b", file="x.gguf"), format="gguf", download_bytes=4 * GiB)
+    monkeypatch.setattr("llamachat.models.fit.available_memory", lambda: 5 * GiB)
+    assert fits(entry) is False and fits(replace(entry, download_bytes=3 * GiB)) and fits(resolve(None))
+    assert fits(replace(entry, download_bytes=None)) is fits(replace(entry, format=None)) is None
+    require(entry, force=True)
+    require(replace(entry, download_bytes=None))
+    with pytest.raises(DoesNotFitError, match=r"x has 4\.3 GB of weights, and 5\.4 GB of memory is free; it was not"):
+        require(entry)
 
 
 def test_an_entry_without_a_shape_has_no_plan() -> None:

@@ -26,22 +26,23 @@ SECRETS = {
 }
 
 
-def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for package in (llamachat, quantize):
-        for file in Path(package.__file__ or "").parent.rglob("*.py"):
-            yield file, ast.parse(file.read_bytes())
+@pytest.fixture(scope="module")
+def sources() -> dict[Path, list[ast.AST]]:
+    """Every node of every file."""
+    files = (file for package in (llamachat, quantize) for file in Path(package.__file__ or "").parent.rglob("*.py"))
+    return {file: [*ast.walk(ast.parse(file.read_bytes()))] for file in files}
 
 
-def starts() -> Iterator[tuple[Path, ast.Call]]:
+def starts(sources: dict[Path, list[ast.AST]]) -> Iterator[tuple[Path, ast.Call]]:
     """Every call that starts a program."""
-    for file, tree in sources():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in STARTS:
+    for file, nodes in sources.items():
+        for node in nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in STARTS:
                 yield file, node
 
 
-def test_every_program_is_started_with_an_environment_of_its_own() -> None:
-    found = list(starts())
+def test_every_program_is_started_with_an_environment_of_its_own(sources: dict[Path, list[ast.AST]]) -> None:
+    found = list(starts(sources))
     assert len(found) >= 6
     for file, call in found:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -51,10 +52,10 @@ def test_every_program_is_started_with_an_environment_of_its_own() -> None:
         assert "environment.of_" in names, file
 
 
-def test_no_program_is_started_in_another_way() -> None:
-    for file, tree in sources():
-        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+def test_no_program_is_started_in_another_way(sources: dict[Path, list[ast.AST]]) -> None:
+    for file, nodes in sources.items():
+        imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
         assert not imported & {
             "multiprocessing",
             "pty",
@@ -62,12 +63,12 @@ def test_no_program_is_started_in_another_way() -> None:
             "webbrowser",
             "concurrent.futures.process",
         }
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        calls = [node for node in nodes if isinstance(node, ast.Attribute)]
         used = {each.attr for each in calls if isinstance(each.value, ast.Name) and each.value.id == "os"}
         assert not {name for name in used if name in FORBIDDEN or name.startswith(("exec", "spawn", "posix_spawn"))}, (
             file
         )
-        assert "subprocess" not in {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}, file
+        assert "subprocess" not in {n.module for n in nodes if isinstance(n, ast.ImportFrom)}, file
 
 
 KINDS = {

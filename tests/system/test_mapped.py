@@ -16,7 +16,9 @@ from llamachat.engines.native.build import compiler
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal")
 NEEDS_COMPILER = pytest.mark.skipif(compiler() is None, reason="no C compiler")
-LINE = r"llamachat: {} was cut short, or can no longer be read, while it was in use; llamachat ends here; .*; start it again"
+LINE = (
+    r"error: {} was cut short, or can no longer be read, while it was in use; llamachat ends here; .*; start it again"
+)
 
 
 def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamachat.errors import UsageError
-from llamachat.ui import attach
-from llamachat.ui.attach import Attachment
+from llamachat.chat.titles import title
+from llamachat.errors import DoesNotFitError, UsageError
+from llamachat.events import TextSize
+from llamachat.system.enclosed import own_words, parted
+from llamachat.ui import attach, gather
+from llamachat.ui.attach import Attachment, Found
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +88,7 @@ def test_a_hostile_name_is_shown_safely(here: Path) -> None:
 def test_a_message_names_files(text: str, sent: str, names: list[str]) -> None:
     found = attach.Mentions(text)
     assert (found.text, [each.name for each in found.found], found.notes) == (sent, names, [])
-    assert attach.Mentions(attach.to_message(sent, found.found)).found == [], "once is enough"
+    assert attach.Mentions(attach.to_message(sent, found.attachments)).found == [], "once is enough"
 
 
 @pytest.mark.parametrize(
@@ -128,15 +131,129 @@ def test_quotes_around_a_path_are_taken_off() -> None:
     assert attach.as_path('"a file"') == attach.as_path("'a file'") == Path("a file")
 
 
-def test_files_follow_the_text_by_name() -> None:
-    sent = attach.to_message("compare", [Attachment("a.py", "x = 1\n"), Attachment("b", "`y`")])
-    assert sent == "compare\n\na.py:\n```\nx = 1\n```\n\nb:\n```\ny`\n```".replace("\ny`", "\n`y`")
-    assert attach.to_message("alone", []) == "alone"
+def test_files_go_before_the_text_by_name() -> None:
+    sent = attach.to_message("compare", [Attachment("a.py", "x = 1\n"), Attachment("a b", "`y`")])
+    assert sent == "a.py:\n```\nx = 1\n```\n\n./a b:\n```\n`y`\n```\n\ncompare"
+    assert parted(sent) == ("compare", ("a.py (1 line)", "a b (1 line)")) and title(sent) == "compare"
+    assert own_words("Fix this:\n```\nx\n```") == "Fix this:\n```\nx\n```"
+    assert attach.to_message("alone", []) == own_words("alone") == "alone"
 
 
 @given(st.text(alphabet="`~a\n ", max_size=60))
 def test_nothing_in_a_file_closes_its_fence(text: str) -> None:
     sent = attach.to_message("", [Attachment("f", text)])
-    fence = sent.removeprefix("f:\n").split("\n")[0]
+    fence = sent.removeprefix("./f:\n").split("\n")[0]
     assert re.fullmatch("`{3,}", fence)
-    assert sent.count(fence) == 2 and sent == f"f:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"
+    assert sent.count(fence) == 2 and sent == f"./f:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"
+    assert own_words(attach.to_message("and this?", [Attachment("f", text)] * 2)) == "and this?"
+
+
+@pytest.fixture
+def tree(here: Path) -> Path:
+    for name in (
+        "docs/b.md",
+        "docs/a.txt",
+        "docs/deep/c.md",
+        "docs/.git/config",
+        "docs/.secret",
+        "src/x.py",
+        "src/y.py",
+    ):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / "docs/picture").write_bytes(b"\x89PNG\0\xff")
+    (here / "docs/link").symlink_to(here / "notes.md")
+    (here / "docs/up").symlink_to(here)
+    return here
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "left_out"),
+    [
+        ("docs/", ["docs/a.txt", "docs/b.md", "docs/deep/c.md"], "4 hidden or a link, 1 binary"),
+        ("docs/*.md", ["docs/b.md"], ""),
+        ("docs/**/*.md", ["docs/b.md", "docs/deep/c.md"], ""),
+        ("docs/**/**", ["docs/a.txt", "docs/b.md", "docs/deep/c.md"], "1 binary"),
+        ("*/[xy].p?", ["src/x.py", "src/y.py"], ""),
+        ("./docs/.s*", ["docs/.secret"], ""),
+    ],
+)
+def test_a_folder_or_a_pattern_stands_for_several_files(
+    tree: Path, typed: str, names: list[str], left_out: str
+) -> None:
+    (found,) = attach.read_all(typed)
+    assert ([each.name for each in found.files], found.left_out) == (names, left_out)
+    assert [each.text for each in found.files] == names
+    mentions = attach.Mentions(f"sum up @{typed}, please")
+    assert (mentions.attachments, mentions.text) == ([*found.files], f"sum up {typed}, please")
+
+
+def test_read_takes_several_names(tree: Path) -> None:
+    def names(argument: str) -> list[str]:
+        return [each.name for found in attach.read_all(argument) for each in found.files]
+
+    assert names("notes.md \"a file\" 'notes.md' src/*.py") == [
+        "notes.md",
+        "a file",
+        "notes.md",
+        "src/x.py",
+        "src/y.py",
+    ]
+    assert names("a file") == ["a file"]
+    assert names("src") == ["src/x.py", "src/y.py"]
+    for argument, says in {"notes.md nowhere": "nowhere is not there", "*.c": r"\*\.c has no file to attach"}.items():
+        with pytest.raises(UsageError, match=says):
+            attach.read_all(argument)
+
+
+def test_a_folder_is_not_meant_without_its_slash_and_nor_is_a_pattern_that_names_nothing(tree: Path) -> None:
+    found = attach.Mentions("ask @docs about @*.c and @** and @src/*.c")
+    assert (found.found, found.notes) == (
+        [],
+        ["@src/*.c names no file: sent as it is"],
+    )
+
+
+def test_folders_are_bounded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = here / "deep"
+    for name in range(4):
+        (deep / "d" / str(name)).mkdir(parents=True)
+        (deep / "d" / str(name) / "f").write_text("x" * 300_000)
+    for limit, value, says in (("MOST", 3, "more than 3 files"), ("LOOKED_AT", 5, "too many files to look through")):
+        with monkeypatch.context() as patch, pytest.raises(UsageError, match=says):
+            patch.setattr(gather, limit, value)
+            attach.read_all("deep")
+    with pytest.raises(UsageError, match="larger than 1 MB together"):
+        attach.Mentions("@deep/")
+    with monkeypatch.context() as patch:
+        patch.setattr(gather, "DEPTH", 1)
+        assert gather.gathered("deep/") == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (None, "attached f (4,096 characters)"),
+        (TextSize(1234, True, 8000), "attached f (1,234 tokens, 15% of the context)"),
+        (TextSize(1, False), "attached f (about 1 token, <1% of the context)"),
+    ],
+)
+def test_what_is_attached_is_told_with_its_size(size: TextSize | None, says: str) -> None:
+    assert attach.told(Found("f", (Attachment("f", "x" * 4096),)), lambda text: size, 8192) == says
+
+
+@pytest.mark.parametrize(
+    ("size", "remedy"),
+    [
+        (TextSize(9000, True, 8100, 131072), "attach a part of it, or start with --ctx-size 12288"),
+        (TextSize(9000, True, 8100, 10000), "attach a part of it"),
+        (TextSize(300_000, False, 8100), "attach a part of it"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(size: TextSize, remedy: str) -> None:
+    about = f"{'' if size.counted else 'about '}{size.tokens:,} tokens"
+    with pytest.raises(DoesNotFitError) as refused:
+        attach.require_room("f", "text", lambda text: size, 8192, "attached", "attach a part of it")
+    assert str(refused.value) == f"f: {about}, and the context holds 8,192; it was not attached; {remedy}"
+    attach.require_room("f", "text", lambda text: None, 8192, "attached", "attach a part of it")
+    attach.require_room("f", "text", lambda text: TextSize(8100, True, 8100), 8192, "attached", "attach a part of it")

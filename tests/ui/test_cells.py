@@ -56,3 +56,17 @@ def test_what_is_cut_says_so(width: int, shown: str) -> None:
 
 def test_padding_counts_cells() -> None:
     assert pad("日", 4) == "日  "
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_an_errors_words_stay_whole_and_a_path_breaks_behind_slashes(width: int) -> None:
+    path = "/home/somebody/.config/llamachat/personas/a-rather-long-name.toml"
+    line = f"error: no persona is called 'nope'; nothing has changed; make {path} or leave it out"
+    lines = [part.plain for part in wrap(Text(line), width)]
+    assert max(map(cells, lines)) <= width
+    assert "".join(lines).replace(" ", "") == line.replace(" ", "")
+    assert all(part.endswith("/") or f"{part} " in line for part in lines[:-1])
+
+
+def test_a_word_without_slashes_breaks_anywhere() -> None:
+    assert [part.plain for part in wrap(Text("a " + "x" * 25), 10)] == ["a", "x" * 10, "x" * 10, "x" * 5]

@@ -73,6 +73,14 @@ def test_a_completer_that_fails_is_told_of_once(tmp_path: Path) -> None:
     assert talk.lines().count(TOLD) <= 1
 
 
+def test_a_command_that_fails_is_told_of_and_the_next_is_obeyed(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    talk.session.parameters = fail  # type: ignore[method-assign]
+    assert talk.run("/set\r/system\r/exit\r") == 0
+    assert talk.lines().count(TOLD) == 1
+    assert "Be brief." in talk.lines()
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_what_fails_after_an_answer_lets_the_next_one_come(tmp_path: Path, verbose: bool) -> None:
     talk = Talk(tmp_path, verbose=verbose)

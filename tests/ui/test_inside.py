@@ -6,9 +6,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 
-from llamachat.events import Branch, TokenView, Turn
+from llamachat.events import Branch, Reading, TextDelta, TokenView, Turn
+from llamachat.ui.above import Above
 from llamachat.ui.drawings import alternatives, branch_tree, context_map, heat, visible
 from llamachat.ui.theme import Theme, load
 
@@ -97,6 +99,28 @@ def test_the_context_map_shows_the_window_and_every_message() -> None:
     ]
 
 
+def test_the_context_map_says_partly_and_fits_a_narrow_screen() -> None:
+    turns = [turn(4, "dropped"), turn(5, "partly"), turn(5, "kept", "assistant", 0)]
+    assert context_map(turns, 40, 80, 80, PLAIN)[4] == "  partly      5 user           10  text 5 and more"
+    assert context_map(turns, 40, 80, 30, PLAIN)[1:] == [
+        "█ pinned 0 · ▓ kept 40 · ░",
+        "free 40 · of 80 tokens",
+        "",
+        "dropped   4 you     10 text 4…",
+        "partly    5 you     10 text 5…",
+        "kept      5 it       ? text 5…",
+    ]
+
+
+def test_how_far_a_long_prompt_is_read_is_told_until_the_answer_begins() -> None:
+    above = Above(PLAIN, DummyOutput(), lambda line: None, plain=True, think=False)
+    assert above.reading() == "reading"
+    for event, says in ((Reading(512, 12345), "reading 4% of 12,345 tokens"), (TextDelta("A"), "reading")):
+        above.post(event)
+        above.end()
+        assert above.reading() == says
+
+
 def test_many_dropped_messages_are_summed_up() -> None:
     lines = context_map([turn(number, "dropped") for number in range(1, 101)], 0, 80, 80, PLAIN)
     assert lines[3:5] == [
@@ -112,10 +136,11 @@ def test_the_window_is_empty_only_where_nothing_is_used(used: int, filled: int) 
 
 
 def test_branches_say_which_is_active_and_where_the_others_left_it() -> None:
-    branches = [Branch(3, False, 1, "first?\nmore", 0), Branch(12, True, 4, "and then?", 4)]
+    branches = [Branch(3, False, 1, "first?\nmore", 0), Branch(12, True, 4, "and then?", 4, "Then it")]
     assert branch_tree(branches, 80, PLAIN) == [
-        "○    3    1 turn   forked after 0    first? more",
-        "●   12    4 turns  active            and then?",
+        "○  3  1 turn, forked after 0      first? more",
+        "● 12  4 turns, active             and then?",
+        "                                  Then it",
     ]
     assert branch_tree([], 80, PLAIN) == ["no branches"]
 

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamachat.ui.live import Flow, Region, fold
+from llamachat.ui.live import Flow, Region, Row, fold
 
 REGION = ["> typed", "status"]
+
+
+def said(texts: Sequence[str]) -> list[Row]:
+    """Of one answer."""
+    return [Row(text, 1) for text in texts]
 
 
 class Terminal:
@@ -36,6 +41,9 @@ class Terminal:
         self.flow.squeezed(self.screen.lines - len(region))
 
     def paint(self, finished: Sequence[str], tail: Sequence[str] = ()) -> None:
+        self.write(said(finished), said(tail))
+
+    def write(self, finished: Sequence[Row], tail: Sequence[Row] = ()) -> None:
         written = self.flow.paint(finished, tail, self.screen.columns, self.screen.lines, self.place)
         self.written += len(written)
         self.stream.feed(written.replace("\n", "\r\n"))  # as a terminal line does
@@ -64,11 +72,11 @@ ROWS = st.lists(ROW, max_size=5)
 @given(st.lists(st.tuples(ROWS, ROWS), max_size=8), st.integers(0, 12))
 def test_the_rows_painted_last_stand_above_the_region(steps: list[tuple[list[str], list[str]]], above: int) -> None:
     terminal = Terminal(40, 12, above)
-    said: list[str] = []
+    whole: list[str] = []
     for finished, tail in steps:
         terminal.paint(finished, tail)
-        said += finished
-        terminal.check(["before"] * above + said + tail)
+        whole += finished
+        terminal.check(["before"] * above + whole + tail)
 
 
 HEIGHTS = st.lists(st.tuples(st.integers(1, 99), st.integers(0, 99)), max_size=3)
@@ -134,7 +142,7 @@ def test_a_menu_that_comes_and_goes_between_two_paintings_moves_no_row() -> None
 def test_what_passes_takes_nothing_of_what_is_said_with_it(how: str) -> None:
     terminal = Terminal(rows=6)
     passing = ["one thought", "two thoughts"]
-    terminal.stream.feed(terminal.flow.paint([], passing, 20, 6, terminal.place, passing=True).replace("\n", "\r\n"))
+    terminal.write([], [Row(text) for text in passing])
     if how == "squeezed":
         terminal.draw(["> typed", *["menu"] * 5])
         terminal.draw(REGION)
@@ -156,7 +164,7 @@ def test_an_answer_costs_little_more_than_its_length() -> None:
     terminal = Terminal(80, 24)
     text = "The quick brown fox jumps over the lazy dog and runs away. " * 20
     for end in range(12, len(text), 12):
-        terminal.paint([], fold([text[:end]], 80))
+        terminal.write([], fold(said([text[:end]]), 80))
     assert terminal.written < 2.5 * len(text)
 
 

@@ -17,9 +17,27 @@ from llamachat.ui.theme import load
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 WORDS = ["word ", "a longer few words ", "x" * 90, "日本語", "👩‍🚀", "❤️", "é", "שלום", "क्‍ष", "👨‍👩‍👧‍👦" * 9]
 MARKS = ["**", "*", "_", "`", "~~", "[x](http://y.example/a)", "<b>", "&amp;", "\\", "\t", "|", "a|b"]
+MATHS = [
+    "$",
+    "$$",
+    "\\(",
+    "\\)",
+    "\\[",
+    "\\]",
+    "\\begin{align}",
+    "\\end{align}",
+    "x_1",
+    "\\frac{a}",
+    "{",
+    "}",
+    "\\\\",
+    "&",
+]
 STARTS = ["# ", "## h", "- ", "* ", "1. ", "  ", "    ", "> ", "- [ ] ", "|a|b|\n|-|:-:|\n", "---", "===", "-|-"]
 CODE = ["```", "```py\n", "~~~", "def f():", '"""', "/* ", "*/"]
-MARKDOWN = st.lists(st.sampled_from([*WORDS, *MARKS, *STARTS, *CODE, "\n", "\n", "\n\n"]), max_size=40).map("".join)
+MARKDOWN = st.lists(st.sampled_from([*WORDS, *MARKS, *MATHS, *STARTS, *CODE, "\n", "\n", "\n\n"]), max_size=40).map(
+    "".join
+)
 EXAMPLE = """# Title
 
 Some **bold** text,
@@ -80,9 +98,8 @@ def test_cuts_never_matter_and_nothing_is_lost(text: str, data: st.DataObject) -
     assert "".join(block.raw for block in whole) == text
 
 
-LONG = st.tuples(
-    st.sampled_from(["a", "b ", "*", "`", "|", "> ", "-", "1.", "日", "👩‍🚀", "a\n", "\n"]), st.integers(1, LIMIT)
-)
+LONG_PARTS = ["a", "b ", "*", "$$\n", "\\[\n", "`", "|", "> ", "-", "1.", "日", "👩‍🚀", "a\n", "\n"]
+LONG = st.tuples(st.sampled_from(LONG_PARTS), st.integers(1, LIMIT))
 
 
 @given(st.lists(LONG.map(lambda part: part[0] * part[1]), max_size=5).map("".join), st.integers(7, 2 * LIMIT))
@@ -156,7 +173,9 @@ def test_open_emphasis_looks_at_once_as_it_is_going_to(source: str, shown: str) 
     assert draw(stream.tail, 40, load("dark")) == [shown]
 
 
-@pytest.mark.parametrize("start", ["#", "##", "-", "*", "**", "1", "1.", "`", "``", "|", "|--", "> ", "---"])
+@pytest.mark.parametrize(
+    "start", ["#", "##", "-", "*", "**", "$", "$$", "\\[", "1", "1.", "`", "``", "|", "|--", "> ", "---"]
+)
 def test_a_start_that_says_nothing_yet_is_not_shown(start: str) -> None:
     stream = MarkdownStream()
     stream.feed(start)

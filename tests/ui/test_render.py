@@ -109,15 +109,14 @@ def test_a_failing_answer_keeps_its_text_and_ends_its_line() -> None:
     assert out.getvalue() == "half ⟨U+001B⟩[\n"
 
 
-def test_an_eviction_is_told_before_the_answer_or_after_its_line() -> None:
+def test_evictions_are_told_once_behind_the_answer() -> None:
     stream = StringIO()
     events = [Evicted(2, 300), TextDelta("a"), Evicted(0, 5), Evicted(0, 6), TextDelta("b\n"), TextDelta("c"), DONE]
     Screen(stream, stream).answer(events)
     assert stream.getvalue().splitlines() == [
-        "no longer seen by the model: the 2 oldest turns (300 tokens)",
         "ab",
-        "no longer seen by the model: the start of this turn (11 tokens)",
         "c",
+        "no longer seen by the model: the 2 oldest turns and the start of this turn (311 tokens)",
     ]
 
 
@@ -385,18 +384,15 @@ def test_a_live_answer_is_filtered_across_its_pieces() -> None:
     assert found + lines.finish() == ["ab", "", "c⟨U+001B⟩"]
 
 
-def test_a_live_eviction_is_told_at_once_or_between_blocks_but_never_inside_code() -> None:
-    told = eviction_line(Evicted(1, 5))
-    assert Live(width=99).feed(Evicted(1, 5)) == [told]
+def test_live_evictions_are_told_once_behind_the_answer() -> None:
     lines = Live(width=99)
-    lines.feed(TextDelta("```\n"))
     assert lines.feed(Evicted(1, 5)) == []
-    assert lines.feed(TextDelta("x\n")) == ["x"]
-    assert lines.feed(TextDelta("```\nend")) == [told, "```"]
+    assert lines.feed(TextDelta("one\n\ntwo")) == ["one"]
     lines.feed(Evicted(1, 2, refilled=True))
     assert lines.finish() == [
-        "end",
-        "no longer seen by the model: the oldest turn (2 tokens); the rest was read anew",
+        "",
+        "two",
+        "no longer seen by the model: the 2 oldest turns (7 tokens); the rest was read anew",
     ]
 
 
@@ -437,11 +433,11 @@ def test_a_whole_markdown_text_is_drawn() -> None:
     [
         ("server:https://far.example:8000/v1#Qwen/Qwen3-32B", "Qwen3-32B on far.example:8000"),
         ("server:http://127.0.0.1:8080/v1", "127.0.0.1:8080"),
-        ("files/model#1.gguf", "files/model#1.gguf"),
+        ("files/model#1.gguf", "model#1.gguf"),
     ],
 )
 def test_a_saved_dialog_names_the_model_of_a_server_briefly(reference: str, seen: str) -> None:
-    noted = printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", reference)]), 80)[1]
+    noted = printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", reference)]), 120)[1]
     assert f"  {seen}  hi" in noted and "server:" not in noted
 
 
@@ -453,7 +449,7 @@ def test_the_screen_prints_what_is_inside() -> None:
     assert printed(lambda screen: screen.branches([Branch(1, True, 1, "hi", 1)]))[0].startswith("●")
     assert printed(lambda screen: screen.why([("top_k", "40")])) == ["  top_k  40"]
     assert printed(lambda screen: screen.dialogs([SavedDialog("a", 0.0, 1, "hi", "Tiny")]), 80)[1].endswith(
-        "1 turn  Tiny   hi"
+        "1  Tiny   hi"
     )
 
 

@@ -91,7 +91,7 @@ def test_a_dialog_looks_tidy(start: Callable[..., Terminal], size: tuple[int, in
 
 SHOWING = (  # commands that only show or change something
     "/help", "/help edit", "/set", "/set temperature 0.5", "/set nothing 1", "/show", "/system", "/system Be kind.", "/stats",
-    "/why", "/context", "/heat", "/alts 1", "/alts 99", "/branches", "/fork", "/undo", "/switch 99", "/sessions", "/persona",
+    "/why", "/context", "/heat", "/alts 1", "/alts 99", "/branches", "/fork", "/switch 99", "/sessions", "/persona",
     "/save", "/read", "/export", "/read nowhere.txt", "/continue now", "/clear", "/heta",
 )  # fmt: skip
 
@@ -236,7 +236,7 @@ def test_lines_blocks_and_pastes_are_one_message_each(start: Callable[..., Termi
 
 
 def test_a_paste_of_a_megabyte_is_one_message(start: Callable[..., Terminal]) -> None:
-    terminal = start("session.enqueue('ok')")
+    terminal = start("session.backend.context_size = 200_000\nsession.enqueue('ok')")
     terminal.prompted()
     terminal.child.send(b"\x1b[200~" + b"0123456789abcde\r" * 65536 + b"\x1b[201~")
     terminal.wait_for("❯ [pasted 1,048,576 characters]")

@@ -22,8 +22,8 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from llamachat.chat.session import Session
 from llamachat.errors import DoesNotFitError, ModelError
 from llamachat.events import Evicted, SavedDialog
-from llamachat.ui import app
-from llamachat.ui.app import Chat, PlainChat, Watch, answer_lines, converse, run
+from llamachat.ui import app, commands
+from llamachat.ui.app import Chat, PlainChat, Watch, answer_all, converse, run
 from llamachat.ui.conversation import Conversation
 from llamachat.ui.render import Screen
 from llamachat.ui.theme import load as load_theme
@@ -73,7 +73,7 @@ def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: b
 def pipe(lines: str, session: FakeSession) -> tuple[int, str, str]:
     """Exit code, answers and notes of a chat off a terminal."""
     out, notes = StringIO(), StringIO()
-    code = answer_lines(PlainChat(lambda: session, Screen(out, notes)), StringIO(lines))
+    code = answer_all(PlainChat(lambda: session, Screen(out, notes)), commands.messages(StringIO(lines)))
     return code, out.getvalue(), notes.getvalue()
 
 
@@ -128,7 +128,7 @@ def test_evictions_and_notices_are_told() -> None:
     session = FakeSession([Evicted(1, 64), "ok", lambda: session.pending_notices.append("the disk is full")])
     session.pending_notices.append("resumed from disk")
     _, lines = talk("hi\r/exit\r", lambda: session)
-    assert lines[:4] == ["resumed from disk", "❯ hi", "no longer seen by the model: the oldest turn (64 tokens)", "ok"]
+    assert lines[:4] == ["resumed from disk", "❯ hi", "ok", "no longer seen by the model: the oldest turn (64 tokens)"]
     assert lines[5] == "the disk is full"
 
 
@@ -183,6 +183,8 @@ def test_the_status_tells_what_loading_is_at() -> None:
         assert talk.status()[0].endswith("loading Fake-1B: 1 GB of memory")
         watch.progress("downloading Fake-1B", 25, 100)
         assert talk.status()[0].endswith("downloading Fake-1B ███░░░░░░░ 25%")
+        watch.progress("fetching a/b", 25_000_000, 100_000_000)
+        assert talk.status()[0].endswith("fetching ██░░░░ 25% · 25/100 MB · a/b")
     never.set()
 
 
@@ -285,7 +287,7 @@ def test_a_dumb_terminal_gets_one_line_after_the_other() -> None:
         return key
 
     out, session = StringIO(), FakeSession()
-    assert converse(PlainChat(lambda: session, Screen(out, out), "Fake-1B"), read) == 0
+    assert converse(PlainChat(lambda: session, Screen(out, out), "Fake-1B"), read=read) == 0
     assert said(session) == ["hi", "a\nb"]
     assert out.getvalue().splitlines()[:4] == [
         *BANNER,
@@ -304,7 +306,7 @@ def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> No
             raise key
         return key
 
-    assert converse(PlainChat(lambda: session, Screen(out, out)), read) == 0
+    assert converse(PlainChat(lambda: session, Screen(out, out)), read=read) == 0
     lines = out.getvalue().splitlines()
     assert "/edit 1 hi" in lines and "error: stopped" in lines
     assert said(session) == ["hi", "more"]

@@ -13,9 +13,9 @@ from prompt_toolkit.document import Document
 
 from llamachat.chat.persona import Persona
 from llamachat.chat.store import Archive
-from llamachat.errors import CatalogError, LlamachatError, UsageError
-from llamachat.events import TextDelta, TurnDone
-from llamachat.ui import commands
+from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
+from llamachat.events import ModelView, TextDelta, TurnDone
+from llamachat.ui import clipboard, commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen
 from llamachat.ui.suggestions import ChatCompleter
@@ -44,11 +44,14 @@ for _name in ("context", "branches", "heat", "alternatives", "why"):
     setattr(Shown, _name, _drawing(_name))
 
 
-class Library:
+class Library(commands.EmptyLibrary):
     """Two models and one persona."""
 
     def models(self) -> Iterable[tuple[str, str]]:
         return [("Fake-1B", "small"), ("Fake-7B", "large")]
+
+    def views(self) -> Iterable[ModelView]:
+        return [ModelView("Fake-1B", "1 GB", note="small"), ModelView("Fake-7B", "7 GB", note="large")]
 
     def personas(self) -> Iterable[tuple[str, str]]:
         return [("pirate", "You are a pirate.")]
@@ -97,7 +100,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(clipboard, "PROGRAMS", ())  # whoever's clipboard this is, the tests leave it alone
     return Desk(tmp_path_factory.mktemp("sessions") / "sessions")
 
 
@@ -123,7 +127,7 @@ def test_a_command_without_arguments_refuses_one(desk: Desk, name: str) -> None:
         desk.type(f"/{name} all")
 
 
-@pytest.mark.parametrize("name", ["edit", "switch", "save", "load", "export", "read", "alts"])
+@pytest.mark.parametrize("name", ["switch", "save", "load", "export", "read"])
 def test_a_command_that_needs_an_argument_says_so(desk: Desk, name: str) -> None:
     with pytest.raises(UsageError, match=r"^[^\n]*(needs a|is no number of|takes the number)[^\n]*$"):
         desk.type(f"/{name}")
@@ -181,7 +185,7 @@ def test_help_of_no_command_is_an_error(desk: Desk) -> None:
         desk.type("/help nope")
 
 
-@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/exit "])
+@pytest.mark.parametrize("text", ["/exit", "/bye", "/quit", "/q", "/exit "])
 def test_exit_leaves(desk: Desk, text: str) -> None:
     with pytest.raises(commands.LeaveError):
         desk.type(text)
@@ -214,10 +218,11 @@ def test_undo_goes_back(desk: Desk) -> None:
     assert desk.questions() == ["one", "two"]
     assert desk.type("/undo 2")[0].startswith("went back 2 questions")
     assert desk.questions() == []
+    assert desk.context.prefill == "one", "the question that the dialog stands before"
 
 
 @pytest.mark.parametrize("argument", ["0", "-1", "x", "1.5", "²", "1" * 5000])
-@pytest.mark.parametrize("command", ["undo", "edit", "switch", "copy", "alts"])
+@pytest.mark.parametrize("command", ["undo", "switch", "copy", "alts"])
 def test_a_number_that_is_none_is_one_short_line(desk: Desk, command: str, argument: str) -> None:
     desk.type("hi")
     with pytest.raises(UsageError, match="is no number of") as caught:
@@ -228,12 +233,34 @@ def test_a_number_that_is_none_is_one_short_line(desk: Desk, command: str, argum
 def test_edit_asks_in_other_words_or_brings_the_old_ones(desk: Desk) -> None:
     for text in ("one", "two\nlines"):
         desk.type(text)
-    assert desk.type("/edit 2") == []
+    assert desk.type("/edit") == desk.type("/edit 2") == []
     assert desk.context.prefill == "/edit 2 two\nlines"
     assert desk.type('/edit 2 """other\nwords"""') == ["You said: other\nwords"]
     assert desk.questions() == ["one", "other\nwords"]
-    with pytest.raises(UsageError, match="there is no question 3"):
-        desk.type("/edit 3")
+    assert desk.type("/edit in short") == ["You said: in short"]
+    assert desk.questions() == ["one", "in short"]
+    for argument, says in (("3", "there is no question 3"), ("0", "is no number of"), ("-1 x", "is no number of")):
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/edit {argument}")
+    desk.type("/clear")
+    with pytest.raises(UsageError, match="there is no question 1"):
+        desk.type("/edit")
+
+
+def test_undo_and_edit_bring_back_what_was_said_not_what_was_attached(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("a secret")
+    desk.type(f"/read {tmp_path / 'notes.md'}")
+    desk.type("what is it?")
+    assert "a secret" in desk.questions()[0]
+    assert desk.type("/edit") == ["its files are to be attached anew"] and desk.context.prefill == "/edit 1 what is it?"
+    assert desk.type("/undo")[1:] == ["its files are to be attached anew"] and desk.context.prefill == "what is it?"
+
+
+def test_off_a_terminal_undo_shows_no_question(desk: Desk) -> None:
+    desk.context.send = None
+    desk.type("hi")
+    desk.type("/undo")
+    assert desk.context.prefill == ""
 
 
 def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
@@ -242,7 +269,7 @@ def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
     desk.type("two")
     desk.type("/branches")
     assert [(branch.id, branch.turns) for branch in desk.screen.drawn[0][1][0]] == [(2, 1), (4, 2)]
-    assert desk.type("/switch 2") == ["branch 2, 1 question: one"]
+    assert desk.type("/switch 2") == ["branch 2, 1 question", "> one", "You said: one"]
     assert desk.questions() == ["one"]
 
 
@@ -287,7 +314,7 @@ def test_set_shows_and_changes_parameters(desk: Desk) -> None:
     settings = [
         ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
         ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
-        ("think", "auto"), ("think_budget", "none"),
+        ("think", "auto"), ("think_budget", "none"), ("allow_loops", "off"),
     ]  # fmt: skip
     assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
@@ -308,13 +335,13 @@ def test_show_tells_what_is_set(desk: Desk) -> None:
         "repetition_penalty",
     ]
     assert desk.type("/show system") == ["  system  Be brief."]
-    with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters"):
+    with pytest.raises(UsageError, match="/show knows no colour; it knows model, system, parameters, data"):
         desk.type("/show colour")
 
 
 def test_model_lists_and_changes_and_keeps_the_dialog(desk: Desk) -> None:
     desk.type("hi")
-    assert desk.type("/model")[-2:] == ["  Fake-1B  small", "  Fake-7B  large"]
+    assert desk.type("/model")[-4:-1] == ["here", "* Fake-1B      1 GB  small", "  Fake-7B      7 GB  large"]
     assert desk.type("/model Fake-7B") == ["Fake-7B goes on with the dialog"]
     assert (desk.session.describe()["model"], desk.questions()) == ("Fake-7B", ["hi"])
     with pytest.raises(CatalogError):
@@ -339,18 +366,96 @@ def test_persona_begins_a_dialog_in_its_manner(desk: Desk) -> None:
 
 
 def test_dialogs_are_saved_listed_and_opened(desk: Desk) -> None:
-    assert desk.type("/sessions") == [f"no saved dialogs; this one is called {desk.session.name}"]
+    assert desk.type("/sessions") == ["no saved dialogs", "this dialog is saved with its next question"]
     desk.type("first\nquestion")
+    assert desk.session.name == "first"
     assert desk.type("/save work") == ["saved as work, and from now on after each answer"]
-    listed = desk.type("/sessions")
-    name, _day, _hour, *rest = listed[1].split()
-    assert (name, rest) == ("work", ["1", "turn", "Fake-1B", "first"])
-    assert listed[2] == "this one is called work"
+    assert desk.type("/sessions")[1].split() == ["●", "work", "just", "now", "1", "Fake-1B", "first"]
     desk.session.close()
     desk.session = FakeSession(archive=desk.archive)
-    assert desk.type("/load work") == ["work: 1 question; last asked: first"]
-    with pytest.raises(UsageError, match="no dialog called play"):
-        desk.type("/load play")
+    assert desk.type("/sessions")[1].split()[0] == "work"
+    shown = ["work · 1 question · just now · Fake-1B", "> first", "  question", "You said: first", "question"]
+    assert desk.type("/load work") == shown
+    with pytest.raises(UsageError, match=r"no dialog called wark; did you mean work\?"):
+        desk.type("/load wark")
+
+
+def test_new_leaves_the_dialog_saved_and_clear_begins_anew_in_it(desk: Desk) -> None:
+    desk.type("hi there")
+    assert desk.type("/new") == ["a new dialog; hi-there stays saved, /load brings it back"]
+    assert desk.type("/new") == ["a new dialog"]
+    desk.type("other")
+    desk.type("/clear")
+    desk.type("third")
+    assert {one.name: one.turns for one in desk.archive.saved()} == {"hi-there": 1, "other": 1}
+    assert "/new begins another dialog" in " ".join(desk.type("/help clear"))
+    assert "/clear begins anew in this" in " ".join(desk.type("/help new"))
+
+
+def test_history_shows_what_was_said(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="nothing has been said"):
+        desk.type("/history")
+    for number in range(1, 23):
+        desk.type(f"q{number}")
+    lines = desk.type("/history")
+    assert lines[0] == "… 2 earlier questions; /history 22 shows all"
+    assert [line for line in lines if line.startswith("> ")] == [f"> q{number}" for number in range(3, 23)]
+    assert desk.type("/history 2") == ["> q21", "You said: q21", "", "> q22", "You said: q22"]
+    assert desk.type("/history 99")[0] == "> q1"
+    with pytest.raises(UsageError, match="is no number of questions"):
+        desk.type("/history all")
+
+
+def test_delete_asks_first(desk: Desk) -> None:
+    asked = list[str]()
+    with pytest.raises(UsageError, match="nothing of this dialog is saved"):
+        desk.type("/delete")
+    desk.type("one")
+    desk.type("/new")
+    desk.type("two")
+    desk.context.confirm = lambda question: bool(asked.append(question))
+    for typed in ("/delete", "/delete one"):
+        assert desk.type(typed) == ["nothing was deleted"]
+    assert asked == ["delete two (1 question) for good?", "delete one (1 question) for good?"]
+    desk.context.confirm = lambda question: True
+    assert desk.type("/delete one") == ["deleted one"]
+    assert desk.type("/delete") == ["deleted two; a new dialog begins"]
+    assert desk.archive.saved() == [] and desk.questions() == []
+    desk.type("three")
+    desk.type("/undo")
+    assert desk.type("/delete")[0].startswith("deleted three"), "though nothing is left of its branch"
+    with pytest.raises(UsageError, match="there is no dialog called nope"):
+        desk.type("/delete nope")
+    other = FakeSession(archive=desk.archive)
+    list(other.ask("held"))
+    desk.context.confirm = lambda question: pytest.fail("asked in vain")
+    with pytest.raises(UsageError, match="another chat has held open; nothing was deleted"):
+        desk.type("/delete held")
+
+
+def test_a_chat_that_keeps_nothing_says_so(desk: Desk) -> None:
+    desk.session = FakeSession()
+    desk.type("one")
+    desk.type("/new")
+    assert desk.questions() == []
+    for typed in ("/delete x", "/sessions", "/save x", "/load x"):
+        with pytest.raises(UsageError, match="this chat keeps no history; start it without --no-history"):
+            desk.type(typed)
+    assert "This chat keeps nothing of what is said." in " ".join(desk.type("/show data"))
+
+
+def test_show_data_tells_where_all_is_kept_and_help_tells_of_it(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
+    (tmp_path / "DATA/llamachat/sessions").mkdir(parents=True)
+    (tmp_path / "DATA/llamachat/sessions/a.jsonl").write_bytes(b"x" * 2_000_000)
+    lines = desk.type("/show data")
+    assert f"  dialogs          2 MB: {tmp_path}/DATA/llamachat/sessions" in lines
+    assert f"  input history    nothing: {tmp_path}/STATE/llamachat/history" in lines
+    assert "/delete NAME deletes a dialog" in lines[-1] and "--no-history" in lines[-1]
+    assert "/show data" in desk.type("/help")[-1]
 
 
 def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,14 +470,44 @@ def test_export_writes_once(desk: Desk, tmp_path: Path, monkeypatch: pytest.Monk
 def test_read_attaches_to_the_next_message_that_is_taken(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some text\n")
     said = desk.type(f"/read {tmp_path / 'notes.md'}")
-    assert said == ["attached notes.md (10 characters) to your next message"]
+    assert said == ["attached notes.md (2 tokens, <1% of the context); it goes with your next message"]
     desk.session.enqueue(LlamachatError("does not fit"))
     with pytest.raises(LlamachatError):
         desk.type("too early")
     desk.session.clear()
     desk.type("what is this?")
     desk.type("and now?")
-    assert desk.questions() == ["what is this?\n\nnotes.md:\n```\nsome text\n```", "and now?"]
+    assert desk.questions() == ["notes.md:\n```\nsome text\n```\n\nwhat is this?", "and now?"]
+    assert desk.complete("/edit ") == ["/edit 2", "/edit 1"]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("large", 9000), ("half", 5000)):
+        (tmp_path / name).write_text("word " * words)
+    says = r"large: 9,003 tokens, and the context holds 8,192; it was not attached; attach a part of it, or start with --ctx"
+    with pytest.raises(DoesNotFitError, match=says):
+        desk.type("/read large")
+    assert desk.type("/read half")[0].startswith("attached half (5,000 tokens, 61% of the context)")
+    (tmp_path / "other").write_text("more " * 5000)
+    with pytest.raises(DoesNotFitError, match=r"other with what is attached already: 10,\d+ tokens"):
+        desk.type("/read other")
+    with pytest.raises(DoesNotFitError, match=r"the message with half, other: 10,.*; it was not sent;"):
+        desk.type("and @other ?")
+    for send in (desk.context.send, None):
+        desk.context.attached, desk.context.send = [], send
+        with pytest.raises(
+            DoesNotFitError, match=r"the message: 9,000 tokens.*; it was not sent; send a part of it, or start"
+        ):
+            desk.type("word " * 9000)
+    desk.context.send = desk.sent.append
+    desk.type("/read half")
+    assert (desk.session.said, len(desk.context.attached)) == ([], 1)
+    desk.type("/read half")
+    desk.type("and @half ?")
+    assert desk.questions()[0].count("word") == 5000
 
 
 def test_a_mentioned_file_is_attached_at_a_terminal_only(
@@ -380,9 +515,9 @@ def test_a_mentioned_file_is_attached_at_a_terminal_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
-    assert desk.type("read @notes.md")[0] == "attached notes.md (9 characters)"
+    assert desk.type("read @notes.md")[0] == "attached notes.md (2 tokens, <1% of the context)"
     assert desk.type("/edit 1 see @notes.md and @no/such")[:2] == [
-        "attached notes.md (9 characters)",
+        "attached notes.md (2 tokens, <1% of the context)",
         "@no/such names no file: sent as it is",
     ]
     desk.context.send = None
@@ -402,6 +537,27 @@ def test_copy_sends_an_answer_to_the_clipboard(desk: Desk, monkeypatch: pytest.M
     assert base64.b64decode(safe).decode() == "ab\n⟨U+202E⟩"
     with pytest.raises(UsageError, match="there is no answer 3; the last is 2"):
         desk.type("/copy 3")
+
+
+def test_copy_takes_the_models_own_text_and_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMUX", raising=False)
+    answer = "So \\(x_1\\) and **y**:\n```py\nx = 1\n```\n```\ny\n```\n"
+    desk.session.enqueue(TextDelta("hm", thinking=True), answer)
+    desk.type("say")
+    assert desk.complete("/copy ") == ["/copy code", "/copy 1"]
+    for command, text in {"": answer, " 1": answer, " code": "y", " code 1": "x = 1"}.items():
+        desk.type(f"/copy{command}")
+        assert base64.b64decode(desk.sent[-1].removeprefix("\x1b]52;c;").removesuffix("\x07")).decode() == text
+    for command, says in {
+        "code 3": "no code block 3; it has 2 code blocks",
+        "code x": "'x' is no number of a code block",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            desk.type(f"/copy {command}")
+    desk.session.enqueue("none")
+    desk.type("say")
+    with pytest.raises(UsageError, match="the last answer has no code block; nothing was copied"):
+        desk.type("/copy code")
 
 
 def test_copy_in_tmux_also_asks_what_is_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +587,7 @@ def test_copy_refuses_where_it_cannot(desk: Desk, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "command", ["/read notes.md", "/export notes.md", "/save x", "/load x", "/copy", "/model Fake-7B"]
+    "command", ["/read notes.md", "/export notes.md", "/save x", "/load x", "/delete x", "/copy", "/model Fake-7B"]
 )
 def test_what_is_piped_in_opens_no_files(
     desk: Desk, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -500,7 +656,7 @@ def test_before_the_first_answer_it_is_an_error(desk: Desk, command: str) -> Non
     [
         ("/cl", ["/clear"]),
         ("/con", ["/continue", "/context"]),
-        ("/q", ["/quit"]),
+        ("/q", ["/q"]),
         ("/ex", ["/exit", "/export"]),
         ("/help re", ["/help regen", "/help read"]),
         ("/set top", ["/set top_k", "/set top_p"]),
@@ -546,6 +702,9 @@ def test_completion_offers_paths(desk: Desk, tmp_path: Path, monkeypatch: pytest
     assert desk.complete("see @a") == ['see @"a file"']
     assert desk.complete('see @"a f') == ['see @"a file"']
     assert desk.complete("/edit 1 see @n") == ["/edit 1 see @notes.md"]
+    assert desk.complete("/read a") == ['/read "a file"']
+    assert desk.complete('/read notes.md "a f') == ['/read notes.md "a file"']
+    assert desk.complete("/read notes.md ./fold") == ["/read notes.md ./folder/"]
     assert desk.complete("/system see @n") == []
     assert desk.complete("see @.") == ["see @.hidden"]
     assert desk.complete("mail me@n") == desk.complete("/read missing/") == []

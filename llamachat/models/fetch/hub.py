@@ -1,39 +1,54 @@
-"""A model from the Hugging Face hub, in the cache that all of its tools share (HF_HOME), resumable and verified.
-
-huggingface_hub does the naming, the links and the small files. Big files are downloaded here, to where it expects them:
-its own downloads start over after an interruption, and succeed without comparing checksums (its issue 3643).
-"""
+"""A model from the Hugging Face hub, in the cache that all of its tools share (HF_HOME): found, chosen, fetched, removed."""
 
 import json
-import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llamachat import paths
+from llamachat.checks import shown
 from llamachat.errors import CatalogError, FormatError, reading
-from llamachat.models.catalog import HubSource
-from llamachat.models.fetch.verified import CHUNK, Progress, digest, is_intact, require_room, shared_lock
-from llamachat.system.known import is_known, remember
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import BlobLfsInfo
+from llamachat.models.catalog import FOLDER, HubSource
+from llamachat.models.fetch import choice
+from llamachat.models.fetch.architectures import runs
+from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
+from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
+from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
+from llamachat.models.fit import file_fits
+from llamachat.system.known import is_known
 
 # What a model in Hugging Face's or our own format needs; more copies of the weights (consolidated, onnx) are left out.
 NEEDED = re.compile(
     r"((1_Pooling/)?config|generation_config|special_tokens_map|added_tokens|vocab|manifest|modules)\.json|merges\.txt"
-    r"|tokenizer[\w.-]*|chat_template[\w.-]*|model[\w.-]*\.safetensors(\.index\.json)?"
+    r"|tokenizer[\w.-]*|chat_template[\w.-]*|model[\w.-]*\.safetensors(\.index\.json)?",
+    re.ASCII,
 )
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # names of blobs: git's sha1 of a small file, sha256 of a big one
-ATTEMPTS, PAUSE = 5, 1.0  # downloads in a row that bring nothing, seconds between them
 MAX_INDEX = 64 << 20
+MAX_HELD = 10_000  # files of a repository, and commits of one, that are looked at here
+NOTHING = "the model was not fetched"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What a reference means: the folder, or one GGUF model, and the files of it."""
+
+    source: HubSource  # with the file, where it is a GGUF model
+    files: tuple[RepoFile, ...]
+    listing: Listing
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def models(self) -> tuple[choice.GGUFFile, ...]:
+        """All that the repository has."""
+        return tuple(choice.models(self.listing.sizes))
 
 
 def folder(source: HubSource) -> Path:
@@ -41,26 +56,46 @@ def folder(source: HubSource) -> Path:
 
 
 def locate(source: HubSource) -> Path | None:
-    """The snapshot (or the one file in it), if everything that its weights' index names is there."""
-    snapshot = _snapshot(source)
-    if snapshot is None:
-        return None
+    """The folder, or the GGUF file, that the reference means among what is here, if all of it is."""
+    found = (_in_snapshot(source, snapshot) for snapshot in _snapshots(source))
+    return next(filter(None, found), None)
+
+
+def _in_snapshot(source: HubSource, snapshot: Path) -> Path | None:
     if source.file:
-        return snapshot / source.file if (snapshot / source.file).is_file() else None
-    return snapshot if _is_complete(snapshot) else None
+        parts = choice.parts_of(source.file)
+        return snapshot / source.file if all((snapshot / part).is_file() for part in parts) else None
+    if source.quant in (None, FOLDER) and _is_complete(snapshot):
+        return snapshot
+    here = choice.models(dict(_weights_in(snapshot)))
+    if source.quant:
+        here = [each for each in here if choice.is_called(each, source.quant)]
+    chosen = here[0] if here and source.quant else choice.best(here, file_fits)
+    return snapshot / chosen.name if chosen else None
 
 
-def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
-    """The verified model. Asks the hub only when something is missing or was never verified. Raises CatalogError."""
+def _weights_in(snapshot: Path) -> Iterator[tuple[str, int]]:
+    """Name and bytes of each GGUF file."""
+    for file, _ in zip(snapshot.rglob("*.gguf"), range(MAX_HELD), strict=False):
+        if file.is_file():
+            yield file.relative_to(snapshot).as_posix(), file.stat().st_size
+
+
+def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable[[Pick], None]) -> Path:
+    """The verified model. Asks the hub only when something is missing, or may be: a folder that was never verified. Raises
+    CatalogError. before: is told what was picked before it is downloaded."""
     found = locate(source)
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
-    if not offline:
-        with translated(source):
-            download(source, progress)
-        found = locate(source)
+    if not offline and not (found and found.is_file()):
+        picked = pick(source, progress)
+        if not found:
+            before(picked)
+        with translated(source.hub, NOTHING, source.revision):
+            download(picked, progress)
+        found = locate(picked.source)
     if not found and offline:
-        cause = f"{source.hub} is not on this machine"
+        cause = f"{source.reference} is not on this machine"
         raise CatalogError(cause, "--offline forbids fetching it", "run once without --offline")
     if not found:
         cause = f"{source.hub} is incomplete: it lacks config.json, a tokenizer, or weights that its index names"
@@ -72,13 +107,28 @@ def fetch(source: HubSource, progress: Progress, offline: bool) -> Path:
     return found
 
 
+def _snapshots(source: HubSource) -> Iterator[Path]:
+    """Of the revision; where none is asked for also of others that were fetched, the latest first."""
+    commits = folder(source) / "snapshots"
+    first = _snapshot(source)
+    if first:
+        yield first
+    if source.revision is None and commits.is_dir():
+        others = [each for each, _ in zip(commits.iterdir(), range(MAX_HELD), strict=False) if each != first]
+        yield from sorted(filter(_is_commit, others), key=lambda each: each.stat().st_mtime, reverse=True)
+
+
+def _is_commit(snapshot: Path) -> bool:
+    return COMMIT.fullmatch(snapshot.name) is not None and snapshot.is_dir()
+
+
 def _snapshot(source: HubSource) -> Path | None:
     commit = revision = source.revision or "main"
     if not COMMIT.fullmatch(revision):
         ref = folder(source) / "refs" / revision
         commit = ref.read_text(errors="replace").strip() if ref.is_file() else ""
     snapshot = folder(source) / "snapshots" / commit
-    return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+    return snapshot if _is_commit(snapshot) else None
 
 
 def _is_complete(snapshot: Path) -> bool:
@@ -96,178 +146,119 @@ def _is_complete(snapshot: Path) -> bool:
     )
 
 
-def _blobs(place: Path) -> list[tuple[Path, str]]:
+def _blobs(found: Path) -> list[tuple[Path, str]]:
     """(file, digest) of each file that can be verified: the cache links a file to a blob named by its digest.
 
     Where links are not to be had (Windows), files are copies; then only what `download` verified is known.
     """
-    inside = (file for file in place.rglob("*") if NEEDED.fullmatch(file.relative_to(place).as_posix()))
-    files = sorted(inside) if place.is_dir() else [place]
+    inside = (file for file in found.rglob("*") if NEEDED.fullmatch(file.relative_to(found).as_posix()))
+    files = sorted(inside) if found.is_dir() else _parts(found)
     named = [(file, file.readlink().name) for file in files if file.is_symlink()]
     return [(file, name) for file, name in named if DIGEST.fullmatch(name)]
 
 
-def download(source: HubSource, progress: Progress) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi, hf_hub_url, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    disable_progress_bars()
+def pick(source: HubSource, progress: Progress) -> Pick:
+    """What the reference means in the hub's repository. Raises CatalogError."""
     progress(f"asking for {source.hub}", 0, None)
-    info = HfApi().model_info(source.hub, revision=source.revision, files_metadata=True)
-    files = [file for file in info.siblings or [] if _is_needed(file.rfilename, source)]
-    if not any(file.rfilename.endswith((".safetensors", ".gguf")) for file in files):
-        wanted = source.file or "model*.safetensors"
-        raise CatalogError(f"{source.hub} has no {wanted}", "nothing was fetched", "name one in safetensors format")
-    big = [(file.rfilename, _Blob.of(file.lfs, folder(source))) for file in files if file.lfs]
-    total, done = sum(blob.size for _, blob in big), 0
+    with translated(source.hub, NOTHING, source.revision):
+        held = listing(source)
+    names, source = _meant(source, held)
+    return Pick(source, tuple(held.files[name] for name in names), held)
+
+
+def _meant(source: HubSource, held: Listing) -> tuple[list[str], HubSource]:
+    """Names of the files, and the source with the GGUF file that was chosen."""
+    if source.file:
+        parts = [*choice.parts_of(source.file)]
+        if missing := next((part for part in parts if part not in held.files), None):
+            raise CatalogError(f"{source.hub} has no {missing}", NOTHING, _has(held))
+        return parts, source
+    needed = [name for name in held.files if NEEDED.fullmatch(name)]
+    has_folder = any(name.endswith(".safetensors") for name in needed)
+    has_gguf = any(name.endswith(".gguf") for name in held.files)
+    if not has_folder and (source.quant == FOLDER or not has_gguf):
+        cause = f"{source.hub} has no model*.safetensors" + ("" if has_gguf else " and no GGUF file")
+        raise CatalogError(cause, NOTHING, "choose a repository in one of these formats")
+    found = choice.models(held.sizes)
+    if source.quant == FOLDER or (source.quant is None and has_folder and not choice.best(found, file_fits)):
+        return needed, source
+    chosen = choice.choose(source.hub, found, source.quant, file_fits)
+    return [*chosen.parts], replace(source, file=chosen.name, quant=None)
+
+
+def _has(held: Listing) -> str:
+    names = [each.name for each in choice.models(held.sizes)]
+    return f"it has {choice.listed(names)}" if names else "name one in safetensors or GGUF format"
+
+
+def download(picked: Pick, progress: Progress) -> None:
+    """Bring what is missing of these files, each verified. Call within `translated`."""
+    from huggingface_hub import hf_hub_url
+
+    source, commit = picked.source, picked.listing.commit
+    blobs = [Blob.of(file, folder(source)) for file in picked.files]
+    done = 0
     folder(source).mkdir(parents=True, exist_ok=True)
-    require_room(folder(source), sum(blob.missing for _, blob in big), source.hub)
-    for name, blob in big:
-        url = hf_hub_url(source.hub, name, revision=info.sha)
-        fetch_blob(url, blob, _Shifted(progress, f"fetching {source.hub}", done, total))
+    require_room(folder(source), sum(blob.missing for blob in blobs), source.hub)
+    for file, blob in zip(picked.files, blobs, strict=True):
+        url = hf_hub_url(source.hub, file.name, revision=commit)
+        check = partial(_require_architecture, source.hub) if file.name.endswith(".gguf") else None
+        fetch_blob(url, blob, Shifted(progress, source.hub, done, picked.size), check)
+        place(blob, folder(source) / "snapshots" / commit / file.name)
         done += blob.size
-    names = [re.sub(r"([*?[])", r"[\1]", file.rfilename) for file in files]
-    snapshot_download(source.hub, revision=source.revision, allow_patterns=names, cache_dir=paths.hub_cache_dir())
-    progress(f"fetching {source.hub}", total, total)
+    if (revision := source.revision or "main") != commit:
+        ref = folder(source) / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+    progress(f"fetching {source.hub}", picked.size, picked.size)
 
 
-def _is_needed(name: str, source: HubSource) -> bool:
-    return name == source.file if source.file else NEEDED.fullmatch(name) is not None
+def _require_architecture(hub: str, begun: Path) -> None:
+    """Raises CatalogError for a GGUF file, of which the beginning is here, whose architecture is none of ours."""
+    from llamachat.formats.gguf_file import architecture
+
+    named = architecture(begun)
+    if named is not None and not runs(named):
+        cause = f"{hub} has a model of the architecture {shown(named)}, which is not read"
+        raise CatalogError(
+            cause, "no more of it was fetched", "`llamachat models search` tells of each whether it runs"
+        )
 
 
-@dataclass(frozen=True)
-class _Shifted:
-    """Progress of one file, told as progress of all: `before` bytes of other files are done already."""
-
-    progress: Progress
-    what: str
-    before: int
-    total: int
-
-    def __call__(self, done: int) -> None:
-        self.progress(self.what, self.before + done, self.total)
+def usage(source: HubSource) -> int:
+    """Bytes of it on this disk; of what is not whole, those of unfinished downloads too."""
+    if not _is_one(source):
+        return folder_size(folder(source))
+    found = locate(source)
+    files = _parts(found) if found else (folder(source) / "blobs").glob("*.incomplete")
+    return sum(file.stat().st_size for file in files)
 
 
-@dataclass(frozen=True)
-class _Blob:
-    """Where huggingface_hub expects a big file of this content, and where it grows and is locked meanwhile."""
-
-    sha256: str
-    size: int
-    final: Path
-    partial: Path
-    lock: Path
-
-    @classmethod
-    def of(cls, file: "BlobLfsInfo", repo: Path) -> "_Blob":
-        if not SHA256.fullmatch(file.sha256):
-            raise CatalogError(f"the hub names {file.sha256!r} as a checksum", "nothing was fetched", "try again later")
-        final = repo / "blobs" / file.sha256
-        partial = final.with_name(f"{file.sha256}.incomplete")
-        return cls(file.sha256, file.size, final, partial, repo.parent / ".locks" / repo.name / f"{file.sha256}.lock")
-
-    @property
-    def missing(self) -> int:
-        """Bytes still to come."""
-        here = next((file.stat().st_size for file in (self.final, self.partial) if file.exists()), 0)
-        return max(0, self.size - here)
+def _is_one(source: HubSource) -> bool:
+    """Whether it names one GGUF model."""
+    return bool(source.file or (source.quant and source.quant != FOLDER))
 
 
-def fetch_blob(url: str, blob: _Blob, report: _Shifted) -> None:
-    """Download a big file, on from where an earlier attempt stopped; it gets its name only once verified."""
-    blob.final.parent.mkdir(parents=True, exist_ok=True)
-    with shared_lock(blob.lock):
-        if blob.final.exists():
-            return
-        _stream(url, blob.partial, blob.size, report)
-        if digest(blob.partial, report.progress) != blob.sha256:
-            blob.partial.unlink()
-            raise CatalogError(f"{url} came with a wrong checksum", "it was thrown away", "fetch it again")
-        blob.partial.replace(blob.final)
-        remember(blob.final, blob.sha256)
-
-
-def _stream(url: str, partial: Path, size: int, report: _Shifted) -> None:
-    """Append to `partial` until it has this size, on a new connection whenever one breaks. Raises httpx2.HTTPError."""
-    import httpx2
-
-    idle = 0
-    partial.touch()
-    while (done := partial.stat().st_size) < size:  # a longer one has a wrong checksum, and goes
-        try:
-            _append(url, partial, size, report)
-        except httpx2.TransportError:
-            if idle == ATTEMPTS:
-                raise
-            time.sleep(PAUSE)
-        idle = idle + 1 if partial.stat().st_size == done else 0
-        if idle > ATTEMPTS:
-            raise httpx2.ReadError(f"the server sends no more than {done} of {size} bytes")
-
-
-def _append(url: str, partial: Path, size: int, report: _Shifted) -> None:
-    """One GET of what `partial` lacks; a server that ignores the range sends it all, and we start over."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-        http_stream_backoff,
-    )
-
-    done = partial.stat().st_size
-    headers = {**build_hf_headers(), "Range": f"bytes={done}-{size - 1}", "Accept-Encoding": "identity"}
-    with http_stream_backoff("GET", url, headers=headers, follow_redirects=True, retry_on_exceptions=()) as response:
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
-        if response.status_code != 206:
-            done = 0
-        with partial.open("ab" if done else "wb") as out:
-            for chunk in response.iter_bytes(CHUNK):
-                done += out.write(chunk[: size - done])
-                report(done)
-                if done == size:  # whatever a server sends beyond
-                    break
-            out.flush()
-            os.fsync(out.fileno())
-
-
-@contextmanager
-def translated(source: HubSource) -> Iterator[None]:
-    """Errors of the hub, the network and the disk as CatalogErrors."""
-    import httpx2
-    from huggingface_hub import constants, errors
-
-    page = f"{constants.ENDPOINT}/{source.hub}"
-    nothing = "the model was not fetched"
-    try:
-        wrong = f"{constants.ENDPOINT} does not answer as a hub"  # its answers may be of any shape
-        with reading(wrong, CatalogError, nothing, "check HF_ENDPOINT", passing=(OSError, httpx2.HTTPError)):
-            yield
-    except errors.GatedRepoError as error:
-        remedy = f"accept its licence at {page}, and set HF_TOKEN to a token of yours (or run `hf auth login`)"
-        raise CatalogError(f"{source.hub} is gated", nothing, remedy) from error
-    except errors.RepositoryNotFoundError as error:
-        remedy = f"see {page}, and set HF_TOKEN if the repository is private"
-        raise CatalogError(f"the hub shows no repository {source.hub}", nothing, remedy) from error
-    except errors.RevisionNotFoundError as error:
-        remedy = f"see {page}/tree/main for its branches"
-        raise CatalogError(f"{source.hub} has no revision {source.revision}", nothing, remedy) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise CatalogError("HF_HUB_OFFLINE is set", nothing, "unset it to fetch a model") from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = "check the token in HF_TOKEN" if status in (401, 403) else "try again later: what has come is kept"
-        raise CatalogError(f"the hub answers {status} for {source.hub}", nothing, remedy) from error
-    except (httpx2.HTTPError, errors.LocalEntryNotFoundError) as error:
-        cause = f"the hub cannot be reached ({type(error).__name__})"
-        remedy = "check the network and run it again: what has come is kept; --offline uses what is here"
-        raise CatalogError(cause, nothing, remedy) from error
+def _parts(found: Path) -> list[Path]:
+    return [found.parent / part for part in choice.parts_of(found.name)]
 
 
 def remove(source: HubSource) -> None:
-    """Delete the repository's folder of the cache, all its revisions, as huggingface_hub would."""
+    """Delete a GGUF model that is named; with the last of a repository, or without a name, all of its revisions go."""
+    found = locate(source) if _is_one(source) else None
+    parts = _parts(found) if found else []
+    blobs = {part.resolve() for part in parts}
+    kept = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
+    links = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
+    if not parts or all(file.resolve() in blobs for file in links):
+        _remove_repository(source)
+        return
+    for file in [*(link for link in links if link.resolve() in blobs), *blobs]:
+        file.unlink(missing_ok=True)
+
+
+def _remove_repository(source: HubSource) -> None:
+    """As huggingface_hub would."""
     from huggingface_hub import scan_cache_dir
 
     info = scan_cache_dir(paths.hub_cache_dir())

@@ -17,15 +17,15 @@ Progress = Callable[[str, int, int | None], None]  # what is being done, bytes d
 CHUNK = 1 << 20
 
 
-def digest(file: Path, progress: Progress, git: bool = False) -> str:
-    """sha256 of the file as hex, or (git) the sha1 that git gives to a blob of this content."""
+def digest(file: Path, progress: Progress, git: bool = False, called: str = "") -> str:
+    """sha256 of the file as hex, or (git) the sha1 that git gives to a blob of this content. called: what people call it."""
     total, done = file.stat().st_size, 0
     state = hashlib.sha1(b"blob %d\0" % total, usedforsecurity=False) if git else hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             state.update(chunk)
             done += len(chunk)
-            progress(f"checking {file.name[:40]}", done, total)
+            progress(f"checking {called or file.name[:40]}", done, total)
     return state.hexdigest()
 
 

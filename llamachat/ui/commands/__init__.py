@@ -2,8 +2,8 @@
 
 from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
-from llamachat.ui.commands.text import is_yes
-from llamachat.ui.commands.typed import COMMANDS, ask, block_open, find, message, messages, named, respond
+from llamachat.ui.commands.text import is_reply, is_yes
+from llamachat.ui.commands.typed import COMMANDS, ask, block_open, find, literal, message, messages, named, respond
 
 __all__ = [
     "COMMANDS",
@@ -17,7 +17,9 @@ __all__ = [
     "ask",
     "block_open",
     "find",
+    "is_reply",
     "is_yes",
+    "literal",
     "message",
     "messages",
     "named",

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
-from llamachat.events import Event
+from llamachat.events import Event, ModelView
 from llamachat.ui.attach import Attachment
 from llamachat.ui.render import Screen
 
@@ -48,7 +48,24 @@ class Persona(Protocol):
 class Library(Protocol):
     """What can be asked for by name besides saved dialogs. Its methods raise LlamachatError."""
 
-    def models(self) -> Iterable[Word]: ...
+    def models(self) -> Iterable[Word]:
+        """Names, for completion: asked for at every key."""
+        ...
+
+    def views(self) -> Iterable[ModelView]: ...
+
+    def view(self, name: str) -> ModelView | None:
+        """None: there is nothing to be asked before it is loaded, which says what is wrong with the name. May ask a hub."""
+        ...
+
+    def better(self) -> ModelView | None:
+        """One to offer: it fits."""
+        ...
+
+    def fetch(self, name: str, progress: Callable[[str, int, int | None], None]) -> None:
+        """Have a model here that is not; slow. `progress` is told what is being done, how much of it is done, and of how much;
+        what it raises ends it."""
+        ...
 
     def personas(self) -> Iterable[Word]: ...
 
@@ -60,6 +77,18 @@ class EmptyLibrary:
 
     def models(self) -> Iterable[Word]:
         return ()
+
+    def views(self) -> Iterable[ModelView]:
+        return ()
+
+    def view(self, name: str) -> ModelView | None:
+        return None
+
+    def better(self) -> ModelView | None:
+        return None
+
+    def fetch(self, name: str, progress: Callable[[str, int, int | None], None]) -> None:
+        raise UsageError(f"no model is called {name}")
 
     def personas(self) -> Iterable[Word]:
         return ()
@@ -80,6 +109,7 @@ class Context:
     attached: list[Attachment] = field(default_factory=list)  # to the next message
     prefill: str = ""  # the next input begins with it
     confirm: Callable[[str], bool] = lambda question: False  # asks the person; waits for yes or no
+    stopped: Callable[[], bool] = lambda: False  # whether the person wants what is being done to end
 
 
 @dataclass(frozen=True)
@@ -95,6 +125,7 @@ class Command:
     detail: str = ""  # what `/help NAME` adds
     words: Callable[[Context, Sequence[str]], Iterable[Word]] | None = None  # may come next, given the words before
     path: bool = False  # the argument may be a path
+    several: bool = False  # or several, those with spaces in quotes
     private: bool = (
         False  # opens files or the clipboard: for people only, not for lines of who knows whose that are piped in
     )

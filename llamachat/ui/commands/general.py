@@ -14,17 +14,18 @@ _KEYS = (
     ("Ctrl-G", "write in your editor"),
     ("Ctrl-C", "stop the answer, or clear the input"),
     ("Ctrl-D", "leave, on an empty line"),
-    ("@FILE", "in a message: attach a text file"),
+    ("@FILE", "in a message: attach a file; @src/*.py, @docs/: several"),
     ("//", "at the start: a literal /"),
+    ("/temp 0.4", "as /set temperature 0.4; so all of /set"),
 )
 
 
-def general(commands: Callable[[], Sequence[Command]]) -> tuple[Command, ...]:
-    """`commands` gives them all, for /help to tell of."""
+def general(commands: Callable[[], Sequence[Command]], named: Callable[[str], Command | None]) -> tuple[Command, ...]:
+    """`commands` gives all that /help tells of, `named` the one of a name."""
 
     def show(context: Context, argument: str) -> None:
         if argument:
-            _one(context, argument.removeprefix("/"), commands())
+            _one(context, argument.removeprefix("/"), named)
         else:
             _all(context, commands())
 
@@ -33,8 +34,8 @@ def general(commands: Callable[[], Sequence[Command]]) -> tuple[Command, ...]:
             yield from ((command.names[0], command.help) for command in commands())
 
     return (
-        Command(("help",), "[COMMAND]", "show this, or more of one command", show, words=names),
-        Command(("exit", "bye", "quit"), "", "leave", _exit),
+        Command(("help", "?"), "[COMMAND]", "show this, or more of one command", show, words=names),
+        Command(("exit", "bye", "q", "quit"), "", "leave (the word alone, too)", _exit),
     )
 
 
@@ -42,11 +43,11 @@ def _all(context: Context, commands: Sequence[Command]) -> None:
     context.screen.table((command.usage, command.help) for command in commands)
     context.screen.space()
     context.screen.table(_KEYS)
+    context.screen.note("where your dialogs lie, and how to have them forgotten: /show data")
 
 
-def _one(context: Context, name: str, commands: Sequence[Command]) -> None:
-    command = next((command for command in commands if name in command.names), None)
-    if command is None:
+def _one(context: Context, name: str, named: Callable[[str], Command | None]) -> None:
+    if (command := named(name)) is None:
         raise UsageError(f"there is no command /{name[:40]}", remedy="/help lists them")
     context.screen.table([(command.usage, command.help)])
     if command.detail:

@@ -55,8 +55,11 @@ def _heat(context: Context, argument: str) -> None:
 
 def _alternatives(context: Context, argument: str) -> Iterator[Event] | None:
     words = argument.split()
-    if len(words) not in (1, 2):
-        raise UsageError("/alts takes the number of a token, and of its alternative", remedy="/heat numbers the tokens")
+    if not words:
+        context.screen.numbered(_tokens(context))
+        return None
+    if len(words) > 2:
+        raise UsageError("/alts takes the number of a token, and of its alternative", remedy="/alts numbers the tokens")
     index = number(words[0], "a token")
     if len(words) == 2:
         return context.session().take_alternative(index, number(words[1], "an alternative"))
@@ -82,7 +85,7 @@ INSIDE = (
         "",
         "show what the model sees of the dialog",
         _context,
-        "Pinned: never dropped. Kept: seen now. Dropped: too long ago to be seen.",
+        "Pinned: never dropped. Kept: seen now. Partly: only its end is. Dropped: too long ago to be seen.",
     ),
     Command(
         ("heat",),
@@ -93,10 +96,10 @@ INSIDE = (
     ),
     Command(
         ("alts",),
-        "N [K]",
+        "[N [K]]",
         "show token N's alternatives, or go on from the K-th",
         _alternatives,
-        "Tokens of the last answer count from 1. Going on from another makes a branch: see /branches.",
+        "Without N it numbers the tokens of the last answer. Going on from another makes a branch: see /branches.",
     ),
     Command(("thoughts",), "", "show what was thought before the last answer", _thoughts),
     Command(("why",), "", "show which settings shaped the last answer", _why),

@@ -1,10 +1,22 @@
-"""Commands that say how is answered: parameters, system prompt, model, persona."""
+"""Commands that say how is answered: parameters, system prompt, persona."""
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from llamachat.errors import UsageError
 from llamachat.ui.cells import count
+from llamachat.ui.commands.choosing import use_model
 from llamachat.ui.commands.command import Command, Context, Persona, Word
+from llamachat.ui.commands.known import (
+    INSTEAD_OF_SET,
+    INSTEAD_OF_SHOW,
+    MEANT_BY_SET,
+    MEANT_BY_SHOW,
+    SHORT,
+    hint,
+    parameter,
+)
 from llamachat.ui.commands.text import described, unquoted
 
 _VALUES = {  # to choose from; others may be typed
@@ -19,6 +31,7 @@ _VALUES = {  # to choose from; others may be typed
     "max_tokens": ("none", "256", "1024"),
     "think": ("auto", "on", "off"),
     "think_budget": ("none", "0", "512", "2048"),
+    "allow_loops": ("off", "on"),
 }
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
@@ -32,11 +45,17 @@ _MEANINGS = {
     "max_tokens": "of an answer; none: to its end",
     "think": "on or off: whether the model thinks first; auto: as its template has it",
     "think_budget": "tokens at which a thought is ended; none: no limit",
+    "allow_loops": "on: an answer that says the same over and over is not ended",
 }
+_FORGETTING = (
+    "/delete NAME deletes a dialog with its keys and values, `llamachat models cache --clear` all keys, values and packed "
+    "weights, `llamachat models rm` a model; the input history is a text file. A chat that is started with --no-history "
+    "writes none of the first three."
+)
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def _parameters(context: Context) -> dict[str, str]:
@@ -57,13 +76,18 @@ def _set_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
 
 
 def _set(context: Context, argument: str) -> None:
-    name, _, value = argument.partition(" ")
-    name = name.replace("-", "_")  # as the flag is written
-    if value:
-        context.session().set_parameter(name, value.strip())
-    settings = _parameters(context)
+    asked = MEANT_BY_SET.get(argument.lower(), argument)
+    word, value = re.fullmatch(r"(?:parameter(?:\s+|\Z))?([^\s=]*)\s*=?\s*(.*)", asked, re.DOTALL).groups()  # type: ignore[union-attr]
+    if word == "system":
+        _system(context, value)
+        return
+    name, settings = parameter(word), _parameters(context)
     if name and name not in settings:
-        raise UsageError(f"no parameter is called {name[:40]}", remedy="/set lists them")
+        remedy = hint(name, settings, INSTEAD_OF_SET) or "/set lists them"
+        raise UsageError(f"no parameter is called {word[:40]}", "nothing was set", remedy)
+    if value:
+        context.session().set_parameter(name, value)
+        settings = _parameters(context)
     context.screen.table([(name, settings[name])] if name else settings.items())
 
 
@@ -85,14 +109,27 @@ def _show(context: Context, argument: str) -> None:
         "system": {"system": session.system or "none"},
         "parameters": _parameters(context),
     }
-    if argument and argument not in facts:
-        raise UsageError(f"/show knows no {argument[:40]}", remedy=f"it knows {', '.join(facts)}")
-    context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+    argument = MEANT_BY_SHOW.get(argument, argument)
+    if argument == "data":
+        _show_data(context)
+    elif argument and argument not in facts:
+        remedy = hint(argument, facts, INSTEAD_OF_SHOW) or f"it knows {', '.join([*facts, 'data'])}"
+        raise UsageError(f"/show knows no {argument[:40]}", remedy=remedy)
+    else:
+        context.screen.table(row for name in ([argument] if argument else facts) for row in facts[name].items())
+
+
+def _show_data(context: Context) -> None:
+    """Where all is kept, and how to have it forgotten."""
+    session = context.session()
+    places = [(place.what, ": ".join(filter(None, (place.size, place.path)))) for place in session.places()]
+    context.screen.table(places)
+    context.screen.note(_FORGETTING if session.kept else "This chat keeps nothing of what is said. " + _FORGETTING)
 
 
 def _show_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
     if not before:
-        yield from ((name, "") for name in ("model", "system", "parameters"))
+        yield from ((name, "") for name in ("model", "system", "parameters", "data"))
 
 
 def _system(context: Context, argument: str) -> None:
@@ -103,31 +140,8 @@ def _system(context: Context, argument: str) -> None:
         session.set_system(None)
         context.screen.note("system prompt removed")
     else:
-        session.set_system(unquoted(argument))
+        session.set_system(re.sub(r'\A"([^"]+)"\Z', r"\1", unquoted(argument)))  # as ollama has it
         context.screen.note("system prompt set")
-
-
-def _model(context: Context, argument: str) -> None:
-    if argument:
-        _use_model(context, argument)
-    else:
-        session = context.session()
-        for rows in (described(session).items(), session.others(), context.library.models()):
-            context.screen.table(rows)
-
-
-def _use_model(context: Context, name: str) -> None:
-    session = context.session()
-    with context.screen.waiting(f"loading {name} …"):
-        session.use_model(name)
-    context.screen.note(f"{described(session)['model']} goes on with the dialog")
-
-
-def _model_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
-    session = context.ready()
-    if not before:
-        yield from session.others() if session else ()
-        yield from context.library.models()
 
 
 def _persona(context: Context, argument: str) -> None:
@@ -142,8 +156,8 @@ def _persona(context: Context, argument: str) -> None:
 
 def apply(context: Context, persona: Persona) -> None:
     """Begin a new dialog in a persona's manner. What comes first may fail, and then nothing else has changed."""
-    if persona.model:
-        _use_model(context, persona.model)
+    if persona.model and not use_model(context, persona.model):
+        return
     session = context.session()
     for name, value in {**persona.sampling, **({"think": persona.think} if persona.think else {})}.items():
         session.set_parameter(name, str(value))
@@ -158,13 +172,32 @@ def _persona_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
         yield from context.library.personas()
 
 
+def _set_one(context: Context, value: str, name: str) -> None:
+    _set(context, f"{name} {value}")
+
+
+def _words_of_one(context: Context, before: Sequence[str], name: str) -> Iterator[Word]:
+    return _set_words(context, [name]) if not before else iter(())
+
+
+def _of_parameter(name: str) -> Command:
+    """/temperature 0.4 and /temp 0.4, which mean /set temperature 0.4."""
+    own = [name, *(word for word, meant in SHORT.items() if meant == name)]
+    names = dict.fromkeys([*(word.replace("_", "-") for word in own), *own])
+    run, words = partial(_set_one, name=name), partial(_words_of_one, name=name)
+    return Command((*names,), "[VALUE]", _MEANINGS.get(name, ""), run, words=words)
+
+
+PARAMETERS = tuple(map(_of_parameter, _VALUES))  # beside the commands, of which /set stands for them
+
 SETTINGS = (
     Command(
         ("set",),
         "[NAME [VALUE]]",
         "show or change how answers are sampled",
         _set,
-        "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items()),
+        "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items())
+        + "\nEach is a command, too, by its own name or its flag's: /temp 0.4, /top-p 0.9, /seed 3.",
         _set_words,
     ),
     Command(
@@ -175,24 +208,13 @@ SETTINGS = (
         "auto: as the model's template has it. /set think_budget N ends a thought at N tokens; /thoughts shows the last one.",
         _think_words,
     ),
-    Command(("show",), "[NAME]", "show what is set: model, system, parameters", _show, words=_show_words),
+    Command(("show",), "[NAME]", "show what is set (model, system, parameters), or data", _show, words=_show_words),
     Command(
         ("system",),
         "[TEXT]",
         'show or set the system prompt; "" removes it',
         _system,
         'It holds from the next answer on. Several lines: put """ around them.',
-    ),
-    Command(
-        ("model",),
-        "[NAME]",
-        "show the models, or go on with another",
-        _model,
-        "NAME is one that `llamachat models list` shows, hf:owner/repo, or a path; in a chat over a server also one of its\n"
-        "models, which go first. The dialog stays.",
-        _model_words,
-        path=True,
-        private=True,
     ),
     Command(
         ("persona",),

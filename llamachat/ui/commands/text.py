@@ -1,14 +1,15 @@
 """Arguments of commands: texts and numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
-from llamachat.ui.render import short_name
+from llamachat.ui.saved_list import short_name
 
 QUOTES = '"""'
 
@@ -22,17 +23,31 @@ def unquoted(text: str) -> str:
 
 
 def with_files(context: Context, text: str) -> str:
-    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names.
+    """A text as it is sent: with what /read attached, and at a terminal with the files that @path in it names. Raises
+    DoesNotFitError where the context cannot hold it.
 
     Off a terminal @ is left alone: there a text is data, from who knows whom.
     """
-    if context.send is None:
-        return attach.to_message(text, context.attached)
-    mentions = attach.Mentions(text)
-    sent = attach.to_message(mentions.text, mentions.found + context.attached)
-    for note in (*map(attach.told, mentions.found), *mentions.notes):
-        context.screen.note(note)
+    mentions = attach.Mentions(text) if context.send else None
+    attached = attach.joined(context.attached, mentions.attachments if mentions else ())
+    sent = attach.to_message(mentions.text if mentions else text, attached)
+    _require_room(context, sent, attached)
+    if mentions:
+        session = context.session()
+        told = (attach.told(each, session.weigh, session.context_size) for each in mentions.found)
+        for note in (*told, *mentions.notes):
+            context.screen.note(note)
     return sent
+
+
+def _require_room(context: Context, sent: str, attached: Sequence[attach.Attachment]) -> None:
+    """A short message is weighed by whoever answers it."""
+    session = context.session()
+    size = session.context_size
+    if attached or len(sent.encode(errors="replace")) > size // 2:
+        what = f"the message with {attach.some(attached)}" if attached else "the message"
+        remedy = "attach a part of that" if attached else "send a part of it"
+        attach.require_room(what, sent, session.weigh, size, "sent", remedy)
 
 
 def first_then(events: Iterator[Event], action: Callable[[], None]) -> Iterator[Event]:
@@ -50,8 +65,20 @@ def require_terminal(context: Context, command: str) -> None:
         raise UsageError(cause, "piped lines are data, which opens no files", "// sends it as text")
 
 
+def need(argument: str, command: str, what: str) -> str:
+    """The argument of a command that cannot do without. Raises UsageError."""
+    if not argument:
+        raise UsageError(f"/{command} needs a {what}", remedy=f"/help {command} says more")
+    return argument
+
+
+def is_reply(text: str) -> bool:
+    """Whether a text answers a question of ours, by yes or no."""
+    return text.strip().lower() in ("y", "yes", "n", "no")
+
+
 def is_yes(text: str) -> bool:
-    """Whether a reply to a question says so; all else says no."""
+    """Whether a reply says so."""
     return text.strip().lower() in ("y", "yes")
 
 
@@ -72,6 +99,6 @@ def described(session: Session) -> dict[str, str]:
 
 
 def first_line(text: str, width: int = 60) -> str:
-    """The start of a text, for a list."""
-    line = next(iter(text.strip().splitlines()), "")
+    """The start of a text, for a list; not what is attached to it."""
+    line = next(iter(own_words(text).strip().splitlines()), "")
     return line if len(line) <= width else line[: width - 1] + "…"

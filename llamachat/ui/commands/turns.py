@@ -1,10 +1,12 @@
 """Commands that walk the dialog's tree: answer again, go back, ask in other words, take another branch."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
+from llamachat.system.enclosed import own_words
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import first_line, first_then, number, unquoted, with_files
@@ -42,20 +44,35 @@ def _continue(context: Context, argument: str) -> Iterator[Event]:
 
 
 def _undo(context: Context, argument: str) -> None:
-    undone = context.session().undo(number(argument, "questions", default=1))
+    """At a terminal the question that the dialog stands before now comes back to be changed."""
+    session = context.session()
+    asked = [*_questions(session).values()]
+    undone = session.undo(number(argument, "questions", default=1))
     context.screen.note(f"went back {count(undone, 'question')}; /branches still has what was said")
+    if context.send is not None:
+        context.prefill = _brought_back(context, asked[-undone])
+
+
+def _brought_back(context: Context, question: str) -> str:
+    """A person's own words of a question."""
+    words = own_words(question)
+    if words != question:
+        context.screen.note("its files are to be attached anew")
+    return words
 
 
 def _edit(context: Context, argument: str) -> Iterator[Event] | None:
-    """A text given is asked with what it attaches; a number alone brings the old text back to be changed."""
-    word, *rest = argument.split(maxsplit=1) or [""]
-    which, session = number(word, "a question"), context.session()
-    if rest:
-        return first_then(session.edit(which, with_files(context, unquoted(rest[0]))), context.attached.clear)
-    old = _questions(session).get(which)
-    if old is None:
+    """A text given is asked with what it attaches; without one the old text comes back to be changed."""
+    session = context.session()
+    questions = _questions(session)
+    first, *rest = argument.split(maxsplit=1) or [""]
+    numbered = re.fullmatch(r"[+-]?\d+", first)
+    which = number(first, "a question") if numbered else max(questions, default=1)
+    if text := "".join(rest) if numbered else argument:
+        return first_then(session.edit(which, with_files(context, unquoted(text))), context.attached.clear)
+    if which not in questions:
         raise UsageError(f"there is no question {which}", remedy="/context numbers them")
-    context.prefill = f"/edit {which} {old}"
+    context.prefill = f"/edit {which} {_brought_back(context, questions[which])}"
     return None
 
 
@@ -71,26 +88,34 @@ def _switch(context: Context, argument: str) -> None:
     session = context.session()
     session.switch(number(argument, "a branch"))
     active = next(branch for branch in session.branches() if branch.active)
-    context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}: {first_line(active.last)}")
+    context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}")
+    context.screen.exchanges(session.exchanges()[-1:], whole=False)
 
 
 DIALOG = (
     Command(
-        ("clear",), "", "begin anew, keep the system prompt", _clear, "What was said stays on disk: see /sessions."
+        ("clear",),
+        "",
+        "begin anew in this dialog, keep the system prompt",
+        _clear,
+        "What was said stays in it as a branch: see /branches. /new begins another dialog, with a file of its own.",
     ),
-    Command(("regen",), "", "answer the last question again", _regenerate, "The other answer stays: see /branches."),
+    Command(
+        ("regen", "retry"), "", "answer the last question again", _regenerate, "The other answer stays: see /branches."
+    ),
     Command(("continue",), "", "go on with a stopped answer", _continue, "It goes on from exactly where it stopped."),
     Command(
         ("undo",),
         "[N]",
         "go back before the last question, or the last N",
         _undo,
-        "What was said stays in the tree: /branches lists it and /switch goes there.",
+        "What was said stays in the tree: /branches lists it and /switch goes there. The question that the dialog stands before\n"
+        "now comes into the input line, if that is empty.",
     ),
     Command(
         ("edit",),
-        "N [TEXT]",
-        "ask question N in other words",
+        "[N] [TEXT]",
+        "ask the last question, or the N-th, in other words",
         _edit,
         "Without TEXT the old words come into the input line. The old question and what followed stay: see /branches.",
         question_words,

@@ -1,6 +1,5 @@
 """What a typed text means: a slash command, or a message."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -8,20 +7,40 @@ from llamachat.errors import UsageError
 from llamachat.events import Event
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.commands.adapt import ADAPTERS
+from llamachat.ui.commands.choosing import CHOOSING
 from llamachat.ui.commands.command import Command, Context
 from llamachat.ui.commands.files import FILES
 from llamachat.ui.commands.general import general
 from llamachat.ui.commands.inside import INSIDE
-from llamachat.ui.commands.settings import SETTINGS
+from llamachat.ui.commands.known import INSTEAD, LEAVING, hint
+from llamachat.ui.commands.saved import SAVED
+from llamachat.ui.commands.settings import PARAMETERS, SETTINGS
 from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
+from llamachat.ui.commands.transfer import TRANSFER
 from llamachat.ui.commands.turns import DIALOG
 
-COMMANDS: tuple[Command, ...] = (*general(lambda: COMMANDS), *DIALOG, *SETTINGS, *ADAPTERS, *FILES, *INSIDE)
+COMMANDS: tuple[Command, ...] = (
+    *general(lambda: COMMANDS, lambda name: named(name)),
+    *DIALOG,
+    *SAVED,
+    *SETTINGS,
+    *CHOOSING,
+    *ADAPTERS,
+    *FILES,
+    *TRANSFER,
+    *INSIDE,
+)
 
 
 def respond(context: Context, text: str) -> Iterator[Event] | None:
     """Obey a command or send a message: events of an answer to show, or None. Raises LeaveError and LlamachatError."""
-    if found := find(text):
+    found = find(text)
+    if found and not text.startswith("/"):
+        if context.send is None:  # piped lines are data
+            found = None
+        else:
+            context.screen.note(f"{text.strip()} alone leaves; {literal(text.strip())} sends the word")
+    if found:
         command, argument = found
         _check_private(context, command)
         return command.run(context, argument)
@@ -35,16 +54,21 @@ def ask(context: Context, text: str) -> Iterator[Event]:
 
 
 def find(text: str) -> tuple[Command, str] | None:
-    """The command in a typed text, and its argument; None for a message. Raises UsageError for an unknown one."""
+    """The command in a typed text, and its argument; None for a message. Raises UsageError for an unknown one.
+
+    A message of a LEAVING word alone is one, too.
+    """
+    if text.strip().lower() in LEAVING and (leaving := named(LEAVING[0])):
+        return leaving, ""
     typed = re.match(r"/(?!/)(\S*)\s*(.*)", text, re.DOTALL)
     if not typed:
         return None
     name, argument = typed[1], typed[2].strip()
     command = named(name)
     if command is None:
-        raise UsageError(f"unknown command /{name[:40]}", remedy=_near(name) + "/help lists them, // sends it as text")
+        raise UsageError(f"unknown command /{name[:40]}", remedy=_meant(name, argument))
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes no argument")
+        raise UsageError(f"/{name} takes no argument", remedy=f"write /{name} alone")
     return command, argument
 
 
@@ -55,18 +79,26 @@ def _check_private(context: Context, command: Command) -> None:
 
 def named(name: str) -> Command | None:
     """The command of this name, without its slash."""
-    return next((command for command in COMMANDS if name in command.names), None)
+    return next((command for command in (*COMMANDS, *PARAMETERS) if name in command.names), None)
 
 
-def _near(name: str) -> str:
-    names = [name for command in COMMANDS for name in command.names]
-    near = difflib.get_close_matches(name[:40].lower(), names, n=1)
-    return f"did you mean /{near[0]}? " if near else ""
+def _meant(name: str, argument: str) -> str:
+    """What to do about an unknown command."""
+    names = [name for command in (*COMMANDS, *PARAMETERS) for name in command.names]
+    found = hint(name, names, INSTEAD, "/", f" {argument}" if 0 < len(argument) <= 20 else "")
+    return (
+        f"{found} // sends it as text" if found.endswith("?") else f"{found or '/help lists them'}, // sends it as text"
+    )
 
 
 def message(text: str) -> str:
     '''A typed text that is no command, as it is sent: // is a literal /, and """ around a block are taken off.'''
     return text[1:] if text.startswith("//") else unquoted(text)
+
+
+def literal(text: str) -> str:
+    """What means this text as a message when it is typed, whatever it begins with."""
+    return f"{QUOTES}{text}{QUOTES}"
 
 
 def block_open(text: str) -> bool:

@@ -37,6 +37,7 @@ class _Paragraph:
     last: int = 0  # where the last line begins in body
     last_raw: int = 0
     lines: int = 1
+    formula: str = ""  # what closes the displayed one that it is in: no line in there is anything else
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Parser:
             self._close()
         if not rest.strip():
             self._skip(raw, depth)
+        elif self._in_formula(depth):
+            self._text(rest[base:].lstrip(), raw, True)
         elif self._lazy(rest[base:], depth):
             self._text(rest[base:], raw, True)
         else:
@@ -114,6 +117,11 @@ class Parser:
             else:
                 return depth, rest, base
         return len(self._stack), rest, base
+
+    def _in_formula(self, depth: int) -> bool:
+        """Whether the line is of a displayed formula, which may lose its indent in a list."""
+        inside = isinstance(self._leaf, _Paragraph) and self._leaf.formula
+        return bool(inside) and all(open.sign != ">" for open in self._stack[depth:])
 
     def _lazy(self, content: str, depth: int) -> bool:
         """Whether the line only goes on with the paragraph of a container that it does not name."""
@@ -188,13 +196,16 @@ class Parser:
     def _text(self, content: str, raw: str, starts: bool) -> None:
         """A paragraph's line, its first or a further one, or the rest of an endless line."""
         leaf = self._leaf
+        sign = leaf.formula if isinstance(leaf, _Paragraph) else ""
+        left = _open_display(sign, content) if sign or "$$" in content or "\\" in content else ""
         if isinstance(leaf, _Paragraph) and leaf.lines < LINES and len(leaf.raw) + len(raw) <= LIMIT:
             body = leaf.body + "\n" if starts else leaf.body
             last = (len(body), len(leaf.raw)) if starts else (leaf.last, leaf.last_raw)
-            self._leaf = _Paragraph(body + content, leaf.raw + raw, *last, leaf.lines + 1)
+            self._leaf = _Paragraph(body + content, leaf.raw + raw, *last, leaf.lines + 1, left)
         else:
             self._close()
-            self._leaf = _Paragraph(content.lstrip() if starts else content, raw)
+            begins = _opening(sign) + "\n" if sign else ""  # the rest of one that was cut
+            self._leaf = _Paragraph(begins + (content.lstrip() if starts else content), raw, formula=left)
 
     def _go_on(self, text: str, raw: str) -> None:
         if isinstance(self._leaf, _Fence):
@@ -277,6 +288,18 @@ class Parser:
         gap = min(self._gap, old) if self._gap is not None and self._begun else None
         self.blocks.append(Block(kind, self._blank + raw, body, inside, gap, **fields))
         self._blank, self._gap, self._fresh, self._begun = "", None, 0, True
+
+
+def _open_display(sign: str, line: str) -> str:
+    from llamachat.ui.markdown.formulas import open_display  # with the first sign of one
+
+    return open_display(sign, line)
+
+
+def _opening(sign: str) -> str:
+    from llamachat.ui.markdown.formulas import opening
+
+    return opening(sign)
 
 
 def _spaced(text: str) -> str:

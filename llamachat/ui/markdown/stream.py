@@ -13,7 +13,9 @@ from rich.cells import get_character_cell_size
 from llamachat.ui.markdown.blocks import LIMIT, Block
 from llamachat.ui.markdown.parser import Parser
 
-_UNSURE = re.compile(r"\s*(?:(?:[>#*+\-_=~`]{1,3}|\d{1,3}[.)]) ?|\d{1,2}|[|:\- ]+)$")  # may still be anything
+_UNSURE = re.compile(
+    r"\s*(?:(?:[>#*+\-_=~`]{1,3}|\d{1,3}[.)]) ?|\d{1,2}|[|:\- ]+|\$\$?|\\\[?)$"
+)  # may still be anything
 
 
 class MarkdownStream:
