@@ -16,7 +16,7 @@ from llamachat.cli.shell_words import models
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name from `llamachat models list`, or a path.", autocompletion=models)
 ]
-Words = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="Ask this at once; or what is on stdin.")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Ask this at once; or what is on stdin.")]
 
 
 def like_chat(command: Callable[..., None]) -> Callable[..., None]:

@@ -34,7 +34,7 @@ def chat(
     options: Options,
     question: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[QUESTION]", help="Ask this at once. Off a terminal: with the text on stdin, alone."),
+        typer.Argument(metavar="QUESTION", help="Ask this at once. Off a terminal: with the text on stdin, alone."),
     ] = None,
     persona: Annotated[
         str | None,

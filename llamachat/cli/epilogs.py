@@ -18,7 +18,7 @@ ROOT = examples(
     ("llamachat -m llama-3.2-1b", "with another model"),
     ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
     ("llamachat models list", "what there is, and what would fit"),
-    ("llamachat sessions list", "dialogs to go on with, search or delete"),
+    ("llamachat sessions list", "the dialogs that are saved"),
     ("llamachat COMMAND --help", "flags and examples of a command"),
     note=f"run, pull, ls, list, show and rm do what ollama's do.\n\n{CODES}",
 )

@@ -3,7 +3,7 @@
 Cheap: no weight and no vocabulary is read; and quiet: of what cannot be read nothing is known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from llamachat.checks import LARGEST, is_whole
 from llamachat.errors import LlamachatError
-from llamachat.models.architectures import runs
 
 MLX = "its weights are MLX's"
 PICTURES = "its file holds a part that sees pictures"
@@ -42,6 +41,7 @@ def glance(path: Path) -> Glance:
 
 
 def _gguf(path: Path) -> Glance:
+    from llamachat.families import ARCHITECTURES
     from llamachat.formats.gguf_file import first_keys
     from llamachat.formats.gguf_t5 import ARCH as T5
 
@@ -51,7 +51,7 @@ def _gguf(path: Path) -> Glance:
     heads, hidden = _count(own, "attention.head_count"), _count(own, "embedding_length")
     return Glance(
         keys.get("general.type", "model") == "model" and arch != "clip",
-        _unread(arch, runs) or (PICTURES if any(key.startswith("vision.") for key in own) else ""),
+        _unread(arch, (*ARCHITECTURES, T5)) or (PICTURES if any(key.startswith("vision.") for key in own) else ""),
         arch != T5 and not {"pooling_type", "classifier.output_labels"} & own.keys(),
         _count(own, "block_count"),
         hidden,
@@ -77,7 +77,7 @@ def _folder(path: Path) -> Glance:
     )
     return Glance(
         True,
-        MLX if isinstance(config.get("quantization"), dict) else _unread(kind, CONFIG_READERS.__contains__),
+        MLX if isinstance(config.get("quantization"), dict) else _unread(kind, CONFIG_READERS),
         predicts and kind not in MODEL_TYPES,
         _count(own, "num_hidden_layers"),
         hidden,
@@ -87,10 +87,10 @@ def _folder(path: Path) -> Glance:
     )
 
 
-def _unread(kind: object, reads: Callable[[str], bool]) -> str:
+def _unread(kind: object, known: Collection[str]) -> str:
     if not isinstance(kind, str) or not kind:
         return ""
-    return "" if reads(kind) else f"{kind[:40]} is no architecture that runs here"
+    return "" if kind in known else f"{kind[:40]} is no architecture that runs here"
 
 
 def _count(table: Mapping[str, Any], key: str, bound: str = "hidden_size") -> int:

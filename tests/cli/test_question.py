@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from llamachat.cli.main import main
+from llamachat.cli.main import app, main
 
+ROOT: Any = typer.main.get_command(app)
 Run = Callable[..., tuple[int, str, Any]]
 
 
@@ -19,6 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     """A command line whose chat is not held -> exit code, stderr, and what the chat would have got: question and model."""
     for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+    monkeypatch.setattr("llamachat.cli.main.app", ROOT)  # made once
     chats: list[dict[str, Any]] = []
 
     def hold(start: Any, **given: Any) -> int:
@@ -114,17 +117,18 @@ def test_a_path_that_is_there_is_a_model_and_its_name_may_be_sent(run: Run, tmp_
     assert run("chat", str(tmp_path))[2]["question"] == str(tmp_path)
 
 
-def test_ollamas_names_do_what_ours_do(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 10**10)
-
-    def out(*arguments: str) -> str:
+def test_ollamas_names_are_our_commands_that_help_names_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = ROOT.commands["models"].commands
+    for name, meant in {"pull": "pull", "ls": "list", "list": "list", "show": "show", "rm": "rm"}.items():
+        command = ROOT.commands[name]
+        assert command.hidden and command.callback.__wrapped__ is ours[meant].callback.__wrapped__
+    monkeypatch.setattr("llamachat.cli.main.app", ROOT)
+    told = list[str]()
+    for arguments in (["help"], ["--help"]):
         monkeypatch.setattr(sys, "argv", ["llamachat", *arguments])
         with pytest.raises(SystemExit):
             main()
-        return capsys.readouterr().out
-
-    assert out("ls", "--json") == out("list", "--json") == out("models", "list", "--json") != ""
-    assert out("show", "smollm2-135m") == out("models", "show", "smollm2-135m") != ""
-    assert out("help", "models") == out("models", "--help") and out("help") == out("--help")
-    assert "run, pull, ls, list, show and rm do what ollama's do" in out("--help")
-    assert "smollm2" not in out("run", "--help") and "[PROMPT]" in out("run", "--help")
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and "run, pull, ls, list, show and rm do what ollama's do" in told[0]

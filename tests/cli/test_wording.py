@@ -40,6 +40,7 @@ def complaint(command: Any, *arguments: str) -> str:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path))
+    monkeypatch.setattr("llamachat.cli.main.app", ROOT)  # made once
 
 
 @pytest.mark.parametrize(
