@@ -161,6 +161,7 @@ class ModelView:
     place: str = ""  # the program that has it; "": the catalog
     runs: bool = True
     needs: str = ""  # of memory, for people
+    file: str = ""  # what is fetched, where the name leaves that open
 
 
 @dataclass(frozen=True)

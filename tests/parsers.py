@@ -600,12 +600,15 @@ def _dialogs(work: Path) -> Iterator[Parser]:
 
 
 def _session_file(folder: Path, data: bytes) -> None:
+    from llamachat.chat import glance
     from llamachat.chat.store import Archive
 
     (folder / "a.jsonl").write_bytes(data)
     archive = Archive(folder)
     assert archive.saved() and archive.latest() == "a"
     archive.model_of("a")
+    assert all(found.name == "a" for found in archive.search("a"))
+    assert isinstance(glance.identity(folder / "a.jsonl"), str)
     lines, where = archive.read("a")
     history.mend(history.replay(lines, where))
 

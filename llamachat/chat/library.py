@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llamachat.chat import persona
@@ -64,7 +64,9 @@ class Library:
             entry = resolve(name)
             if isinstance(entry.source, ServerSource) or (self.offline and not fetch.locate(entry)):
                 return None
-            return _view(overview.of_entry(fetch.settled(entry), self._room()))
+            settled = fetch.settled(entry)
+            picked = getattr(settled.source, "file", None) if settled.source != entry.source else None
+            return replace(_view(overview.of_entry(settled, self._room())), file=picked or "")
         except LlamachatError:
             return None
 

@@ -18,7 +18,7 @@ ROOT = examples(
     ("llamachat -m llama-3.2-1b", "with another model"),
     ("llamachat complete 'Name three moons.'", "one answer, for scripts"),
     ("llamachat models list", "what there is, and what would fit"),
-    ("llamachat sessions list", "dialogs to go on with, search or delete"),
+    ("llamachat sessions list", "the dialogs that are saved"),
     ("llamachat COMMAND --help", "flags and examples of a command"),
     note=f"run, pull, ls, list, show and rm do what ollama's do.\n\n{CODES}",
 )
@@ -27,6 +27,7 @@ CHAT = examples(
     ("git diff | llamachat 'What changed?'", "off a terminal one answer: stdin follows the question"),
     ("llamachat -s 'Answer in one sentence.'", "with a system prompt"),
     ("llamachat -m ./model.gguf --ctx-size 4096", "with a file of one's own"),
+    ("llamachat -m ollama:llama3.2:1b", "what another program has fetched, in place"),
     ("llamachat -m ./llama --lora ./adapter:0.5", "and a LoRA adapter, scaled; see /help lora"),
     ("llamachat --temp 0 --seed 1", "the same answers each time"),
     ("llamachat --server http://localhost:8080 -m NAME", "over an OpenAI-compatible server"),

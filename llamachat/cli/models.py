@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from llamachat.cli.shell_words import models
 from llamachat.cli.tables import print_table
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.models import fetch, fit, overview
+from llamachat.models import fetch, fit
 from llamachat.models.catalog import (
     HubSource,
     LocalPath,
@@ -37,6 +37,9 @@ from llamachat.models.fetch.hub_search import MOST, search
 from llamachat.models.fetch.verified import folder_size
 from llamachat.system.sanitise import sanitise, sanitise_line
 
+if TYPE_CHECKING:
+    from llamachat.models.overview import Known
+
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
 COLUMNS = ("name", "download", "on disk", "fits", "context", "licence", "store")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -52,6 +55,8 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.
 @models_app.command("list", epilog=epilogs.LIST)
 def list_models(as_json: AsJson = False) -> None:
     """All models by name, other programs' too: what they weigh, whether they are here, whether they would fit in memory."""
+    from llamachat.models import overview
+
     catalog, room = load_catalog(), overview.Room()
     known = list(overview.of_catalog(catalog, room))
     facts = [_facts(each.entry) | {"default": each.entry.name == catalog.default, "store": None} for each in known]
@@ -229,7 +234,7 @@ def _facts(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-def _stored_facts(known: overview.Known) -> dict[str, Any]:
+def _stored_facts(known: "Known") -> dict[str, Any]:
     """The same of a model that another program has fetched, and whose it is."""
     assert known.store is not None
     plan = known.plan
@@ -283,7 +288,7 @@ def _row(fact: dict[str, Any]) -> tuple[str, ...]:
     need, download, served = fact["memory"], fact["download_bytes"], fact["server"]
     return (
         fact["name"] + (" *" if fact["default"] else ""),
-        "-" if served else memory.size(download) if download else "?",
+        "-" if served or fact["store"] else memory.size(download) if download else "?",
         "-" if served else "yes" if fact["path"] else "part" if fact["disk_bytes"] else "no",
         "server" if served else "no" if fact.get("lacks") else _fits(need),
         str(fact["context"] or "?"),

@@ -102,7 +102,13 @@ class Loading:
 
     model: Annotated[
         str | None,
-        flag("--model", "-m", help="Name from `llamachat models list`, or a path.", panel=MODEL, autocompletion=models),
+        flag(
+            "--model",
+            "-m",
+            help="Name from `llamachat models list`, hf:OWNER/REPO, or a path.",
+            panel=MODEL,
+            autocompletion=models,
+        ),
     ] = None
     lora: Annotated[
         list[str],

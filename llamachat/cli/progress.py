@@ -64,7 +64,7 @@ class _Drawn:
         if what == self._what and time.monotonic() - self._drawn < EVERY:
             return
         self._what, self._drawn = what, time.monotonic()
-        width = shutil.get_terminal_size().columns - 1
+        width = shutil.get_terminal_size().columns - len("^C") - 1  # which the terminal may put behind it
         self._write(CLEAR + cut(sanitise_line(self._line.line), width))
 
     def note(self, line: str) -> None:

@@ -213,7 +213,8 @@ def _begun(path: Path) -> _Header:
 
 
 def first_keys(path: Path) -> Metadata:
-    """The keys before the vocabulary's: what the model is, without a look at the rest. Raises FormatError."""
+    """The keys before the vocabulary's: what the model is, without a look at the rest, which need not be there yet. Raises
+    FormatError."""
     header = _begun(path)
     header.limit = min(header.limit, MAX_FIRST)
     header.count("tensors", MAX_ENTRIES)

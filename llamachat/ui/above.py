@@ -31,12 +31,24 @@ Item = str | Event | Callable[[], None]  # our own text, a part of an answer, or
 class Above:
     """Takes posts from any thread and shows them, in batches, in the event loop's, which all other methods belong to."""
 
-    def __init__(self, theme: Theme, output: Output, wait: Callable[[str], None], *, plain: bool, think: bool) -> None:
+    def __init__(
+        self,
+        theme: Theme,
+        output: Output,
+        wait: Callable[[str], None],
+        mistake: Callable[[Exception], None],
+        *,
+        plain: bool,
+        think: bool,
+    ) -> None:
+        """`wait` is told what is waited for, `mistake` of an item that could not be shown or done."""
         self._kind: Kind = "plain" if plain else "markdown"
         self.screen = LiveScreen(
             Paper(self.post), theme, lambda: output.get_size().columns, wait, think=think, kind=self._kind
         )
         self.pieces = 0  # of the answer under way
+        self.failing = 0  # paintings that were begun and not finished
+        self._mistake = mistake
         self._theme, self._output, self._think = theme, output, think
         self._prompt: Prompt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,7 +73,11 @@ class Above:
     def end(self) -> None:
         """Show the rest, now that there is no prompt any more."""
         self._loop = None
-        self.show(self._output.get_size(), Region())
+        try:
+            self.show(self._output.get_size(), Region())
+        except Exception:
+            self._write("".join(row.text + "\n" for row in self._rows))  # what was to be said all the same
+            raise
 
     def post(self, item: Item) -> None:
         self._inbox.append(item)
@@ -124,10 +140,12 @@ class Above:
         if not (self._loop and self._prompt):
             return
         size = self._output.get_size()
+        self._loop.call_later(_FRAME, self._rest)
         self._due = self._prompt.hidden or self._prompt.size != size  # not our terminal, or one not redrawn yet
         if not self._due:
+            self.failing += 1
             self.show(size, self._prompt.region)
-        self._loop.call_later(_FRAME, self._rest)
+            self.failing = 0
 
     def _rest(self) -> None:
         """Until there is more, unless there is already."""
@@ -138,14 +156,19 @@ class Above:
     def show(self, size: Size, region: Region) -> None:
         """Take in what was posted, and paint it above a region on a screen of this size."""
         while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, str):
-                self._print(item)
-            elif callable(item):
-                item()
-            else:
-                self._event(item)
+            try:
+                self._take(self._inbox.popleft())
+            except Exception as error:  # noqa: BLE001 - the others are shown all the same
+                self._mistake(error)
         self._paint(size, region)
+
+    def _take(self, item: Item) -> None:
+        if isinstance(item, str):
+            self._print(item)
+        elif callable(item):
+            item()
+        else:
+            self._event(item)
 
     def _print(self, text: str) -> None:
         *lines, self._line = (self._line + text).split("\n")
@@ -220,6 +243,13 @@ class LiveScreen(Screen):
             self._wait("")
 
 
+class _Terminal(Vt100_Output):
+    def erase_down(self) -> None:
+        """From the first column on, but not by the sequence alone: at the top of its screen tmux takes that for a wish to
+        have all that is there in the scroll-back."""
+        self.write_raw("\x1b[K\x1b[C\x1b[J\x1b[D")
+
+
 def terminal() -> Output:
     """It is never asked where its cursor is: the prompt is as high as it must be, and nothing waits for the reply."""
 
@@ -231,4 +261,4 @@ def terminal() -> Output:
             columns = rows = 0
         return Size(rows or 24, columns or 80)
 
-    return Vt100_Output(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False)
+    return _Terminal(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False)

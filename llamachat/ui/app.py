@@ -16,9 +16,10 @@ from llamachat.events import Exchange, SavedDialog, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
+from llamachat.ui.background import asking
 from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.render import Screen, stats_line
-from llamachat.ui.theme import choose
+from llamachat.ui.theme import choose, fitting, wanted
 
 __all__ = ["Chat", "Watch", "run"]
 
@@ -144,10 +145,21 @@ def run(
     screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
     if redraws():
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
-        from llamachat.ui.conversation import Conversation
+        with asking(fitting(theme) and wanted(notes, no_color=no_color)) as asked:
+            from llamachat.ui.conversation import Conversation
 
+            screen.theme = choose(theme, notes, no_color=no_color, light=asked.light)
         conversation = Conversation(
-            chat, screen.theme, history_file, library, returned=returned, plain=plain, think=think, vi=vi
+            chat,
+            screen.theme,
+            history_file,
+            library,
+            returned=returned,
+            plain=plain,
+            think=think,
+            vi=vi,
+            verbose=verbose,
+            typed=asked.typed,
         )
         talk = partial(conversation.run, question)
     else:

@@ -120,7 +120,7 @@ def _readable(name: str, paths: Iterable[str], passed_over: int) -> Found:
     files, left_out = list[Attachment](), Counter({"hidden or a link": passed_over})
     for path in paths:
         try:
-            files.append(read(Path(path), path))
+            files.append(read(Path(path), path.removeprefix("./")))
         except NotTextError as error:
             left_out[error.kind] += 1
         _check_size(files)
@@ -179,7 +179,7 @@ def _file(name: str) -> Path | None:
 
 def _is_folder(name: str, bare: bool) -> bool:
     try:
-        return bool(name.strip("./~")) and (bare or name.endswith("/")) and as_path(name).is_dir()
+        return (bare or (name.strip("./~") != "" and name.endswith("/"))) and as_path(name).is_dir()
     except (OSError, ValueError):
         return False
 

@@ -5,6 +5,7 @@ edge the wider reading counts, so that a line is at worst shorter than it could 
 """
 
 import re
+from collections.abc import Sequence
 
 from rich.cells import get_character_cell_size, split_graphemes
 from rich.text import Text
@@ -14,6 +15,8 @@ _OPENING = "（「『【〈《〔［｛"
 _CLOSING = "）」』】〉》〕］｝、。，．！？：；ー々"
 # What stays together: a word with the spaces before it, or an ideograph with its brackets and stops.
 _WORD = re.compile(rf" *[{_OPENING}]*(?:[^ {_IDEOGRAPH}]+|[{_IDEOGRAPH}]|(?= |$))[{_CLOSING}]*")
+
+_WORD_CELLS = 18  # of the longest: paths, addresses and numbers of many digits are longer
 
 
 def cells(text: str) -> int:
@@ -26,6 +29,21 @@ def cells(text: str) -> int:
 def wrap(text: Text, width: int) -> list[Text]:
     """Lines of at most `width` cells, broken at word ends where words are not wider than that; never none."""
     return [part for line in text.split("\n", allow_blank=True) for part in _wrap_line(line, width)] or [Text()]
+
+
+def fit(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+    """Widths of columns that have `room` together: the widest give first, none below its `least`. None: not even those fit."""
+    if sum(least) > room:
+        return None
+    limit = max(wanted, default=0)
+    while sum(sizes := [max(min(size, limit), low) for size, low in zip(wanted, least, strict=True)]) > room:
+        limit -= 1
+    return sizes
+
+
+def widest_word(text: str) -> int:
+    """The cells that a text needs so that no word of it is broken; what is longer than words are may be."""
+    return min(_WORD_CELLS, max((cells(match[0].strip()) for match in _WORD.finditer(text)), default=0))
 
 
 def chop(text: Text, width: int) -> list[Text]:

@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Exchange, SavedDialog, Stats, TurnDone
+from llamachat.events import Event, Exchange, SavedDialog, Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
+from llamachat.ui.faults import Faults, save_unsent, terminal_gone, undrawable
 from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
 from llamachat.ui.render import status_line
@@ -72,11 +73,22 @@ class Conversation:
         think: bool = False,
         vi: bool = False,
         output: Output | None = None,
+        verbose: bool = False,
+        typed: bytes = b"",
     ) -> None:
+        """`typed`: keys that were pressed already. `verbose`: show where a mistake of the chat itself was made."""
         self._chat, self._returned = chat, returned
         self._output = output or terminal()
-        self._above = Above(theme, self._output, self._set_waiting, plain=plain, think=think)
+        self._above = Above(theme, self._output, self._set_waiting, self.mistake, plain=plain, think=think)
         self.screen = self._above.screen
+        self._faults = Faults(
+            self.screen.warning,
+            self.screen.text,
+            lambda error: self._exit(error=error),
+            lambda: max(self.prompt.failing, self._above.failing),
+            verbose=verbose,
+        )
+        self._unsent = history_file.parent if history_file else None  # where what was not sent is put
         self.context = commands.Context(
             self._session,
             self._ready,
@@ -90,9 +102,10 @@ class Conversation:
             self,
             completer=ChatCompleter(self.context),
             history=self._history(history_file),
-            no_color=theme.plain,
+            theme=theme,
             vi=vi,
             output=self._output,
+            typed=typed,
         )
         self._facts: Facts | None = None
         self._waiting = ""  # what a command waits for
@@ -121,8 +134,9 @@ class Conversation:
             self.prompt.remember(question)
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
-        except (EOFError, OSError):  # the terminal is gone
-            return 128 + signal.SIGHUP
+        except Exception as error:  # noqa: BLE001 - raised again below
+            self._ended_by(error)
+            code = 128 + signal.SIGHUP
         finally:
             ignore_signals()
             self._end()
@@ -132,7 +146,7 @@ class Conversation:
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, told: self._exit(error=told.get("exception") or RuntimeError(told)))
+        loop.set_exception_handler(lambda _, told: self.mistake(told.get("exception") or RuntimeError(told["message"])))
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._exit, 128 + number)
         self.prompt.app.create_background_task(self._beat())
@@ -144,18 +158,29 @@ class Conversation:
     def _end(self) -> None:
         """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""
         self.stop()
+        unsent = [*(typed.text for typed in self._queue), self.prompt.whole_text]
         self._queue.clear()
         self._jobs.put(None)
         if self._worker.is_alive() and self._chat.loading.done():
             self._worker.join(_PATIENCE)
             self._chat.busy = self._worker.is_alive()
-        with suppress(OSError):  # a terminal that is gone
+        if line := save_unsent(unsent, self._unsent):
+            self.screen.text(line)
+        try:
             self._above.end()
+        except Exception as error:  # noqa: BLE001 - raised again at the end
+            self._ended_by(error)
+
+    def _ended_by(self, error: Exception) -> None:
+        """An error that no one asked to end with is one of drawing; a terminal that is gone is none."""
+        if not terminal_gone(error):
+            self._last = self._last or undrawable(error)
 
     def _exit(self, code: int = 0, error: BaseException | None = None) -> None:
         future = self.prompt.app.future
         if future and not future.done():
             if error:
+                self._last = None if terminal_gone(error) else error
                 self.prompt.app.exit(exception=error)
             else:
                 self.prompt.app.exit(result=code)
@@ -202,6 +227,10 @@ class Conversation:
 
     def cleared(self) -> None:
         self._above.cleared()
+
+    def mistake(self, error: BaseException) -> None:
+        self._faults.take(error)
+        self.prompt.redraw()
 
     def status(self) -> Sequence[str]:
         if not self._queue:
@@ -259,13 +288,15 @@ class Conversation:
         if given_back:
             offered = self.prompt.offer(given_back.shown)
             self.screen.note("not sent; your text is kept" if offered else "not sent; Up brings your text back")
-        self._look()
-        self.screen.space()
-        self._busy = None
+        try:
+            self._look()
+        finally:
+            self.screen.space()
+            self._busy = None
+            self._above.post(self._next)  # after what was just said
         if self.context.prefill:
             self.prompt.offer(self.context.prefill)
             self.context.prefill = ""
-        self._above.post(self._next)  # after what was just said
 
     def _look(self) -> None:
         """See how the session is, while it is idle."""
@@ -314,7 +345,7 @@ class Conversation:
             self._above.post(after)
 
     def _obey(self, typed: Typed) -> None:
-        events = commands.respond(self.context, typed.text)
+        events = self._begun(typed)
         if events is None:
             return
         session = self._session()
@@ -333,6 +364,16 @@ class Conversation:
         finally:
             self._answering = False
             self._above.post(self._above.end_answer)
+
+    def _begun(self, typed: Typed) -> Iterator[Event] | None:
+        """A command may make a mistake of its own; an answer that does may have spoilt the session, and ends the chat."""
+        try:
+            return commands.respond(self.context, typed.text)
+        except (LlamachatError, commands.LeaveError):
+            raise
+        except Exception as error:  # noqa: BLE001 - told of
+            self._above.post(partial(self.mistake, error))
+            return None
 
     def _confirm(self, question: str) -> bool:
         """What the next y or n says to it, while other texts wait their turn; Ctrl-C says no."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,20 +13,32 @@ from typing import Protocol
 from prompt_toolkit.application import Application
 from prompt_toolkit.application.run_in_terminal import in_terminal, run_in_terminal
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.completion import Completer
+from prompt_toolkit.completion import CompleteEvent, Completer, get_common_complete_suffix
 from prompt_toolkit.cursor_shapes import ModalCursorShapeConfig
-from prompt_toolkit.data_structures import Size
+from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition, has_focus, is_searching
+from prompt_toolkit.filters import (
+    Condition,
+    emacs_insert_mode,
+    emacs_selection_mode,
+    has_completions,
+    has_focus,
+    is_searching,
+    vi_insert_mode,
+)
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.vt100 import Vt100Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, Dimension, Float, FloatContainer, HSplit, Layout, Window
 from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl
 from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import HighlightIncrementalSearchProcessor, HighlightSelectionProcessor
+from prompt_toolkit.layout.screen import Screen
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
@@ -37,14 +50,18 @@ from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
 from llamachat.ui.exchange import sign
+from llamachat.ui.keyboard import PASTED, Keyboard
 from llamachat.ui.live import Region
+from llamachat.ui.narrowing import rows_above, wraps_anew
+from llamachat.ui.theme import Theme, load
 
-_STYLE = Style.from_dict({"prompt": "ansicyan bold", "status": "dim", "hint": "italic"})
 _LEAVE_HINT = "Ctrl-D or /exit to leave"
 _BLOCK_HINT = 'in a block of lines: """ and Enter send it'
 _MENU = 8  # rows of the completion menu
 _LARGE = 1000  # characters of a pasted text that is shown by its size instead: it would hide all else, and be slow
 _LARGE_LINES = 12
+_REPEATS = 999  # how often one key may be repeated by a number typed before it
+_NAMING = re.compile(r"/(?!/)\S*\Z")  # a command's name, being typed
 _PASTED = re.compile(r"\[pasted [\d,]+ characters(?: #\d+)?\]")
 
 
@@ -52,9 +69,18 @@ class PrivateHistory(FileHistory):
     """What was typed, in a file. A disk that fills up costs the history, not the chat: `trouble` then says so."""
 
     trouble = ""
+    _passing = False
+
+    def remember(self, string: str) -> None:
+        """For this chat only: it was typed, but never sent."""
+        self._passing = True
+        try:
+            self.append_string(string)
+        finally:
+            self._passing = False
 
     def store_string(self, string: str) -> None:
-        if _PASTED.search(string):  # means nothing in another chat
+        if self._passing or _PASTED.search(string):  # which means nothing in another chat
             return
         try:
             os.close(private.opened(Path(os.fsdecode(self.filename)), os.O_RDWR))
@@ -100,6 +126,10 @@ class Listener(Protocol):
         """The screen is empty, but for the prompt."""
         ...
 
+    def mistake(self, error: Exception) -> None:
+        """A key failed; the text is as it was before."""
+        ...
+
 
 class Prompt:
     """The input line and the status below it, as one application that `run` keeps going. Not thread-safe but `redraw`."""
@@ -110,26 +140,37 @@ class Prompt:
         *,
         completer: Completer | None = None,
         history: PrivateHistory | None = None,
-        no_color: bool = False,
+        theme: Theme | None = None,
         vi: bool = False,
+        typed: bytes = b"",
         output: Output | None = None,
     ) -> None:
+        """`typed`: keys that were pressed already, as they were read."""
+        theme = theme or load("none")
         self._listener = listener
         self._history = history
         self._hint = ""
         self._pasted: dict[str, str] = {}
         self.hidden = False  # something else has the terminal
         self.region, self.size = Region(), Size(0, 0)  # as they were last drawn
-        self._buffer = Buffer(multiline=True, completer=completer, history=history or InMemoryHistory())
+        self.failing = 0  # drawings that were begun and not finished
+        self._drawn: Screen | None = None  # the last one that was
+        self._wraps_anew = wraps_anew(os.environ)
+        self._buffer = Buffer(
+            multiline=True,
+            completer=completer,
+            complete_while_typing=Condition(self._naming),
+            history=history or InMemoryHistory(),
+        )
         self._buffer.on_text_changed += self._forget_hint
         search = SearchToolbar()
         self.app: Application[int] = Application(
             layout=self._layout(search),
             key_bindings=self._keys(vi),
-            style=_STYLE,
+            style=Style.from_dict(dict(theme.prompt)),
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             cursor=ModalCursorShapeConfig() if vi else None,
-            color_depth=ColorDepth.DEPTH_1_BIT if no_color else None,
+            color_depth=ColorDepth.DEPTH_1_BIT if theme.plain else None,
             erase_when_done=True,
             output=output,
         )
@@ -137,6 +178,8 @@ class Prompt:
         self.app.before_render += self._before_render
         self.app.after_render += self._after_render
         self.redraw = self.app.invalidate
+        self._guard(self.app.key_processor)
+        self._listen(typed)
 
     @property
     def text(self) -> str:
@@ -145,6 +188,11 @@ class Prompt:
     def remember(self, text: str) -> None:
         """Have Up bring a text back that was not typed here."""
         self._buffer.history.append_string(text)
+
+    @property
+    def whole_text(self) -> str:
+        """With what was pasted in place of its size."""
+        return self._whole(self._buffer.text)
 
     def offer(self, text: str) -> bool:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
@@ -165,7 +213,8 @@ class Prompt:
             preview_search=True,
         )
         typed = Window(control, height=self._height, get_line_prefix=_prefix, wrap_lines=True)
-        menu = Float(CompletionsMenu(max_height=_MENU, scroll_offset=1), xcursor=True, ycursor=True, transparent=True)
+        completions = CompletionsMenu(max_height=_MENU, scroll_offset=1, display_arrows=True)
+        menu = Float(completions, xcursor=True, ycursor=True, transparent=True)
         status = Window(FormattedTextControl(self.status), dont_extend_height=True, style="class:status")
         tall = Condition(lambda: self.app.output.get_size().rows > 2 + is_searching())  # one row is not the region's
         return Layout(HSplit([FloatContainer(typed, [menu]), search, ConditionalContainer(status, tall)]), typed)
@@ -179,21 +228,42 @@ class Prompt:
     def status(self) -> StyleAndTextTuples:
         size = self.app.output.get_size()
         trouble = self._history.trouble if self._history else ""
-        hint = _BLOCK_HINT if commands.block_open(self._buffer.text) else self._hint or trouble
+        hint = _BLOCK_HINT if commands.block_open(self._buffer.text) else self._menu_hint() or self._hint or trouble
         lines = [hint] if hint else self._listener.status()
         kept = lines[: max(1, size.rows // 2 - 1)]
         return [("", "\n".join(cut(line, size.columns - 1) for line in kept))]
 
+    def _menu_hint(self) -> str:
+        menu = self._buffer.complete_state
+        hidden = len(menu.completions) - _MENU if menu else 0
+        return f"… {hidden} more: type on, or choose with Tab and the arrows; Esc closes" if hidden > 0 else ""
+
     def _before_render(self, app: Application[int]) -> None:
         """The renderer never gives rows back by itself, and thinks that it begins in the first column."""
-        screen, size = app.renderer.last_rendered_screen, app.output.get_size()
+        self.failing += 1
+        size = app.output.get_size()
+        if self._drawn and size.columns < self.size.columns and self._wraps_anew:
+            self._erase_wrapped(app, self._drawn, size.columns)
+        screen = app.renderer.last_rendered_screen
         if screen is None:
             app.output.write_raw("\r")
         elif app.layout.container.preferred_height(size.columns, size.rows).preferred < screen.height:
             app.renderer.erase()
 
+    def _erase_wrapped(self, app: Application[int], drawn: Screen, columns: int) -> None:
+        """The terminal has made more rows of what was drawn, and the renderer goes up too few of them to erase it."""
+        if app.renderer.last_rendered_screen is not None:  # else it has done so already
+            app.renderer.erase()
+        more = rows_above(drawn, Point(self.region.x, self.region.y), columns) - self.region.y
+        if more > 0:
+            app.output.write_raw("\r")
+            app.output.cursor_up(more)
+            app.output.erase_down()
+
     def _after_render(self, app: Application[int]) -> None:
-        screen, self.size = app.renderer.last_rendered_screen, app.output.get_size()
+        self.failing = 0
+        self._drawn = screen = app.renderer.last_rendered_screen
+        self.size = app.output.get_size()
         if screen is None:
             self.region = Region()
         else:
@@ -202,20 +272,66 @@ class Prompt:
 
     # ---- keys ----
 
+    def _listen(self, typed: bytes) -> None:
+        """Have what the terminal sends read by our parser, and what came before."""
+        keys: list[KeyPress] = []
+        Keyboard(keys.append).feed(typed.decode(errors="surrogateescape"))
+        store_typeahead(self.app.input, keys)
+        if isinstance(self.app.input, Vt100Input):
+            self.app.input.vt100_parser = Keyboard(self.app.input.vt100_parser.feed_key_callback)
+
+    def _guard(self, processor: KeyProcessor) -> None:
+        """A key that fails, one of prompt-toolkit's too, costs neither the chat nor the text nor the keys after it."""
+        process = processor.process_keys
+        before = self._buffer.document
+
+        def look(processor: KeyProcessor) -> None:
+            nonlocal before
+            before = self._buffer.document
+            if (processor.arg or "").lstrip("-")[len(str(_REPEATS)) :]:
+                processor.arg = str(_REPEATS)
+
+        def process_all() -> None:
+            while True:
+                rest = processor.input_queue
+                try:
+                    return process()
+                except Exception as error:  # noqa: BLE001 - whatever it was
+                    if self._buffer.text != before.text:
+                        self._buffer.save_to_undo_stack()
+                        self._buffer.document = before
+                    self._listener.mistake(error)
+                    processor.feed_multiple(list(rest))
+
+        processor.before_key_press += look
+        processor.process_keys = process_all  # type: ignore[method-assign]  # the application calls it in several places
+
+    def _naming(self) -> bool:
+        """Whether a command's name is being typed."""
+        return bool(_NAMING.fullmatch(self._buffer.text)) and self._buffer.document.is_cursor_at_the_end
+
     def _keys(self, vi: bool) -> KeyBindings:
         keys = KeyBindings()
         typing = has_focus(self._buffer)
         empty = Condition(lambda: not self._buffer.text)
-        keys.add("enter", filter=typing)(self._send)
+        for send in ("enter", "c-o"):  # with the other prompt-toolkit would clear the line
+            keys.add(send, filter=typing)(self._send)
         if not vi:  # where Escape must not wait for what follows it
             keys.add("escape", "enter", filter=typing)(_new_line)
         keys.add("c-j", filter=typing)(_new_line)
         keys.add("c-c", filter=typing)(self._stop_or_clear)
         keys.add("<sigint>")(self._stop_or_clear)
         keys.add("c-d", filter=typing & empty)(lambda event: self._listener.leave())
-        keys.add("c-l", filter=typing)(self._clear_screen)
+        keys.add("c-l")(self._clear_screen)
         keys.add("c-g", filter=typing)(self._edit)
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
+        for report in (Keys.Vt100MouseEvent, Keys.CPRResponse):  # in a macro of vi's, say
+            keys.add(report)(lambda event: None)
+        keys.add(Keys.Any, filter=typing & emacs_selection_mode)(_leave_selection)
+        keys.add("backspace", filter=typing & Condition(self._naming) & (emacs_insert_mode | vi_insert_mode))(_rub_out)
+        keys.add("tab", filter=typing & (emacs_insert_mode | vi_insert_mode))(_complete)
+        alone = Condition(lambda: not self.app.key_processor.input_queue)  # no part of Alt-Enter
+        keys.add("escape", filter=typing & has_completions & alone, eager=True)(_close_menu)
         if hasattr(signal, "SIGTSTP"):
             keys.add("c-z")(self._suspend)
         return keys
@@ -226,16 +342,31 @@ class Prompt:
             _new_line(event)
         elif shown.strip():
             self._buffer.append_to_history()
-            self._buffer.reset()
+            draft = self._other_draft()
+            self._buffer.reset(Document(draft))
             self._listener.send(_valid(self._whole(shown)), _valid(shown))
 
+    def _other_draft(self) -> str:
+        """What was being typed when an older text was looked up and sent in its place."""
+        before = self._buffer.working_index
+        self._buffer.history_forward(sys.maxsize)
+        return "" if self._buffer.working_index == before else self._buffer.text
+
     def _stop_or_clear(self, event: KeyPressEvent) -> None:
-        """Undo (Ctrl-_) brings the text back."""
+        """Undo (Ctrl-_) brings the text back, and Up once another one was sent."""
         if self.hidden or self._listener.stop():
             return
         self._buffer.save_to_undo_stack()
+        if self._buffer.text.strip():
+            self._remember(self._buffer.text)
         self._buffer.document = Document()
         self._hint = _LEAVE_HINT
+
+    def _remember(self, text: str) -> None:
+        if isinstance(self._buffer.history, PrivateHistory):
+            self._buffer.history.remember(text)
+        else:
+            self._buffer.history.append_string(text)
 
     def _forget_hint(self, buffer: Buffer) -> None:
         self._hint = ""
@@ -247,7 +378,9 @@ class Prompt:
 
     def _paste(self, event: KeyPressEvent) -> None:
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-        self._buffer.insert_text(self._folded(text))
+        self._buffer.insert_text(self._folded(text), fire_event=False)  # which would open the menu
+        if len(event.data) >= PASTED:
+            self._hint = f"what was pasted is cut off after {PASTED:,} characters"
 
     def _folded(self, text: str) -> str:
         """A text as it stands in the input: one that is large by its size."""
@@ -300,6 +433,43 @@ async def _sleep() -> None:
 
 def _new_line(event: KeyPressEvent) -> None:
     event.current_buffer.newline(copy_margin=False)
+
+
+def _leave_selection(event: KeyPressEvent) -> None:
+    """Ctrl-Space, perhaps pressed by mistake, begins a selection, in which prompt-toolkit takes no more text."""
+    event.current_buffer.exit_selection()
+    if event.data.isprintable():
+        event.current_buffer.insert_text(event.data)
+
+
+def _rub_out(event: KeyPressEvent) -> None:
+    """The menu goes on fitting what is typed."""
+    event.current_buffer.delete_before_cursor(max(1, event.arg))
+    if event.current_buffer.text:
+        event.current_buffer.start_completion()
+
+
+def _complete(event: KeyPressEvent) -> None:
+    """What all words that fit have in common; where that is nothing more, the next of them. It does not wait for a menu that
+    is about to open, as prompt-toolkit's own would, nor is it lost then."""
+    buffer = event.current_buffer
+    menu = buffer.complete_state
+    if menu is None or menu.complete_index is None:
+        fitting = list(buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+        if common := get_common_complete_suffix(buffer.document, fitting):
+            buffer.insert_text(common)
+            return
+        if len(fitting) == 1:
+            buffer.apply_completion(fitting[0])
+            return
+    if menu:
+        buffer.complete_next()
+    else:
+        buffer.start_completion()
+
+
+def _close_menu(event: KeyPressEvent) -> None:
+    event.current_buffer.cancel_completion()
 
 
 def _valid(text: str) -> str:

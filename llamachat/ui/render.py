@@ -17,9 +17,10 @@ from llamachat.events import Branch, Event, Exchange, Found, ModelView, SavedDia
 from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import drawings, model_list
 from llamachat.ui.answer import BAR, Answer, Kind, Sheet, duration
-from llamachat.ui.cells import cells, count, cut, pad, wrap
+from llamachat.ui.cells import cells, count, cut, wrap
 from llamachat.ui.exchange import exchange_lines
 from llamachat.ui.markdown import MarkdownStream, draw
+from llamachat.ui.own_table import table_lines
 from llamachat.ui.saved_list import dialog_lines, found_lines, heading, short_name
 from llamachat.ui.theme import Theme, choose, load
 
@@ -114,16 +115,8 @@ class Screen:
         self.lines(self.theme.ansi(self.theme.text(f"{BAR} {line}".rstrip(), "thinking")) for line in lines)
 
     def table(self, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:
-        """Columns as wide as they need; at a terminal the last one wraps."""
-        safe = [[sanitise_line(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
-        widths = [max(map(cells, column)) for column in zip(*(row[:-1] for row in safe), strict=True)]
-        room = max(self._width() - sum(widths) - 2 * len(widths) - 2, self._width() // 3, 8)
-        for number, row in enumerate(safe):
-            role = "note" if header and number == 0 else ""
-            left = "  " + "".join(pad(cell, size) + "  " for cell, size in zip(row[:-1], widths, strict=True))
-            for line in wrap(self.theme.text(row[-1], role), room):
-                self._print(Text.assemble((left, self.theme.style(role or "key")), line), whole=True)
-                left = " " * cells(left)
+        """Columns as wide as they need, at a terminal as there is room for; where that is too little, below each other."""
+        self.lines(table_lines(rows, header, self._width(), self.theme))
 
     def space(self) -> None:
         self.lines([""])
@@ -199,9 +192,8 @@ class Screen:
         width = self._width()
         return 100 if width == _ENDLESS else width
 
-    def _print(self, text: Text, whole: bool = False) -> None:
-        lines = [text] if whole else wrap(text, self._width())
-        self.lines(self.theme.ansi(line) for line in lines)
+    def _print(self, text: Text) -> None:
+        self.lines(self.theme.ansi(line) for line in wrap(text, self._width()))
 
 
 def stats_line(done: TurnDone) -> str:

@@ -30,8 +30,13 @@ class ChatCompleter(Completer):
         with suppress(LlamachatError, OSError):  # a catalog that cannot be read is told of when it is used
             typed, words = candidates(self._context, document.text_before_cursor)
             for word, help in words:
-                shown = sanitise_line(re.sub(r".+/(?=.)", "", word))  # of a path its last part
+                shown = sanitise_line(_short(word))
                 yield Completion(word, -len(typed), display=shown, display_meta=sanitise_line(help))
+
+
+def _short(word: str) -> str:
+    """Of a path its last part; STORE:OWNER/NAME is none."""
+    return word if ":" in word.partition("/")[0] else re.sub(r".+/(?=.)", "", word)
 
 
 def candidates(context: Context, text: str) -> tuple[str, Iterable[Word]]:

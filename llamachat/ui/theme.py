@@ -1,10 +1,11 @@
 """How things look: a style of rich's for every role, in themes for dark and for light terminals, and one without any.
 
-The terminal's own sixteen colours carry almost everything: they fit whatever the person chose, and cost few bytes.
+On dark the terminal's own sixteen colours carry almost everything: they fit whatever the person chose, and cost few bytes.
+On white many of those cannot be read, so there the colours are fixed ones, with a contrast of 4.5 and more.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TextIO
@@ -21,30 +22,30 @@ _COMMON = {
     "strong": "bold",
     "emphasis": "italic",
     "struck": "strike",
-    "heading": "bold cyan",
-    "title": "bold underline cyan",
-    "quote": "dim",
-    "mark": "dim",  # bars, rules, fences: what stands for markup
-    "note": "dim",
-    "thinking": "dim italic",
-    "error": "bold red",
-    "key": "cyan",
-    "pinned": "magenta",
-    "kept": "green",
-    "partly": "green",
-    "dropped": "dim",
-    "comment": "dim italic",
 }
 _STYLES = {
     "dark": {
+        "heading": "bold cyan",
+        "title": "bold underline cyan",
+        "quote": "dim",
+        "mark": "dim",  # bars, rules, fences: what stands for markup
+        "note": "dim",
+        "thinking": "dim italic",
+        "error": "bold bright_red",
+        "key": "cyan",
+        "pinned": "bright_magenta",
+        "kept": "green",
+        "partly": "green",
+        "dropped": "dim",
+        "comment": "dim italic",
         "code": "bright_cyan",
-        "link": "underline bright_blue",
+        "link": "underline color(75)",
         "bullet": "cyan",
         "warning": "yellow",
         "keyword": "bright_magenta",
         "string": "bright_green",
         "number": "bright_yellow",
-        "name": "bright_blue",
+        "name": "color(75)",
         "type": "bright_cyan",
         "inserted": "bright_green",
         "deleted": "bright_red",
@@ -56,24 +57,64 @@ _STYLES = {
         "heat4": "bold color(203)",
     },
     "light": {
-        "code": "blue",
-        "link": "underline blue",
-        "bullet": "blue",
+        "heading": "bold color(24)",
+        "title": "bold underline color(24)",
+        "quote": "color(241)",
+        "mark": "color(242)",
+        "note": "color(241)",
+        "thinking": "italic color(241)",
+        "error": "bold color(160)",
+        "key": "color(24)",
+        "pinned": "color(90)",
+        "kept": "color(22)",
+        "partly": "color(28)",
+        "dropped": "color(242)",
+        "comment": "italic color(242)",
+        "code": "color(25)",
+        "link": "underline color(25)",
+        "bullet": "color(24)",
         "warning": "color(130)",
-        "keyword": "magenta",
+        "keyword": "color(90)",
         "string": "color(28)",
         "number": "color(130)",
-        "name": "blue",
-        "type": "color(30)",
+        "name": "color(19)",
+        "type": "color(23)",
         "inserted": "color(28)",
-        "deleted": "red",
+        "deleted": "color(160)",
         "heat0": "",
-        "heat1": "color(64)",
-        "heat2": "color(136)",
-        "heat3": "color(166)",
+        "heat1": "color(28)",
+        "heat2": "color(94)",
+        "heat3": "color(130)",
         "heat4": "bold color(160)",
     },
     "none": {},
+}
+_PROMPTS = {  # by prompt-toolkit's classes
+    "dark": {
+        "prompt": "ansicyan bold",
+        "status": "dim",
+        "hint": "italic",
+        "completion-menu": "bg:#303030 #dadada",
+        "completion-menu.completion.current": "noreverse bg:#005f87 #ffffff",
+        "completion-menu.meta.completion": "bg:#303030 #a8a8a8",
+        "completion-menu.meta.completion.current": "bg:#005f87 #dadada",
+        "scrollbar.background": "bg:#444444",
+        "scrollbar.button": "bg:#8a8a8a",
+        "scrollbar.arrow": "bg:#303030 #dadada",
+    },
+    "light": {
+        "prompt": "#005f87 bold",
+        "status": "#626262",
+        "hint": "italic",
+        "completion-menu": "bg:#eeeeee #262626",
+        "completion-menu.completion.current": "noreverse bg:#005f87 #ffffff",
+        "completion-menu.meta.completion": "bg:#eeeeee #585858",
+        "completion-menu.meta.completion.current": "bg:#005f87 #eeeeee",
+        "scrollbar.background": "bg:#d0d0d0",
+        "scrollbar.button": "bg:#767676",
+        "scrollbar.arrow": "bg:#eeeeee #262626",
+    },
+    "none": {"prompt": "bold", "status": "dim", "completion-menu.meta.completion.current": "reverse"},
 }
 THEMES = ("auto", *_STYLES)
 _WHITE = {"7", "15"}  # COLORFGBG's background colours that are light
@@ -90,6 +131,11 @@ class Theme:
     def plain(self) -> bool:
         """Whether nothing is styled, so that meaning needs other means."""
         return not self.styles
+
+    @property
+    def prompt(self) -> Mapping[str, str]:
+        """What the line where a person types looks like."""
+        return _PROMPTS[self.name]
 
     def style(self, role: str) -> Style:
         return self.styles.get(role, _NOTHING)
@@ -118,18 +164,40 @@ def load(name: str) -> Theme:
 
 
 def choose(
-    name: str | None, stream: TextIO, environ: Mapping[str, str] = os.environ, *, no_color: bool = False
+    name: str | None,
+    stream: TextIO,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    no_color: bool = False,
+    light: Callable[[], bool | None] = lambda: None,
 ) -> Theme:
     """The theme for what is written to `stream`: by name, else LLAMACHAT_THEME, else what fits. Raises UsageError.
 
-    No name brings styles where they are not wanted: off a terminal, with NO_COLOR (no-color.org), with TERM=dumb.
+    What fits is asked of `light`, whether the terminal is, which may not know. No name brings styles where they are not
+    wanted: see `wanted`.
     """
-    name = name or environ.get("LLAMACHAT_THEME") or "auto"
-    if name == "auto":
-        name = "light" if environ.get("COLORFGBG", "").rpartition(";")[2] in _WHITE else "dark"
-    theme = load(name)
-    bare = no_color or environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown") or not stream.isatty()
-    return load("none") if bare else theme
+    name = _named(name, environ)
+    if name == "auto" and wanted(stream, environ, no_color=no_color):
+        told = light()
+        by_name = environ.get("COLORFGBG", "").rpartition(";")[2] in _WHITE
+        name = "light" if (by_name if told is None else told) else "dark"
+    theme = load("dark" if name == "auto" else name)
+    return theme if wanted(stream, environ, no_color=no_color) else load("none")
+
+
+def fitting(name: str | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether what fits is to be found out."""
+    return _named(name, environ) == "auto"
+
+
+def wanted(stream: TextIO, environ: Mapping[str, str] = os.environ, *, no_color: bool = False) -> bool:
+    """Whether styles are: not off a terminal, with NO_COLOR (no-color.org), with TERM=dumb."""
+    bare = no_color or environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown")
+    return not bare and stream.isatty()
+
+
+def _named(name: str | None, environ: Mapping[str, str]) -> str:
+    return name or environ.get("LLAMACHAT_THEME") or "auto"
 
 
 @cache

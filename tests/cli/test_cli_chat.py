@@ -44,6 +44,7 @@ def test_a_chat_is_saved_and_continued_with_its_model_and_settings(run: Run, tmp
     whole = run("chat", *CHAT, "-s", "Be brief.", "--no-history", stdin="one\ntwo\n")[1]
     assert whole == first + second, "as if it had never been left"
     assert sessions(tmp_path) == [path] and snapshots(tmp_path) == [kept]
+    assert not (tmp_path / "STATE/llamachat/first-starts").exists(), "nobody was there to be told"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [each["text"] for each in records if each.get("role") == "user"] == ["one", "two"]
     assert [each["values"]["max_tokens"] for each in records if each["type"] == "parameters"][-1] == 6

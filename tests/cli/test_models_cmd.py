@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import save_hf, tiny_model
+from store_folders import ollama, write_header
 from typer.testing import CliRunner, Result
 
 from llamachat.cli import models as models_cmd
@@ -55,6 +56,26 @@ def test_list_on_a_terminal_is_a_table_that_says_where_own_models_go(
     models_cmd.list_models()
     text = capsys.readouterr().out
     assert "llama-3.3-70b" in text and str(home / "CONFIG/llamachat/models.toml") in "".join(text.splitlines())
+
+
+def test_list_has_a_section_for_each_program_that_keeps_models(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(home / "ollama"))
+    monkeypatch.setenv("LLAMA_CACHE", str(home / "cache"))
+    ollama(home / "ollama", "registry.ollama.ai/library/llama3.2/1b", write_header(home / "own.gguf"))
+    write_header(home / "cache/odd.gguf", arch="mamba")
+    facts = {fact["name"]: fact for fact in json.loads(run("list", "--json").stdout)}
+    assert facts["smollm2-135m"]["store"] is None and facts["ollama:llama3.2:1b"]["store"] == "ollama"
+    assert facts["ollama:llama3.2:1b"]["memory"]["fits"] and facts["llama.cpp:odd"]["lacks"].startswith("mamba")
+    rows = [line.split("\t") for line in run("list").stdout.splitlines()]
+    assert ["llama.cpp:odd", "-", "yes", "no", "4096", "?", "llama.cpp"] in rows
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    models_cmd.list_models()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("ollama") + 1].split() == ["3", "kB", "yes", "ollama:llama3.2:1b"]
+    assert lines[lines.index("llama.cpp") + 1].endswith("no  llama.cpp:odd (mamba is no architecture that runs here)")
 
 
 def test_json_of_list_and_show_is_whole(home: Path) -> None:

@@ -13,7 +13,7 @@ from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.models import fetch
 from llamachat.models.catalog import ModelEntry, resolve
 from llamachat.models.fetch import hub_answers
-from llamachat.models.fetch.hub_search import search
+from llamachat.models.fetch.hub_search import FIELDS, search
 from llamachat.models.load import obtain
 
 PARTS = tuple(f"Q8_0/m-Q8_0-{number:05}-of-00002.gguf" for number in (1, 2))
@@ -108,6 +108,9 @@ def test_removing_a_quant_leaves_the_others(hub: Hub) -> None:
     fetch.fetch(q8)
     assert fetch.disk_usage(q8) == fetch.remove(q8) == 1240
     assert fetch.locate(q8) is None and fetch.locate(q4) == place and fetch.disk_usage(q8) == 0
+    begun = place.parents[2] / "blobs/x.incomplete"
+    begun.write_bytes(b"123")
+    assert fetch.remove(q8) == 3 and fetch.locate(q4) == place and not begun.exists()
     assert fetch.remove(q4) == 500 and not place.parents[2].exists()
 
 
@@ -228,9 +231,7 @@ def test_of_an_architecture_that_is_not_read_no_more_than_the_beginning_is_fetch
 ) -> None:
     monkeypatch.setattr("llamachat.models.fetch.blobs.HEAD", 400)
     hub.files["m-Q4_K_M.gguf"] = header("gemma3n\x1b[2J", before=3) + b"w" * 1000
-    with pytest.raises(
-        CatalogError, match=r"a/b has a model of the architecture 'gemma3n.x1b\[2J', which is not read; no"
-    ):
+    with pytest.raises(CatalogError, match="a/b cannot run here: gemma3n is no architecture that runs here; no more"):
         fetch.fetch(resolve("hf:a/b"))
     assert hub.sent(".gguf") == ["bytes=0-399"] and not list(tmp_path.rglob("*.incomplete"))
     for whole in (header("llama", before=3) + b"w" * 1000, b"GGUF", header("nothing")[:30], header("late", before=60)):
@@ -283,6 +284,7 @@ def test_a_search_asks_for_gguf_by_downloads_and_each_name_is_a_reference(hub: H
     hub.found = [ROW, {**ROW, "id": "c/d", "gguf": {"architecture": "gemma3n"}, "gated": False}]
     first, second = search("llama 3", 5)
     assert (hub.asked["search"], hub.asked["filter"], hub.asked["sort"]) == (["llama 3"], ["gguf"], ["downloads"])
+    assert hub.asked["expand"] == [*FIELDS]
     assert asdict(first) == {
         "name": "a/b", "parameters": 1_235_814_400, "downloads": 12, "updated": "2025-08-14", "licence": "mit",
         "gated": True, "architecture": "llama", "runs": True,

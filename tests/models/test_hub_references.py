@@ -223,3 +223,9 @@ def test_what_is_no_model_is_never_chosen_and_parts_count_together() -> None:
     (found,) = choice.models(sizes)
     assert found.size == 300 and found.quant == "Q4_K_M" and found.name == "Q4_K_M/m-Q4_K_M-00001-of-00003.gguf"
     assert choice.parts_of(found.parts[2]) == found.parts
+
+
+def test_an_error_names_no_more_than_people_read() -> None:
+    assert choice.listed(["a", "b"]) == "a, b"
+    assert choice.listed(f"{number:010}" for number in range(1000)).endswith(" and 960 more")
+    assert len(choice.listed(["x" * 400] * 1000)) < 520 and len(choice.listed(["x" * 4000])) == 500

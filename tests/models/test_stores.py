@@ -1,16 +1,21 @@
 """Models of other programs: found where they lie, read in place, never written, and never a way to harm."""
 
+import contextlib
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from store_folders import hub_cache, llama_cpp, ollama, write_header
 
-from llamachat.errors import CatalogError, ConfigError
+from llamachat.errors import CatalogError, ConfigError, LlamachatError
 from llamachat.models import fetch, overview, stores
 from llamachat.models.catalog import StorePath, load_catalog, resolve
 from llamachat.models.stores import stored
+from llamachat.models.stores.ollama import LIST
 
 VARIABLES = (
     "OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME",
@@ -302,6 +307,29 @@ def test_broken_stores_are_quiet_in_lists_and_one_line_when_asked_for(home: Path
         assert "\n" not in str(raised.value)
 
 
+KINDS = [f"application/vnd.ollama.image.{kind}" for kind in ("model", "params", "system")]
+KEYS = ["mediaType", "layers", "digest", "size", "manifests", "runner"]
+WORDS = st.sampled_from([*KINDS, *KEYS, "ollama", LIST, "sha256:" + "0" * 64])
+JSON = st.recursive(
+    st.none() | st.integers() | WORDS, lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner), max_leaves=6
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(WORDS, JSON), JSON)
+def test_any_manifest_is_a_model_or_one_line(home: Path, manifest: dict[str, object], blob: object) -> None:
+    models = home / ".ollama/models"
+    for place, table in (
+        (models / "manifests/a/b/c/latest", manifest),
+        (models / "blobs" / f"sha256-{'0' * 64}", blob),
+    ):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(table))
+    with contextlib.suppress(LlamachatError):
+        assert resolve("ollama:a/b/c").name == "ollama:a/b/c"
+    assert len(list(overview.of_stores(overview.Room(available=1)))) <= 1
+
+
 def test_a_blob_that_is_not_whole_is_refused(home: Path, weights: Path) -> None:
     ollama(home / ".ollama/models", "registry.ollama.ai/library/tiny/latest", weights)
     entry = resolve("ollama:tiny")
@@ -333,6 +361,10 @@ def test_of_very_many_files_some_are_looked_at_and_fewer_listed(home: Path, monk
     assert len(names()) == 40 - 30 - 1  # ada, its folders, files
     monkeypatch.setattr(stored, "MOST", 1000)
     assert len(names()) == 30 and len(list(overview.of_stores(overview.Room()))) == 10
+    monkeypatch.setattr(stored, "SHOWN", 5)
+    for number in range(8):
+        hub_cache(home / "hf/hub", f"ada/Tiny{number}", {"tiny.gguf": home / ".lmstudio/models/ada/Tiny0/tiny.gguf"})
+    assert len([name for name in names() if name.startswith("hf:")]) == 5
 
 
 def test_headers_say_what_runs_here_and_what_it_takes(home: Path) -> None:

@@ -201,6 +201,7 @@ def test_read_takes_several_names(tree: Path) -> None:
     ]
     assert names("a file") == ["a file"]
     assert names("src") == ["src/x.py", "src/y.py"]
+    assert names(".") == ["a file", "docs/a.txt", "docs/b.md", "docs/deep/c.md", "notes.md", *names("./src")]
     for argument, says in {"notes.md nowhere": "nowhere is not there", "*.c": r"\*\.c has no file to attach"}.items():
         with pytest.raises(UsageError, match=says):
             attach.read_all(argument)

@@ -350,7 +350,7 @@ def test_words_wrap_at_their_ends_and_ideographs_anywhere_but_before_a_stop() ->
     assert plain("日本語日本。語", 10) == ["日本語日", "本。語"]
 
 
-def test_a_table_that_is_too_wide_wraps_its_cells_and_one_of_too_many_columns_is_shown_as_source() -> None:
+def test_a_table_that_is_too_wide_wraps_its_cells_and_one_of_too_many_columns_stacks_them() -> None:
     assert plain("|name|text|\n|-|-|\n|a|some longer words|", 16) == [
         "name │ text",
         "─────┼──────────",
@@ -358,8 +358,9 @@ def test_a_table_that_is_too_wide_wraps_its_cells_and_one_of_too_many_columns_is
         "     │ longer",
         "     │ words",
     ]
-    many = "|" + "abc|" * 9 + "\n|" + "-|" * 9
-    assert plain(many, 20)[0] == "| abc | abc | abc |"
+    rule = "─" * 16
+    stacked = ["first · second ·", "third", rule, "first: some", "longer words", "third: c", rule]
+    assert plain("|first|second|third|\n|-|-|-|\n|some longer words||c|", 16) == stacked
 
 
 def test_late_rows_keep_the_widths_of_a_table_and_widen_only_themselves() -> None:

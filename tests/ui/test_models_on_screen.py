@@ -13,7 +13,9 @@ from fakes import FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.data_structures import Size
+from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -25,6 +27,7 @@ from llamachat.ui.app import Chat, PlainChat
 from llamachat.ui.cells import cells
 from llamachat.ui.conversation import Conversation
 from llamachat.ui.render import Screen
+from llamachat.ui.suggestions import ChatCompleter
 from llamachat.ui.theme import load as load_theme
 
 CTRL_C = partial(signal.raise_signal, signal.SIGINT)
@@ -297,3 +300,14 @@ def test_the_error_says_what_else_to_do_where_nothing_fits(monkeypatch: pytest.M
     context = commands.Context(lambda: session, lambda: session, Screen(out, out), send=out.write, library=library)
     with pytest.raises(DoesNotFitError, match=r"nothing was fetched; close other programs$"):
         commands.respond(context, "/model Fake-70B")
+
+
+def test_the_menu_shows_whole_names_and_of_a_path_its_end() -> None:
+    class Named(Shelf):
+        def models(self) -> Iterable[tuple[str, str]]:
+            return [("ollama:ada/tiny", "here, in ollama"), ("a/path.gguf", "")]
+
+    session, out = FakeSession(), StringIO()
+    context = commands.Context(lambda: session, lambda: session, Screen(out, out), library=Named())
+    found = ChatCompleter(context).get_completions(Document("/model "), CompleteEvent())
+    assert [each.display_text for each in found] == ["ollama:ada/tiny", "path.gguf"]

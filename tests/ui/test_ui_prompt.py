@@ -47,6 +47,9 @@ class Listener:
     def cleared(self) -> None:
         self.heard.append("cleared")
 
+    def mistake(self, error: Exception) -> None:
+        self.heard.append(error)
+
 
 @pytest.fixture
 def keyboard() -> Iterator[PipeInput]:

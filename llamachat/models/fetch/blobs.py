@@ -92,6 +92,8 @@ def place(blob: Blob, file: Path) -> None:
     file.unlink(missing_ok=True)  # a link to a blob that has gone
     try:
         file.symlink_to(os.path.relpath(blob.final, file.parent))
+    except FileExistsError:  # another process was quicker
+        return
     except OSError:
         blob.final.replace(file)
         remember(file, blob.digest)

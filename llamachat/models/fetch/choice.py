@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llamachat.errors import CatalogError
 
@@ -19,7 +20,7 @@ QUANT = re.compile(
 )
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})")
 NO_MODEL = re.compile(r"mmproj|imatrix|(?:^|[-_.])(?:vocab|lora)(?:[-_.]|$)", re.IGNORECASE)
-TOLD = 40  # quants that an error names
+TOLD, LONGEST = 40, 500  # names in an error, and characters of them
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def _rank(quant: str) -> float:
     return rank + 0.5 * (plain != quant)
 
 
+@lru_cache(1024)
 def is_read(quant: str) -> bool:
     """Whether files of this quant, by its name, have only weights of types that are read."""
     from llamachat.formats.ggml import TYPES
@@ -155,6 +157,10 @@ def _told(found: Iterable[GGUFFile]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error, however many there are."""
-    told = list(names)
-    return ", ".join(told[:TOLD]) + (f" and {len(told) - TOLD} more" if len(told) > TOLD else "")
+    """Names for an error, however many there are, and however long."""
+    all_names = list(names)
+    told = all_names[:TOLD]
+    while sum(map(len, told)) > LONGEST and len(told) > 1:
+        told.pop()
+    more = len(all_names) - len(told)
+    return ", ".join(name[:LONGEST] for name in told) + (f" and {more} more" if more else "")

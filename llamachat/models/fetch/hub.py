@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from llamachat import paths
-from llamachat.checks import shown
 from llamachat.errors import CatalogError, FormatError, reading
 from llamachat.models.catalog import FOLDER, HubSource
 from llamachat.models.fetch import choice
-from llamachat.models.fetch.architectures import runs
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
 from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
 from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
 from llamachat.models.fit import file_fits
+from llamachat.models.glance import glance
 from llamachat.system.known import is_known
+from llamachat.system.sanitise import sanitise_line
 
 # What a model in Hugging Face's or our own format needs; more copies of the weights (consolidated, onnx) are left out.
 NEEDED = re.compile(
@@ -95,7 +95,7 @@ def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable
             download(picked, progress)
         found = locate(picked.source)
     if not found and offline:
-        cause = f"{source.reference} is not on this machine"
+        cause = f"{source.hub if source.quant == FOLDER else source.reference} is not on this machine"
         raise CatalogError(cause, "--offline forbids fetching it", "run once without --offline")
     if not found:
         cause = f"{source.hub} is incomplete: it lacks config.json, a tokenizer, or weights that its index names"
@@ -202,7 +202,7 @@ def download(picked: Pick, progress: Progress) -> None:
     require_room(folder(source), sum(blob.missing for blob in blobs), source.hub)
     for file, blob in zip(picked.files, blobs, strict=True):
         url = hf_hub_url(source.hub, file.name, revision=commit)
-        check = partial(_require_architecture, source.hub) if file.name.endswith(".gguf") else None
+        check = partial(_require_running, source.hub) if file.name.endswith(".gguf") else None
         fetch_blob(url, blob, Shifted(progress, source.hub, done, picked.size), check)
         place(blob, folder(source) / "snapshots" / commit / file.name)
         done += blob.size
@@ -213,16 +213,11 @@ def download(picked: Pick, progress: Progress) -> None:
     progress(f"fetching {source.hub}", picked.size, picked.size)
 
 
-def _require_architecture(hub: str, begun: Path) -> None:
-    """Raises CatalogError for a GGUF file, of which the beginning is here, whose architecture is none of ours."""
-    from llamachat.formats.gguf_file import architecture
-
-    named = architecture(begun)
-    if named is not None and not runs(named):
-        cause = f"{hub} has a model of the architecture {shown(named)}, which is not read"
-        raise CatalogError(
-            cause, "no more of it was fetched", "`llamachat models search` tells of each whether it runs"
-        )
+def _require_running(hub: str, begun: Path) -> None:
+    """Raises CatalogError for a GGUF file, of which the beginning is here, that cannot run."""
+    if lacks := glance(begun).lacks:
+        remedy = "`llamachat models search` tells of each whether it runs"
+        raise CatalogError(f"{hub} cannot run here: {sanitise_line(lacks)}", "no more of it was fetched", remedy)
 
 
 def usage(source: HubSource) -> int:
@@ -244,16 +239,16 @@ def _parts(found: Path) -> list[Path]:
 
 
 def remove(source: HubSource) -> None:
-    """Delete a GGUF model that is named; with the last of a repository, or without a name, all of its revisions go."""
+    """Delete a GGUF model that is named, or what has come of it; nothing else there, or nothing named: all revisions go."""
     found = locate(source) if _is_one(source) else None
-    parts = _parts(found) if found else []
-    blobs = {part.resolve() for part in parts}
+    gone = [part.resolve() for part in _parts(found)] if found else []
     kept = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
-    links = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
-    if not parts or all(file.resolve() in blobs for file in links):
+    weights = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
+    if not _is_one(source) or all(file.resolve() in gone for file in weights):
         _remove_repository(source)
         return
-    for file in [*(link for link in links if link.resolve() in blobs), *blobs]:
+    begun = [] if found else (folder(source) / "blobs").glob("*.incomplete")
+    for file in [*(each for each in weights if each.resolve() in gone), *gone, *begun]:
         file.unlink(missing_ok=True)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from llamachat.checks import is_whole
 from llamachat.errors import UsageError
 from llamachat.models.catalog import RULES
-from llamachat.models.fetch.architectures import runs
 from llamachat.models.fetch.hub_answers import get_json, translated
 
 MOST = 100  # repositories of one search
@@ -63,8 +62,15 @@ def _found(row: Mapping[str, Any]) -> Found | None:
         _licence(row.get("tags")),
         bool(row.get("gated")),
         architecture,
-        runs(architecture) if architecture else None,
+        _runs(architecture) if architecture else None,
     )
+
+
+def _runs(architecture: str) -> bool:
+    from llamachat.families import ARCHITECTURES
+    from llamachat.formats.gguf_t5 import ARCH
+
+    return architecture in ARCHITECTURES or architecture == ARCH
 
 
 def _count(value: Any) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from llamachat import paths
 from llamachat.errors import CatalogError
 from llamachat.models.stores.folder import CONFIG, WEIGHTS, opened_at
-from llamachat.models.stores.stored import Name, Store, Stored, files, is_first, text
+from llamachat.models.stores.stored import Name, Store, Stored, files, is_first, subfolders, text
 
 WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # as a reference may have them
 REPOSITORY = re.compile(rf"models--({WORD}?)--({WORD})")
@@ -28,17 +28,11 @@ def folders() -> Sequence[Path]:
 
 def names(folder: Path) -> Iterator[Name]:
     """OWNER/REPOSITORY/FILE.gguf for each GGUF file, OWNER/REPOSITORY for safetensors; @REVISION where that is not main."""
-    for repository in _folders(folder):
+    for repository in subfolders(folder):
         if match := REPOSITORY.fullmatch(repository.name):
             revision, snapshot = _snapshot(repository)
             at = "" if revision == MAIN else f"@{revision}"
             yield from ((f"{match[1]}/{match[2]}{inner}{at}", path) for inner, path in _models(snapshot))
-
-
-def _folders(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(path for path in folder.glob("models--*") if path.name.isprintable())
-    return []
 
 
 def _snapshot(repository: Path) -> tuple[str, Path]:

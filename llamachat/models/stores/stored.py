@@ -78,6 +78,11 @@ def files(top: Path, depth: int = 0) -> Iterator[Path]:
             waiting += [(path, below - 1) for path, is_folder in reversed(found) if is_folder]
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """By name, of very many the first."""
+    return [path for path, is_folder in _entries(folder, MOST) if is_folder][:SHOWN]
+
+
 def _entries(folder: Path, most: int) -> list[tuple[Path, bool]]:
     """Files and folders, and which of them are folders."""
     try:

@@ -48,7 +48,8 @@ def _is_had(context: Context, name: str) -> bool:
         other = context.library.better()
         remedy = f"/model {other.name} would fit" if other else "close other programs"
         raise DoesNotFitError(f"{view.name} {_need(view)}", "nothing was fetched", remedy)
-    if not context.confirm(f"{view.name} is not here: fetch {view.size or 'it, whatever its size is'}?"):
+    what = ", ".join(filter(None, (view.file, view.size))) or "it, whatever its size is"
+    if not context.confirm(f"{view.name} is not here: fetch {what}?"):
         return False
     _fetch(context, name)
     return True

@@ -22,10 +22,10 @@ from llamachat.ui.commands.turns import DIALOG
 COMMANDS: tuple[Command, ...] = (
     *general(lambda: COMMANDS, lambda name: named(name)),
     *DIALOG,
-    *SAVED,
     *SETTINGS,
     *CHOOSING,
     *ADAPTERS,
+    *SAVED,
     *FILES,
     *TRANSFER,
     *INSIDE,
