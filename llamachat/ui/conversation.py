@@ -371,7 +371,9 @@ class Conversation:
             return commands.respond(self.context, typed.text)
         except (LlamachatError, commands.LeaveError):
             raise
-        except Exception as error:  # noqa: BLE001 - told of
+        except Exception as error:
+            if self._chat.failure():
+                raise
             self._above.post(partial(self.mistake, error))
             return None
 

@@ -137,7 +137,7 @@ def test_off_a_terminal_nothing_is_styled() -> None:
 
 def test_on_a_terminal_notes_are_coloured() -> None:
     text = noted(Terminal())
-    assert "\x1b[1;31merror: \x1b[0m" in text
+    assert "\x1b[1;91merror: \x1b[0m" in text
     assert "\x1b[33mlook\x1b[0m" in text
     assert re.sub(r"\x1b\[[0-9;]*m", "", text) == noted(StringIO())
 
