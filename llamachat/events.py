@@ -1,6 +1,6 @@
 """What a session tells whoever shows it: all that the UI ever sees of generation and of the dialog."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "interrupt", "repeat"]  # repeat: it said the same over and over
@@ -38,6 +38,7 @@ class TextDelta:
     text: str
     thinking: bool = False
     ids: tuple[int, ...] = ()  # the tokens since the last piece, where the backend has any
+    used: int = field(default=0, compare=False)  # tokens in the context by then; 0: not known
 
     @property
     def tokens(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from llamachat.chat.asked import Asked, Beginning
 from llamachat.chat.backend import Backend, adapting, drawing, require, scoring
 from llamachat.chat.export import export
+from llamachat.chat.finished import Finished
 from llamachat.chat.history import message, piece
 from llamachat.chat.kept_dialog import Dialog, require_short
 from llamachat.chat.recording import Stream
@@ -69,6 +70,18 @@ class Session(Dialog):
     def weigh(self, text: str) -> TextSize | None:
         """What a text would take of the context; None where nobody can tell."""
         return self.backend.weigh(text, self.system)
+
+    def finished(self) -> Finished:
+        """For who must not ask any more once an answer is under way."""
+        return Finished(
+            self.name,
+            self.describe(),
+            self.last_stats,
+            self.context_used,
+            self.context_size,
+            self.turns(),
+            self._keeper.archive.saved,
+        )
 
     # ---- answering ----
 

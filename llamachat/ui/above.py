@@ -21,7 +21,7 @@ from llamachat.ui.answer import Answer, Kind, Sheet
 from llamachat.ui.cells import wrap
 from llamachat.ui.live import Flow, Region, Row
 from llamachat.ui.prompt import Prompt, sign
-from llamachat.ui.render import Screen, stats_line
+from llamachat.ui.render import Screen
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing
@@ -33,9 +33,14 @@ Item = str | Event | Callable[[], None]  # our own text, a part of an answer, or
 class Above:
     """Takes posts from any thread and shows them, in batches, in the event loop's, which all other methods belong to."""
 
-    def __init__(self, theme: Theme, output: Output, wait: Callable[[str], None], *, plain: bool, think: bool) -> None:
-        self.screen = LiveScreen(Paper(self.post), theme, lambda: output.get_size().columns, wait)
-        self.pieces = 0  # of the answer under way
+    def __init__(
+        self, theme: Theme, output: Output, wait: Callable[[str], None], *, plain: bool, think: bool, stats: bool
+    ) -> None:
+        self.screen = LiveScreen(Paper(self.post), theme, lambda: output.get_size().columns, wait, stats=stats)
+        self.pieces = 0  # of the answer under way, as are these:
+        self.tokens = 0
+        self.counted = False  # they are tokens; else a piece is about one
+        self.used = 0  # of the context, as far as it is told
         self._theme, self._output, self._plain, self._think = theme, output, plain, think
         self._prompt: Prompt | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,7 +91,6 @@ class Above:
 
     def echo(self, text: str) -> None:
         """Repeat a message where its answer will follow."""
-        self.pieces = 0
         lines = sanitise(text).expandtabs(4).split("\n")
         if len(lines) > _ECHOED:
             lines = [*lines[: _ECHOED - 1], f"… {len(lines) - _ECHOED + 1} more lines"]
@@ -99,10 +103,12 @@ class Above:
 
     def end_answer(self) -> None:
         answer, self._answer = self._answer, None
+        self.pieces = self.tokens = self.used = 0
+        self.counted = False
         if answer:
             answer.finish()
             if answer.done:
-                self.screen.note(stats_line(answer.done))
+                self.screen.ended(answer.done)
 
     def thinking(self) -> str:
         """How long the model has been thinking, while it does; else nothing."""
@@ -114,9 +120,9 @@ class Above:
         return f"reading {100 * done // total}% of {total:,} tokens" if total else "reading"
 
     def speed(self) -> float:
-        """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
+        """Of the answer under way, in tokens a second; 0 while that is anybody's guess."""
         seconds = time.monotonic() - self._since
-        return (self.pieces - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
+        return (self.tokens - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
 
     def drawn(self, size: Size, region: Region) -> None:
         """The prompt, in this region. Each time counts: a menu may come and go between two paintings, and leave the screen
@@ -172,6 +178,9 @@ class Above:
         if isinstance(event, TextDelta):
             self._since = self._since if self.pieces else time.monotonic()
             self.pieces += 1
+            self.tokens += event.tokens
+            self.counted = self.counted or bool(event.ids)
+            self.used = event.used
 
     def _paint(self, size: Size, region: Region) -> None:
         answer = self._answer
@@ -204,9 +213,11 @@ class Paper(io.TextIOBase):
 class LiveScreen(Screen):
     """A screen whose lines appear above the prompt, and that waits in the status line."""
 
-    def __init__(self, paper: Paper, theme: Theme, width: Callable[[], int], wait: Callable[[str], None]) -> None:
+    def __init__(
+        self, paper: Paper, theme: Theme, width: Callable[[], int], wait: Callable[[str], None], *, stats: bool
+    ) -> None:
         stream = cast(TextIO, paper)
-        super().__init__(stream, stream, theme=theme, width=width)
+        super().__init__(stream, stream, theme=theme, width=width, stats=stats)
         self._wait = wait
 
     @contextmanager

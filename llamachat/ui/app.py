@@ -16,7 +16,7 @@ from llamachat.system.sanitise import sanitise, sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
-from llamachat.ui.render import Screen, stats_line
+from llamachat.ui.render import Screen
 from llamachat.ui.theme import choose
 
 __all__ = ["Chat", "Watch", "run"]
@@ -117,6 +117,7 @@ def run(
     theme: str | None = None,
     plain: bool = False,
     think: bool = False,
+    stats: bool = False,
     vi: bool = False,
     no_color: bool = False,
     verbose: bool = False,
@@ -130,12 +131,12 @@ def run(
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     at_terminal = _at_terminal()
     notes = sys.stdout if at_terminal else sys.stderr
-    screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
+    screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think, stats=stats)
     if redraws():
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
         from llamachat.ui.conversation import Conversation
 
-        talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, vi=vi).run
+        talk = Conversation(chat, screen.theme, history_file, library, plain=plain, think=think, stats=stats, vi=vi).run
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if at_terminal else None)
         lines = iter(lambda: sys.stdin.readline(LIMIT + 1), "")  # of which none fills the memory
@@ -175,7 +176,7 @@ def converse(chat: PlainChat, read: Callable[[str], str] = input) -> int:
         try:
             done = chat.handle(_typed(read))
             if done:
-                chat.screen.note(stats_line(done))
+                chat.screen.ended(done)
         except (commands.LeaveError, EOFError):
             return 0
         except StillLoadingError:

@@ -18,7 +18,7 @@ from prompt_toolkit.cursor_shapes import ModalCursorShapeConfig
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition, has_focus, is_searching
+from prompt_toolkit.filters import Condition, has_completions, has_focus, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -90,6 +90,15 @@ class Listener(Protocol):
         """The lines below the input."""
         ...
 
+    @property
+    def queued(self) -> bool:
+        """Whether texts that were sent wait."""
+        ...
+
+    def take_back(self) -> str:
+        """The last of them, which waits no more."""
+        ...
+
     def hidden(self) -> None:
         """The prompt is about to go, for something else to use the terminal."""
         ...
@@ -146,6 +155,11 @@ class Prompt:
         if free:
             self._buffer.document = Document(text)
         return free
+
+    def give_back(self, texts: Sequence[str]) -> None:
+        """Put texts there again that were sent, before what is being typed."""
+        self._buffer.save_to_undo_stack()
+        self._buffer.document = Document("\n".join([*texts, *filter(None, [self._buffer.text])]))
 
     # ---- looks ----
 
@@ -206,6 +220,8 @@ class Prompt:
         keys.add("c-c", filter=typing)(self._stop_or_clear)
         keys.add("<sigint>")(self._stop_or_clear)
         keys.add("c-d", filter=typing & empty)(lambda event: self._listener.leave())
+        waiting = Condition(lambda: self._listener.queued)
+        keys.add("up", filter=typing & empty & waiting & ~has_completions)(self._take_back)
         keys.add("c-l", filter=typing)(self._clear_screen)
         keys.add("c-g", filter=typing)(self._edit)
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
@@ -229,6 +245,9 @@ class Prompt:
         self._buffer.save_to_undo_stack()
         self._buffer.document = Document()
         self._hint = _LEAVE_HINT
+
+    def _take_back(self, event: KeyPressEvent) -> None:
+        self._buffer.document = Document(self._listener.take_back())
 
     def _forget_hint(self, buffer: Buffer) -> None:
         self._hint = ""

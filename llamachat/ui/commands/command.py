@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from llamachat.chat.finished import Finished
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
@@ -80,6 +81,11 @@ class Context:
     attached: list[Attachment] = field(default_factory=list)  # to the next message
     prefill: str = ""  # the next input begins with it
     confirm: Callable[[str], bool] = lambda question: False  # asks the person; waits for yes or no
+    before: Finished | None = None  # how all was before the answer that is under way
+
+    def finished(self) -> Finished:
+        """For commands that only look, which may be obeyed while an answer streams."""
+        return self.before or self.session().finished()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def _load(context: Context, argument: str) -> None:
 
 
 def _sessions(context: Context, argument: str) -> None:
-    session = context.session()
+    session = context.finished()
     saved = session.saved()
     if saved:
         context.screen.dialogs(saved)
@@ -67,7 +67,7 @@ FILES = (
         ("save",), "NAME", "save the dialog under a name", _save, "It is then saved after each answer.", private=True
     ),
     Command(("load",), "NAME", "leave this dialog and open a saved one", _load, words=session_words, private=True),
-    Command(("sessions",), "", "list the saved dialogs", _sessions),
+    Command(("sessions",), "", "list the saved dialogs", _sessions, at_once=True),
     Command(
         ("export",),
         "FILE",

@@ -12,7 +12,8 @@ _KEYS = (
     (QUOTES, "begins and ends a block of lines"),
     ("Tab, Up, Ctrl-R", "complete, look back, search back"),
     ("Ctrl-G", "write in your editor"),
-    ("Ctrl-C", "stop the answer, or clear the input"),
+    ("Ctrl-C", "stop the answer and take back what waits, or clear the input"),
+    ("Up", "in an empty input: take back what waits, the last first"),
     ("Ctrl-D", "leave, on an empty line"),
     ("@FILE", "in a message: attach a text file"),
     ("//", "at the start: a literal /"),
@@ -33,8 +34,8 @@ def general(commands: Callable[[], Sequence[Command]]) -> tuple[Command, ...]:
             yield from ((command.names[0], command.help) for command in commands())
 
     return (
-        Command(("help",), "[COMMAND]", "show this, or more of one command", show, words=names),
-        Command(("exit", "bye", "quit"), "", "leave", _exit),
+        Command(("help",), "[COMMAND]", "show this, or more of one command", show, words=names, at_once=True),
+        Command(("exit", "bye", "quit"), "", "leave", _exit, at_once=True),
     )
 
 

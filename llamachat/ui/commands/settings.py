@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from llamachat.chat.settings import switched
 from llamachat.errors import UsageError
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Persona, Word
@@ -20,7 +21,9 @@ _VALUES = {  # to choose from; others may be typed
     "think": ("auto", "on", "off"),
     "think_budget": ("none", "0", "512", "2048"),
     "allow_loops": ("off", "on"),
+    "stats": ("off", "on"),
 }
+_STATS = "stats"  # how answers are shown, which no dialog remembers
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
     "top_k": "keep the K likeliest tokens; 0: all",
@@ -34,6 +37,7 @@ _MEANINGS = {
     "think": "on or off: whether the model thinks first; auto: as its template has it",
     "think_budget": "tokens at which a thought is ended; none: no limit",
     "allow_loops": "on: an answer that says the same over and over is not ended",
+    "stats": "on: a line of figures after each answer; /stats shows them at any time",
 }
 
 
@@ -47,7 +51,7 @@ def _parameters(context: Context) -> dict[str, str]:
 
 def _set_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
     session = context.ready()
-    settings = session.parameters() if session else {}
+    settings = {**session.parameters(), _STATS: context.screen.stats} if session else {}
     match before:
         case []:
             yield from ((name, f"{_shown(value)} · {_MEANINGS.get(name, '')}") for name, value in settings.items())
@@ -61,9 +65,11 @@ def _set_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
 def _set(context: Context, argument: str) -> None:
     name, _, value = argument.partition(" ")
     name = name.replace("-", "_")  # as the flag is written
-    if value:
+    if value and name == _STATS:
+        context.screen.stats = switched(name, value)
+    elif value:
         context.session().set_parameter(name, value.strip())
-    settings = _parameters(context)
+    settings = {**_parameters(context), _STATS: _shown(context.screen.stats)}
     if name and name not in settings:
         raise UsageError(f"no parameter is called {name[:40]}", remedy="/set lists them")
     context.screen.table([(name, settings[name])] if name else settings.items())
@@ -164,7 +170,7 @@ SETTINGS = (
     Command(
         ("set",),
         "[NAME [VALUE]]",
-        "show or change how answers are sampled",
+        "show or change how answers are made and shown",
         _set,
         "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items()),
         _set_words,

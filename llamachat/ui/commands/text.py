@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from llamachat.chat.finished import Finished
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
 from llamachat.events import Event
@@ -78,7 +79,7 @@ def number(text: str, what: str, default: int | None = None) -> int:
     return int(text)
 
 
-def described(session: Session) -> dict[str, str]:
+def described(session: Session | Finished) -> dict[str, str]:
     """What runs, as rows. A model named by its path is shown by the end of that: the path has a row of its own."""
     about = {key: fact for key, fact in session.describe().items() if fact}
     named_by_path = Path(about.get("file", "")) == Path(about["model"])
