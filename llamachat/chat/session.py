@@ -80,7 +80,7 @@ class Session(Dialog):
             self.context_used,
             self.context_size,
             self.turns(),
-            self._keeper.archive.saved,
+            self.saved,
         )
 
     # ---- answering ----

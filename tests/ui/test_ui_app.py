@@ -15,7 +15,7 @@ import pytest
 from fakes import UNTIL_INTERRUPT, FakeSession
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
-from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -53,16 +53,39 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+_EXIT = "/exit\r"
+
+
+def _leaving(conversation: Conversation, keyboard: PipeInput) -> Callable[[object], None]:
+    """Leaves as soon as what was sent is done."""
+    begun = left = False
+
+    def look(app: object) -> None:
+        nonlocal begun, left
+        under_way = conversation.busy or conversation.queued
+        begun = begun or under_way
+        if begun and not (under_way or left):
+            left = True
+            keyboard.send_text(_EXIT)
+
+    return look
+
+
 def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
-    """The exit code of a conversation in which these keys are pressed, and what is on the screen afterwards."""
+    """The exit code of a conversation in which these keys are pressed (/exit at their end once all else is done), and what is
+    on the screen afterwards."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
         chat = Chat(load, "Fake-1B")
         if wait:
             chat.loading.exception()
+        conversation = Conversation(chat, load_theme("none"), output=output, **options)
+        if keys != _EXIT and keys.endswith(_EXIT):
+            keys = keys.removesuffix(_EXIT)
+            conversation.prompt.app.after_render += _leaving(conversation, keyboard)
         keyboard.send_text(keys)
-        code = Conversation(chat, load_theme("none"), output=output, **options).run()
+        code = conversation.run()
     screen = pyte.Screen(80, 60)
     pyte.Stream(screen).feed(written.getvalue().replace("\n", "\r\n"))
     lines = "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
@@ -80,18 +103,16 @@ def pipe(lines: str, session: FakeSession) -> tuple[int, str, str]:
 # ---- at a terminal ----
 
 
-def test_messages_are_answered_with_statistics() -> None:
+def test_messages_are_answered_without_more_words() -> None:
     session = FakeSession(["Hel", "lo", "!"])
     code, lines = talk("hi\r//help\r/exit\r", lambda: session)
     assert code == 0
     assert lines == [
         "❯ hi",
         "Hello!",
-        "3 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
         "❯ //help",
         "You said: /help",
-        "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
         *LEFT,
     ]
