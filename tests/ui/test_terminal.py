@@ -270,18 +270,20 @@ def test_ctrl_c_stops_at_any_point_and_keeps_what_came(start: Callable[..., Term
     assert terminal.ended() == 0
 
 
-def test_what_is_sent_during_an_answer_waits_its_turn(start: Callable[..., Terminal]) -> None:
-    terminal = start("session.enqueue('Half an answer', UNTIL_INTERRUPT)")
+def test_what_is_sent_during_an_answer_waits_its_turn(start: Callable[..., Terminal], tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wait = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    terminal = start(f"def wait():\n    {wait}\nsession.enqueue('An answer', wait)")
     terminal.prompted()
     terminal.child.send("go\r")
-    terminal.wait_for("Half an answer")
+    terminal.wait_for("An answer")
     terminal.child.send("one\rtwo\rand")
-    lines = terminal.wait_for("2 waiting: one")
-    assert lines[2:5] == ["❯ go", "Half an answer", "❯ and"]
-    terminal.child.sendintr()
+    lines = terminal.wait_for("2 waiting: one · Up takes the last back")
+    assert lines[2:5] == ["❯ go", "An answer", "❯ and"]
+    go.touch()
     lines = terminal.wait(lambda lines: "You said: two" in lines and lines[-1].startswith("Fake-1B int4 · 40"))
-    assert [line for line in lines[2:-1] if not STOPPED.fullmatch(line)] == [
-        *["❯ go", "Half an answer", "", "❯ one", "You said: one", "", "❯ two", "You said: two", "", "❯ and"],
+    assert lines[2:-1] == [
+        *["❯ go", "An answer", "", "❯ one", "You said: one", "", "❯ two", "You said: two", "", "❯ and"],
     ]
 
 
@@ -331,7 +333,7 @@ def test_tab_completes_commands_and_parameters(start: Callable[..., Terminal]) -
     terminal.child.send("\x03/set te\t")
     terminal.wait_for("❯ /set temperature")
     terminal.child.send("\x03/s\t")
-    assert len(terminal.wait_for("show or change how answers are sampled")) > 6
+    assert len(terminal.wait_for("show or change how answers are made and shown")) > 6
     terminal.child.send("\x03")
     terminal.wait(lambda lines: lines[2:] == ["❯", "Ctrl-D or /exit to leave"])
     assert terminal.leave() == 0

@@ -369,7 +369,7 @@ def test_exit_leaves_in_the_midst_of_an_answer_which_is_kept() -> None:
 def test_ctrl_c_hands_back_all_that_waits_and_up_takes_the_last_out() -> None:
     session, seen = FakeSession(), list[str]()
     session.enqueue("half", UNTIL_INTERRUPT)
-    with _live(session) as (talk, keyboard, screen):
+    with _live(session) as (talk, keyboard, _):
         steps = iter(
             [
                 (lambda: talk.busy, "two\rthree\rfour\r"),
