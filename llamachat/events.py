@@ -1,5 +1,6 @@
 """What a session tells whoever shows it: all that the UI ever sees of generation and of the dialog."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -147,3 +148,22 @@ class SavedDialog:
     turns: int
     title: str  # the first question's first line
     model: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A session between two answers, for who must not ask it while it answers: nothing of this changes."""
+
+    name: str | None  # under which it is saved
+    about: Mapping[str, str]
+    last_stats: Stats | None
+    context_used: int
+    context_size: int
+    all_turns: Sequence[Turn]
+    saved: Callable[[], Sequence[SavedDialog]]  # reads what is on disk now
+
+    def describe(self) -> Mapping[str, str]:
+        return self.about
+
+    def turns(self) -> Sequence[Turn]:
+        return self.all_turns

@@ -7,7 +7,6 @@ from pathlib import Path
 from llamachat.chat.asked import Asked, Beginning
 from llamachat.chat.backend import Backend, adapting, drawing, require, scoring
 from llamachat.chat.export import export
-from llamachat.chat.finished import Finished
 from llamachat.chat.history import message, piece
 from llamachat.chat.kept_dialog import Dialog, require_short
 from llamachat.chat.recording import Stream
@@ -15,7 +14,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Stats, TextSize, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Finished, Stats, TextSize, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):

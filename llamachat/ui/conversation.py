@@ -22,10 +22,9 @@ from threading import Lock, Thread
 
 from prompt_toolkit.output import Output
 
-from llamachat.chat.finished import Finished
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Stats, TurnDone
+from llamachat.events import Finished, Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal

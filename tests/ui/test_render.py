@@ -28,7 +28,7 @@ from llamachat.events import (
 from llamachat.ui.answer import Answer, Sheet, eviction_line
 from llamachat.ui.markdown.blocks import LIMIT
 from llamachat.ui.plain import PlainStream
-from llamachat.ui.render import Screen, meter, percent, stats_line, status_line
+from llamachat.ui.render import Screen, answering_line, meter, percent, stats_line, status_line
 from llamachat.ui.theme import load
 
 STATS = Stats(

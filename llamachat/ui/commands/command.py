@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from llamachat.chat.finished import Finished
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
-from llamachat.events import Event
+from llamachat.events import Event, Finished
 from llamachat.ui.attach import Attachment
 from llamachat.ui.render import Screen
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from llamachat.chat.settings import switched
 from llamachat.errors import UsageError
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Persona, Word
@@ -66,13 +65,19 @@ def _set(context: Context, argument: str) -> None:
     name, _, value = argument.partition(" ")
     name = name.replace("-", "_")  # as the flag is written
     if value and name == _STATS:
-        context.screen.stats = switched(name, value)
+        context.screen.stats = _switched(name, value.strip().lower())
     elif value:
         context.session().set_parameter(name, value.strip())
     settings = {**_parameters(context), _STATS: _shown(context.screen.stats)}
     if name and name not in settings:
         raise UsageError(f"no parameter is called {name[:40]}", remedy="/set lists them")
     context.screen.table([(name, settings[name])] if name else settings.items())
+
+
+def _switched(name: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise UsageError(f"{name} cannot be {text[:40]!r}", remedy="give on or off")
+    return text == "on"
 
 
 def _think(context: Context, argument: str) -> None:

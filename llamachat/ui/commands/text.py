@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llamachat.chat.finished import Finished
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
-from llamachat.events import Event
+from llamachat.events import Event, Finished
 from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
