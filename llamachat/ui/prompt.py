@@ -119,6 +119,15 @@ class Listener(Protocol):
         """The lines below the input."""
         ...
 
+    @property
+    def queued(self) -> bool:
+        """Whether texts that were sent wait."""
+        ...
+
+    def take_back(self) -> str:
+        """The last of them, which waits no more."""
+        ...
+
     def hidden(self) -> None:
         """The prompt is about to go, for something else to use the terminal."""
         ...
@@ -202,6 +211,11 @@ class Prompt:
             command, rest = re.fullmatch(r"(/\S+ \d+ |)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
             self._buffer.document = Document(command + self._folded(rest))
         return free
+
+    def give_back(self, texts: Sequence[str]) -> None:
+        """Put texts there again that were sent, before what is being typed."""
+        self._buffer.save_to_undo_stack()
+        self._buffer.document = Document("\n".join([*texts, *filter(None, [self._buffer.text])]))
 
     # ---- looks ----
 
@@ -332,6 +346,8 @@ class Prompt:
         keys.add("c-c", filter=typing)(self._stop_or_clear)
         keys.add("<sigint>")(self._stop_or_clear)
         keys.add("c-d", filter=typing & empty)(lambda event: self._listener.leave())
+        waiting = Condition(lambda: self._listener.queued)
+        keys.add("up", filter=typing & empty & waiting & ~has_completions)(self._take_back)
         keys.add("c-l")(self._clear_screen)
         keys.add("c-g", filter=typing)(self._edit)
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
@@ -377,6 +393,9 @@ class Prompt:
             self._buffer.history.remember(text)
         else:
             self._buffer.history.append_string(text)
+
+    def _take_back(self, event: KeyPressEvent) -> None:
+        self._buffer.document = Document(self._listener.take_back())
 
     def _forget_hint(self, buffer: Buffer) -> None:
         self._hint = ""
