@@ -29,6 +29,10 @@ _EDITOR = (
     "WAYLAND_DISPLAY XAUTHORITY DBUS_SESSION_BUS_ADDRESS VISUAL EDITOR VIM VIMRUNTIME VIMINIT EXINIT NVIM[A-Z_]* "
     "EMACS[A-Z_]* ALTERNATE_EDITOR VSCODE_[A-Z_]+"
 )
+_CLIPBOARD = (
+    f"{_SYSTEM} DISPLAY WAYLAND_DISPLAY WAYLAND_SOCKET XAUTHORITY DBUS_SESSION_BUS_ADDRESS WSL_DISTRO_NAME WSL_INTEROP WSLENV "
+    "PREFIX TERMUX_[A-Z_]+ ANDROID_[A-Z_]+ BOOTCLASSPATH DEX2OATBOOTCLASSPATH __CF_USER_TEXT_ENCODING"
+)
 
 
 def of_python() -> dict[str, str]:
@@ -53,6 +57,11 @@ def of_compiler() -> dict[str, str]:
 def of_editor() -> dict[str, str]:
     """For a program that the person works with at this terminal or on this screen."""
     return _only(_EDITOR)
+
+
+def of_clipboard() -> dict[str, str]:
+    """For a program that puts a text on the clipboard of this screen, of Windows around a WSL, or of Termux."""
+    return _only(_CLIPBOARD)
 
 
 def _only(names: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from llamachat.errors import UsageError
+from llamachat.system import environment
 from llamachat.system.sanitise import sanitise
 from llamachat.ui.cells import count
 
@@ -85,6 +86,7 @@ def _run(program: Program, content: str, patience: float) -> str:
             stderr=quiet,
             timeout=patience,
             check=False,
+            env=environment.of_clipboard(),
             start_new_session=True,  # Ctrl-C is for the chat
         )
     except subprocess.TimeoutExpired:

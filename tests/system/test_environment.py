@@ -77,6 +77,7 @@ KINDS = {
     "pip": lambda: environment.of_pip({}),
     "compiler": environment.of_compiler,
     "editor": environment.of_editor,
+    "clipboard": environment.of_clipboard,
 }
 
 
@@ -100,6 +101,9 @@ def test_secrets_are_passed_to_no_one_and_what_all_need_is(kind: str, monkeypatc
         ("ourselves", "HF_HOME"),
         ("python", "PYTHONPATH"),
         ("compiler", "SDKROOT"),
+        ("clipboard", "WAYLAND_DISPLAY"),
+        ("clipboard", "WSL_INTEROP"),
+        ("clipboard", "TERMUX_VERSION"),
     ],
 )
 def test_each_gets_what_it_is_for(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def keyboard() -> Iterator[PipeInput]:
 
 def sequences(number: int, seed: int) -> list[bytes]:
     dice = random.Random(seed)
-    return [b"".join(token(dice) for _ in range(dice.choice((1, 1, 2, 3)))) for _ in range(number)]
+    return [token(dice) for _ in range(number)]
 
 
 def token(dice: random.Random) -> bytes:
@@ -125,7 +125,7 @@ def test_ten_thousand_random_sequences(keyboard: PipeInput, vi: bool, monkeypatc
     monkeypatch.setattr("os.kill", lambda *args: None)
     listener, troubles, lost = Listener(), list[object](), list[bytes]()
     prompt = listener.prompt = Prompt(listener, vi=vi)
-    prompt.app.ttimeoutlen, prompt.app.timeoutlen, prompt.app.min_redraw_interval = 0, 0.01, 0.1
+    prompt.app.ttimeoutlen, prompt.app.timeoutlen, prompt.app.min_redraw_interval = 0, 0.01, 0.2
 
     async def press_all() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, told: troubles.append(told))

@@ -1,13 +1,15 @@
 """Formulas: where they are, what they look like, and that nothing of them or around them is lost, however they come."""
 
 import re
+import time
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamachat.ui.markdown import MarkdownStream, draw
+from llamachat.ui.markdown.formulas import formulas
 from llamachat.ui.markdown.maths import shown
 from llamachat.ui.theme import load
 
@@ -117,11 +119,21 @@ SIGNS = r"""
     \( \) \[ \] $ $$ ^ _ { } \frac \sqrt[ ] & \\ \begin{cases} \end{cases} \begin{align} \left( \left. \alpha \text{ \hat
     \mathbb ** * ` - + = \\[
     """.split()  # noqa: SIM905
-TEXT = st.lists(
-    st.sampled_from([*SIGNS, " ", " ", "\n", "\n\n"]) | st.from_regex(r"[0-9]{4}", fullmatch=True), max_size=30
-).map("".join)
+TEXT = st.lists(st.sampled_from([*SIGNS, " ", " ", "\n", "\n\n"]) | st.integers(1000, 9999).map(str), max_size=30).map(
+    "".join
+)
 
 
+@pytest.mark.parametrize("piece", [r"\( ", r"word \( ", "$$x ", r"\[ y", "$", "$x_", r"\frac{a}{b} ", r"\begin{align}"])
+def test_a_hostile_text_takes_no_longer_than_its_length(piece: str) -> None:
+    """Quadratic searches would take minutes."""
+    text, before = piece * (50_000 // len(piece)), time.process_time()
+    formulas(text)
+    shown(text)
+    assert time.process_time() - before < 3
+
+
+@settings(deadline=None, max_examples=50)
 @given(TEXT)
 def test_no_word_is_lost_or_doubled(text: str) -> None:
     """Numbers of the source are on the screen, in their order, styles and positions of digits apart."""

@@ -5,14 +5,16 @@ What only looks like one stays what it is: $5 and $10, $PATH, an escaped \[brack
 """
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 _CLOSING = {r"\(": r"\)", r"\[": r"\]", "$$": "$$", "$": "$"}
 _BODY = {  # up to and with what ends it
-    r"\(": re.compile(r"((?:[^\\]|\\[^)])*+)\\\)", re.DOTALL),
-    r"\[": re.compile(r"((?:[^\\]|\\[^\]])*+)\\\]", re.DOTALL),
-    "$$": re.compile(r"((?:[^\\$]|\\.|\$(?!\$))*+)\$\$(?!\$)", re.DOTALL),
-    "$": re.compile(r"((?:[^\\$\n]|\\.)*+)\$(?![\w{$])"),
+    r"\(": re.compile(r"((?:[^\\]++|\\[^)])*+)\\\)", re.DOTALL),
+    r"\[": re.compile(r"((?:[^\\]++|\\[^\]])*+)\\\]", re.DOTALL),
+    "$$": re.compile(r"((?:[^\\$]++|\\.|\$(?!\$))*+)\$\$(?!\$)", re.DOTALL),
+    "$": re.compile(r"((?:[^\\$\n]++|\\.)*+)\$(?![\w{$])"),
 }
 _STRONG = re.compile(r"\\[A-Za-z]|[\^_{]")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
@@ -41,13 +43,22 @@ def formula(text: str, start: int) -> Formula | None:
         sign = sign[:1]
     if sign not in _CLOSING or (sign[0] == "$" and not _may_open(text, start, sign)):
         return None
-    inside = start + len(sign)
-    if found := _BODY[sign].match(text, inside):
+    inside, last = start + len(sign), _last(text)
+    if last[_CLOSING[sign]] >= inside and (found := _BODY[sign].match(text, inside)):
         return Formula(found[1], found.end(), True) if _is_one(found[1], sign, text, start, found.end()) else None
-    rest = text[inside:]
-    alone = rest.startswith("\n") and not text[:start].rpartition("\n")[2].strip()
-    plain = sign == "$" or not (_STRONG.search(rest) or (alone and _is_one(rest, sign, text, start, len(text))))
-    return None if plain else Formula(rest, len(text), False)
+    if sign == "$":
+        return None
+    alone = text.startswith("\n", inside) and not text[:start].rpartition("\n")[2].strip()
+    opens = last[_STRONG.pattern] >= inside or (alone and _is_one(text[inside:], sign, text, start, len(text)))
+    return Formula(text[inside:], len(text), False) if opens else None
+
+
+@lru_cache(4)
+def _last(text: str) -> Mapping[str, int]:
+    """Where each closing sign stands last, and what only formulas have; -1: nowhere. A text may be nothing but beginnings, and
+    must not be searched to its end for each."""
+    strong = max((found.start() for found in _STRONG.finditer(text)), default=-1)
+    return {**{sign: text.rfind(sign) for sign in _CLOSING.values()}, _STRONG.pattern: strong}
 
 
 def _may_open(text: str, start: int, sign: str) -> bool:

@@ -184,7 +184,8 @@ class _Formula:
         if above is None or below is None:
             return out + self._written(start)
         above, below = _bracketed(above, _FACTOR), _bracketed(below, _DIVISOR)
-        behind = next((token[0] for token in self._tokens[self._next :] if not token[0].isspace()), "")
+        left = (self._tokens[place][0] for place in range(self._next, len(self._tokens)))
+        behind = next((token for token in left if not token.isspace()), "")
         if behind and behind[0] not in _BEHIND and not _ends(behind):
             return f"{out}({above}/{below})"
         return f"{out}{' ' * out[-1:].isalnum()}{above}/{below}"
