@@ -31,10 +31,11 @@ from llamachat.ui.above import Above, terminal
 from llamachat.ui.cells import cells, cut
 from llamachat.ui.faults import Faults, save_unsent, terminal_gone, undrawable
 from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
-from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
+from llamachat.ui.prompt import Prompt
 from llamachat.ui.render import answering_line, status_line
 from llamachat.ui.suggestions import ChatCompleter
 from llamachat.ui.theme import Theme
+from llamachat.ui.typed_history import PrivateHistory, open_history
 
 _BEAT = 0.5  # seconds between two looks at the clock
 _PATIENCE = 5.0  # seconds that leaving waits for an answer to stop
@@ -168,7 +169,7 @@ class Conversation:
             self._worker.join(_PATIENCE)
             self._chat.busy = self._worker.is_alive()
         if line := save_unsent(unsent, self._unsent):
-            self.screen.text(line)
+            self._above.post(partial(self.screen.text, line))  # after what the answer's end says
         try:
             self._above.end()
         except Exception as error:  # noqa: BLE001 - raised again at the end

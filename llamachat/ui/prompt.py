@@ -7,13 +7,12 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.application.run_in_terminal import in_terminal, run_in_terminal
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.completion import CompleteEvent, Completer, get_common_complete_suffix
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.cursor_shapes import ModalCursorShapeConfig
 from prompt_toolkit.data_structures import Point, Size
 from prompt_toolkit.document import Document
@@ -28,11 +27,10 @@ from prompt_toolkit.filters import (
     vi_insert_mode,
 )
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
-from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, Dimension, Float, FloatContainer, HSplit, Layout, Window
 from prompt_toolkit.layout.controls import BufferControl, FormattedTextControl
@@ -44,62 +42,23 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
 from llamachat.errors import UsageError
-from llamachat.system import private
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.cells import cut
 from llamachat.ui.editor import edited
 from llamachat.ui.exchange import sign
 from llamachat.ui.keyboard import PASTED, Keyboard
+from llamachat.ui.line_keys import close_menu, complete, guard, leave_selection, new_line, rub_out
 from llamachat.ui.live import Region
 from llamachat.ui.narrowing import rows_above, wraps_anew
+from llamachat.ui.pasted import Pasted
 from llamachat.ui.theme import Theme, load
+from llamachat.ui.typed_history import PrivateHistory
 
 _LEAVE_HINT = "Ctrl-D or /exit to leave"
 _BLOCK_HINT = 'in a block of lines: """ and Enter send it'
 _MENU = 8  # rows of the completion menu
-_LARGE = 1000  # characters of a pasted text that is shown by its size instead: it would hide all else, and be slow
-_LARGE_LINES = 12
-_FED = 1000  # keys that those which were typed may stand for: a macro of vi's may call itself for ever
-_REPEATS = 999  # how often one key may be repeated by a number typed before it
 _NAMING = re.compile(r"/(?!/)\S*\Z")  # a command's name, being typed
-_PASTED = re.compile(r"\[pasted [\d,]+ characters(?: #\d+)?\]")
-
-
-class PrivateHistory(FileHistory):
-    """What was typed, in a file. A disk that fills up costs the history, not the chat: `trouble` then says so."""
-
-    trouble = ""
-    _passing = False
-
-    def remember(self, string: str) -> None:
-        """For this chat only: it was typed, but never sent."""
-        self._passing = True
-        try:
-            self.append_string(string)
-        finally:
-            self._passing = False
-
-    def store_string(self, string: str) -> None:
-        if self._passing or _PASTED.search(string):  # which means nothing in another chat
-            return
-        try:
-            os.close(private.opened(Path(os.fsdecode(self.filename)), os.O_RDWR))
-            super().store_string(string)
-        except OSError as error:
-            self.trouble = f"your history is no longer saved: {error.strerror}"
-
-
-def open_history(path: Path) -> PrivateHistory:
-    """The history in a file that only its owner can read, made with the first text. Raises UsageError."""
-    try:
-        private.folder(path.parent)
-        if path.exists():
-            os.close(private.opened(path, os.O_RDWR))
-    except OSError as error:
-        cause = f"the history file {path} cannot be opened ({error.strerror})"
-        raise UsageError(cause, "what you type is not remembered", "make it writable") from error
-    return PrivateHistory(path)
 
 
 class Listener(Protocol):
@@ -160,7 +119,7 @@ class Prompt:
         self._listener = listener
         self._history = history
         self._hint = ""
-        self._pasted: dict[str, str] = {}
+        self._pasted = Pasted()
         self.hidden = False  # something else has the terminal
         self.region, self.size = Region(), Size(0, 0)  # as they were last drawn
         self.failing = 0  # drawings that were begun and not finished
@@ -188,7 +147,7 @@ class Prompt:
         self.app.before_render += self._before_render
         self.app.after_render += self._after_render
         self.redraw = self.app.invalidate
-        self._guard(self.app.key_processor)
+        guard(self.app.key_processor, self._buffer, listener.mistake)
         self._listen(typed)
 
     @property
@@ -202,14 +161,14 @@ class Prompt:
     @property
     def whole_text(self) -> str:
         """With what was pasted in place of its size."""
-        return self._whole(self._buffer.text)
+        return self._pasted.whole(self._buffer.text)
 
     def offer(self, text: str) -> bool:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
         free = not self._buffer.text
         if free:
             command, rest = re.fullmatch(r"(/\S+ \d+ |)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-            self._buffer.document = Document(command + self._folded(rest))
+            self._buffer.document = Document(command + self._pasted.folded(rest))
         return free
 
     def give_back(self, texts: Sequence[str]) -> None:
@@ -300,36 +259,6 @@ class Prompt:
         if isinstance(self.app.input, Vt100Input):
             self.app.input.vt100_parser = Keyboard(self.app.input.vt100_parser.feed_key_callback)
 
-    def _guard(self, processor: KeyProcessor) -> None:
-        """A key that fails, one of prompt-toolkit's too, costs neither the chat nor the text nor the keys after it."""
-        process = processor.process_keys
-        before, left = self._buffer.document, 0
-
-        def look(processor: KeyProcessor) -> None:
-            nonlocal before, left
-            before, left = self._buffer.document, left - 1
-            if left < 0:
-                processor.input_queue.clear()
-            if (processor.arg or "").lstrip("-")[len(str(_REPEATS)) :]:
-                processor.arg = str(_REPEATS)
-
-        def process_all() -> None:
-            nonlocal left
-            left = len(processor.input_queue) + _FED
-            while True:
-                rest = processor.input_queue
-                try:
-                    return process()
-                except Exception as error:  # noqa: BLE001 - whatever it was
-                    if self._buffer.text != before.text:
-                        self._buffer.save_to_undo_stack()
-                        self._buffer.document = before
-                    self._listener.mistake(error)
-                    processor.feed_multiple(list(rest))
-
-        processor.before_key_press += look
-        processor.process_keys = process_all  # type: ignore[method-assign]  # the application calls it in several places
-
     def _naming(self) -> bool:
         """Whether a command's name is being typed."""
         return bool(_NAMING.fullmatch(self._buffer.text)) and self._buffer.document.is_cursor_at_the_end
@@ -341,8 +270,8 @@ class Prompt:
         for send in ("enter", "c-o"):  # with the other prompt-toolkit would clear the line
             keys.add(send, filter=typing)(self._send)
         if not vi:  # where Escape must not wait for what follows it
-            keys.add("escape", "enter", filter=typing)(_new_line)
-        keys.add("c-j", filter=typing)(_new_line)
+            keys.add("escape", "enter", filter=typing)(new_line)
+        keys.add("c-j", filter=typing)(new_line)
         keys.add("c-c", filter=typing)(self._stop_or_clear)
         keys.add("<sigint>")(self._stop_or_clear)
         keys.add("c-d", filter=typing & empty)(lambda event: self._listener.leave())
@@ -353,24 +282,24 @@ class Prompt:
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
         for report in (Keys.Vt100MouseEvent, Keys.CPRResponse):  # in a macro of vi's, say
             keys.add(report)(lambda event: None)
-        keys.add(Keys.Any, filter=typing & emacs_selection_mode)(_leave_selection)
-        keys.add("backspace", filter=typing & Condition(self._naming) & (emacs_insert_mode | vi_insert_mode))(_rub_out)
-        keys.add("tab", filter=typing & (emacs_insert_mode | vi_insert_mode))(_complete)
+        keys.add(Keys.Any, filter=typing & emacs_selection_mode)(leave_selection)
+        keys.add("backspace", filter=typing & Condition(self._naming) & (emacs_insert_mode | vi_insert_mode))(rub_out)
+        keys.add("tab", filter=typing & (emacs_insert_mode | vi_insert_mode))(complete)
         alone = Condition(lambda: not self.app.key_processor.input_queue)  # no part of Alt-Enter
-        keys.add("escape", filter=typing & has_completions & alone, eager=True)(_close_menu)
+        keys.add("escape", filter=typing & has_completions & alone, eager=True)(close_menu)
         if hasattr(signal, "SIGTSTP"):
             keys.add("c-z")(self._suspend)
         return keys
 
     def _send(self, event: KeyPressEvent) -> None:
         shown = self._buffer.text
-        if commands.block_open(self._whole(shown)):
-            _new_line(event)
+        if commands.block_open(self._pasted.whole(shown)):
+            new_line(event)
         elif shown.strip():
             self._buffer.append_to_history()
             draft = self._other_draft()
             self._buffer.reset(Document(draft))
-            self._listener.send(_valid(self._whole(shown)), _valid(shown))
+            self._listener.send(_valid(self._pasted.whole(shown)), _valid(shown))
 
     def _other_draft(self) -> str:
         """What was being typed when an older text was looked up and sent in its place."""
@@ -407,31 +336,16 @@ class Prompt:
 
     def _paste(self, event: KeyPressEvent) -> None:
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-        self._buffer.insert_text(self._folded(text), fire_event=False)  # which would open the menu
+        self._buffer.insert_text(self._pasted.folded(text), fire_event=False)  # which would open the menu
         if len(event.data) >= PASTED:
             self._hint = f"what was pasted is cut off after {PASTED:,} characters"
-
-    def _folded(self, text: str) -> str:
-        """A text as it stands in the input: one that is large by its size."""
-        large = len(text) > _LARGE or text.count("\n") >= _LARGE_LINES
-        return self._placeholder(text) if large else text
-
-    def _placeholder(self, text: str) -> str:
-        known = (name for name, kept in self._pasted.items() if kept == text)
-        number = f" #{len(self._pasted) + 1}" if self._pasted else ""
-        name = next(known, f"[pasted {len(text):,} characters{number}]")
-        self._pasted[name] = text
-        return name
-
-    def _whole(self, shown: str) -> str:
-        return _PASTED.sub(lambda match: self._pasted.get(match[0], match[0]), shown) if self._pasted else shown
 
     def _edit(self, event: KeyPressEvent) -> None:
         self._while_hidden(event, self._editor())
 
     async def _editor(self) -> None:
         try:
-            text = await run_in_terminal(partial(edited, self._whole(self._buffer.text)), in_executor=True)
+            text = await run_in_terminal(partial(edited, self._pasted.whole(self._buffer.text)), in_executor=True)
         except UsageError as error:
             self._hint = sanitise_line(str(error))
         else:
@@ -458,47 +372,6 @@ async def _sleep() -> None:
     async with in_terminal():
         os.kill(0, signal.SIGTSTP)
         await asyncio.sleep(0)
-
-
-def _new_line(event: KeyPressEvent) -> None:
-    event.current_buffer.newline(copy_margin=False)
-
-
-def _leave_selection(event: KeyPressEvent) -> None:
-    """Ctrl-Space, perhaps pressed by mistake, begins a selection, in which prompt-toolkit takes no more text."""
-    event.current_buffer.exit_selection()
-    if event.data.isprintable():
-        event.current_buffer.insert_text(event.data)
-
-
-def _rub_out(event: KeyPressEvent) -> None:
-    """The menu goes on fitting what is typed."""
-    event.current_buffer.delete_before_cursor(max(1, event.arg))
-    if event.current_buffer.text:
-        event.current_buffer.start_completion()
-
-
-def _complete(event: KeyPressEvent) -> None:
-    """What all words that fit have in common; where that is nothing more, the next of them. It does not wait for a menu that
-    is about to open, as prompt-toolkit's own would, nor is it lost then."""
-    buffer = event.current_buffer
-    menu = buffer.complete_state
-    if menu is None or menu.complete_index is None:
-        fitting = list(buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
-        if common := get_common_complete_suffix(buffer.document, fitting):
-            buffer.insert_text(common)
-            return
-        if len(fitting) == 1:
-            buffer.apply_completion(fitting[0])
-            return
-    if menu:
-        buffer.complete_next()
-    else:
-        buffer.start_completion()
-
-
-def _close_menu(event: KeyPressEvent) -> None:
-    event.current_buffer.cancel_completion()
 
 
 def _valid(text: str) -> str:

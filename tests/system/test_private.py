@@ -10,7 +10,7 @@ from llamachat.chat.store import Archive
 from llamachat.cli.defaults import write
 from llamachat.models.fetch.verified import lock
 from llamachat.system import known, private
-from llamachat.ui.prompt import open_history
+from llamachat.ui.typed_history import open_history
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
 ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")

@@ -11,7 +11,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llamachat.errors import UsageError
-from llamachat.ui.prompt import Prompt, open_history
+from llamachat.ui.prompt import Prompt
+from llamachat.ui.typed_history import open_history
 
 ALT_ENTER, UP = "\x1b\r", "\x1b[A"
 CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_L, CTRL_R, CTRL_UNDERSCORE = "\x03", "\x04", "\x07", "\n", "\x0c", "\x12", "\x1f"
