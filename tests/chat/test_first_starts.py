@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hub_server import Hub, reachable
 from store_folders import hub_cache, ollama, write_header
 
 from llamachat import paths
 from llamachat.chat import first_starts
 from llamachat.chat.library import Library
 from llamachat.core.engine import Engine
-from llamachat.errors import ConfigError
+from llamachat.errors import CatalogError, ConfigError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
 from llamachat.models.catalog import ModelEntry, resolve
@@ -108,6 +109,12 @@ def test_a_choice_is_offered_only_where_there_is_one(home: Path) -> None:
     for name in ("nonsense", "ollama:nonsense", "server:http://127.0.0.1:9#x"):
         assert library.view(name) is None
     assert Library(offline=True).view("qwen3-4b") is None
+
+
+def test_what_the_hub_does_not_tell_is_not_loaded_unasked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who loads it would ask the hub again, perhaps hear more, and fetch it."""
+    with reachable(Hub("a/b", {}, status=500), home, monkeypatch), pytest.raises(CatalogError, match="hub answers 500"):
+        Library().view("hf:a/b")
 
 
 def test_names_for_tab_are_the_catalogs_and_the_stores(home: Path) -> None:

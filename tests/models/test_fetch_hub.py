@@ -86,6 +86,18 @@ def test_what_huggingface_hub_fetched_is_verified_and_used_offline(hub: Hub, tmp
     assert fetch(ENTRY, offline=True) == Path(place)
 
 
+def test_what_another_tool_fetched_is_completed_of_its_own_commit(hub: Hub, tmp_path: Path) -> None:
+    """A later commit, of so many GB, is nothing that anyone has asked for."""
+    from huggingface_hub import snapshot_download
+
+    place = Path(snapshot_download("owner/tiny", cache_dir=tmp_path / "hf/hub"))
+    older = place.rename(place.with_name("e" * 40))
+    (older.parents[1] / "refs/main").write_text(older.name)
+    with pytest.raises(CatalogError, match=f"owner/tiny has no revision {older.name}"):
+        fetch(ENTRY)
+    assert f"/api/models/owner/tiny/revision/{older.name}" in [path for _, path, _ in hub.log]
+
+
 @pytest.mark.parametrize("name", [SHARDS[0], "config.json"])
 def test_a_damaged_file_of_another_tool_is_found_and_deleted(hub: Hub, tmp_path: Path, name: str) -> None:
     """huggingface_hub downloads the changed byte without a complaint (its issue 3643)."""

@@ -28,7 +28,7 @@ def folders() -> Sequence[Path]:
 
 def names(folder: Path) -> Iterator[Name]:
     """OWNER/REPOSITORY/FILE.gguf for each GGUF file, OWNER/REPOSITORY for safetensors; @REVISION where that is not main."""
-    for repository in subfolders(folder):
+    for repository in subfolders(folder, REPOSITORY):
         if match := REPOSITORY.fullmatch(repository.name):
             revision, snapshot = _snapshot(repository)
             at = "" if revision == MAIN else f"@{revision}"
