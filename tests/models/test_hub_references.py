@@ -86,7 +86,12 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.lists(PIECES, max_size=14).map("".join) | st.text().map("hf:".__add__) | st.text().map("hf.co/".__add__))
+MARKED = st.tuples(
+    st.sampled_from(["hf:", "hf.co/", "https://huggingface.co/"]), st.lists(PIECES, max_size=12).map("".join) | st.text()
+)
+
+
+@given(MARKED.map("".join))
 def test_any_text_is_a_checked_source_or_one_line(text: str) -> None:
     try:
         source = resolve(text).source

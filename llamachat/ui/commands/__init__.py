@@ -3,7 +3,18 @@
 from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
 from llamachat.ui.commands.text import is_reply, is_yes
-from llamachat.ui.commands.typed import COMMANDS, ask, block_open, find, literal, message, messages, named, respond
+from llamachat.ui.commands.typed import (
+    COMMANDS,
+    ask,
+    at_once,
+    block_open,
+    find,
+    literal,
+    message,
+    messages,
+    named,
+    respond,
+)
 
 __all__ = [
     "COMMANDS",
@@ -15,6 +26,7 @@ __all__ = [
     "Persona",
     "apply",
     "ask",
+    "at_once",
     "block_open",
     "find",
     "is_reply",
