@@ -13,6 +13,7 @@ from llamachat import paths
 from llamachat.chat import first_starts
 from llamachat.chat.library import Library
 from llamachat.core.engine import Engine
+from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import CatalogError, ConfigError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
@@ -136,7 +137,7 @@ def test_a_model_of_ollamas_answers_as_its_layers_say(home: Path, smollm2_gguf: 
     )
     entry = resolve("ollama:tiny")
     checkpoint = open_checkpoint(fetch.fetch(entry))
-    model = LoadedModel(entry, checkpoint, checkpoint.tokenizer(), engine=cast(Engine, None), load_s=0)
+    model = LoadedModel(entry, checkpoint, cast(Tokenizer, None), engine=cast(Engine, None), load_s=0)
     assert (model.name, model.reference, model.system) == ("ollama:tiny", "ollama:tiny", "Be brief.")
     assert model.sampling.temperature == 0.1 and checkpoint.path.parent == manifest.parents[4] / "blobs"
     assert checkpoint.chat_template is not None, "it is the file's own"

@@ -87,7 +87,8 @@ PIECES = st.sampled_from(
 
 
 MARKED = st.tuples(
-    st.sampled_from(["hf:", "hf.co/", "https://huggingface.co/"]), st.lists(PIECES, max_size=12).map("".join) | st.text()
+    st.sampled_from(["hf:", "hf.co/", "https://huggingface.co/"]),
+    st.lists(PIECES, max_size=12).map("".join) | st.text(),
 )
 
 

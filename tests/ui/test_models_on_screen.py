@@ -106,8 +106,9 @@ def test_no_model_can_drive_the_terminal_or_break_the_page(views: list[ModelView
 # ---- the question, at a prompt that stays ----
 
 
-def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str]) -> list[str]:
-    """The screen after a conversation: `keys`, then each further key once the status line begins as said."""
+def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str], said: int = 0) -> list[str]:
+    """The screen after a conversation: `keys`, then each further key once the status line begins as said; the last of them only
+    once so many questions and answers were said, too."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
@@ -115,10 +116,13 @@ def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str
         chat.loading.result()
         conversation = Conversation(chat, load_theme("none"), output=output, library=library)
 
+        def is_time(status: str, least: int) -> bool:
+            return len(session.said) >= least and conversation.status()[-1].startswith(status)
+
         def press() -> None:
-            for status, text in later:
-                end = time.monotonic() + 10
-                while not conversation.status()[-1].startswith(status) and time.monotonic() < end:
+            for number, (status, text) in enumerate(later, 1):
+                end, least = time.monotonic() + 10, said if number == len(later) else 0
+                while not is_time(status, least) and time.monotonic() < end:
                     time.sleep(0.005)
                 keyboard.send_text(text)
 
@@ -147,7 +151,7 @@ def test_yes_fetches_and_goes_on_with_the_dialog() -> None:
 @pytest.mark.parametrize("reply", ["n\r", "No\r", "\x03"])
 def test_no_and_ctrl_c_leave_all_as_it_was(reply: str) -> None:
     library, session = Shelf(), FakeSession()
-    lines = talk(library, session, "/model Fake-7B\r", (ASKED, reply), (IDLE, "hi\r/exit\r"))
+    lines = talk(library, session, "/model Fake-7B\r", (ASKED, reply), (IDLE, "hi\r"), (IDLE, "/exit\r"), said=2)
     assert "not fetched; Fake-1B stays" in lines and "You said: hi" in lines
     assert (model(session), library.fetched) == ("Fake-1B", [])
 
@@ -160,7 +164,8 @@ def test_one_may_leave_at_the_question() -> None:
 
 def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
     library, session = Shelf(), FakeSession()
-    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", (ASKED, "yes, but why?\ry\r"), (IDLE, "/exit\r"))
+    later = (ASKED, "yes, but why?\ry\r"), (IDLE, "/exit\r")
+    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", *later, said=4)
     assert model(session) == "Fake-7B"
     assert [line for line in lines if line.startswith("You said")] == [
         "You said: typed ahead",
