@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import COMMIT, Hub, reachable
+from hub_server import COMMIT, Hub, reachable, serving
 
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.models import fetch
@@ -241,6 +241,14 @@ def test_a_gated_repository_tells_how_to_get_in(hub: Hub, monkeypatch: pytest.Mo
         fetch.fetch(resolve("hf:a/b"))
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert fetch.fetch(resolve("hf:a/b")).is_file()
+
+
+def test_a_token_goes_to_no_server_that_the_hub_sends_one_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with serving(Hub("a/b", dict(FILES))) as other:
+        hub.moved = other.url
+        assert fetch.fetch(resolve("hf:a/b")).read_bytes() == FILES["m-Q4_K_M.gguf"]
+    assert (hub.keys - {None}, other.keys) == ({f"Bearer {hub.token}"}, {None})
 
 
 def header(architecture: str, before: int = 0) -> bytes:
