@@ -61,7 +61,8 @@ class Library:
         Raises CatalogError where the hub does not say what it has.
         """
         from llamachat.models import fetch, overview
-        from llamachat.models.catalog import ServerSource, resolve
+        from llamachat.models.catalog import resolve
+        from llamachat.models.sources import ServerSource
 
         try:
             entry = resolve(name)
@@ -108,7 +109,7 @@ def _words() -> Iterator[tuple[str, str]]:
 
 def _view(known: "Known") -> ModelView:
     from llamachat.engines.memory import describe, size
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     served = isinstance(known.entry.source, ServerSource)
     return ModelView(

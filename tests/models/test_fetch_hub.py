@@ -15,8 +15,9 @@ import pytest
 from hub_server import COMMIT, Hub, reachable
 
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import HubSource, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch import blobs, disk_usage, fetch, locate, remove
+from llamachat.models.sources import HubSource
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 ENTRY = ModelEntry("tiny", HubSource("owner/tiny"), format="hf")
@@ -143,7 +144,8 @@ def test_after_kill_9_nothing_broken_is_in_place_and_the_next_try_resumes(hub: H
     """In a process of its own, which also shows that HF_ENDPOINT and HF_HOME are heeded."""
     code = """if True:
         import os, signal
-        from llamachat.models.catalog import HubSource, ModelEntry
+        from llamachat.models.catalog import ModelEntry
+        from llamachat.models.sources import HubSource
         from llamachat.models.fetch import fetch
         def progress(what, done, total):
             if done >= 2 << 20:

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from llamachat import paths
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import FOLDER, RULES, HubSource, resolve
+from llamachat.models.catalog import resolve
 from llamachat.models.fetch import choice
 from llamachat.models.fetch import hub as fetch_hub
+from llamachat.models.sources import FOLDER, RULES, HubSource
 
 FILE = "x-Q4_0.gguf"
 WRITTEN = {

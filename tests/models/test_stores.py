@@ -13,7 +13,8 @@ from store_folders import hub_cache, llama_cpp, ollama, write_header
 
 from llamachat.errors import CatalogError, ConfigError, LlamachatError
 from llamachat.models import fetch, overview, stores
-from llamachat.models.catalog import StorePath, load_catalog, resolve
+from llamachat.models.catalog import load_catalog, resolve
+from llamachat.models.sources import StorePath
 from llamachat.models.stores import stored
 from llamachat.models.stores.ollama import LIST
 
