@@ -24,7 +24,12 @@ from llamachat.ui.own_table import table_lines
 from llamachat.ui.saved_list import dialog_lines, found_lines, heading, short_name
 from llamachat.ui.theme import Theme, choose, load
 
-_ENDINGS = {"stop": "", "length": "cut off at the token limit", "interrupt": "stopped"}
+_ENDINGS = {
+    "stop": "",
+    "length": "cut off at the token limit",
+    "interrupt": "stopped",
+    "repeat": "ended: it said the same over and over",
+}
 _ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 
 
@@ -183,7 +188,7 @@ class Screen:
 
     def _looked_back(self, exchange: Exchange, whole: bool) -> list[str]:
         width = self._width() if self.kind == "plain" else self._page()
-        ending = " · ".join(_ENDINGS[exchange.reason])
+        ending = _ENDINGS[exchange.reason]
         return exchange_lines(
             exchange, self.theme, width, self.kind, self.sign, think=self.think, whole=whole, ending=ending
         )
@@ -199,9 +204,7 @@ class Screen:
 
 def ending(done: TurnDone) -> str:
     """How an answer ended; nothing where it did so by itself."""
-    if done.reason == "repeat":
-        return "ended: it said the same over and over" + ("; /continue goes on" if done.exact else "")
-    return _ENDINGS[done.reason]
+    return _ENDINGS[done.reason] + ("; /continue goes on" if done.reason == "repeat" and done.exact else "")
 
 
 def stats_line(done: TurnDone) -> str:

@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leaving import press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.data_structures import Size
@@ -106,9 +107,8 @@ def test_no_model_can_drive_the_terminal_or_break_the_page(views: list[ModelView
 # ---- the question, at a prompt that stays ----
 
 
-def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str], said: int = 0) -> list[str]:
-    """The screen after a conversation: `keys`, then each further key once the status line begins as said; the last of them only
-    once so many questions and answers were said, too."""
+def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str]) -> list[str]:
+    """The screen after a conversation: `keys`, then each further key once the status line begins as said."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
@@ -116,17 +116,14 @@ def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str
         chat.loading.result()
         conversation = Conversation(chat, load_theme("none"), output=output, library=library)
 
-        def is_time(status: str, least: int) -> bool:
-            return len(session.said) >= least and conversation.status()[-1].startswith(status)
-
-        def press() -> None:
-            for number, (status, text) in enumerate(later, 1):
-                end, least = time.monotonic() + 10, said if number == len(later) else 0
-                while not is_time(status, least) and time.monotonic() < end:
+        def press_later() -> None:
+            for status, text in later:
+                end = time.monotonic() + 10
+                while not conversation.status()[-1].startswith(status) and time.monotonic() < end:
                     time.sleep(0.005)
-                keyboard.send_text(text)
+                press(conversation, keyboard, text)
 
-        threading.Thread(target=press, daemon=True).start()
+        threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text(keys)
         assert conversation.run() == 0
     screen = pyte.Screen(80, 60)
@@ -151,7 +148,7 @@ def test_yes_fetches_and_goes_on_with_the_dialog() -> None:
 @pytest.mark.parametrize("reply", ["n\r", "No\r", "\x03"])
 def test_no_and_ctrl_c_leave_all_as_it_was(reply: str) -> None:
     library, session = Shelf(), FakeSession()
-    lines = talk(library, session, "/model Fake-7B\r", (ASKED, reply), (IDLE, "hi\r"), (IDLE, "/exit\r"), said=2)
+    lines = talk(library, session, "/model Fake-7B\r", (ASKED, reply), (IDLE, "hi\r/exit\r"))
     assert "not fetched; Fake-1B stays" in lines and "You said: hi" in lines
     assert (model(session), library.fetched) == ("Fake-1B", [])
 
@@ -164,8 +161,7 @@ def test_one_may_leave_at_the_question() -> None:
 
 def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
     library, session = Shelf(), FakeSession()
-    later = (ASKED, "yes, but why?\ry\r"), (IDLE, "/exit\r")
-    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", *later, said=4)
+    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", (ASKED, "yes, but why?\ry\r/exit\r"))
     assert model(session) == "Fake-7B"
     assert [line for line in lines if line.startswith("You said")] == [
         "You said: typed ahead",
@@ -191,7 +187,7 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
                 time.sleep(0.005)
             seen.append(status)
 
-        def press() -> None:
+        def press_later() -> None:
             until("y or n")
             keyboard.send_text("y\r")
             until("fetching")
@@ -201,7 +197,7 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
             until("Fake-1B")
             keyboard.send_text("/exit\r")
 
-        threading.Thread(target=press, daemon=True).start()
+        threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text("/model Fake-7B\r")
         assert conversation.run() == 0
     assert "fetching █" in seen[1] and "/7.0 GB" in seen[1]

@@ -15,6 +15,7 @@ from typing import NoReturn
 import pyte
 import pytest
 from fakes import UNTIL_INTERRUPT, FakeSession
+from leaving import EXIT, leaving, press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import PipeInput, create_pipe_input
@@ -55,23 +56,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-_EXIT = "/exit\r"
-
-
-def _leaving(conversation: Conversation, keyboard: PipeInput) -> Callable[[object], None]:
-    """Sends what Ctrl-C handed back, and leaves as soon as all that was sent is done."""
-    begun = False
-
-    def look(app: object) -> None:
-        nonlocal begun
-        under_way = conversation.busy or conversation.queued
-        if begun and not under_way:
-            keyboard.send_text("\r" if conversation.prompt.text else _EXIT)
-        begun = under_way
-
-    return look
-
-
 def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
     """The exit code of a conversation in which these keys are pressed (/exit at their end once all else is done), and what is
     on the screen afterwards."""
@@ -82,10 +66,7 @@ def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: b
         if wait:
             chat.loading.exception()
         conversation = Conversation(chat, load_theme("none"), output=output, **options)
-        if keys != _EXIT and keys.endswith(_EXIT):
-            keys = keys.removesuffix(_EXIT)
-            conversation.prompt.app.after_render += _leaving(conversation, keyboard)
-        keyboard.send_text(keys)
+        press(conversation, keyboard, keys)
         code = conversation.run()
     screen = pyte.Screen(80, 60)
     pyte.Stream(screen).feed(written.getvalue().replace("\n", "\r\n"))
@@ -337,7 +318,7 @@ def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> No
 
 @pytest.mark.parametrize(
     ("command", "shown"),
-    [("/help exit", "/exit /bye /quit"), ("/stats", "  answer"), ("/sessions", "no saved dialogs"), ("/copy 1", "")],
+    [("/help exit", "/exit /bye"), ("/stats", "  answer"), ("/sessions", "no saved dialogs"), ("/copy 1", "")],
 )
 def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(command: str, shown: str) -> None:
     more, session = Event(), FakeSession(["the first", " answer"])
@@ -354,7 +335,7 @@ def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(comma
                 more.set()
 
         talk.prompt.app.after_render += look
-        talk.prompt.app.after_render += _leaving(talk, keyboard)
+        talk.prompt.app.after_render += leaving(talk, keyboard)
         keyboard.send_text("hi\rgo\r")
         assert talk.run() == 0
         lines = screen()
@@ -391,7 +372,7 @@ def test_ctrl_c_hands_back_all_that_waits_and_up_takes_the_last_out() -> None:
             if step[0]():
                 seen.append(talk.prompt.text)
                 keyboard.send_text(step[1])
-                step = next(steps, (lambda: not talk.busy, "\x15\x7f" * 3 + _EXIT))
+                step = next(steps, (lambda: not talk.busy, "\x15\x7f" * 3 + EXIT))
 
         talk.prompt.app.after_render += look
         keyboard.send_text("hi\r")
