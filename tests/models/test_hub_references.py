@@ -226,7 +226,7 @@ def test_what_is_no_model_is_never_chosen_and_parts_count_together() -> None:
     }
     sizes |= {f"Q4_K_M/m-Q4_K_M-{number:05}-of-00003.gguf": 100 for number in (1, 2, 3)}
     sizes |= {f"m-Q8_0-{number:05}-of-00003.gguf": 100 for number in (1, 3)}  # not whole
-    sizes |= {"x-00001-of-99999.gguf": 5, "README.md": 7}
+    sizes |= {"x-00001-of-99999.gguf": 5, "README.md": 7, "parts/vocab.gguf": 1, "lora/x-Q4_K_M.gguf": 1}
     (found,) = choice.models(sizes)
     assert found.size == 300 and found.quant == "Q4_K_M" and found.name == "Q4_K_M/m-Q4_K_M-00001-of-00003.gguf"
     assert choice.parts_of(found.parts[2]) == found.parts

@@ -19,7 +19,7 @@ QUANT = re.compile(
     r"(?<![A-Z0-9])(UD-)?(BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4|TQ\d_\d|I?Q\d(?:_(?:\d|K|XXS|XS|S|M|L|XL|XXL|NL))*)(?![A-Z0-9])"
 )
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})")
-NO_MODEL = re.compile(r"mmproj|imatrix|(?:^|[-_.])(?:vocab|lora)(?:[-_.]|$)", re.IGNORECASE)
+NO_MODEL = re.compile(r"mmproj|imatrix|(?:^|[-_./])(?:vocab|lora)(?:[-_./]|$)", re.IGNORECASE)
 TOLD, LONGEST = 40, 500  # names in an error, and characters of them
 
 
