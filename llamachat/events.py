@@ -1,6 +1,7 @@
 """What a session tells whoever shows it: all that the UI ever sees of generation and of the dialog."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "interrupt", "repeat"]  # repeat: it said the same over and over
@@ -38,6 +39,7 @@ class TextDelta:
     text: str
     thinking: bool = False
     ids: tuple[int, ...] = ()  # the tokens since the last piece, where the backend has any
+    used: int = field(default=0, compare=False)  # tokens in the context by then; 0: not known
 
     @property
     def tokens(self) -> int:
@@ -201,3 +203,23 @@ class Place:
     what: str
     path: str
     size: str  # empty: not measured
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A session between two answers, for who must not ask it while it answers: nothing of this changes."""
+
+    name: str | None  # under which it is saved
+    on_disk: bool
+    about: Mapping[str, str]
+    last_stats: Stats | None
+    context_used: int
+    context_size: int
+    all_turns: Sequence[Turn]
+    saved: Callable[[], Sequence[SavedDialog]]  # reads what is on disk now
+
+    def describe(self) -> Mapping[str, str]:
+        return self.about
+
+    def turns(self) -> Sequence[Turn]:
+        return self.all_turns

@@ -166,7 +166,7 @@ class LocalBackend:
         yield from answer.reading()
         for piece in answer:
             yield from self.window.take_events()
-            yield TextDelta(tagger.add(opened + piece), ids=tuple(answer.ids[told:]))
+            yield TextDelta(tagger.add(opened + piece), ids=tuple(answer.ids[told:]), used=len(self.cache))
             opened, told = "", len(answer.ids)
         yield from self.window.take_events()
         rest = tagger.add(opened) + tagger.finish()

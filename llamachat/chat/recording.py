@@ -30,6 +30,7 @@ class Stream:
         self._node, self._events, self._do, self._stop, self._repeat = node, events, do, stop, repeat
         self._splitter = ThinkSplitter()
         self._unsaid: tuple[int, ...] = ()  # tokens of text that the splitter holds back
+        self._used = 0
         self._thought = _Thought()
         self._texts, self._ids = list[str](), list[int]()  # not yet in a record
         self._flushed = time.monotonic()
@@ -58,6 +59,7 @@ class Stream:
         if not isinstance(event, TextDelta):
             return (event,)
         self._texts.append(event.text)
+        self._used = event.used
         self._ids += event.ids
         if time.monotonic() - self._flushed >= FLUSH_S:
             self._flush()
@@ -70,7 +72,7 @@ class Stream:
 
     def _told(self, parts: Sequence[Part]) -> list[TextDelta]:
         """These parts, the first with the tokens of all."""
-        deltas = [TextDelta(*part, () if number else self._unsaid) for number, part in enumerate(parts)]
+        deltas = [TextDelta(*part, () if number else self._unsaid, self._used) for number, part in enumerate(parts)]
         self._unsaid = () if deltas else self._unsaid
         self._thought.tokens += sum(delta.tokens for delta in deltas if delta.thinking)
         return deltas

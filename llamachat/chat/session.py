@@ -15,7 +15,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Forgotten, Stats, TextSize, TokenView, Turn, TurnDone
+from llamachat.events import AdapterView, Event, Finished, Forgotten, Stats, TextSize, TokenView, Turn, TurnDone
 
 
 class Session(Dialog):
@@ -70,6 +70,19 @@ class Session(Dialog):
     def weigh(self, text: str) -> TextSize | None:
         """What a text would take of the context; None where nobody can tell."""
         return self.backend.weigh(text, self.system)
+
+    def finished(self) -> Finished:
+        """For who must not ask any more once an answer is under way."""
+        return Finished(
+            self.name,
+            self.on_disk,
+            self.describe(),
+            self.last_stats,
+            self.context_used,
+            self.context_size,
+            self.turns(),
+            self.saved,
+        )
 
     # ---- answering ----
 

@@ -58,6 +58,7 @@ def chat(
     theme: Annotated[ThemeName, flag("--theme", help="Colours; auto: what fits the terminal.", panel=SCREEN)] = (
         ThemeName.auto
     ),
+    stats: Annotated[bool, flag("--stats", help="Show what each answer took, behind it.", panel=SCREEN)] = False,
     vi: Annotated[bool, flag("--vi", help="Edit with the keys of vi.", panel=SCREEN)] = False,
 ) -> None:
     """Chat in the terminal; `llamachat` alone and `llamachat "question"` do it, too."""
@@ -101,6 +102,7 @@ def chat(
             theme=theme.value,
             plain=plain,
             think=options.show_thinking,
+            stats=stats,
             vi=vi,
             verbose=options.verbose,
         )

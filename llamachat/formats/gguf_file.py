@@ -226,15 +226,6 @@ def first_keys(path: Path) -> Metadata:
     return metadata
 
 
-def architecture(path: Path) -> str | None:
-    """What a file that may end early names as its architecture; None where its first keys name none."""
-    try:
-        named = first_keys(path).get("general.architecture")
-    except FormatError:
-        return None
-    return named if isinstance(named, str) else None
-
-
 def _read_header(path: Path) -> tuple[Metadata, dict[str, StoredTensor]]:
     header = _begun(path)
     tensors, keys = header.count("tensors", MAX_ENTRIES), header.count("keys", MAX_ENTRIES)

@@ -22,7 +22,7 @@ from llamachat.system.web_address import check_key_name, is_loopback, server_url
 from llamachat.tokenizers.dialog_formats import NAMES
 
 if TYPE_CHECKING:
-    from llamachat.models.glance import Glance
+    from llamachat.models.first_look import Glance
     from llamachat.models.stores.stored import Store, Stored
 
 Format = Literal["gguf", "hf", "meta", "lit", "packed"]
@@ -263,7 +263,7 @@ def _instead(text: str) -> str:
 def _stored(reference: str) -> ModelEntry | None:
     """The entry of a model that lies with another program; None for what is no reference to one. Raises LlamachatError."""
     from llamachat.models import stores
-    from llamachat.models.glance import glance
+    from llamachat.models.first_look import glance
 
     store = stores.store_of(reference)
     if store is None:

@@ -20,7 +20,7 @@ from llamachat.ui.answer import Answer, Kind, Sheet
 from llamachat.ui.exchange import asked_lines, sign
 from llamachat.ui.live import Flow, Region, Row
 from llamachat.ui.prompt import Prompt
-from llamachat.ui.render import Screen, stats_line
+from llamachat.ui.render import Screen
 from llamachat.ui.theme import Theme
 
 _FRAME = 1 / 12  # seconds between two paintings: more cost the model time, and the eye gains nothing
@@ -40,14 +40,18 @@ class Above:
         *,
         plain: bool,
         think: bool,
+        stats: bool,
     ) -> None:
         """`wait` is told what is waited for, `mistake` of an item that could not be shown or done."""
         self._kind: Kind = "plain" if plain else "markdown"
         self.screen = LiveScreen(
-            Paper(self.post), theme, lambda: output.get_size().columns, wait, think=think, kind=self._kind
+            Paper(self.post), theme, lambda: output.get_size().columns, wait, think=think, stats=stats, kind=self._kind
         )
-        self.pieces = 0  # of the answer under way
         self.failing = 0  # paintings that were begun and not finished
+        self.pieces = 0  # of the answer under way, as are these:
+        self.tokens = 0
+        self.counted = False  # they are tokens; else a piece is about one
+        self.used = 0  # of the context, as far as it is told
         self._mistake = mistake
         self._theme, self._output, self._think = theme, output, think
         self._prompt: Prompt | None = None
@@ -103,16 +107,17 @@ class Above:
 
     def echo(self, text: str) -> None:
         """Repeat a message where its answer will follow."""
-        self.pieces = 0
         self._rows += map(Row, asked_lines(text, self._theme, self._columns, sign()))
         self.wake()
 
     def end_answer(self) -> None:
         answer, self._answer = self._answer, None
+        self.pieces = self.tokens = self.used = 0
+        self.counted = False
         if answer:
             answer.finish()
             if answer.done:
-                self.screen.note(stats_line(answer.done))
+                self.screen.ended(answer.done)
 
     def thinking(self) -> str:
         """How long the model has been thinking, while it does; else nothing."""
@@ -124,9 +129,9 @@ class Above:
         return f"reading {100 * done // total}% of {total:,} tokens" if total else "reading"
 
     def speed(self) -> float:
-        """Of the answer under way, in pieces a second; 0 while that is anybody's guess."""
+        """Of the answer under way, in tokens a second; 0 while that is anybody's guess."""
         seconds = time.monotonic() - self._since
-        return (self.pieces - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
+        return (self.tokens - 1) / seconds if self.pieces > 1 and seconds > 0.5 else 0.0
 
     def drawn(self, size: Size, region: Region) -> None:
         """The prompt, in this region. Each time counts: a menu may come and go between two paintings, and leave the screen
@@ -188,6 +193,9 @@ class Above:
         if isinstance(event, TextDelta):
             self._since = self._since if self.pieces else time.monotonic()
             self.pieces += 1
+            self.tokens += event.tokens
+            self.counted = self.counted or bool(event.ids)
+            self.used = event.used
 
     def _paint(self, size: Size, region: Region) -> None:
         answer = self._answer
@@ -228,10 +236,11 @@ class LiveScreen(Screen):
         wait: Callable[[str], None],
         *,
         think: bool,
+        stats: bool,
         kind: Kind,
     ) -> None:
         stream = cast(TextIO, paper)
-        super().__init__(stream, stream, theme=theme, width=width, think=think, kind=kind, sign=sign())
+        super().__init__(stream, stream, theme=theme, width=width, think=think, stats=stats, kind=kind, sign=sign())
         self._wait = wait
 
     @contextmanager

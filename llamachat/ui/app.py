@@ -18,7 +18,7 @@ from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.background import asking
 from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
-from llamachat.ui.render import Screen, stats_line
+from llamachat.ui.render import Screen
 from llamachat.ui.theme import choose, fitting, wanted
 
 __all__ = ["Chat", "Watch", "run"]
@@ -127,6 +127,7 @@ def run(
     theme: str | None = None,
     plain: bool = False,
     think: bool = False,
+    stats: bool = False,
     vi: bool = False,
     no_color: bool = False,
     verbose: bool = False,
@@ -142,7 +143,7 @@ def run(
     _survive_bad_text(sys.stdin, sys.stdout, sys.stderr)
     person = at_terminal()
     notes = sys.stdout if person else sys.stderr
-    screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think)
+    screen = Screen(sys.stdout, notes, theme=choose(theme, notes, no_color=no_color), think=think, stats=stats)
     if redraws():
         chat: Chat = Chat(load, model, watch)  # first: it loads while the rest is imported
         with asking(fitting(theme) and wanted(notes, no_color=no_color)) as asked:
@@ -157,6 +158,7 @@ def run(
             returned=returned,
             plain=plain,
             think=think,
+            stats=stats,
             vi=vi,
             verbose=verbose,
             typed=asked.typed,
@@ -218,7 +220,7 @@ def converse(
         try:
             done = chat.handle(first.pop() if first else _typed(read))
             if done:
-                chat.screen.note(stats_line(done))
+                chat.screen.ended(done)
         except (commands.LeaveError, EOFError):
             return 0
         except StillLoadingError:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,14 +24,15 @@ from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, Exchange, SavedDialog, Stats, TurnDone
+from llamachat.events import Event, Exchange, Finished, SavedDialog, Stats, TurnDone
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
+from llamachat.ui.cells import cells, cut
 from llamachat.ui.faults import Faults, save_unsent, terminal_gone, undrawable
 from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
 from llamachat.ui.prompt import PrivateHistory, Prompt, open_history
-from llamachat.ui.render import status_line
+from llamachat.ui.render import answering_line, status_line
 from llamachat.ui.suggestions import ChatCompleter
 from llamachat.ui.theme import Theme
 
@@ -71,6 +72,7 @@ class Conversation:
         returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
         plain: bool = False,
         think: bool = False,
+        stats: bool = False,
         vi: bool = False,
         output: Output | None = None,
         verbose: bool = False,
@@ -79,7 +81,7 @@ class Conversation:
         """`typed`: keys that were pressed already. `verbose`: show where a mistake of the chat itself was made."""
         self._chat, self._returned = chat, returned
         self._output = output or terminal()
-        self._above = Above(theme, self._output, self._set_waiting, self.mistake, plain=plain, think=think)
+        self._above = Above(theme, self._output, self._set_waiting, self.mistake, plain=plain, think=think, stats=stats)
         self.screen = self._above.screen
         self._faults = Faults(
             self.screen.warning,
@@ -108,6 +110,7 @@ class Conversation:
             typed=typed,
         )
         self._facts: Facts | None = None
+        self._finished: Finished | None = None  # how the session was when it was last idle
         self._waiting = ""  # what a command waits for
         self._queue: deque[Typed] = deque()
         self._busy: Typed | None = None
@@ -207,11 +210,37 @@ class Conversation:
             self._above.echo(shown)
             self._answered(commands.is_yes(text))
             return
-        self._queue.append(Typed(text, shown))
-        self._next()
+        if self._busy and commands.at_once(text):
+            self._glance(text, shown)
+        else:
+            self._queue.append(Typed(text, shown))
+            self._next()
+
+    def _glance(self, text: str, shown: str) -> None:
+        """Obey a command that only looks at what is finished, beside what is going on."""
+        self.screen.space()
+        self._above.post(partial(self._above.echo, shown))
+        try:
+            commands.respond(replace(self.context, session=_not_yet, before=self._finished), text)
+        except commands.LeaveError:
+            self.leave()
+        except LlamachatError as error:
+            self.screen.error(error)
+        self.screen.space()
+
+    @property
+    def queued(self) -> bool:
+        return bool(self._queue)
+
+    def take_back(self) -> str:
+        """The text that was sent last of those that wait."""
+        return self._queue.pop().shown
 
     def stop(self) -> bool:
         self._answered(False)
+        if self._busy and self._queue:
+            self.prompt.give_back([typed.shown for typed in self._queue])
+            self._queue.clear()
         with self._lock:
             self._stop_asked = self._busy is not None
             if self._busy and (session := self._chat.ready()):
@@ -236,7 +265,10 @@ class Conversation:
         if not self._queue:
             return [self._state()]
         count = f"{len(self._queue)} waiting" if len(self._queue) > 1 else "waiting"
-        return [f"{count}: {sanitise_line(self._queue[0].shown[:200])}", self._state()]
+        hint = " · Up takes it back" if len(self._queue) == 1 else " · Up takes the last back"
+        room = self._columns - cells(count) - 2 - cells(hint)
+        text = sanitise_line(self._queue[0].shown[:200])
+        return [f"{count}: {cut(text, room)}{hint}" if room > 9 else f"{count}: {text}", self._state()]
 
     def _state(self) -> str:
         if self._reply:
@@ -249,15 +281,32 @@ class Conversation:
         if not self._chat.loading.done():
             return f"{spinner} {self._loading()}"
         if self._answering:
-            speed = f" · {self._above.speed():.1f} tok/s" if self._above.speed() else ""
-            doing = self._above.thinking() or ("answering" if self._above.pieces else self._above.reading())
-            return f"{spinner} {doing}{speed} · Ctrl-C stops"
+            return f"{spinner} {self._progress()}"
         if self._facts is None:
             return ""
-        facts, width = self._facts, self._output.get_size().columns - 1
+        facts = self._facts
         return status_line(
-            facts.model, facts.last, facts.used, facts.size, width=width, scheme=facts.scheme, memory=facts.memory
+            facts.model,
+            facts.last,
+            facts.used,
+            facts.size,
+            width=self._columns,
+            scheme=facts.scheme,
+            memory=facts.memory,
         )
+
+    @property
+    def _columns(self) -> int:
+        """For a line of the status."""
+        return self._output.get_size().columns - 1
+
+    def _progress(self) -> str:
+        """Of the answer under way."""
+        above, size = self._above, self._finished.context_size if self._finished else 0
+        thinking, unit = above.thinking(), "token" if above.counted else "piece"
+        doing = thinking or ("answering" if above.pieces else above.reading())
+        tokens = 0 if thinking else above.tokens
+        return answering_line(doing, tokens, unit, above.speed(), above.used, size, width=self._columns - 2)
 
     def _loading(self) -> str:
         watch, model = self._chat.watch, sanitise_line(self._chat.model)
@@ -303,7 +352,8 @@ class Conversation:
         session = self._chat.ready()
         if session is None:
             return
-        about = session.describe()
+        self._finished = session.finished()
+        about = self._finished.about
         self._facts = Facts(
             about["model"],
             re.split("[,;]", about["weights"])[0],
@@ -371,7 +421,9 @@ class Conversation:
             return commands.respond(self.context, typed.text)
         except (LlamachatError, commands.LeaveError):
             raise
-        except Exception as error:  # noqa: BLE001 - told of
+        except Exception as error:
+            if self._chat.failure():
+                raise
             self._above.post(partial(self.mistake, error))
             return None
 
@@ -385,7 +437,9 @@ class Conversation:
         """Wait for loading, unless Ctrl-C ends the wait."""
         while True:
             with suppress(TimeoutError):
-                return self._chat.loading.result(0.1)
+                session = self._chat.loading.result(0.1)
+                self._finished = self._finished or session.finished()
+                return session
             if self._stop_asked:
                 raise StillLoadingError
 
@@ -402,6 +456,11 @@ class Conversation:
         except UsageError as error:
             self.screen.warning(str(error))
             return None
+
+
+def _not_yet() -> Session:
+    """Of the session, where it answers."""
+    raise UsageError("the model is still loading", remedy="ask again when it is there")
 
 
 def _memory() -> str:

@@ -60,6 +60,7 @@ _BLOCK_HINT = 'in a block of lines: """ and Enter send it'
 _MENU = 8  # rows of the completion menu
 _LARGE = 1000  # characters of a pasted text that is shown by its size instead: it would hide all else, and be slow
 _LARGE_LINES = 12
+_FED = 1000  # keys that those which were typed may stand for: a macro of vi's may call itself for ever
 _REPEATS = 999  # how often one key may be repeated by a number typed before it
 _NAMING = re.compile(r"/(?!/)\S*\Z")  # a command's name, being typed
 _PASTED = re.compile(r"\[pasted [\d,]+ characters(?: #\d+)?\]")
@@ -116,6 +117,15 @@ class Listener(Protocol):
 
     def status(self) -> Sequence[str]:
         """The lines below the input."""
+        ...
+
+    @property
+    def queued(self) -> bool:
+        """Whether texts that were sent wait."""
+        ...
+
+    def take_back(self) -> str:
+        """The last of them, which waits no more."""
         ...
 
     def hidden(self) -> None:
@@ -202,6 +212,11 @@ class Prompt:
             self._buffer.document = Document(command + self._folded(rest))
         return free
 
+    def give_back(self, texts: Sequence[str]) -> None:
+        """Put texts there again that were sent, before what is being typed."""
+        self._buffer.save_to_undo_stack()
+        self._buffer.document = Document("\n".join([*texts, *filter(None, [self._buffer.text])]))
+
     # ---- looks ----
 
     def _layout(self, search: SearchToolbar) -> Layout:
@@ -221,9 +236,14 @@ class Prompt:
 
     def _height(self) -> Dimension:
         """At most half of the screen, so that what is above can be redrawn; room for the menu while it is open."""
-        most = max(1, self.app.output.get_size().rows // 2 - 1)
         menu = self._buffer.complete_state
-        return Dimension(min=min(most, 1 + min(_MENU, len(menu.completions)) if menu else 1), max=most)
+        return Dimension(min=1 + min(self._menu_room(), len(menu.completions)) if menu else 1, max=self._most())
+
+    def _most(self) -> int:
+        return max(1, self.app.output.get_size().rows // 2 - 1)
+
+    def _menu_room(self) -> int:
+        return min(_MENU, self._most() - 1)
 
     def status(self) -> StyleAndTextTuples:
         size = self.app.output.get_size()
@@ -235,7 +255,7 @@ class Prompt:
 
     def _menu_hint(self) -> str:
         menu = self._buffer.complete_state
-        hidden = len(menu.completions) - _MENU if menu else 0
+        hidden = len(menu.completions) - self._menu_room() if menu else 0
         return f"… {hidden} more: type on, or choose with Tab and the arrows; Esc closes" if hidden > 0 else ""
 
     def _before_render(self, app: Application[int]) -> None:
@@ -283,15 +303,19 @@ class Prompt:
     def _guard(self, processor: KeyProcessor) -> None:
         """A key that fails, one of prompt-toolkit's too, costs neither the chat nor the text nor the keys after it."""
         process = processor.process_keys
-        before = self._buffer.document
+        before, left = self._buffer.document, 0
 
         def look(processor: KeyProcessor) -> None:
-            nonlocal before
-            before = self._buffer.document
+            nonlocal before, left
+            before, left = self._buffer.document, left - 1
+            if left < 0:
+                processor.input_queue.clear()
             if (processor.arg or "").lstrip("-")[len(str(_REPEATS)) :]:
                 processor.arg = str(_REPEATS)
 
         def process_all() -> None:
+            nonlocal left
+            left = len(processor.input_queue) + _FED
             while True:
                 rest = processor.input_queue
                 try:
@@ -322,6 +346,8 @@ class Prompt:
         keys.add("c-c", filter=typing)(self._stop_or_clear)
         keys.add("<sigint>")(self._stop_or_clear)
         keys.add("c-d", filter=typing & empty)(lambda event: self._listener.leave())
+        waiting = Condition(lambda: self._listener.queued)
+        keys.add("up", filter=typing & empty & waiting & ~has_completions)(self._take_back)
         keys.add("c-l")(self._clear_screen)
         keys.add("c-g", filter=typing)(self._edit)
         keys.add(Keys.BracketedPaste, filter=typing)(self._paste)
@@ -367,6 +393,9 @@ class Prompt:
             self._buffer.history.remember(text)
         else:
             self._buffer.history.append_string(text)
+
+    def _take_back(self, event: KeyPressEvent) -> None:
+        self._buffer.document = Document(self._listener.take_back())
 
     def _forget_hint(self, buffer: Buffer) -> None:
         self._hint = ""

@@ -25,10 +25,10 @@ from llamachat.ui.saved_list import dialog_lines, found_lines, heading, short_na
 from llamachat.ui.theme import Theme, choose, load
 
 _ENDINGS = {
-    "stop": [],
-    "length": ["cut off at the token limit"],
-    "interrupt": ["stopped"],
-    "repeat": ["stopped: it repeated itself; /continue goes on"],
+    "stop": "",
+    "length": "cut off at the token limit",
+    "interrupt": "stopped",
+    "repeat": "ended: it said the same over and over",
 }
 _ENDLESS = 10**9  # columns off a terminal, where lines are not wrapped
 
@@ -37,8 +37,8 @@ class Screen:
     """Answers go to `out`, everything else to `notes` (the same, at a terminal).
 
     `theme`: by default what fits `notes`. `width`: columns, asked anew for each line; by default the terminal's, and off
-    one nothing is wrapped. `think`: show what a model thinks before it answers. `kind`: how earlier answers are drawn;
-    `sign`: what stands before their questions.
+    one nothing is wrapped. `think`: show what a model thinks before it answers. `stats`: and what each answer took, behind it.
+    `kind`: how earlier answers are drawn; `sign`: what stands before their questions.
     """
 
     def __init__(
@@ -49,12 +49,13 @@ class Screen:
         theme: Theme | None = None,
         width: Callable[[], int] | None = None,
         think: bool = False,
+        stats: bool = False,
         no_color: bool = False,
         kind: Kind = "plain",
         sign: str = "> ",
     ) -> None:
         self.theme = theme or choose(None, notes, no_color=no_color)
-        self.think = think
+        self.think, self.stats = think, stats
         self.kind, self.sign = kind, sign
         self.at_terminal = notes.isatty()
         self._out = out
@@ -73,6 +74,11 @@ class Screen:
             answer.finish()
         assert answer.done is not None, "a turn ends with TurnDone"
         return answer.done
+
+    def ended(self, done: TurnDone) -> None:
+        """How an answer ended, unless by itself; what it took, where that is wanted."""
+        if line := stats_line(done) if self.stats else ending(done):
+            self.note(line)
 
     def write(self, safe: str) -> None:
         """Put sanitised text of an answer out at once."""
@@ -182,7 +188,7 @@ class Screen:
 
     def _looked_back(self, exchange: Exchange, whole: bool) -> list[str]:
         width = self._width() if self.kind == "plain" else self._page()
-        ending = " · ".join(_ENDINGS[exchange.reason])
+        ending = _ENDINGS[exchange.reason]
         return exchange_lines(
             exchange, self.theme, width, self.kind, self.sign, think=self.think, whole=whole, ending=ending
         )
@@ -196,12 +202,48 @@ class Screen:
         self.lines(self.theme.ansi(line) for line in wrap(text, self._width()))
 
 
+def ending(done: TurnDone) -> str:
+    """How an answer ended; nothing where it did so by itself."""
+    return _ENDINGS[done.reason] + ("; /continue goes on" if done.reason == "repeat" and done.exact else "")
+
+
 def stats_line(done: TurnDone) -> str:
     """Like "12 tokens · 45.1 tok/s · first token 0.21 s · context 3% of 8192"."""
     stats = done.stats
     tokens = count(stats.completion_tokens, unit(stats))
     context = [f"context {each}" for each in _share(stats.context_used, stats.context_size)]
-    return " · ".join([*_ENDINGS[done.reason], tokens, *_speed(stats), *_first_token(stats), *context])
+    return " · ".join([*filter(None, [ending(done)]), tokens, *_speed(stats), *_first_token(stats), *context])
+
+
+def answering_line(
+    doing: str,
+    tokens: int,
+    unit: str,
+    speed: float,
+    used: int,
+    size: int,
+    *,
+    stop: str = "Ctrl-C stops",
+    width: int = 80,
+) -> str:
+    """Like "answering · 123 tokens · 45.1 tok/s · context 12% of 8192 · Ctrl-C stops"; where that is too wide, shorter.
+
+    `tokens`, of the answer so far, and `used`, of the context, are 0 where they say nothing.
+    """
+    came = [count(tokens, unit)] if tokens else []
+    fast = [f"{speed:.1f} {'tok' if unit == 'token' else 'pieces'}/s"] if speed else []
+    share = percent(used, size) if used and size else ""
+    full = [f"context {share} of {size}"] if share else []
+    candidates = (
+        [doing, *came, *fast, *full, stop],
+        [doing, *came, *fast, *([f"{share} of {size}"] if share else []), stop],
+        [doing, *came, *fast, *filter(None, [share]), stop],
+        [doing, *came, *filter(None, [share]), stop],
+        [*(came or [doing]), stop],
+        [doing],
+    )
+    lines = [" · ".join(parts) for parts in candidates]
+    return next((line for line in lines if cells(line) <= width), cut(doing, width))
 
 
 def status_line(

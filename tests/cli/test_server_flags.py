@@ -245,7 +245,7 @@ def test_models_shows_a_servers_without_asking_it(run: Run, server: StandIn, tmp
     source = f'{{ server = "{server.url}", model = "big", key_env = "KEY" }}'
     write(tmp_path, "models.toml", f"[models.home]\nsource = {source}\ncontext = 4096\n")
     rows = [line.split("\t") for line in run("models", "list")[1].splitlines()]
-    assert ["home", "-", "-", "server", "4096", "?"] in rows
+    assert ["home", "-", "-", "server", "4096", "?", ""] in rows
     shown = run("models", "show", "home")[1]
     assert server.url in shown and "big" in shown and "KEY" in shown and not server.requests
 

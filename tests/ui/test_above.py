@@ -26,7 +26,9 @@ class Terminal(DummyOutput):
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.0001)
         self._stream = pyte.Stream(self.screen)
         self.region = Region(1)
-        self.above = Above(load("none"), self, lambda line: None, plain=plain, think=False)
+        self.above = Above(
+            load("none"), self, lambda line: None, lambda error: None, plain=plain, think=False, stats=False
+        )
         self.grow(2)
 
     def get_size(self) -> Size:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyte
 import pytest
 from fakes import FakeSession
+from leaving import press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import create_pipe_input
@@ -44,7 +45,7 @@ class Talk:
             history = self._folder / "history"
             talk = Conversation(chat, load("none"), history, Failing(), output=self._output, **self._options)
             prepare(talk)
-            keyboard.send_text(keys)
+            press(talk, keyboard, keys)
             return talk.run()
 
     def lines(self) -> list[str]:

@@ -113,7 +113,7 @@ def test_the_context_map_says_partly_and_fits_a_narrow_screen() -> None:
 
 
 def test_how_far_a_long_prompt_is_read_is_told_until_the_answer_begins() -> None:
-    above = Above(PLAIN, DummyOutput(), lambda line: None, plain=True, think=False)
+    above = Above(PLAIN, DummyOutput(), lambda line: None, lambda error: None, plain=True, think=False, stats=False)
     assert above.reading() == "reading"
     for event, says in ((Reading(512, 12345), "reading 4% of 12,345 tokens"), (TextDelta("A"), "reading")):
         above.post(event)

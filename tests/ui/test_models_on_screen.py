@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leaving import press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.data_structures import Size
@@ -115,14 +116,14 @@ def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str
         chat.loading.result()
         conversation = Conversation(chat, load_theme("none"), output=output, library=library)
 
-        def press() -> None:
+        def press_later() -> None:
             for status, text in later:
                 end = time.monotonic() + 10
                 while not conversation.status()[-1].startswith(status) and time.monotonic() < end:
                     time.sleep(0.005)
-                keyboard.send_text(text)
+                press(conversation, keyboard, text)
 
-        threading.Thread(target=press, daemon=True).start()
+        threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text(keys)
         assert conversation.run() == 0
     screen = pyte.Screen(80, 60)
@@ -160,7 +161,7 @@ def test_one_may_leave_at_the_question() -> None:
 
 def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
     library, session = Shelf(), FakeSession()
-    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", (ASKED, "yes, but why?\ry\r"), (IDLE, "/exit\r"))
+    lines = talk(library, session, "/model Fake-7B\rtyped ahead\r", (ASKED, "yes, but why?\ry\r/exit\r"))
     assert model(session) == "Fake-7B"
     assert [line for line in lines if line.startswith("You said")] == [
         "You said: typed ahead",
@@ -186,7 +187,7 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
                 time.sleep(0.005)
             seen.append(status)
 
-        def press() -> None:
+        def press_later() -> None:
             until("y or n")
             keyboard.send_text("y\r")
             until("fetching")
@@ -196,7 +197,7 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
             until("Fake-1B")
             keyboard.send_text("/exit\r")
 
-        threading.Thread(target=press, daemon=True).start()
+        threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text("/model Fake-7B\r")
         assert conversation.run() == 0
     assert "fetching █" in seen[1] and "/7.0 GB" in seen[1]

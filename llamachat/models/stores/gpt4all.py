@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamachat.errors import CatalogError
-from llamachat.models.stores.folder import gguf_names, opened_at
+from llamachat.models.stores.plain_files import gguf_names, opened_at
 from llamachat.models.stores.stored import Name, Store, Stored, files, home, place, text
 
 OWN = ("nomic.ai", "GPT4All")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamachat import paths
 from llamachat.errors import CatalogError
-from llamachat.models.stores.folder import CONFIG, WEIGHTS, opened_at
+from llamachat.models.stores.plain_files import CONFIG, WEIGHTS, opened_at
 from llamachat.models.stores.stored import Name, Store, Stored, files, is_first, subfolders, text
 
 WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # as a reference may have them

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llamachat.errors import CatalogError
 from llamachat.models.stores import huggingface
-from llamachat.models.stores.folder import gguf_names, opened_at
+from llamachat.models.stores.plain_files import gguf_names, opened_at
 from llamachat.models.stores.stored import Name, Store, Stored, document, files, home, place
 
 MANIFEST = re.compile(r"manifest=([^=/]+)=([^=/]+)=([^=/]+)\.json")

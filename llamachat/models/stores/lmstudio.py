@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llamachat.errors import CatalogError
-from llamachat.models.stores.folder import CONFIG, gguf_names, opened_at
+from llamachat.models.stores.plain_files import CONFIG, gguf_names, opened_at
 from llamachat.models.stores.stored import Name, Store, Stored, document, files, home, text
 
 

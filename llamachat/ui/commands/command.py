@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
-from llamachat.events import Event, ModelView
+from llamachat.events import Event, Finished, ModelView
 from llamachat.ui.attach import Attachment
 from llamachat.ui.render import Screen
 
@@ -110,6 +110,11 @@ class Context:
     prefill: str = ""  # the next input begins with it
     confirm: Callable[[str], bool] = lambda question: False  # asks the person; waits for yes or no
     stopped: Callable[[], bool] = lambda: False  # whether the person wants what is being done to end
+    before: Finished | None = None  # how all was before the answer that is under way
+
+    def finished(self) -> Finished:
+        """For commands that only look, which may be obeyed while an answer streams."""
+        return self.before or self.session().finished()
 
 
 @dataclass(frozen=True)

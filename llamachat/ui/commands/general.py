@@ -12,7 +12,8 @@ _KEYS = (
     (QUOTES, "begins and ends a block of lines"),
     ("Tab, Up, Ctrl-R", "complete, look back, search back"),
     ("Ctrl-G", "write in your editor"),
-    ("Ctrl-C", "stop the answer, or clear the input"),
+    ("Ctrl-C", "stop, and take back what waits; else clear the input"),
+    ("Up", "take back the last that waits, in an empty input"),
     ("Ctrl-D", "leave, on an empty line"),
     ("@FILE", "in a message: attach a file; @src/*.py, @docs/: several"),
     ("//", "at the start: a literal /"),
@@ -34,8 +35,8 @@ def general(commands: Callable[[], Sequence[Command]], named: Callable[[str], Co
             yield from ((command.names[0], command.help) for command in commands())
 
     return (
-        Command(("help", "?"), "[COMMAND]", "show this, or more of one command", show, words=names),
-        Command(("exit", "bye", "q", "quit"), "", "leave (the word alone, too)", _exit),
+        Command(("help", "?"), "[COMMAND]", "show this, or more of one command", show, words=names, at_once=True),
+        Command(("exit", "bye", "q", "quit"), "", "leave (the word alone, too)", _exit, at_once=True),
     )
 
 

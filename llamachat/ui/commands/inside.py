@@ -12,7 +12,7 @@ from llamachat.ui.render import percent, rate, unit
 
 
 def _stats(context: Context, argument: str) -> None:
-    chat = context.session()
+    chat = context.finished()
     last = chat.last_stats
     rows = [*described(chat).items(), *_used(chat.context_used, chat.context_size)]
     context.screen.table([*rows, *(_of_last(last) if last else ())])
@@ -79,7 +79,7 @@ def _why(context: Context, argument: str) -> None:
 
 
 INSIDE = (
-    Command(("stats",), "", "show what runs, how fast, how full the context is", _stats),
+    Command(("stats",), "", "show what runs, how fast, how full the context is", _stats, at_once=True),
     Command(
         ("context",),
         "",

@@ -34,7 +34,7 @@ def _load(context: Context, argument: str) -> None:
 
 
 def _sessions(context: Context, argument: str) -> None:
-    session = context.session()
+    session = context.finished()
     saved = session.saved()
     if saved:
         context.screen.dialogs(saved, session.name)

@@ -32,7 +32,9 @@ _VALUES = {  # to choose from; others may be typed
     "think": ("auto", "on", "off"),
     "think_budget": ("none", "0", "512", "2048"),
     "allow_loops": ("off", "on"),
+    "stats": ("off", "on"),
 }
+_STATS = "stats"  # how answers are shown, which no dialog remembers
 _MEANINGS = {
     "temperature": "0 takes the likeliest token, after penalties",
     "top_k": "keep the K likeliest tokens; 0: all",
@@ -46,6 +48,7 @@ _MEANINGS = {
     "think": "on or off: whether the model thinks first; auto: as its template has it",
     "think_budget": "tokens at which a thought is ended; none: no limit",
     "allow_loops": "on: an answer that says the same over and over is not ended",
+    "stats": "on: a line of figures after each answer; /stats shows them at any time",
 }
 _FORGETTING = (
     "/delete NAME deletes a dialog with its keys and values, `llamachat models cache --clear` all keys, values and packed "
@@ -64,7 +67,7 @@ def _parameters(context: Context) -> dict[str, str]:
 
 def _set_words(context: Context, before: Sequence[str]) -> Iterator[Word]:
     session = context.ready()
-    settings = session.parameters() if session else {}
+    settings = {**session.parameters(), _STATS: context.screen.stats} if session else {}
     match before:
         case []:
             yield from ((name, f"{_shown(value)} · {_MEANINGS.get(name, '')}") for name, value in settings.items())
@@ -81,14 +84,27 @@ def _set(context: Context, argument: str) -> None:
     if word == "system":
         _system(context, value)
         return
-    name, settings = parameter(word), _parameters(context)
+    name, settings = parameter(word), _settings(context)
     if name and name not in settings:
         remedy = hint(name, settings, INSTEAD_OF_SET) or "/set lists them"
         raise UsageError(f"no parameter is called {word[:40]}", "nothing was set", remedy)
-    if value:
+    if value and name == _STATS:
+        context.screen.stats = _switched(name, value.lower())
+    elif value:
         context.session().set_parameter(name, value)
-        settings = _parameters(context)
+    settings = _settings(context)
     context.screen.table([(name, settings[name])] if name else settings.items())
+
+
+def _settings(context: Context) -> dict[str, str]:
+    """What /set shows and changes: the session's parameters, and what is of the screen alone."""
+    return {**_parameters(context), _STATS: _shown(context.screen.stats)}
+
+
+def _switched(name: str, text: str) -> bool:
+    if text not in ("on", "off"):
+        raise UsageError(f"{name} cannot be {text[:40]!r}", remedy="give on or off")
+    return text == "on"
 
 
 def _think(context: Context, argument: str) -> None:
@@ -194,7 +210,7 @@ SETTINGS = (
     Command(
         ("set",),
         "[NAME [VALUE]]",
-        "show or change how answers are sampled",
+        "show or change how answers are made and shown",
         _set,
         "\n".join(f"  {name:20}{meaning}" for name, meaning in _MEANINGS.items())
         + "\nEach is a command, too, by its own name or its flag's: /temp 0.4, /top-p 0.9, /seed 3.",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llamachat.chat.session import Session
 from llamachat.errors import UsageError
-from llamachat.events import Event
+from llamachat.events import Event, Finished
 from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
@@ -104,7 +104,7 @@ def number(text: str, what: str, default: int | None = None) -> int:
     return int(text)
 
 
-def described(session: Session) -> dict[str, str]:
+def described(session: Session | Finished) -> dict[str, str]:
     """What runs, as rows. A model named by its path is shown by the end of that: the path has a row of its own."""
     about = {key: fact for key, fact in session.describe().items() if fact}
     named_by_path = Path(about.get("file", "")) == Path(about["model"])

@@ -27,7 +27,7 @@ def _read(context: Context, argument: str) -> None:
 
 def _copy(context: Context, argument: str) -> None:
     assert context.send is not None, "a private command"
-    answers = {turn.number: turn.text for turn in context.session().turns() if turn.role == "assistant" and turn.text}
+    answers = {turn.number: turn.text for turn in context.finished().turns() if turn.role == "assistant" and turn.text}
     if not answers:
         raise UsageError("there is no answer to copy yet")
     word, _, rest = argument.partition(" ")
@@ -82,5 +82,6 @@ TRANSFER = (
         "does it, or the terminal (OSC 52), also through ssh; some terminals need that allowed in their settings.",
         _copy_words,
         private=True,
+        at_once=True,
     ),
 )

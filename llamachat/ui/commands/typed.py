@@ -72,6 +72,15 @@ def find(text: str) -> tuple[Command, str] | None:
     return command, argument
 
 
+def at_once(text: str) -> bool:
+    """Whether it is a command that may be obeyed while an answer streams."""
+    try:
+        found = find(text)
+    except UsageError:
+        return False
+    return found is not None and found[0].at_once
+
+
 def _check_private(context: Context, command: Command) -> None:
     if command.private:
         require_terminal(context, command.names[0])
