@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from llamachat.core.cache import CacheStep, Integers
 from llamachat.core.spec import ModelSpec
 from llamachat.errors import FormatError
-from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.load import LoadedModel
+from llamachat.models.sources import LocalPath
 from llamachat.tokenizers.text_tokenizer import TextTokenizer
 
 

@@ -37,9 +37,11 @@ class Hub:
     status: int = 0  # answered to everything
     body: bytes = b""  # with that
     found: list[Any] = field(default_factory=list)  # what a search finds
+    moved: str = ""  # another server, which has the files
     slow: float = 0.0  # seconds before each 256 kB of a file
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
 
+    keys: set[str | None] = field(default_factory=set)  # Authorization headers that came
     asked: dict[str, list[str]] = field(default_factory=dict)  # of the last search
 
     def sent(self, name: str) -> list[str | None]:
@@ -62,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         hub, path = self.hub, self.path.split("?")[0]
         hub.log.append((self.command, path, self.headers["Range"]))
+        hub.keys.add(self.headers["Authorization"])
         trusted = self.headers["Authorization"] == f"Bearer {hub.token}"
         api, place = f"/api/models/{hub.repo}", f"/{hub.repo}/resolve/"
         if hub.status:
@@ -73,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith(api):
             self.describe(path.removeprefix(api))
+        elif hub.moved:
+            self.reply(302, b"", {"Location": hub.moved + self.path})
         elif hub.gated and not trusted:
             self.reply(403 if "Authorization" in self.headers else 401, b"", {"X-Error-Code": "GatedRepo"})
         else:

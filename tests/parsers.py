@@ -54,6 +54,7 @@ from llamachat.generation.completer import Completer
 from llamachat.generation.completion import AnswerSettings
 from llamachat.models import catalog
 from llamachat.models.fetch import hub, hub_answers, hub_search
+from llamachat.models.sources import HubSource
 from llamachat.system.metadata import read_json, read_yaml
 from llamachat.system.sanitise import Sanitiser, sanitise
 from llamachat.tokenizers import template_worker, templates
@@ -751,7 +752,7 @@ def _results(file: Path) -> None:
 
 def _hub_answer(data: bytes) -> None:
     """A repository, up to where files would be fetched; and the rows of a search."""
-    source = catalog.HubSource("owner/tiny")
+    source = HubSource("owner/tiny")
 
     def quiet(*_: Any, **__: Any) -> None:
         """Nothing is fetched."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from llamachat.chat.remote import RemoteBackend
-from llamachat.models.catalog import ServerSource, on_server
+from llamachat.models.catalog import on_server
+from llamachat.models.sources import ServerSource
 from llamachat.remote.asking import Address, Ended, Piece, Question, ServedModel, Usage
 from llamachat.remote.server import Server
 

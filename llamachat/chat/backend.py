@@ -234,6 +234,6 @@ BACKENDS: Mapping[str, Callable[[Wanted], Backend]] = {"local": _local, "server"
 
 def opened(wanted: Wanted) -> Backend:
     """The backend for where this model is. Raises LlamachatError."""
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     return BACKENDS["server" if isinstance(wanted.entry.source, ServerSource) else "local"](wanted)

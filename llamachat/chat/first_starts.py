@@ -21,7 +21,7 @@ SMALL = "This is a small demonstration model"
 
 def hint(entry: "ModelEntry", library: "Library", keeps: bool) -> str | None:
     """The line, where it is due. `keeps`: whether this start may be written down."""
-    from llamachat.models.catalog import WheelSource
+    from llamachat.models.sources import WheelSource
 
     if not isinstance(entry.source, WheelSource):
         if keeps:

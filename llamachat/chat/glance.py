@@ -15,7 +15,9 @@ from llamachat.errors import FormatError
 from llamachat.events import Found, SavedDialog
 
 T = TypeVar("T")
+LATEST = 2.5e11  # seconds; in the year 9892, up to which time is told
 HELD = 64 << 20  # characters of a dialog that a search holds at once
+_RECORD = 200  # characters' worth that a record takes, even an empty one
 _PIECE, _IDS = b'{"type": "piece"', b', "ids": ['
 _DAMAGED = (
     ValueError,
@@ -31,7 +33,7 @@ _Messages = dict[int, tuple[Speaker, list[str]]]  # by their ids, with the piece
 
 def glance(path: Path) -> SavedDialog:
     """What a list shows of a dialog; damaged lines are for whoever opens it. Raises OSError."""
-    modified, outline = path.stat().st_mtime, _Outline()
+    modified, outline = min(path.stat().st_mtime, LATEST), _Outline()
     for _ in _heard(path, _SHAPE, outline.add):
         pass
     return SavedDialog(path.name.removesuffix(SUFFIX), modified, outline.questions, outline.title, outline.model)
@@ -118,7 +120,7 @@ def _said(path: Path) -> Iterator[tuple[Speaker, str]]:
 
 
 def _hear(held: _Messages, record: dict[str, Any]) -> int:
-    """Put what a record says to the messages; returns its length."""
+    """Put what a record says to the messages; returns what is held for it."""
     id, text = record["id"], record.get("text") or ""
     if not isinstance(text, str):
         raise TypeError
@@ -131,7 +133,7 @@ def _hear(held: _Messages, record: dict[str, Any]) -> int:
             held[id] = "assistant", [text]
         case "drop":
             held.pop(id, None)
-    return len(text)
+    return len(text) + _RECORD
 
 
 def _told(held: _Messages) -> Iterator[tuple[Speaker, str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llamachat.chat.history import History, Record, everything, mend, replay
 from llamachat.chat.journal import Journal
-from llamachat.chat.store import Archive, check_name, taken, with_ending
+from llamachat.chat.store import Archive, check_new_name, taken, with_ending
 from llamachat.chat.titles import slug, title
 from llamachat.chat.tree import path
 from llamachat.errors import UsageError
@@ -69,9 +69,9 @@ class Keeper:
     def rename(self, name: str) -> None:
         """Raises UsageError for a bad or taken name."""
         archive = self.archive
-        check_name(name)
         if name == self.name:
             return
+        check_new_name(name)
         try:
             if self.journal is not None:
                 archive.rename(self.journal, name)

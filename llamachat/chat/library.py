@@ -56,19 +56,23 @@ class Library:
         return _view(found) if found else None
 
     def view(self, name: str) -> ModelView | None:
-        """A model that is to be fetched, or is here; None where there is no choice to be made, or who loads it says why not."""
+        """A model that is to be fetched, or is here; None where there is no choice to be made, or who loads it says why not.
+
+        Raises CatalogError where the hub does not say what it has.
+        """
         from llamachat.models import fetch, overview
-        from llamachat.models.catalog import ServerSource, resolve
+        from llamachat.models.catalog import resolve
+        from llamachat.models.sources import ServerSource
 
         try:
             entry = resolve(name)
-            if isinstance(entry.source, ServerSource) or (self.offline and not fetch.locate(entry)):
-                return None
-            settled = fetch.settled(entry)
-            picked = getattr(settled.source, "file", None) if settled.source != entry.source else None
-            return replace(_view(overview.of_entry(settled, self._room())), file=picked or "")
         except LlamachatError:
             return None
+        if isinstance(entry.source, ServerSource) or (self.offline and not fetch.locate(entry)):
+            return None
+        settled = fetch.settled(entry)
+        picked = getattr(settled.source, "file", None) if settled.source != entry.source else None
+        return replace(_view(overview.of_entry(settled, self._room())), file=picked or "")
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Have a model here that is not. Raises LlamachatError."""
@@ -105,7 +109,7 @@ def _words() -> Iterator[tuple[str, str]]:
 
 def _view(known: "Known") -> ModelView:
     from llamachat.engines.memory import describe, size
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     served = isinstance(known.entry.source, ServerSource)
     return ModelView(

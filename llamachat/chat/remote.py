@@ -23,7 +23,8 @@ from llamachat.system.web_address import is_loopback
 
 if TYPE_CHECKING:
     from llamachat.chat.window import Overflow
-    from llamachat.models.catalog import ModelEntry, ServerSource
+    from llamachat.models.catalog import ModelEntry
+    from llamachat.models.sources import ServerSource
 
 ALTERNATIVES = 10  # of each token
 SCORED = 10_000  # tokens of the latest answers whose probabilities are kept; with their alternatives some 2 kB each
@@ -66,7 +67,7 @@ class RemoteBackend:
 
     @property
     def _source(self) -> "ServerSource":
-        from llamachat.models.catalog import ServerSource
+        from llamachat.models.sources import ServerSource
 
         source = self.entry.source
         assert isinstance(source, ServerSource)

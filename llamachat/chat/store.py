@@ -1,6 +1,8 @@
 """Dialogs on disk: one append-only file of JSON lines each, readable by its owner only, held by one chat at a time."""
 
 import difflib
+import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_NAME = 80  # bytes
 LOCKS = ".locks"
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])", re.IGNORECASE)
 
 
 class Archive:
@@ -36,7 +39,7 @@ class Archive:
     def saved(self) -> list[SavedDialog]:
         """All of them, the latest first."""
         found = list[SavedDialog]()
-        for path in self.folder.glob("*" + SUFFIX):
+        for path in self._files():
             with suppress(OSError):  # somebody just removed it, or it cannot be read
                 found.append(self._glance(path))
         return sorted(found, key=lambda each: (each.modified, each.name), reverse=True)
@@ -67,7 +70,7 @@ class Archive:
     def latest(self) -> str | None:
         """The name of the one that was changed last."""
         found = list[tuple[float, str]]()
-        for path in self.folder.glob("*" + SUFFIX):
+        for path in self._files():
             with suppress(OSError):
                 found.append((path.stat().st_mtime, _name(path)))
         return max(found)[1] if found else None
@@ -162,16 +165,18 @@ class Archive:
         return self._delete(journal.name, journal.lock)
 
     def _delete(self, name: str, lock: "BaseFileLock") -> Forgotten:
+        """Keys and values go first, which without the file nobody could find, and the history last, which takes room on the
+        disk to be written."""
         path = self._path(name)
         try:
             uid, asked = glance.identity(path), {*glance.questions(path)} if self._typed else set()
+            freed = kept.forget(f"dialog {uid}") if uid else 0
             path.unlink()
         except BaseException:
             lock.release()
             raise
         self._let_go(name, lock)
-        typed = input_history.forget(self._typed, asked) if self._typed else 0
-        return Forgotten(name, kept.forget(f"dialog {uid}") if uid else 0, typed)
+        return Forgotten(name, freed, input_history.forget(self._typed, asked) if self._typed else 0)
 
     def _let_go(self, name: str, lock: "BaseFileLock") -> None:
         """Of a name that is no longer used. What is unlinked while it is held nobody else can take to be theirs."""
@@ -200,7 +205,8 @@ class Archive:
         return lock
 
     def _free(self, name: str) -> "BaseFileLock":
-        """The lock of a name that nobody has. Raises UsageError where somebody does."""
+        """The lock of a new name that nobody has. Raises UsageError where somebody does, and for a bad one."""
+        check_new_name(name)
         lock = self.hold(name)
         if lock is None or self.exists(name):
             if lock:
@@ -211,12 +217,16 @@ class Archive:
     def _there(self, name: str) -> Path:
         """The file of a dialog. Raises UsageError where there is none."""
         path = self._path(name)
-        if not path.exists():
-            names = [_name(each) for each in self.folder.glob("*" + SUFFIX)]
-            near = difflib.get_close_matches(name, names, n=1)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, map(_name, self._files()), n=1)
             remedy = f"did you mean {near[0]}?" if near else "/sessions or `llamachat sessions list` lists them"
             raise UsageError(f"there is no dialog called {name}", remedy=remedy)
         return path
+
+    def _files(self) -> Iterator[Path]:
+        """Of all dialogs that can be opened: a pipe would wait for ever, a name that is none was put there by others."""
+        found = self.folder.glob("*" + SUFFIX)
+        return (each for each in found if _is_name(_name(each)) and os.path.isfile(each))  # noqa: PTH113 (never raises)
 
     def _path(self, name: str) -> Path:
         check_name(name)
@@ -235,13 +245,25 @@ def not_all_deleted(name: str, error: OSError) -> UsageError:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError for what may not be the name of a file everywhere, or not be shown."""
-    bad = set(name) & set('/\\<>:"|?*') or not name.isprintable() or name[:1] in (".", "-", "") or name != name.strip()
-    if bad or len(name.encode(errors="replace")) > MAX_NAME:
+    """Raises UsageError for what may not be the name of a file, or not be shown."""
+    if not _is_name(name):
         raise UsageError(
             f"{name[:MAX_NAME]!r} cannot be the name of a dialog",
             remedy=f"take letters, digits, spaces, - and _, at most {MAX_NAME} bytes",
         )
+
+
+def check_new_name(name: str) -> None:
+    """`check_name`, and raises UsageError for what Windows takes for a device; dialogs of that name elsewhere can be opened."""
+    check_name(name)
+    if _DEVICES.fullmatch(name.partition(".")[0].rstrip()):
+        cause = f"{name} is the name of a device on Windows"
+        raise UsageError(cause, "no dialog gets it", "take another name")
+
+
+def _is_name(name: str) -> bool:
+    bad = set(name) & set('/\\<>:"|?*') or not name.isprintable() or name[:1] in (".", "-", "") or name != name.strip()
+    return not bad and len(name.encode(errors="replace")) <= MAX_NAME
 
 
 def with_ending(name: str, ending: str) -> str:

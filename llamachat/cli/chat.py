@@ -221,14 +221,14 @@ class _Opening:
 
 def _host(entry: "ModelEntry") -> str:
     """Where a model runs; nothing for here."""
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     return urlsplit(entry.source.server).netloc if isinstance(entry.source, ServerSource) else ""
 
 
 def _called(entry: "ModelEntry") -> str:
     """What a model is called before it is there."""
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     named = entry.source.model if isinstance(entry.source, ServerSource) else entry.name
     return " on ".join(filter(None, (named, _host(entry))))

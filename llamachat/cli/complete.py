@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from llamachat.generation.completer import Completer
     from llamachat.generation.prompting import Prompting, Reply
     from llamachat.generation.served import ServedCompleter
-    from llamachat.models.catalog import ModelEntry, ServerSource
+    from llamachat.models.catalog import ModelEntry
     from llamachat.models.load import LoadedModel
+    from llamachat.models.sources import ServerSource
     from llamachat.remote.asking import Format, Question
 
 
@@ -78,7 +79,7 @@ def complete(
     from llamachat.generation.jsonl import Lines, open_results
     from llamachat.generation.prompting import PARALLEL, write_json
     from llamachat.generation.prompts import open_lines, read_format, read_prompt, read_text
-    from llamachat.models.catalog import ServerSource
+    from llamachat.models.sources import ServerSource
 
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")

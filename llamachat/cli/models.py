@@ -20,21 +20,11 @@ from llamachat.cli.tables import print_table
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.models import fetch, fit
-from llamachat.models.catalog import (
-    HubSource,
-    LocalPath,
-    ModelEntry,
-    ServerSource,
-    Source,
-    StorePath,
-    WheelSource,
-    load_catalog,
-    resolve,
-    user_file,
-)
+from llamachat.models.catalog import ModelEntry, load_catalog, resolve, user_file
 from llamachat.models.fetch.choice import GGUFFile, is_read, parts_of
 from llamachat.models.fetch.hub_search import MOST, search
 from llamachat.models.fetch.verified import folder_size
+from llamachat.models.sources import HubSource, LocalPath, ServerSource, Source, StorePath, WheelSource
 from llamachat.system.sanitise import sanitise, sanitise_line
 
 if TYPE_CHECKING:

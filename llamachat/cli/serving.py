@@ -12,7 +12,8 @@ from llamachat.errors import LlamachatError, UsageError
 from llamachat.system.web_address import is_loopback, server_url
 
 if TYPE_CHECKING:
-    from llamachat.models.catalog import ModelEntry, ServerSource
+    from llamachat.models.catalog import ModelEntry
+    from llamachat.models.sources import ServerSource
     from llamachat.remote.server import Server
 
 # Which go their own way with these:
@@ -26,11 +27,12 @@ def chosen(ctx: Any, options: Options, *own: str) -> "ModelEntry":
     NOT_FOR_SERVERS, for models alone that run here.
     """
     from llamachat.models import catalog
+    from llamachat.models.sources import ServerSource
 
     check_options(options)
     _require_together(ctx, options)
     entry = catalog.on_server(_source(options)) if options.server else catalog.resolve(options.model)
-    if isinstance(entry.source, catalog.ServerSource):
+    if isinstance(entry.source, ServerSource):
         _refuse_typed(ctx, (*NOT_FOR_SERVERS, *own), entry.source)
     return entry
 
@@ -56,9 +58,10 @@ def tell_configured(ctx: Any, options: Options, source: "ServerSource") -> None:
 def _is_here(model: str | None) -> bool:
     """Whether a model that was named for a server is also what the catalog, or a path, calls one."""
     from llamachat.models import catalog
+    from llamachat.models.sources import ServerSource
 
     try:
-        return model is not None and not isinstance(catalog.resolve(model).source, catalog.ServerSource)
+        return model is not None and not isinstance(catalog.resolve(model).source, ServerSource)
     except LlamachatError:
         return False
 
@@ -66,7 +69,7 @@ def _is_here(model: str | None) -> bool:
 def as_saved(options: Options, reference: str | None) -> Options:
     """With the model that a saved dialog or a persona names; its server is the configured one, with its key, if the addresses
     are the same."""
-    from llamachat.models.catalog import SERVER
+    from llamachat.models.sources import SERVER
 
     if reference is None:
         return options
@@ -77,7 +80,7 @@ def as_saved(options: Options, reference: str | None) -> Options:
 
 
 def _source(options: Options) -> "ServerSource":
-    from llamachat.models.catalog import SERVER, ServerSource
+    from llamachat.models.sources import SERVER, ServerSource
 
     if options.model and options.model.startswith(SERVER):
         raise UsageError("--server and -m server:… both name a server", "nothing was sent", "give one of them")

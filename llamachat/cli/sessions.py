@@ -17,6 +17,7 @@ from llamachat.errors import UsageError
 from llamachat.system.sanitise import sanitise_line
 
 if TYPE_CHECKING:
+    from llamachat.chat.history import History
     from llamachat.chat.store import Archive
     from llamachat.events import SavedDialog
     from llamachat.ui.render import Screen
@@ -47,8 +48,7 @@ def show_session(
     """What was said in a dialog: Markdown on a terminal, else plain."""
     from llamachat.chat.tree import exchanges
 
-    with _disk(name):
-        about, history = archive().look(name)
+    about, history = _look(name)
     screen = _screen()
     if sys.stdout.isatty():
         screen.heading(about)
@@ -74,7 +74,7 @@ def search_sessions(text: Annotated[list[str], typer.Argument(help="What was sai
 @sessions_app.command("rename", epilog=epilogs.SESSIONS)
 def rename_session(name: Name, to: Annotated[str, typer.Argument(help="Its new name.", metavar="NEW")]) -> None:
     """Give a dialog another name."""
-    with _disk(name):
+    with _disk(name, "it keeps its name"):
         archive().move(name, to)
     note(f"{name} is now called {to}")
 
@@ -87,8 +87,7 @@ def export_session(
     from llamachat.chat.export import export
     from llamachat.chat.tree import path
 
-    with _disk(name):
-        _, history = archive().look(name)
+    _, history = _look(name)
     about = {"name": name, "model": history.model, "parameters": history.parameters, "system": history.system}
     export(file, path(history.tree.active), about)
     note(f"written to {file}")
@@ -102,16 +101,19 @@ def remove_sessions(
     """Delete dialogs, with their keys and values and their questions in the input history."""
     folder, names = archive(), list(dict.fromkeys(names))
     for name in names:
-        with _disk(name):
+        with _disk(name, "nothing was deleted"):
             folder.require_free(name)
     if not (yes or _agreed(folder, names)):
         note("nothing was deleted")
         return
+    from llamachat.chat.store import not_all_deleted
     from llamachat.ui.saved_list import deleted_line
 
     for name in names:
-        with _disk(name):
+        try:
             note(deleted_line(folder.remove(name)))
+        except OSError as error:
+            raise not_all_deleted(name, error) from error
 
 
 def archive() -> "Archive":
@@ -133,13 +135,18 @@ def _agreed(folder: "Archive", names: Sequence[str]) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _look(name: str) -> "tuple[SavedDialog, History]":
+    with _disk(name, "it cannot be read"):
+        return archive().look(name)
+
+
 @contextmanager
-def _disk(name: str) -> Iterator[None]:
+def _disk(name: str, consequence: str) -> Iterator[None]:
     """Raises UsageError for what the disk does not let us do with a dialog."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{sanitise_line(name)}: {error.strerror or error}", "nothing was changed") from error
+        raise UsageError(f"{name}: {error.strerror or error}", consequence) from error
 
 
 def _screen() -> "Screen":

@@ -80,7 +80,8 @@ def personas(incomplete: str) -> list[Word]:
 
 def sessions(incomplete: str) -> list[Word]:
     """The saved dialogs' that need no quotes. They are not opened: there may be many."""
-    from llamachat import paths
+    from llamachat.chat.journal import SUFFIX
+    from llamachat.chat.places import dialogs
 
-    files = sorted((paths.data_dir() / "sessions").glob("*.jsonl"))
+    files = sorted(dialogs().glob("*" + SUFFIX))
     return _quiet(lambda: ((file.stem, "") for file in files if re.fullmatch(r"[\w.+-]+", file.stem)), incomplete)

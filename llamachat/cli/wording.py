@@ -79,8 +79,8 @@ def _name(error: Any) -> str:
         return "an argument"
     if ctx and str(ctx.get_parameter_source(param.name)).endswith("ENVIRONMENT"):
         return str(param.envvar)
-    long = [name for name in param.opts if name.startswith("--")]
-    return str(long[0]) if long else str(param.metavar or param.name).strip("[]").removesuffix("...").upper()
+    flags = [str(name) for name in param.opts if name.startswith("-")]
+    return max(flags, key=len) if flags else str(param.metavar or param.name).strip("[]").removesuffix("...").upper()
 
 
 def allowed(param: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llamachat.checks import require_choice
 from llamachat.core.spec import Dtype, KvBits
 from llamachat.engines import memory
-from llamachat.engines.native.build import BuildError
+from llamachat.engines.native.build import BuildError, is_compiled
 from llamachat.errors import UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
@@ -145,7 +145,7 @@ def _can(name: str, asked: bool, wish: Wish) -> bool:
 
 def passed_over(checkpoint: Checkpoint, dtype: Dtype | None, engine: str, device: str, processes: int) -> str | None:
     """What to tell whoever asks for a dtype with which an engine of own types, that would have answered, does not."""
-    if dtype is None or engine != "auto":
+    if dtype is None or engine != "auto" or not is_compiled():  # nobody waits for a compiler to be told so
         return None
     where = _device(device, processes)
     able = (name for name, kind in ENGINES.items() if kind.own_types and kind.refuses(where, None, processes) is None)
@@ -168,7 +168,7 @@ def _not_had(name: str, error: BuildError) -> str:
 def prepare_native(say: Report) -> None:
     """Compile the native engine if that is still to be done; `say` is told of that, and where it cannot be had."""
     from llamachat.engines.native.abi import native_library
-    from llamachat.engines.native.build import compiler, is_compiled
+    from llamachat.engines.native.build import compiler
 
     if not is_compiled() and compiler():
         say("compiling the native engine, once …")

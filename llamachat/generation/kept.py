@@ -1,6 +1,7 @@
 """Names of the files of kept keys and values: what they are of can be told from them without the model that made them."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from llamachat import paths
@@ -21,8 +22,10 @@ def forget(what: str) -> int:
     """Delete all that was kept of it, by any model; returns the bytes freed. Raises OSError."""
     freed = 0
     for path in folder().glob(f"{_mark(what)}-*{SUFFIX}"):
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another chat has just made room
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
     return freed
 
 

@@ -3,7 +3,8 @@
 from llamachat.engines.memory import DEFAULT_CONTEXT, WORKSPACE, Plan, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
 from llamachat.formats.prequantized.schemes import SCHEMES
-from llamachat.models.catalog import ModelEntry, StorePath, WheelSource
+from llamachat.models.catalog import ModelEntry
+from llamachat.models.sources import StorePath, WheelSource
 
 
 def entry_plan(

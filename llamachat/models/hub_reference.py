@@ -1,6 +1,6 @@
 """How a model of a Hugging Face hub is written: hf:OWNER/REPO and its kin, and addresses of its pages.
 
-Nothing is checked here: whoever takes a part refuses what cannot be a part of a path or an address (catalog.RULES).
+Nothing is checked here: whoever takes a part refuses what cannot be a part of a path or an address (sources.RULES).
 """
 
 import os

@@ -29,9 +29,10 @@ from llamachat.formats.parts import Parts
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit, packed_weights
 from llamachat.models.adapters import Adapters, Given, reference, several
-from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
+from llamachat.models.sources import LocalPath
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.open import open_file
 

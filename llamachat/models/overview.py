@@ -8,8 +8,9 @@ from pathlib import Path
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError
 from llamachat.models import fetch, fit, stores
-from llamachat.models.catalog import Catalog, ModelEntry, ServerSource, StorePath, in_store, resolve, shape_of
+from llamachat.models.catalog import Catalog, ModelEntry, in_store, resolve, shape_of
 from llamachat.models.first_look import UNKNOWN, Glance, glance
+from llamachat.models.sources import ServerSource, StorePath
 from llamachat.models.stores.stored import Store, Stored
 
 PATIENCE = 1.0  # seconds after which models of other programs are listed without a look at them

@@ -52,7 +52,8 @@ def _end(lines: Sequence[str], fences: dict[str, list[int]], at: int) -> int | N
     if at + 1 == len(lines) or lines[at + 1] not in fences or not _names(lines[at]):
         return None
     places = fences[lines[at + 1]]
-    return next(iter(places[bisect(places, at + 1) :]), None)
+    after = bisect(places, at + 1)
+    return places[after] if after < len(places) else None
 
 
 def _names(line: str) -> bool:

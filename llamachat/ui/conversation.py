@@ -135,7 +135,7 @@ class Conversation:
             self.screen.space()
         if question is not None:
             self._queue.append(Typed(commands.literal(question), question))
-            self.prompt.remember(question)
+            self.prompt.remember(commands.as_typed(question))
         try:
             code = self.prompt.app.run(pre_run=self._begin, set_exception_handler=False)
         except Exception as error:  # noqa: BLE001 - raised again below

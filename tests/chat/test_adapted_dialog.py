@@ -21,8 +21,9 @@ from llamachat.chat.store import Archive
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import TextDelta, TurnDone
-from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.load import LoadedModel, load
+from llamachat.models.sources import LocalPath
 from llamachat.ui import commands
 from llamachat.ui.commands import Context
 from llamachat.ui.render import Screen

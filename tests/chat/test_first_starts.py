@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hub_server import Hub, reachable
 from store_folders import hub_cache, ollama, write_header
 
 from llamachat import paths
 from llamachat.chat import first_starts
 from llamachat.chat.library import Library
 from llamachat.core.engine import Engine
-from llamachat.errors import ConfigError
+from llamachat.core.tokenizer import Tokenizer
+from llamachat.errors import CatalogError, ConfigError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
 from llamachat.models.catalog import ModelEntry, resolve
@@ -110,6 +112,12 @@ def test_a_choice_is_offered_only_where_there_is_one(home: Path) -> None:
     assert Library(offline=True).view("qwen3-4b") is None
 
 
+def test_what_the_hub_does_not_tell_is_not_loaded_unasked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who loads it would ask the hub again, perhaps hear more, and fetch it."""
+    with reachable(Hub("a/b", {}, status=500), home, monkeypatch), pytest.raises(CatalogError, match="hub answers 500"):
+        Library().view("hf:a/b")
+
+
 def test_names_for_tab_are_the_catalogs_and_the_stores(home: Path) -> None:
     ollama(home / ".ollama/models", "registry.ollama.ai/library/tiny/latest", write_header(home / "own.gguf"))
     library = Library()
@@ -129,7 +137,7 @@ def test_a_model_of_ollamas_answers_as_its_layers_say(home: Path, smollm2_gguf: 
     )
     entry = resolve("ollama:tiny")
     checkpoint = open_checkpoint(fetch.fetch(entry))
-    model = LoadedModel(entry, checkpoint, checkpoint.tokenizer(), engine=cast(Engine, None), load_s=0)
+    model = LoadedModel(entry, checkpoint, cast(Tokenizer, None), engine=cast(Engine, None), load_s=0)
     assert (model.name, model.reference, model.system) == ("ollama:tiny", "ollama:tiny", "Be brief.")
     assert model.sampling.temperature == 0.1 and checkpoint.path.parent == manifest.parents[4] / "blobs"
     assert checkpoint.chat_template is not None, "it is the file's own"

@@ -21,7 +21,8 @@ from llamachat.chat.store import Archive
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
 from llamachat.events import Event, Evicted, TextDelta, TextSize, TurnDone
-from llamachat.models.catalog import LocalPath, ModelEntry, ServerSource, on_server, resolve
+from llamachat.models.catalog import ModelEntry, on_server, resolve
+from llamachat.models.sources import LocalPath, ServerSource
 from llamachat.remote.asking import (
     NO_LOGPROBS,
     Address,

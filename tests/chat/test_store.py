@@ -6,6 +6,7 @@ import resource
 import signal
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,12 +162,12 @@ def test_a_harmless_name_will_do(name: str) -> None:
 
 
 def test_a_list_shows_the_latest_first_with_title_and_model(archive: Archive) -> None:
-    for time, name in ((100, "old"), (200, "new")):
+    for moment, name in ((100, "old"), (200, "new")):
         journal = archive.create(name)
         message = {"type": "message", "id": 1, "parent": 0, "role": "user", "text": f"\nabout {name}\nmore"}
         journal.append([{"type": "model", "name": "m", "tokenizer": "t"}, message, {**message, "role": "assistant"}])
         journal.close()
-        os.utime(journal.path, (time, time))
+        os.utime(journal.path, (moment, moment))
     (archive.folder / "broken.jsonl").write_bytes(b'{"type": "message", \xff\n{"type": "model"}\n[')
     os.utime(archive.folder / "broken.jsonl", (50, 50))
     found = [(each.name, each.modified, each.turns, each.title, each.model) for each in archive.saved()]
@@ -179,8 +180,37 @@ def test_what_cannot_be_read_is_passed_over(archive: Archive) -> None:
     (archive.folder / "folder.jsonl").mkdir()
     (archive.folder / "gone.jsonl").symlink_to(archive.folder / "nowhere")
     (archive.folder / "odd.jsonl").write_text('{"type": "message", "role": "user", "text": 5}\n')
+    for name in ("a:b", "\x1b[31m", "-x", "x" * 81):  # not ours: no dialog can have such a name
+        (archive.folder / f"{name}.jsonl").write_bytes((archive.folder / "good.jsonl").read_bytes())
     assert {each.name for each in archive.saved()} == {"good", "odd"}
-    assert archive.latest() in ("good", "odd", "folder") and archive.model_of("folder") is None
+    assert archive.latest() in ("good", "odd") and archive.model_of("folder") is None
+    assert list(archive.search("0")) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_pipe_is_no_dialog_and_nobody_waits_for_it(archive: Archive) -> None:
+    write(archive, "good")
+    os.mkfifo(archive.folder / "pipe.jsonl")
+    assert [each.name for each in archive.saved()] == ["good"] and archive.latest() == "good"
+    with pytest.raises(UsageError, match="there is no dialog called pipe"):
+        archive.look("pipe")
+
+
+def test_a_time_that_no_calendar_has_is_told_as_one(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = os.stat_result((*write(archive).stat()[:8], 10**17, 10**17))
+    monkeypatch.setattr(Path, "stat", lambda self, **given: status)
+    assert time.localtime(archive.about("a").modified).tm_year == 9892
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "com1", "LPT9.a", "aux .b"])
+def test_no_dialog_gets_the_name_of_a_device_but_one_of_it_can_be_opened(archive: Archive, name: str) -> None:
+    write(archive, "a")
+    for act in (lambda: archive.create(name), lambda: archive.move("a", name)):
+        with pytest.raises(UsageError, match="is the name of a device on Windows; no dialog gets it"):
+            act()
+    assert archive.create_fresh("con").name == "con-2"
+    (archive.folder / f"{name}.jsonl").write_bytes((archive.folder / "a.jsonl").read_bytes())
+    assert archive.about(name).name == name
 
 
 def test_a_name_held_without_a_file_or_too_long_for_a_number_gets_one_all_the_same(archive: Archive) -> None:
@@ -304,3 +334,18 @@ def test_deleting_takes_a_dialogs_questions_from_the_input_history(archive: Arch
     write_dialog(archive, "b", *say(1, 0, "nobody typed this", "a"))
     before = typed.stat().st_mtime_ns
     assert holder.remove("b").typed == 0 and typed.stat().st_mtime_ns == before
+
+
+def test_keys_and_values_that_cannot_be_deleted_keep_the_dialog_so_that_it_can_be_tried_again(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dialog(archive, "a", {"type": "session", "version": 1, "uid": "u"}, *say(1, 0, "one", "a"))
+
+    def refuse(what: str) -> int:
+        raise PermissionError(13, "Permission denied", what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llamachat.generation.kept.forget", refuse)
+        with pytest.raises(PermissionError, match="dialog u"):
+            archive.remove("a")
+    assert archive.exists("a") and archive.remove("a").name == "a" and not archive.exists("a")

@@ -1,5 +1,6 @@
 """titles.py: what stands for a dialog in a list, and as the name of its file."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,9 @@ def test_a_fence_that_never_closes_is_the_persons_own() -> None:
     assert parted(text) == (text, ())
     many = "a.md:\n" + "\n".join("`" * size + "\na.md:" for size in range(3, 2000))
     assert parted(many)[1] == ()
+
+
+def test_many_files_are_parted_in_time_that_grows_with_them() -> None:
+    begin = time.process_time()
+    assert len(parted("a.md:\n```\n```\n" * 60_000)[1]) == 60_000
+    assert time.process_time() - begin < 2

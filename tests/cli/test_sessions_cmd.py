@@ -56,6 +56,7 @@ def test_dialogs_are_listed_the_latest_first(command: Command, archive: Archive)
 
 def test_a_dialog_is_shown(command: Command) -> None:
     assert command("show", "old") == (0, ["> What is bread?", "*Flour*.", "", "And water."], "")
+    assert command("show", "old", "-n", "0")[2].startswith("error: -n cannot be '0'; nothing was done; give a whole")
     code, lines, err = command("show", "wrok")
     assert (code, lines) == (2, []) and "did you mean work?" in err and err.count("\n") == 1
 
@@ -93,6 +94,18 @@ def test_deleting_wants_a_yes_and_takes_all_or_nothing(command: Command, archive
     assert len(archive.saved()) == 2
     code, _, err = command("rm", "old", "work", "old", "--yes")
     assert (code, err) == (0, "deleted old\ndeleted work\n") and archive.saved() == []
+
+
+def test_what_could_not_be_deleted_is_said_not_that_nothing_was(
+    command: Command, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Path, questions: object) -> int:
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr("llamachat.chat.input_history.forget", refuse)
+    code, _, err = command("rm", "old", "--yes")
+    assert code == 2 and "history: No space left on device; something of old is still there; delete it yourself" in err
+    assert [each.name for each in archive.saved()] == ["work"]
 
 
 def test_a_damaged_dialog_is_one_line_and_can_be_deleted(command: Command, archive: Archive) -> None:

@@ -30,10 +30,11 @@ from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.peft import open_peft
 from llamachat.generation.snapshot import place
 from llamachat.models import adapters
-from llamachat.models.catalog import HubSource, load_catalog, resolve
+from llamachat.models.catalog import load_catalog, resolve
 from llamachat.models.heads import USES
 from llamachat.models.keys import weights_key
 from llamachat.models.load import LoadedModel, load
+from llamachat.models.sources import HubSource
 from quantize.convert import convert, making
 from quantize.once import Quantized
 from quantize.recipe import Recipe

@@ -19,10 +19,11 @@ from llamachat.core.spec import Experts, ModelSpec, QuantConfig
 from llamachat.errors import CatalogError, ConfigError, UsageError
 from llamachat.formats.gguf import open_gguf
 from llamachat.models import catalog
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, ServerSource, load_catalog, lookup, resolve
+from llamachat.models.catalog import ModelEntry, load_catalog, lookup, resolve
 from llamachat.models.fetch import fetch
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
+from llamachat.models.sources import HubSource, LocalPath, ServerSource, WheelSource
 
 # From each model's published config.json: intermediate size, attention heads, tied embeddings, q/k/v bias.
 ARCHITECTURES = {
@@ -359,7 +360,7 @@ def test_a_path_is_found_even_with_a_broken_catalog(write: Callable[[str], Path]
 
 def test_names_of_packages_stay_in_our_cache() -> None:
     source = load_catalog().entries["smollm2-135m"].source
-    assert isinstance(source, catalog.WheelSource)
+    assert isinstance(source, WheelSource)
     assert fetch_wheel.cached(source).parent.parent == paths.cache_dir() / "models"
 
 

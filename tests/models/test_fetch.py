@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import LocalPath, ModelEntry, WheelSource
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch import disk_usage, fetch, locate, remove, silent, verified
+from llamachat.models.sources import LocalPath, WheelSource
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,9 @@ import pytest
 from hub_server import COMMIT, Hub, reachable
 
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import HubSource, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch import blobs, disk_usage, fetch, locate, remove
+from llamachat.models.sources import HubSource
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 ENTRY = ModelEntry("tiny", HubSource("owner/tiny"), format="hf")
@@ -86,6 +87,18 @@ def test_what_huggingface_hub_fetched_is_verified_and_used_offline(hub: Hub, tmp
     assert fetch(ENTRY, offline=True) == Path(place)
 
 
+def test_what_another_tool_fetched_is_completed_of_its_own_commit(hub: Hub, tmp_path: Path) -> None:
+    """A later commit, of so many GB, is nothing that anyone has asked for."""
+    from huggingface_hub import snapshot_download
+
+    place = Path(snapshot_download("owner/tiny", cache_dir=tmp_path / "hf/hub"))
+    older = place.rename(place.with_name("e" * 40))
+    (older.parents[1] / "refs/main").write_text(older.name)
+    with pytest.raises(CatalogError, match=f"owner/tiny has no revision {older.name}"):
+        fetch(ENTRY)
+    assert f"/api/models/owner/tiny/revision/{older.name}" in [path for _, path, _ in hub.log]
+
+
 @pytest.mark.parametrize("name", [SHARDS[0], "config.json"])
 def test_a_damaged_file_of_another_tool_is_found_and_deleted(hub: Hub, tmp_path: Path, name: str) -> None:
     """huggingface_hub downloads the changed byte without a complaint (its issue 3643)."""
@@ -131,7 +144,8 @@ def test_after_kill_9_nothing_broken_is_in_place_and_the_next_try_resumes(hub: H
     """In a process of its own, which also shows that HF_ENDPOINT and HF_HOME are heeded."""
     code = """if True:
         import os, signal
-        from llamachat.models.catalog import HubSource, ModelEntry
+        from llamachat.models.catalog import ModelEntry
+        from llamachat.models.sources import HubSource
         from llamachat.models.fetch import fetch
         def progress(what, done, total):
             if done >= 2 << 20:

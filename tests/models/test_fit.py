@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from llamachat.core.spec import QuantConfig
 from llamachat.engines.memory import WORKSPACE, Plan, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
-from llamachat.models.catalog import HubSource, LocalPath, ModelEntry, load_catalog, resolve
+from llamachat.models.catalog import ModelEntry, load_catalog, resolve
 from llamachat.models.fit import entry_plan, fits, require
+from llamachat.models.sources import HubSource, LocalPath
 
 GiB = 1 << 30
 MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import COMMIT, Hub, reachable
+from hub_server import COMMIT, Hub, reachable, serving
 
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
 from llamachat.models import fetch
@@ -114,6 +114,36 @@ def test_removing_a_quant_leaves_the_others(hub: Hub) -> None:
     assert fetch.remove(q4) == 500 and not place.parents[2].exists()
 
 
+def test_removing_deletes_nothing_that_a_link_leads_to_elsewhere(hub: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(b"mine")
+    place = fetch.fetch(resolve("hf:a/b:Q4_K_M"))
+    (place.parent / "m-Q3_K_M.gguf").symlink_to(own)
+    fetch.remove(resolve("hf:a/b:Q3_K_M"))
+    assert own.read_bytes() == b"mine" and fetch.locate(resolve("hf:a/b:Q3_K_M")) is None and place.is_file()
+    (place.parent / "m-Q3_K_M.gguf").symlink_to(own)
+    fetch.remove(resolve("hf:a/b"))
+    assert own.read_bytes() == b"mine" and not place.exists()
+
+
+def test_removing_the_last_quant_leaves_what_other_programs_have_beside_it(hub: Hub) -> None:
+    place = fetch.fetch(resolve("hf:a/b:Q4_K_M"))
+    other = place.with_name("pytorch_model.bin")
+    other.write_bytes(b"w")
+    assert fetch.remove(resolve("hf:a/b:Q4_K_M")) == 500 and other.read_bytes() == b"w" and not place.exists()
+
+
+def test_a_quant_that_two_models_here_have_is_not_taken_at_random(hub: Hub) -> None:
+    hub.files = {"x-Q4_K_M.gguf": b"x", "y-Q4_K_M.gguf": b"y", "x-Q8_0.gguf": b"z"}
+    for file in hub.files:
+        fetch.fetch(resolve(f"hf:a/b/{file}"))
+    for text in ("hf:a/b", "hf:a/b:Q4_K_M"):
+        assert fetch.locate(resolve(text)) is None
+        with pytest.raises(CatalogError, match=r"several models of Q4_K_M; .*name one, hf:a/b/FILE: x-Q4_K_M.gguf, y-"):
+            fetch.fetch(resolve(text))
+    assert fetch.fetch(resolve("hf:a/b:Q8_0"), offline=True).read_bytes() == b"z"
+
+
 def test_a_file_of_an_older_commit_is_found_and_used(hub: Hub) -> None:
     place = fetch.fetch(resolve("hf:a/b:Q4_K_M"))
     newer = place.parents[1] / ("f" * 40)
@@ -211,6 +241,14 @@ def test_a_gated_repository_tells_how_to_get_in(hub: Hub, monkeypatch: pytest.Mo
         fetch.fetch(resolve("hf:a/b"))
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert fetch.fetch(resolve("hf:a/b")).is_file()
+
+
+def test_a_token_goes_to_no_server_that_the_hub_sends_one_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with serving(Hub("a/b", dict(FILES))) as other:
+        hub.moved = other.url
+        assert fetch.fetch(resolve("hf:a/b")).read_bytes() == FILES["m-Q4_K_M.gguf"]
+    assert (hub.keys - {None}, other.keys) == ({f"Bearer {hub.token}"}, {None})
 
 
 def header(architecture: str, before: int = 0) -> bytes:

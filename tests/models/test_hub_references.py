@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from llamachat import paths
 from llamachat.errors import CatalogError
-from llamachat.models.catalog import FOLDER, RULES, HubSource, resolve
+from llamachat.models.catalog import resolve
 from llamachat.models.fetch import choice
 from llamachat.models.fetch import hub as fetch_hub
+from llamachat.models.sources import FOLDER, RULES, HubSource
 
 FILE = "x-Q4_0.gguf"
 WRITTEN = {
@@ -86,7 +87,13 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.lists(PIECES, max_size=14).map("".join) | st.text().map("hf:".__add__) | st.text().map("hf.co/".__add__))
+MARKED = st.tuples(
+    st.sampled_from(["hf:", "hf.co/", "https://huggingface.co/"]),
+    st.lists(PIECES, max_size=12).map("".join) | st.text(),
+)
+
+
+@given(MARKED.map("".join))
 def test_any_text_is_a_checked_source_or_one_line(text: str) -> None:
     try:
         source = resolve(text).source
@@ -219,7 +226,7 @@ def test_what_is_no_model_is_never_chosen_and_parts_count_together() -> None:
     }
     sizes |= {f"Q4_K_M/m-Q4_K_M-{number:05}-of-00003.gguf": 100 for number in (1, 2, 3)}
     sizes |= {f"m-Q8_0-{number:05}-of-00003.gguf": 100 for number in (1, 3)}  # not whole
-    sizes |= {"x-00001-of-99999.gguf": 5, "README.md": 7}
+    sizes |= {"x-00001-of-99999.gguf": 5, "README.md": 7, "parts/vocab.gguf": 1, "lora/x-Q4_K_M.gguf": 1}
     (found,) = choice.models(sizes)
     assert found.size == 300 and found.quant == "Q4_K_M" and found.name == "Q4_K_M/m-Q4_K_M-00001-of-00003.gguf"
     assert choice.parts_of(found.parts[2]) == found.parts

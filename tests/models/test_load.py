@@ -18,9 +18,10 @@ from llamachat.core.spec import QuantConfig
 from llamachat.core.tensors import dequantize
 from llamachat.engines import memory
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
-from llamachat.models.catalog import LocalPath, ModelEntry
+from llamachat.models.catalog import ModelEntry
 from llamachat.models.load import load as bare_load
 from llamachat.models.load import obtain
+from llamachat.models.sources import LocalPath
 from quantize.prepare import prepare
 
 load = partial(bare_load, prepare=prepare)

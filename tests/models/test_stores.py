@@ -13,7 +13,8 @@ from store_folders import hub_cache, llama_cpp, ollama, write_header
 
 from llamachat.errors import CatalogError, ConfigError, LlamachatError
 from llamachat.models import fetch, overview, stores
-from llamachat.models.catalog import StorePath, load_catalog, resolve
+from llamachat.models.catalog import load_catalog, resolve
+from llamachat.models.sources import StorePath
 from llamachat.models.stores import stored
 from llamachat.models.stores.ollama import LIST
 
@@ -351,6 +352,33 @@ def test_loops_pipes_and_names_for_the_terminal_are_left_out(home: Path) -> None
     write_header(models / "ada/\u202eevil/tiny.gguf")
     os.close(os.open(os.fsencode(models) + b"/ada/Tiny/\xff.gguf", os.O_CREAT | os.O_WRONLY))
     assert [name for name in names() if "loop" not in name] == ["lmstudio:ada/Tiny/tiny"]
+
+
+def test_of_many_thousand_parts_the_first_that_is_not_there_is_enough(home: Path) -> None:
+    begun = write_header(home / ".lmstudio/models/ada/Tiny/x-00001-of-99999.gguf")
+    begin = time.perf_counter()
+    for _ in range(100):
+        with pytest.raises(CatalogError, match=r"x-00002-of-99999.gguf is not there; the model is not whole"):
+            stored.size(begun)
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_part_that_is_a_pipe_is_none(home: Path) -> None:
+    begun = write_header(home / ".lmstudio/models/ada/Tiny/x-00001-of-00002.gguf")
+    os.mkfifo(begun.with_name("x-00002-of-00002.gguf"))
+    with pytest.raises(CatalogError, match=r"x-00002-of-00002.gguf is not there; the model is not whole"):
+        resolve("lmstudio:ada/Tiny/x-00001-of-00002")
+
+
+def test_repositories_of_other_kinds_take_no_models_place(
+    home: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "SHOWN", 2)
+    hub_cache(home / "hf/hub", "ada/Tiny", {"tiny.gguf": weights})
+    for number in range(3):
+        (home / f"hf/hub/datasets--ada--{number}").mkdir()
+    assert names() == ["hf:ada/Tiny/tiny.gguf"]
 
 
 def test_of_very_many_files_some_are_looked_at_and_fewer_listed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def test_edit_asks_in_other_words_or_brings_the_old_ones(desk: Desk) -> None:
         with pytest.raises(UsageError, match=says):
             desk.type(f"/edit {argument}")
     desk.type("/clear")
-    with pytest.raises(UsageError, match="there is no question 1"):
+    with pytest.raises(UsageError, match="nothing has been asked yet; ask something"):
         desk.type("/edit")
 
 
@@ -254,6 +254,15 @@ def test_undo_and_edit_bring_back_what_was_said_not_what_was_attached(desk: Desk
     assert "a secret" in desk.questions()[0]
     assert desk.type("/edit") == ["its files are to be attached anew"] and desk.context.prefill == "/edit 1 what is it?"
     assert desk.type("/undo")[1:] == ["its files are to be attached anew"] and desk.context.prefill == "what is it?"
+
+
+@pytest.mark.parametrize("question", ["exit", "/usr/bin is what?", "//note", " Bye ", 'say """x"""', "plain"])
+def test_undo_brings_a_question_back_as_it_must_be_typed(desk: Desk, question: str) -> None:
+    desk.type(commands.literal(question))
+    asked = desk.questions()
+    desk.type("/undo")
+    desk.type(desk.context.prefill)
+    assert desk.questions() == asked == [question]
 
 
 def test_off_a_terminal_undo_shows_no_question(desk: Desk) -> None:

@@ -19,7 +19,7 @@ QUANT = re.compile(
     r"(?<![A-Z0-9])(UD-)?(BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4|TQ\d_\d|I?Q\d(?:_(?:\d|K|XXS|XS|S|M|L|XL|XXL|NL))*)(?![A-Z0-9])"
 )
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})")
-NO_MODEL = re.compile(r"mmproj|imatrix|(?:^|[-_.])(?:vocab|lora)(?:[-_.]|$)", re.IGNORECASE)
+NO_MODEL = re.compile(r"mmproj|imatrix|(?:^|[-_./])(?:vocab|lora)(?:[-_./]|$)", re.IGNORECASE)
 TOLD, LONGEST = 40, 500  # names in an error, and characters of them
 
 
@@ -122,6 +122,16 @@ def best(found: Iterable[GGUFFile], fits: Callable[[int], bool]) -> GGUFFile | N
     return fitting or min(able, key=lambda each: each.size, default=None)
 
 
+def sole(found: Sequence[GGUFFile], quant: str | None, fits: Callable[[int], bool]) -> GGUFFile | None:
+    """As `choose`, of what is here; None where there is none, or where it is not clear which is meant."""
+    if quant is None:
+        chosen = best(found, fits)
+        same = [each for each in found if chosen and each.quant == chosen.quant]
+    else:
+        same = _same(found, quant)
+    return same[0] if len(same) == 1 else None
+
+
 def _is_low_dynamic(quant: str) -> bool:
     return re.match(rf"{DYNAMIC}I?Q[123]", quant) is not None
 
@@ -132,8 +142,7 @@ def is_called(model: GGUFFile, quant: str) -> bool:
 
 
 def _named(where: str, found: Sequence[GGUFFile], quant: str) -> list[GGUFFile]:
-    called = [each for each in found if is_called(each, quant)]
-    same = [each for each in called if each.quant == normal(quant)] or called
+    same = _same(found, quant)
     if not same:
         remedy = _told(found) or "it has no GGUF models"
         raise CatalogError(f"{where} has no {normal(quant)}", "nothing was fetched", remedy)
@@ -141,6 +150,12 @@ def _named(where: str, found: Sequence[GGUFFile], quant: str) -> list[GGUFFile]:
         cause = f"{same[0].quant} of {where} is a kind of GGUF that is not read"
         raise CatalogError(cause, "nothing was fetched", _told([each for each in found if is_read(each.quant)]))
     return same
+
+
+def _same(found: Iterable[GGUFFile], quant: str) -> list[GGUFFile]:
+    """Those of this quant; where there are none, dynamic ones of it."""
+    called = [each for each in found if is_called(each, quant)]
+    return [each for each in called if each.quant == normal(quant)] or called
 
 
 def _only(where: str, same: Sequence[GGUFFile]) -> GGUFFile:

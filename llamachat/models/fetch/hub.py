@@ -4,19 +4,21 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from llamachat import paths
 from llamachat.errors import CatalogError, FormatError, reading
-from llamachat.models.catalog import FOLDER, HubSource
 from llamachat.models.fetch import choice
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
 from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
 from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
 from llamachat.models.first_look import glance
 from llamachat.models.fit import file_fits
+from llamachat.models.sources import FOLDER, HubSource
+from llamachat.system import textfile
 from llamachat.system.known import is_known
 from llamachat.system.sanitise import sanitise_line
 
@@ -28,6 +30,7 @@ NEEDED = re.compile(
 )
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # names of blobs: git's sha1 of a small file, sha256 of a big one
 MAX_INDEX = 64 << 20
+MAX_REF = 1000
 MAX_HELD = 10_000  # files of a repository, and commits of one, that are looked at here
 NOTHING = "the model was not fetched"
 
@@ -67,10 +70,7 @@ def _in_snapshot(source: HubSource, snapshot: Path) -> Path | None:
         return snapshot / source.file if all((snapshot / part).is_file() for part in parts) else None
     if source.quant in (None, FOLDER) and _is_complete(snapshot):
         return snapshot
-    here = choice.models(dict(_weights_in(snapshot)))
-    if source.quant:
-        here = [each for each in here if choice.is_called(each, source.quant)]
-    chosen = here[0] if here and source.quant else choice.best(here, file_fits)
+    chosen = choice.sole(choice.models(dict(_weights_in(snapshot))), source.quant, file_fits)
     return snapshot / chosen.name if chosen else None
 
 
@@ -88,7 +88,7 @@ def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable
     if found and all(is_known(file, name) for file, name in _blobs(found)):
         return found
     if not offline and not (found and found.is_file()):
-        picked = pick(source, progress)
+        picked = pick(replace(source, revision=found.name) if found else source, progress)  # no later one unasked
         if not found:
             before(picked)
         with translated(source.hub, NOTHING, source.revision):
@@ -102,7 +102,7 @@ def fetch(source: HubSource, progress: Progress, offline: bool, before: Callable
         raise CatalogError(cause, "it cannot be loaded", "choose another repository")
     for file, name in _blobs(found):
         if not is_intact(file, name, progress):
-            (file.parent / file.readlink()).unlink()
+            _content(source, file).unlink()
             raise CatalogError(f"{file.name} of {source.hub} is damaged", "it was deleted", "fetch it again")
     return found
 
@@ -125,8 +125,9 @@ def _is_commit(snapshot: Path) -> bool:
 def _snapshot(source: HubSource) -> Path | None:
     commit = revision = source.revision or "main"
     if not COMMIT.fullmatch(revision):
-        ref = folder(source) / "refs" / revision
-        commit = ref.read_text(errors="replace").strip() if ref.is_file() else ""
+        commit = ""
+        with suppress(OSError, ValueError):
+            commit = textfile.read(folder(source) / "refs" / revision, MAX_REF).decode().strip()
     snapshot = folder(source) / "snapshots" / commit
     return snapshot if _is_commit(snapshot) else None
 
@@ -241,15 +242,23 @@ def _parts(found: Path) -> list[Path]:
 def remove(source: HubSource) -> None:
     """Delete a GGUF model that is named, or what has come of it; nothing else there, or nothing named: all revisions go."""
     found = locate(source) if _is_one(source) else None
-    gone = [part.resolve() for part in _parts(found)] if found else []
-    kept = (file for each in (folder(source) / "snapshots").glob("*") for file in each.rglob("*"))
-    weights = [file for file in kept if file.suffix in (".gguf", ".safetensors")]
-    if not _is_one(source) or all(file.resolve() in gone for file in weights):
+    gone = {_content(source, part) for part in _parts(found)} if found else set()
+    files = [file for file in (folder(source) / "snapshots").rglob("*") if file.is_symlink() or file.is_file()]
+    kept = {file for file in files if _content(source, file) not in gone}
+    if not _is_one(source) or not kept:
         _remove_repository(source)
         return
     begun = [] if found else (folder(source) / "blobs").glob("*.incomplete")
-    for file in [*(each for each in weights if each.resolve() in gone), *gone, *begun]:
+    for file in [*(each for each in files if each not in kept), *gone, *begun]:
         file.unlink(missing_ok=True)
+
+
+def _content(source: HubSource, file: Path) -> Path:
+    """Where a snapshot's file has its bytes: in the blob of this repository that it links to. A link to anywhere else stands for
+    itself: what is there is not the cache's."""
+    target = file.parent / file.readlink() if file.is_symlink() else file
+    blobs = (folder(source) / "blobs").resolve()
+    return blobs / target.name if target.parent.resolve() == blobs else file
 
 
 def _remove_repository(source: HubSource) -> None:

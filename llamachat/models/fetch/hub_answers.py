@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamachat.checks import is_whole, shown
 from llamachat.errors import CatalogError, reading
-from llamachat.models.catalog import HubSource
+from llamachat.models.sources import RULES, HubSource
 
 if TYPE_CHECKING:
     import httpx2
@@ -22,8 +22,7 @@ DEADLINE = 60.0  # seconds for an answer in all
 AGAIN = "check the network and run it again: what has come is kept; --offline uses what is here"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-FILE = re.compile(f"{WORD}(/{WORD})*", re.ASCII)  # others become no part of a path
+FILE = RULES["member"]  # others become no part of a path
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from llamachat.checks import is_whole
 from llamachat.errors import UsageError
-from llamachat.models.catalog import RULES
 from llamachat.models.fetch.hub_answers import get_json, translated
+from llamachat.models.sources import RULES
 
 MOST = 100  # repositories of one search
 LONGEST = 200  # characters of what is searched for

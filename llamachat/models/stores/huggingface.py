@@ -11,15 +11,14 @@ from pathlib import Path
 
 from llamachat import paths
 from llamachat.errors import CatalogError
+from llamachat.models.sources import FOLDER, WORD
 from llamachat.models.stores.plain_files import CONFIG, WEIGHTS, opened_at
 from llamachat.models.stores.stored import Name, Store, Stored, files, is_first, subfolders, text
 
-WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # as a reference may have them
 REPOSITORY = re.compile(rf"models--({WORD}?)--({WORD})")
 FILE = re.compile(rf"{WORD}(/{WORD})?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
-FOLDER = "SAFETENSORS"  # behind a repository that has GGUF files too
 
 
 def folders() -> Sequence[Path]:
@@ -28,7 +27,7 @@ def folders() -> Sequence[Path]:
 
 def names(folder: Path) -> Iterator[Name]:
     """OWNER/REPOSITORY/FILE.gguf for each GGUF file, OWNER/REPOSITORY for safetensors; @REVISION where that is not main."""
-    for repository in subfolders(folder):
+    for repository in subfolders(folder, REPOSITORY):
         if match := REPOSITORY.fullmatch(repository.name):
             revision, snapshot = _snapshot(repository)
             at = "" if revision == MAIN else f"@{revision}"

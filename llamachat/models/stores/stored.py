@@ -78,9 +78,9 @@ def files(top: Path, depth: int = 0) -> Iterator[Path]:
             waiting += [(path, below - 1) for path, is_folder in reversed(found) if is_folder]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """By name, of very many the first."""
-    return [path for path, is_folder in _entries(folder, MOST) if is_folder][:SHOWN]
+def subfolders(folder: Path, named: re.Pattern[str]) -> list[Path]:
+    """Those whose names match, by name; of very many the first."""
+    return [path for path, is_folder in _entries(folder, MOST) if is_folder and named.fullmatch(path.name)][:SHOWN]
 
 
 def _entries(folder: Path, most: int) -> list[tuple[Path, bool]]:
@@ -113,14 +113,13 @@ def is_first(path: Path) -> bool:
 def size(path: Path) -> int:
     """Bytes of a file, or of all the parts that it is the first of. Raises CatalogError where it is not whole."""
     part = PART.fullmatch(path.name)
-    names = [path.name] if part is None else [f"{part[1]}-{n:05}-of-{part[3]}.gguf" for n in range(1, int(part[3]) + 1)]
+    count = int(part[3]) if part else 1
+    names = (f"{part[1]}-{n:05}-of-{part[3]}.gguf" if part else path.name for n in range(1, count + 1))
     total = 0
-    for name in names[:MOST]:
-        try:
-            total += path.with_name(name).stat().st_size
-        except OSError as error:
-            cause = f"{path.with_name(name)} is not there"
-            raise CatalogError(cause, "the model is not whole", "fetch it again where it came from") from error
+    for file in map(path.with_name, names):
+        if not file.is_file():
+            raise CatalogError(f"{file} is not there", "the model is not whole", "fetch it again where it came from")
+        total += file.stat().st_size
     return total
 
 

@@ -2,19 +2,8 @@
 
 from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
-from llamachat.ui.commands.text import is_reply, is_yes
-from llamachat.ui.commands.typed import (
-    COMMANDS,
-    ask,
-    at_once,
-    block_open,
-    find,
-    literal,
-    message,
-    messages,
-    named,
-    respond,
-)
+from llamachat.ui.commands.text import as_typed, is_reply, is_yes, literal
+from llamachat.ui.commands.typed import COMMANDS, ask, at_once, block_open, find, message, messages, named, respond
 
 __all__ = [
     "COMMANDS",
@@ -25,6 +14,7 @@ __all__ = [
     "Library",
     "Persona",
     "apply",
+    "as_typed",
     "ask",
     "at_once",
     "block_open",

@@ -39,7 +39,7 @@ def use_model(context: Context, name: str) -> bool:
 
 
 def _is_had(context: Context, name: str) -> bool:
-    """Whether it is here, or now is; who loads it says what is wrong with a name. Raises DoesNotFitError before any download."""
+    """Whether it is here, or now is; who loads it says what is wrong with a name. Raises LlamachatError before any download."""
     with context.screen.waiting(f"looking for {short_name(name)} …"):
         view = context.library.view(name)
     if view is None or view.here:

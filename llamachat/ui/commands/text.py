@@ -9,6 +9,7 @@ from llamachat.events import Event, Finished
 from llamachat.system.enclosed import own_words
 from llamachat.ui import attach
 from llamachat.ui.commands.command import Context
+from llamachat.ui.commands.known import LEAVING
 from llamachat.ui.saved_list import short_name
 
 QUOTES = '"""'
@@ -20,6 +21,18 @@ def unquoted(text: str) -> str:
     if len(block) >= 6 and block.startswith(QUOTES) and block.endswith(QUOTES):
         return block[3:-3].strip("\n")
     return text
+
+
+def as_typed(text: str) -> str:
+    """What is typed to send a text that would mean something else."""
+    if text.startswith("/"):
+        return f"/{text}"
+    return literal(text) if text.strip().lower() in LEAVING or unquoted(text) != text else text
+
+
+def literal(text: str) -> str:
+    """What means this text as a message when it is typed, whatever it begins with."""
+    return f"{QUOTES}{text}{QUOTES}"
 
 
 def with_files(context: Context, text: str) -> str:

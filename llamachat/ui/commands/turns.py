@@ -9,7 +9,7 @@ from llamachat.events import Event
 from llamachat.system.enclosed import own_words
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
-from llamachat.ui.commands.text import first_line, first_then, number, unquoted, with_files
+from llamachat.ui.commands.text import as_typed, first_line, first_then, number, unquoted, with_files
 
 
 def _questions(session: Session) -> dict[int, str]:
@@ -50,7 +50,7 @@ def _undo(context: Context, argument: str) -> None:
     undone = session.undo(number(argument, "questions", default=1))
     context.screen.note(f"went back {count(undone, 'question')}; /branches still has what was said")
     if context.send is not None:
-        context.prefill = _brought_back(context, asked[-undone])
+        context.prefill = as_typed(_brought_back(context, asked[-undone]))
 
 
 def _brought_back(context: Context, question: str) -> str:
@@ -65,6 +65,8 @@ def _edit(context: Context, argument: str) -> Iterator[Event] | None:
     """A text given is asked with what it attaches; without one the old text comes back to be changed."""
     session = context.session()
     questions = _questions(session)
+    if not questions:
+        raise UsageError("nothing has been asked yet", remedy="ask something")
     first, *rest = argument.split(maxsplit=1) or [""]
     numbered = re.fullmatch(r"[+-]?\d+", first)
     which = number(first, "a question") if numbered else max(questions, default=1)

@@ -15,7 +15,7 @@ from llamachat.ui.commands.inside import INSIDE
 from llamachat.ui.commands.known import INSTEAD, LEAVING, hint
 from llamachat.ui.commands.saved import SAVED
 from llamachat.ui.commands.settings import PARAMETERS, SETTINGS
-from llamachat.ui.commands.text import QUOTES, first_then, require_terminal, unquoted, with_files
+from llamachat.ui.commands.text import QUOTES, first_then, literal, require_terminal, unquoted, with_files
 from llamachat.ui.commands.transfer import TRANSFER
 from llamachat.ui.commands.turns import DIALOG
 
@@ -103,11 +103,6 @@ def _meant(name: str, argument: str) -> str:
 def message(text: str) -> str:
     '''A typed text that is no command, as it is sent: // is a literal /, and """ around a block are taken off.'''
     return text[1:] if text.startswith("//") else unquoted(text)
-
-
-def literal(text: str) -> str:
-    """What means this text as a message when it is typed, whatever it begins with."""
-    return f"{QUOTES}{text}{QUOTES}"
 
 
 def block_open(text: str) -> bool:
