@@ -11,41 +11,32 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock, Thread
 
 from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, Exchange, Finished, SavedDialog, Stats, TurnDone
+from llamachat.events import Exchange, Finished, SavedDialog, Stats
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
 from llamachat.ui.cells import cells, cut
 from llamachat.ui.faults import Faults, save_unsent, terminal_gone, undrawable
-from llamachat.ui.opening import Chat, StillLoadingError, ignore_signals
+from llamachat.ui.opening import Chat, ignore_signals
 from llamachat.ui.prompt import Prompt
 from llamachat.ui.render import answering_line, status_line
 from llamachat.ui.suggestions import ChatCompleter
 from llamachat.ui.theme import Theme
 from llamachat.ui.typed_history import PrivateHistory, open_history
+from llamachat.ui.worker import Typed, Worker, not_yet
 
 _BEAT = 0.5  # seconds between two looks at the clock
-_PATIENCE = 5.0  # seconds that leaving waits for an answer to stop
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-
-
-@dataclass(frozen=True)
-class Typed:
-    text: str
-    shown: str  # with the size of what was pasted in place of it
 
 
 @dataclass(frozen=True)
@@ -92,14 +83,15 @@ class Conversation:
             verbose=verbose,
         )
         self._unsent = history_file.parent if history_file else None  # where what was not sent is put
+        self._worker = Worker(chat, self._above, self, self._seen)
         self.context = commands.Context(
-            self._session,
+            self._worker.session,
             self._ready,
             self.screen,
             send=self._above.post_raw,
             library=library or commands.EmptyLibrary(),
             confirm=self._confirm,
-            stopped=lambda: self._stop_asked,
+            stopped=lambda: self._worker.stop_asked,
         )
         self.prompt = Prompt(
             self,
@@ -115,12 +107,8 @@ class Conversation:
         self._waiting = ""  # what a command waits for
         self._queue: deque[Typed] = deque()
         self._busy: Typed | None = None
-        self._jobs: SimpleQueue[Typed | None] = SimpleQueue()
-        self._worker = Thread(target=self._work, name="obey", daemon=True)
-        self._answering, self._stop_asked = False, False
-        self._lock = Lock()  # of these two
         self._reply: Future[bool] | None = None  # to a question that the person was asked
-        self._last: BaseException | None = None  # what the worker ended with
+        self._last: BaseException | None = None  # what the chat ends with
 
     # ---- the whole ----
 
@@ -156,7 +144,7 @@ class Conversation:
         self.prompt.app.create_background_task(self._beat())
         self._above.begin(self.prompt)
         self._chat.loading.add_done_callback(lambda _: self._above.post(self._loaded))
-        self._worker.start()
+        self._worker.start(self.context)
         self._above.post(self._next)
 
     def _end(self) -> None:
@@ -164,10 +152,7 @@ class Conversation:
         self.stop()
         unsent = [*(typed.text for typed in self._queue), self.prompt.whole_text]
         self._queue.clear()
-        self._jobs.put(None)
-        if self._worker.is_alive() and self._chat.loading.done():
-            self._worker.join(_PATIENCE)
-            self._chat.busy = self._worker.is_alive()
+        self._worker.end()
         if line := save_unsent(unsent, self._unsent):
             self._above.post(partial(self.screen.text, line))  # after what the answer's end says
         try:
@@ -222,7 +207,7 @@ class Conversation:
         self.screen.space()
         self._above.post(partial(self._above.echo, shown))
         try:
-            commands.respond(replace(self.context, session=_not_yet, before=self._finished), text)
+            commands.respond(replace(self.context, session=not_yet, before=self._finished), text)
         except commands.LeaveError:
             self.leave()
         except LlamachatError as error:
@@ -242,12 +227,12 @@ class Conversation:
         if self._busy and self._queue:
             self.prompt.give_back([typed.shown for typed in self._queue])
             self._queue.clear()
-        with self._lock:
-            self._stop_asked = self._busy is not None
-            if self._busy and (session := self._chat.ready()):
-                session.interrupt()
+        self._worker.stop(self.busy)
         self.prompt.redraw()
         return self.busy
+
+    def fail(self, error: BaseException) -> None:
+        self._last = error  # not by prompt-toolkit, where an OSError is one of the terminal
 
     def leave(self) -> None:
         self._exit()
@@ -275,13 +260,13 @@ class Conversation:
         if self._reply:
             return "y or n, then Enter"
         spinner = _SPINNER[int(time.monotonic() / _BEAT) % len(_SPINNER)]
-        if self._busy and self._stop_asked:
+        if self._busy and self._worker.stop_asked:
             return f"{spinner} stopping as soon as that can be"
         if self._waiting:
             return f"{spinner} {self._waiting}"
         if not self._chat.loading.done():
             return f"{spinner} {self._loading()}"
-        if self._answering:
+        if self._worker.answering:
             return f"{spinner} {self._progress()}"
         if self._facts is None:
             return ""
@@ -317,15 +302,15 @@ class Conversation:
 
     def _next(self) -> None:
         if self._busy is None and self._queue:
-            self._busy, self._stop_asked = self._queue.popleft(), False
+            self._busy = self._queue.popleft()
             self._above.echo(self._busy.shown)
-            self._jobs.put(self._busy)
+            self._worker.obey(self._busy)
         self.prompt.redraw()
 
     def _put_question(self, question: str, reply: Future[bool]) -> None:
         self._reply = reply
         self.screen.note(f"{question} (y/n)")
-        if self._stop_asked:  # before it could be asked
+        if self._worker.stop_asked:  # before it could be asked
             self._answered(False)
         self.prompt.redraw()
 
@@ -334,7 +319,7 @@ class Conversation:
             self._reply = None
             reply.set_result(yes)
 
-    def _done(self, given_back: Typed | None) -> None:
+    def done(self, given_back: Typed | None) -> None:
         if given_back:
             offered = self.prompt.offer(given_back.shown)
             self.screen.note("not sent; your text is kept" if offered else "not sent; Up brings your text back")
@@ -370,63 +355,11 @@ class Conversation:
         """The clock's part of the status line: often while nothing else moves, rarely while an answer streams."""
         for beat in itertools.count():
             await asyncio.sleep(_BEAT)
-            moving = self._answering and self._above.pieces
+            moving = self._worker.answering and self._above.pieces
             if not self._chat.loading.done() or self._waiting or (self._busy and (not moving or beat % 4 == 0)):
                 self.prompt.redraw()
 
-    # ---- in the worker ----
-
-    def _work(self) -> None:
-        while (typed := self._jobs.get()) is not None:
-            after: Callable[[], None] = partial(self._done, None)
-            try:
-                self._obey(typed)
-            except commands.LeaveError:
-                after = self.leave
-            except StillLoadingError:
-                after = partial(self._done, typed)
-            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-                if self._chat.failure():
-                    return
-                if isinstance(error, LlamachatError) and not self._chat.ends(error):
-                    self.screen.error(error)
-                else:
-                    self._last = error  # not by prompt-toolkit, where an OSError is one of the terminal
-                    after = self.leave
-            self._above.post(after)
-
-    def _obey(self, typed: Typed) -> None:
-        events = self._begun(typed)
-        if events is None:
-            return
-        session = self._session()
-        try:
-            with self._lock:
-                if self._stop_asked:
-                    raise StillLoadingError
-                self._answering = True
-            for event in events:
-                self._above.post(event)
-                with self._lock:
-                    if isinstance(event, TurnDone):
-                        self._answering = False
-                    elif self._stop_asked:  # perhaps a little before there was something to stop
-                        session.interrupt()
-        finally:
-            self._answering = False
-            self._above.post(self._above.end_answer)
-
-    def _begun(self, typed: Typed) -> Iterator[Event] | None:
-        """A command may make a mistake of its own; an answer that does may have spoilt the session, and ends the chat."""
-        try:
-            return commands.respond(self.context, typed.text)
-        except (LlamachatError, commands.LeaveError):
-            raise
-        except Exception as error:
-            if self._chat.failure():
-                raise
-            self._above.post(partial(self.mistake, error))
-            return None
+    # ---- in the worker's thread ----
 
     def _confirm(self, question: str) -> bool:
         """What the next y or n says to it, while other texts wait their turn; Ctrl-C says no."""
@@ -434,15 +367,8 @@ class Conversation:
         self._above.post(partial(self._put_question, question, reply))
         return reply.result()
 
-    def _session(self) -> Session:
-        """Wait for loading, unless Ctrl-C ends the wait."""
-        while True:
-            with suppress(TimeoutError):
-                session = self._chat.loading.result(0.1)
-                self._finished = self._finished or session.finished()
-                return session
-            if self._stop_asked:
-                raise StillLoadingError
+    def _seen(self, session: Session) -> None:
+        self._finished = self._finished or session.finished()
 
     def _ready(self) -> Session | None:
         return None if self._busy else self._chat.ready()
@@ -457,11 +383,6 @@ class Conversation:
         except UsageError as error:
             self.screen.warning(str(error))
             return None
-
-
-def _not_yet() -> Session:
-    """Of the session, where it answers."""
-    raise UsageError("the model is still loading", remedy="ask again when it is there")
 
 
 def _memory() -> str:
