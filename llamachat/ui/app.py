@@ -168,12 +168,21 @@ def run(
         chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
         lines = partial(answer_all, one, _texts(question))
         talk = partial(converse, one, question, returned=returned) if person else lines
+    return _exit_code(talk, chat, screen, notes if verbose else None)
+
+
+def _exit_code(talk: Callable[[], int], chat: Chat, screen: Screen, traces: TextIO | None) -> int:
+    """What a talk ends with, once the chat is closed; the process ends here where something does not stop.
+
+    `traces`: where an error's traceback goes.
+    """
     with _signals_raised():
         try:
             code = talk()
         except LlamachatError as error:
             screen.error(error)
-            notes.write(sanitise(trace(error)) if verbose else "")
+            if traces:
+                traces.write(sanitise(trace(error)))
             code = error.exit_code
         except SignalledError as error:
             code = 128 + error.number
