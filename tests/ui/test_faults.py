@@ -1,12 +1,14 @@
 """An error of the interface itself costs one line; what cannot go on ends with the text saved."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
 import pyte
 import pytest
-from fakes import FakeSession
+from fakes import UNTIL_INTERRUPT, FakeSession
 from leaving import press
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
@@ -120,6 +122,16 @@ def test_answers_that_cannot_be_painted_end_the_chat(tmp_path: Path, monkeypatch
     with pytest.raises(LlamachatError, match="cannot draw its screen"):
         talk.run("hi\rdraft")
     assert talk.unsent() == "draft"
+
+
+def test_where_the_draft_is_stands_below_the_answer_that_was_stopped(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    talk.session.enqueue("half", lambda: os.kill(os.getpid(), signal.SIGTERM), UNTIL_INTERRUPT)
+    assert talk.run("hi\rnext") == 128 + signal.SIGTERM
+    shown = [line for line in talk.lines() if line]
+    assert shown[shown.index("half") + 1] == "stopped"
+    assert shown[shown.index("stopped") + 1].startswith("what you had not sent is in")
+    assert talk.unsent() == "next"
 
 
 def test_one_who_leaves_keeps_what_was_not_sent(tmp_path: Path) -> None:
