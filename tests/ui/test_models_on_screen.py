@@ -140,7 +140,7 @@ def model(session: FakeSession) -> str:
 
 def test_yes_fetches_and_goes_on_with_the_dialog() -> None:
     library, session = Shelf(), FakeSession()
-    lines = talk(library, session, "hi\r/model Fake-7B\r", (ASKED, "y\r"), (IDLE, "/exit\r"))
+    lines = talk(library, session, "hi\r/model Fake-7B\r", (ASKED, "y\r/exit\r"))
     assert lines[lines.index(QUESTION) :][:3] == [QUESTION, "❯ y", "Fake-7B goes on with the dialog"]
     assert (model(session), library.fetched, session.said[0][1]) == ("Fake-7B", ["Fake-7B"], "hi")
 
