@@ -261,7 +261,7 @@ def test_ctrl_c_is_acknowledged_in_the_status_until_what_is_slow_has_ended() -> 
             return []
 
         session.saved = saved  # type: ignore[method-assign]
-        keyboard.send_text("/sessions\r/exit\r")
+        press(talk, keyboard, "/sessions\r/exit\r")
         assert talk.run() == 0
     assert told[-1].endswith("stopping as soon as that can be")
 
