@@ -40,8 +40,15 @@ def glance(path: Path) -> Glance:
     return UNKNOWN
 
 
-def _gguf(path: Path) -> Glance:
+def architectures() -> Collection[str]:
+    """Of GGUF files that are read, as these name them."""
     from llamachat.families import ARCHITECTURES
+    from llamachat.formats.gguf_t5 import ARCH as T5
+
+    return (*ARCHITECTURES, T5)
+
+
+def _gguf(path: Path) -> Glance:
     from llamachat.formats.gguf_file import first_keys
     from llamachat.formats.gguf_t5 import ARCH as T5
 
@@ -51,7 +58,7 @@ def _gguf(path: Path) -> Glance:
     heads, hidden = _count(own, "attention.head_count"), _count(own, "embedding_length")
     return Glance(
         keys.get("general.type", "model") == "model" and arch != "clip",
-        _unread(arch, (*ARCHITECTURES, T5)) or (PICTURES if any(key.startswith("vision.") for key in own) else ""),
+        _unread(arch, architectures()) or (PICTURES if any(key.startswith("vision.") for key in own) else ""),
         arch != T5 and not {"pooling_type", "classifier.output_labels"} & own.keys(),
         _count(own, "block_count"),
         hidden,

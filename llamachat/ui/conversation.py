@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from prompt_toolkit.output import Output
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Exchange, Finished, SavedDialog, Stats
+from llamachat.events import Exchange, Finished, SavedDialog
 from llamachat.system.sanitise import sanitise_line
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
@@ -37,18 +37,6 @@ from llamachat.ui.worker import Typed, Worker, not_yet
 
 _BEAT = 0.5  # seconds between two looks at the clock
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Of the session, for the status line: it may not be asked while it answers."""
-
-    model: str
-    scheme: str
-    memory: str
-    last: Stats | None
-    used: int
-    size: int
 
 
 class Conversation:
@@ -102,8 +90,10 @@ class Conversation:
             output=self._output,
             typed=typed,
         )
-        self._facts: Facts | None = None
-        self._finished: Finished | None = None  # how the session was when it was last idle
+        self._finished: Finished | None = (
+            None  # how the session was when it was last idle: it is not asked while it answers
+        )
+        self._memory = ""  # that was held then
         self._waiting = ""  # what a command waits for
         self._queue: deque[Typed] = deque()
         self._busy: Typed | None = None
@@ -268,17 +258,17 @@ class Conversation:
             return f"{spinner} {self._loading()}"
         if self._worker.answering:
             return f"{spinner} {self._progress()}"
-        if self._facts is None:
+        if self._finished is None:
             return ""
-        facts = self._facts
+        last = self._finished
         return status_line(
-            facts.model,
-            facts.last,
-            facts.used,
-            facts.size,
+            last.about["model"],
+            last.last_stats,
+            last.context_used,
+            last.context_size,
             width=self._columns,
-            scheme=facts.scheme,
-            memory=facts.memory,
+            scheme=re.split("[,;]", last.about["weights"])[0],
+            memory=self._memory,
         )
 
     @property
@@ -340,14 +330,7 @@ class Conversation:
             return
         self._finished = session.finished()
         about = self._finished.about
-        self._facts = Facts(
-            about["model"],
-            re.split("[,;]", about["weights"])[0],
-            about["memory"] if "memory" in about else _memory(),
-            session.last_stats,
-            session.context_used,
-            session.context_size,
-        )
+        self._memory = about["memory"] if "memory" in about else _memory()
         for line in session.notices():
             self.screen.note(line)
 

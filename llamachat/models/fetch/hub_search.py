@@ -9,6 +9,7 @@ from typing import Any
 from llamachat.checks import is_whole
 from llamachat.errors import UsageError
 from llamachat.models.fetch.hub_answers import get_json, translated
+from llamachat.models.first_look import architectures
 from llamachat.models.sources import RULES
 
 MOST = 100  # repositories of one search
@@ -62,15 +63,8 @@ def _found(row: Mapping[str, Any]) -> Found | None:
         _licence(row.get("tags")),
         bool(row.get("gated")),
         architecture,
-        _runs(architecture) if architecture else None,
+        architecture in architectures() if architecture else None,
     )
-
-
-def _runs(architecture: str) -> bool:
-    from llamachat.families import ARCHITECTURES
-    from llamachat.formats.gguf_t5 import ARCH
-
-    return architecture in ARCHITECTURES or architecture == ARCH
 
 
 def _count(value: Any) -> int | None:

@@ -69,7 +69,7 @@ def _edit(context: Context, argument: str) -> Iterator[Event] | None:
         raise UsageError("nothing has been asked yet", remedy="ask something")
     first, *rest = argument.split(maxsplit=1) or [""]
     numbered = re.fullmatch(r"[+-]?\d+", first)
-    which = number(first, "a question") if numbered else max(questions, default=1)
+    which = number(first, "a question") if numbered else max(questions)
     if text := "".join(rest) if numbered else argument:
         return first_then(session.edit(which, with_files(context, unquoted(text))), context.attached.clear)
     if which not in questions:
