@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import StringIO
 
@@ -17,7 +18,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
-from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from llamachat.errors import DoesNotFitError
@@ -107,14 +108,21 @@ def test_no_model_can_drive_the_terminal_or_break_the_page(views: list[ModelView
 # ---- the question, at a prompt that stays ----
 
 
-def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str]) -> list[str]:
-    """The screen after a conversation: `keys`, then each further key once the status line begins as said."""
+@contextmanager
+def conversing(library: Shelf, session: FakeSession) -> Iterator[tuple[Conversation, PipeInput, StringIO]]:
+    """A conversation, its keyboard and what it writes to its terminal."""
     written = StringIO()
     output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
         chat = Chat(lambda: session, "Fake-1B")
         chat.loading.result()
         conversation = Conversation(chat, load_theme("none"), output=output, library=library)
+        yield conversation, keyboard, written
+
+
+def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str]) -> list[str]:
+    """The screen after a conversation: `keys`, then each further key once the status line begins as said."""
+    with conversing(library, session) as (conversation, keyboard, written):
 
         def press_later() -> None:
             for status, text in later:
@@ -174,12 +182,7 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
     going = threading.Event()
     library, session = Shelf(during=lambda: going.wait(10)), FakeSession()
 
-    written = StringIO()
-    output = Vt100_Output(written, lambda: Size(60, 80), term="xterm", enable_cpr=False)
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
-        chat = Chat(lambda: session, "Fake-1B")
-        chat.loading.result()
-        conversation = Conversation(chat, load_theme("none"), output=output, library=library)
+    with conversing(library, session) as (conversation, keyboard, written):
 
         def until(text: str) -> None:
             end = time.monotonic() + 10
