@@ -122,6 +122,9 @@ INLINE vb lookup(vb table, vb index) {
 #if VL != 8
 INLINE vi dot4_twice(vi sum, vb w, vi x, vb w2, vi x2) { return dot4(dot4(sum, w, x), w2, x2); }
 #endif
+INLINE const void *offset(int kind, const void *p, size_t elements) {
+    return (const char *)p + elements * (kind == F32 ? 4 : kind == Q8 ? 1 : 2);
+}
 INLINE vf load_bfloat(const void *p) { return (vf)(__builtin_convertvector(*(const vh_u *)p, vi) << 16); }
 INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the i-th */
     switch (kind) {
