@@ -1,6 +1,8 @@
-"""What the machine gives: how fast memory is read, and how much of it a process holds."""
+"""What the machine is and gives: its processor, how fast memory is read, and how much of it a process holds."""
 
+import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,8 +13,13 @@ import numpy as np
 
 from llamachat.engines.native.abi import native_library
 from llamachat.engines.native.build import BuildError
+from llamachat.engines.native.engine import usable_kernels
 from llamachat.engines.native.pack import aligned
+from llamachat.system import environment
 
+# instructions that kernels here or in peers are made of, by Linux' names
+TELLING = ("avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp",
+           "i8mm", "sve")  # fmt: skip
 MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 
 
@@ -52,6 +59,36 @@ def resident() -> tuple[int, int]:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return most, most
+
+
+def processor() -> str:
+    """What the processor is, as far as it can be known: virtual machines often give a family in the place of a name."""
+    said = _cpuinfo() or {"model name": _brand() or platform.processor() or platform.machine()}
+    name = said.get("model name") or said.get("CPU part") or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
+    flags = set(said.get("flags", said.get("Features", "")).split())
+    parts = [name.strip(), ", ".join(numbers), " ".join(flag for flag in TELLING if flag in flags)]
+    return "; ".join([*filter(None, parts), f"kernels {usable_kernels()[0]}"])
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first processor, as Linux tells it; nothing elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = text.split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _brand() -> str:
+    """As macOS tells it; nothing elsewhere."""
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment.of_python())
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said.stdout.strip()
 
 
 def bandwidth_of(threads: int) -> Callable[[int], float]:
