@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamachat.checks import require_choice
@@ -197,9 +198,10 @@ def _native_plan(wish: Wish) -> memory.Plan:
 
 def _native(wish: Wish) -> "Engine":
     from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+    from llamachat.engines.native.pack import as_stored
 
     config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
-    weights = wish.pack(wish.checkpoint, wish.tensors, wish.say)
+    weights = wish.pack(wish.checkpoint, partial(as_stored, wish.checkpoint.index(), wish.tensors), wish.say)
     engine = NativeEngine(config, weights, slots=wish.slots, kv=kv, threads=wish.threads)
     if (asked := config.dtypes.compute) not in (None, engine.types):
         wish.say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")

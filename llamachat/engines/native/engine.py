@@ -16,7 +16,7 @@ from llamachat.engines.memory import active_bytes, kv_bytes
 from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
 from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError, UsageError
@@ -229,7 +229,7 @@ class NativeEngine:
     @property
     def types(self) -> str:
         """What it multiplies in, for people: codes by activations rounded to 8 bits, summed in float32; or floats."""
-        coded = any(header.kind in (Q4, Q8) for header, _ in self.weights.tensors.values())
+        coded = any(header.kind > BF16 for header, _ in self.weights.tensors.values())
         return "8-bit integers and float32" if coded else "float32"
 
     def _pin(self, block: range, start: int) -> None:

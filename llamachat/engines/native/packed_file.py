@@ -14,26 +14,42 @@ import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from llamachat.checks import LARGEST, is_number, is_whole, shown
-from llamachat.core.tensors import Array, Tensor
-from llamachat.engines.native.pack import BF16, F32, PAGE, Q4, Q8, Header, bytes_of, pack
+from llamachat.core.tensors import Array
+from llamachat.engines.native.pack import (
+    BF16,
+    BLOCKS,
+    EXPONENTS,
+    F16,
+    F32,
+    HALVES,
+    PAGE,
+    Q4,
+    Q8,
+    SUPER,
+    Header,
+    Packable,
+    bytes_of,
+    pack,
+)
 from llamachat.errors import FormatError
 from llamachat.system import private
 from llamachat.system.mapped import map_file
 from llamachat.system.metadata import parse_json
 
-MAGIC = b"llamachat arena4"
+MAGIC = b"llamachat arena5"
 BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which are read a quarter faster
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
 SIZES = max(LARGEST.values())  # no row or column number is larger
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TRAILER = struct.Struct("<32sQ16s")
+_UNKNOWN = "{} is packed in no way that there is"
 
 
 @dataclass(frozen=True)
@@ -69,12 +85,12 @@ class PackedWeights:
                     raise FormatError(f"the packed weights of {name} are damaged", remedy="pack the model again")
 
     @classmethod
-    def build(cls, tensors: Iterable[tuple[str, Tensor]]) -> "PackedWeights":
+    def build(cls, tensors: Iterable[tuple[str, Packable]]) -> "PackedWeights":
         """Packs into memory."""
         return cls({name: pack(tensor) for name, tensor in tensors})
 
     @staticmethod
-    def write(tensors: Iterable[tuple[str, Tensor]], path: Path, key: str = "") -> None:
+    def write(tensors: Iterable[tuple[str, Packable]], path: Path, key: str = "") -> None:
         """Packs into a file, one tensor at a time; the file appears under its name only when the disk has all of it."""
         with private.writing(path, sync=True, buffering=BUFFER) as file:
             index = {name: _append(file, *pack(tensor)) for name, tensor in tensors}
@@ -142,14 +158,33 @@ def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Header, Ar
 
 def _header(name: str, fields: dict[str, Any]) -> Header:
     """Raises ValueError for what `pack` never makes: the C side believes it."""
-    rows, columns, kind, subs, minimum, unit, table, low, narrow = fields.values()
+    rows, columns, kind, scaling, subs, minimum, first, unit, table, low = fields.values()
     good = is_whole(rows) and is_whole(columns) and 0 <= rows <= SIZES and 0 < columns <= SIZES
-    good = good and is_whole(kind) and F32 <= kind <= Q4 and is_whole(subs) and subs in (2, 4)
+    good = good and all(is_whole(number) for number in (kind, scaling, subs, first)) and -128 <= first <= 112
     good = good and isinstance(minimum, bool) and is_number(unit) and 2.0**-149 <= unit < 2.0**128  # as float32
     for codes in (table, low):
         good = good and isinstance(codes, list) and all(is_whole(code) and 0 <= code <= 255 for code in codes)
-    good = good and len(table) == (16 if kind == Q4 else 0) and len(low) in (0, 16 if kind == Q4 and subs == 2 else 0)
-    good = good and isinstance(narrow, bool) and (kind == Q8 or not narrow)
-    if not good or (kind <= BF16 and (subs, minimum, unit) != (2, False, 1.0)) or (rows == 0 and kind != F32):
-        raise ValueError(f"{shown(name)} is packed in no way that there is")
-    return Header(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})
+    if not good:
+        raise ValueError(_UNKNOWN.format(shown(name)))
+    header = Header(**{**fields, "table": tuple(table), "low": tuple(low), "unit": float(unit)})
+    if not (_is_float(header) or _is_of_tensor(header) or _is_of_blocks(header)):
+        raise ValueError(_UNKNOWN.format(shown(name)))
+    return header
+
+
+def _is_float(header: Header) -> bool:
+    kinds = (F32, F16, BF16) if header.rows else (F32,)
+    return header in [Header(header.rows, header.columns, kind) for kind in kinds]
+
+
+def _is_of_tensor(header: Header) -> bool:
+    """Of a QuantTensor's codes."""
+    table, low = len(header.table), len(header.low)
+    eight = header.kind == Q8 and header.first == -128 and table == low == 0
+    four = header.kind == Q4 and table in (0, 16) and low in (0, table if header.subs == 2 else 0)
+    return (eight or four) and header.rows > 0 and header.scaling == HALVES and header.subs in (2, 4)
+
+
+def _is_of_blocks(header: Header) -> bool:
+    whole = header.scaling in (HALVES, EXPONENTS) or header.columns % SUPER == 0
+    return header.rows > 0 and whole and replace(header, rows=0, columns=0) in BLOCKS.values()

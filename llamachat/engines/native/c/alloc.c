@@ -46,7 +46,7 @@ static void release(void *p, size_t bytes) {
 Acts claim_acts(Claims *c, int tokens, int width) {
     size_t groups = (size_t)tokens * width / GROUP;
     return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP), claim(c, groups * 4),
-                  claim(c, groups * 4), claim(c, groups * 8), claim(c, groups * 4), claim(c, groups * 8)};
+                  claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4)};
 }
 
 static Route claim_route(Claims *c, const Model *m, size_t tokens) {
@@ -57,7 +57,7 @@ static Route claim_route(Claims *c, const Model *m, size_t tokens) {
 static void free_route(Route *r) { free(r->picks), free(r->groups); }
 
 void free_acts(Acts *a) {
-    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->sum16), free(a->mass32), free(a->mass16);
+    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->mass32), free(a->pair_high), free(a->pair_low);
 }
 
 int make_room(Engine *e, size_t texts, size_t chunks) {

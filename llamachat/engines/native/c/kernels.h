@@ -10,15 +10,17 @@ enum { DIM = 1024 };                         /* elements of the largest head: ar
 
 /* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
    Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
-   rounding is felt most in the logits (see engine.c). Groups of 32 columns lie group after group for `lanes` (1 to 16) tokens
+   rounding is felt most in the logits (see engine.c). A group's columns lie in quads, as packed.h has them. Groups of 32 columns lie
+   group after group for `lanes` (1 to 16) tokens
    side by side, then for the next tokens: what is read together lies together, and is a tile of AMX. See group_of. */
 typedef struct {
     int32_t width, lanes;
     float *x;                     /* [tokens][width] */
     int8_t *high, *low;           /* [groups][32], x ~ q * scale */
     float *scale;                 /* [groups] */
-    int32_t *sum32, *sum16;       /* -128 * sum of q over 32 and 16 columns: takes the codes' bias back */
-    float *mass32, *mass16;       /* scale * sum of q: what a minimum is multiplied with; those of 16 columns at half_of */
+    int32_t *sum32;               /* [groups], sum of q */
+    float *mass32;                /* [groups], scale * sum of q: what a minimum is multiplied with */
+    int32_t *pair_high, *pair_low;  /* [groups], the sums of high (of low, if fine) over the first 16 columns in the lower 16 bits, over the others in the upper */
 } Acts;
 
 typedef struct {
@@ -60,10 +62,5 @@ enum { PART = 16 };
 static inline size_t group_of(const Acts *a, int token, int g) {
     return ((size_t)(token / a->lanes) * (a->width / GROUP) + g) * a->lanes + token % a->lanes;
 }
-static inline size_t half_of(const Acts *a, int token, int g, int half) {
-    size_t lane = token % a->lanes;
-    return 2 * (group_of(a, token, g) - lane) + half * a->lanes + lane;
-}
-
 const Kernels *select_kernels(const char *name);  /* NULL: the best here; or NULL if there is no such */
 #endif
