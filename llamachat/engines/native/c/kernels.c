@@ -119,6 +119,7 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 #include "activations.h"
 #include "codes.h"
 #include "products.h"
+#include "panels.h"
 #include "attend.h"
 #include "additions.h"
 

@@ -132,6 +132,13 @@ INLINE vi madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b
 INLINE vi madd(vi a, vi b) { return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 #endif
 
+#if VL >= 8
+INLINE vi add_pairs(vi a, vi b) { return (vi)((vs)a + (vs)b); }
+#else
+INLINE vi maddubs(vb w, vi x) { return (vi)w & x; }  /* never used */
+INLINE vi add_pairs(vi a, vi b) { return a + b; }
+#endif
+
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
 INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
 
@@ -220,6 +227,8 @@ INLINE vf rounded(vf x) {
 #endif
     return x;
 }
+/* Keeps the compiler from computing all terms of a sum before it adds them up, for which there are too few registers. */
+INLINE vi one_by_one(vi x) { return (vi)rounded((vf)x); }
 #define TO(i, by) ((i) + (by)) % VL
 #if VL == 16
 #define SHIFTED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \
