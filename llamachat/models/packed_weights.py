@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from llamachat import paths
-from llamachat.core.tensors import Tensor
 from llamachat.engines.memory import size
+from llamachat.engines.native.pack import Packable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
@@ -30,7 +30,7 @@ def place(checkpoint: Checkpoint) -> Path:
 
 
 def cached(
-    checkpoint: Checkpoint, tensors: Callable[[], Iterator[tuple[str, Tensor]]], say: Callable[[str], None]
+    checkpoint: Checkpoint, tensors: Callable[[], Iterator[tuple[str, Packable]]], say: Callable[[str], None]
 ) -> PackedWeights:
     """The packed weights of a checkpoint, packed into the cache folder if they are not there whole; if a file was, `say` is told.
 
