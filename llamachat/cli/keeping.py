@@ -21,11 +21,12 @@ class EndedError(BaseException):
 
 def keep_copies(verbose: bool) -> None:
     """Write them; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
-    if not behind:
+    copies = [behind.pop() for _ in range(len(behind))]
+    if not copies:
         return
     _end_stdout()
     with suppress(EndedError), _ended_by_signals():
-        for copy in behind:
+        for copy in copies:
             _keep(copy, verbose)
 
 
@@ -55,6 +56,9 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise EndedError
 
-    for number in ENDINGS:
-        signal.signal(number, end)
-    yield
+    before = [signal.signal(number, end) for number in ENDINGS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(ENDINGS, before, strict=True):
+            signal.signal(number, handler)

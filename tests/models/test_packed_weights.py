@@ -36,7 +36,6 @@ from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.models import packed_weights
 from llamachat.models.disk_cache import DiskCache
 from llamachat.models.packed_copy import Copy
 from llamachat.models.packed_weights import Packer, place, store
@@ -185,7 +184,9 @@ def test_an_index_of_any_json_is_refused_as_damaged(data: DataObject) -> None:
     anything = recursive(leaves, lambda inner: lists(inner) | dictionaries(text(), inner), max_leaves=8)
     entry = fixed_dictionaries(dict.fromkeys(("start", "sha256", *Header.__dataclass_fields__), anything))
     tensors = anything | dictionaries(text(), anything | entry)
-    index = data.draw(anything | fixed_dictionaries({"key": just("") | anything, "about": just({}) | anything, "tensors": tensors}))
+    index = data.draw(
+        anything | fixed_dictionaries({"key": just("") | anything, "about": just({}) | anything, "tensors": tensors})
+    )
     body = json.dumps(index).encode()
     trailer = packed_file.TRAILER.pack(hashlib.sha256(body).digest(), len(body), packed_file.MAGIC)
     content = np.frombuffer(bytes(8192) + body + trailer, np.uint8)
