@@ -48,7 +48,8 @@ def models_cache(
 
 def _total(kept: "DiskCache", what: str, why: str = "") -> str:
     behind = f" ({why})" if why else ""
-    return f"{size(kept.held()):>8}  of {what}, of at most {size(int(kept.limit))}{behind}"
+    most = f"of at most {size(int(kept.limit))}" if kept.limit else "and no more are kept"
+    return f"{size(kept.held()):>8}  of {what}, {most}{behind}"
 
 
 def _name(path: Path) -> str:

@@ -45,9 +45,7 @@ from llamachat.system.metadata import parse_json
 
 MAGIC = b"llamachat arena5"
 BUFFER = 1 << 25  # bytes; long writes: Linux then keeps the file in huge pages, which are read a quarter faster
-SYNC = (
-    1 << 27
-)  # bytes after which the disk is waited for: what is told is done, and no flood of writes stands before others'
+SYNC = 1 << 25  # bytes after which the disk is waited for: what is told is done, and others' writes find room
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
 SIZES = max(LARGEST.values())  # no row or column number is larger
 DIGEST = re.compile(r"[0-9a-f]{64}")
