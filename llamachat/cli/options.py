@@ -136,6 +136,15 @@ class Loading:
         int | None,
         flag("--tensor-parallel", min=1, help="Split the model over N processes, or GPUs.", panel=RUN, metavar="N"),
     ] = None
+    pack_cache: Annotated[
+        str | None,
+        flag(
+            "--pack-cache",
+            help="Disk for packed weights, which make the next start quick. Default: a tenth of what is free.",
+            panel=RUN,
+            metavar="SIZE|off",
+        ),
+    ] = None
     offline: Annotated[bool, flag("--offline", help="Never use the network.", panel=RUN)] = False
     force: Annotated[bool, flag("--force", help="Load even what does not seem to fit in memory.", panel=RUN)] = False
     verbose: Annotated[bool, flag("--verbose", "-v", help="Say more on stderr.", panel=RUN, callback=_tell)] = False

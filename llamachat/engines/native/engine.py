@@ -1,7 +1,9 @@
 """The CPU engine: packed weights mapped, one C call for each chunk of tokens. See c/engine.c; no torch here."""
 
 import ctypes
+import math
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -37,6 +39,7 @@ class NativeEngine:
     """See engine.Engine. Deterministic: neither the number of threads nor the cutting into chunks changes a bit."""
 
     batch_invariant = True
+    used = 0.0  # when the last step ended, by time.monotonic; infinite within one
 
     def __init__(
         self,
@@ -187,7 +190,11 @@ class NativeEngine:
         """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits, or hidden."""
         arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
         step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), hidden, address(logits))
-        checked(self._lib.engine_forward(self._engine, step))
+        self.used = math.inf
+        try:
+            checked(self._lib.engine_forward(self._engine, step))
+        finally:
+            self.used = time.monotonic()
 
     def save_kv(self, slots: Integers) -> Saved:
         config = self.config
