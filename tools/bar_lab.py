@@ -85,14 +85,17 @@ def default_file() -> Path:
 
 LAUNCH = """
 import os, resource, subprocess, sys, time
-start = time.perf_counter()
-code = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-print(time.perf_counter() - start if code == 0 else 0.0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+start, null = time.perf_counter(), subprocess.DEVNULL
+with subprocess.Popen(sys.argv[1:], stdin=null, stdout=subprocess.PIPE, stderr=null) as process:
+    process.stdout.read(1)
+    seconds = time.perf_counter() - start
+    process.communicate()
+print(seconds if process.returncode == 0 else 0.0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
 def process(command: list[str], extra: Mapping[str, str] | None = None) -> tuple[float, int]:
-    """Seconds that it ran, and the most bytes it held; no seconds where it failed.
+    """Seconds until it wrote something, or ended, and the most bytes it held; no seconds where it failed.
 
     It is started by a small process, as what a process holds when it starts another counts as the other's. `extra` is added to
     its environment.

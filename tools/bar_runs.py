@@ -16,7 +16,7 @@ from bar_speed import held
 from quantized_files import quantized
 
 from llamachat import paths
-from llamachat.bench import lookup
+from llamachat.bench import drafts
 from llamachat.bench.runners import Facts, facts_of
 from llamachat.engines.native import build
 from llamachat.errors import UsageError
@@ -92,9 +92,13 @@ def _default_facts(lab: Lab) -> Facts:
 
 def guesses(lab: Lab) -> Iterator[Row]:
     model = load(None, ctx_size=1024, threads=lab.threads)
-    edit, chat = lookup.edit(model, lab.repeats), lookup.chat(model, lab.repeats)
-    yield Row("guesses, editing a text, on/off", "tok/s", edit.with_tok_s, edit.without_tok_s, edit.ratio, 2.0)
-    yield Row("guesses, free chat, on/off", "tok/s", chat.with_tok_s, chat.without_tok_s, chat.ratio, 0.99)
+    for name, measured, bar in (
+        ("edit tasks", drafts.edit, 2.0),
+        ("a second turn that edits the first", drafts.second_turn, 1.3),
+        ("free chat", drafts.chat, 0.99),
+    ):
+        gain = measured(model, lab.repeats)
+        yield Row(f"guesses on/off, {name}", "tok/s", gain.with_tok_s, gain.without_tok_s, gain.ratio, bar)
 
 
 def batch(lab: Lab) -> Iterator[Row]:

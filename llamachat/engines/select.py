@@ -22,11 +22,15 @@ from llamachat.formats import Checkpoint
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
     from llamachat.core.tensors import Tensor
+    from llamachat.engines.native.pack import Packable
     from llamachat.engines.native.packed_file import PackedWeights
     from llamachat.formats.parts import Parts
 
 Report = Callable[[str], None]
-Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
+ToPack = Callable[
+    [], Iterator[tuple[str, "Packable"]]
+]  # what is to be packed, as it lies in the files where that can be
+Packer = Callable[[Checkpoint, ToPack, Report], "PackedWeights"]
 
 
 class Tensors(Protocol):
@@ -84,7 +88,7 @@ class EngineKind:
         return "computes in its own types only" if self.own_types and dtype is not None else None
 
 
-def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> "PackedWeights":
+def packed(checkpoint: Checkpoint, tensors: ToPack, say: Report) -> "PackedWeights":
     """Packed into memory."""
     from llamachat.engines.native.packed_file import PackedWeights
 

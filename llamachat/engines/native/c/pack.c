@@ -24,9 +24,10 @@ static void pack_scales(const Matrix *w, const Source *s, int row, int tile, uin
 static void pack_group(const Matrix *w, const Source *s, size_t at, int columns, uint8_t *group, int lane) {
     const uint8_t *from = (const uint8_t *)s->codes + (w->kind == Q4 ? at / 2 : at);
     uint8_t codes[GROUP] = {0};
-    if (w->kind == Q4) for (int c = 0; c < GROUP; c++) codes[c] = from[c % 16] >> c / 16 * 4 & 15;
+    if (w->kind == Q4) for (int c = 0; c < 16; c++) codes[c] = from[c] & 15, codes[16 + c] = from[c] >> 4;
     else for (int c = 0; c < columns && c < GROUP; c++) codes[c] = from[c] ^ 128;
-    place(w->kind, codes, group, lane);
+    if (w->kind == Q4) place(Q4, codes, group, lane);
+    else place(Q8, codes, group, lane);
 }
 
 static int is_finite(int kind, const uint8_t *p) {
