@@ -20,6 +20,7 @@ from llamachat.system import environment
 # instructions that kernels here or in peers are made of, by Linux' names
 TELLING = ("avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp",
            "i8mm", "sve")  # fmt: skip
+WAYS = 4  # to read memory, in probe.c
 MOST = 1 << 31  # bytes that are read at most; far more than caches hold
 
 
@@ -32,18 +33,18 @@ def _block(amount: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
 
 def read_bandwidth(threads: int, amount: int, passes: int = 3) -> float:
     """Bytes a second that so many threads read of so many bytes, again and again: what caches keep of them counts as it
-    does for weights. Each thread reads one stream, and then four side by side: the faster way's median of some passes.
-    Raises build.BuildError."""
+    does for weights. The threads read in each of probe.c's ways: the fastest one's median of some passes. Raises
+    build.BuildError."""
     lib = native_library()
     amount = min(max(amount // 1024, threads) * 1024, MOST)
     data = _block(amount)
 
-    def seconds(streams: int) -> float:
+    def seconds(way: int) -> float:
         start = time.perf_counter()
-        lib.read_memory(data.ctypes.data, amount, threads, streams)
+        lib.read_memory(data.ctypes.data, amount, threads, way)
         return time.perf_counter() - start
 
-    return amount / min(statistics.median(seconds(streams) for _ in range(passes)) for streams in (1, 4))
+    return amount / min(statistics.median(seconds(way) for _ in range(passes)) for way in range(WAYS))
 
 
 def resident() -> tuple[int, int]:
