@@ -58,44 +58,56 @@ static void rotate(float *x, const float *cosine, const float *sine, int half, f
     }
 }
 
-/* Codes of one group: x times 1 / scale; and the sums over its halves of high, or of 256 * high + low if fine. */
-INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t halves[2]) {
+/* Sixteen columns' codes, as quads have them: two of the first half of a group, two of the other. */
+typedef int16_t Twos __attribute__((vector_size(16), may_alias, aligned(1)));
+
+INLINE void in_quads(const int8_t plain[GROUP], int8_t *out) {
+    Twos a = *(const Twos *)plain, b = *(const Twos *)(plain + 16);
+    *(Twos *)out = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    *(Twos *)(out + 16) = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
+INLINE int32_t pair(const int32_t sums[2]) { return (int32_t)(((uint32_t)sums[1] << 16) | (uint16_t)sums[0]); }
+
+/* Codes of one group: x times 1 / scale; and their sums over its halves, of low if fine. */
+INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t sums[2], int32_t low_sums[2]) {
+    int8_t plain[GROUP], below[GROUP];
     UNROLL
     for (int half = 0; half < 2; half++) {
-        vi sums = splat_int(0);
+        vi sum = splat_int(0), low_sum = splat_int(0);
         UNROLL
         for (int i = 16 * half; i < 16 * half + 16; i += VL) {
             vf scaled = rounded(clamp(load(x + i) * inverse, 127.0f));
             vi codes = nearest(scaled);
-            *(vc_u *)(high + i) = __builtin_convertvector(codes, vc);
+            *(vc_u *)(plain + i) = __builtin_convertvector(codes, vc);
+            sum += codes;
             if (fine) {
-                vi below = nearest(clamp((scaled - to_float(codes)) * 256.0f, 127.0f));
-                *(vc_u *)(low + i) = __builtin_convertvector(below, vc);
-                codes = codes * 256 + below;
+                vi rest = nearest(clamp((scaled - to_float(codes)) * 256.0f, 127.0f));
+                *(vc_u *)(below + i) = __builtin_convertvector(rest, vc);
+                low_sum += rest;
             }
-            sums += codes;
         }
-        halves[half] = sum_ints(sums);
+        sums[half] = sum_ints(sum);
+        if (fine) low_sums[half] = sum_ints(low_sum);
     }
+    in_quads(plain, high);
+    if (fine) in_quads(below, low);
 }
 
 INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last) {
     const float *x = a->x + (size_t)token * a->width;
-    size_t lanes = a->lanes, g = group_of(a, token, first / GROUP), at = half_of(a, token, first / GROUP, 0);
-    for (int c = first; c < last; c += GROUP, g += lanes, at += 2 * lanes) {
+    size_t lanes = a->lanes, g = group_of(a, token, first / GROUP);
+    for (int c = first; c < last; c += GROUP, g += lanes) {
         vi most = splat_int(0);  /* of all; what is not finite makes the scale so, and in the end the logits: it is never lost */
         for (int i = 0; i < GROUP; i += VL) most = larger_int(most, magnitude_bits(load(x + c + i)));
         float scale = from_bits(largest_int(most)) / 127.0f, inverse = scale > 0x1p-126f ? 1.0f / scale : 0.0f;
-        int32_t halves[2];
-        quantize_group(x + c, inverse, fine, a->high + g * GROUP, a->low + g * GROUP, halves);
+        int32_t sums[2], low_sums[2] = {0, 0};
+        quantize_group(x + c, inverse, fine, a->high + g * GROUP, a->low + g * GROUP, sums, low_sums);
         if (fine) scale *= 0x1p-8f;
         a->scale[g] = scale;
-        a->sum32[g] = -128 * (halves[0] + halves[1]);
-        a->mass32[g] = scale * (float)(halves[0] + halves[1]);
-        for (int half = 0; half < 2; half++) {
-            a->sum16[at + half * lanes] = -128 * halves[half];
-            a->mass16[at + half * lanes] = scale * (float)halves[half];
-        }
+        a->sum32[g] = (fine ? 256 : 1) * (sums[0] + sums[1]) + low_sums[0] + low_sums[1];
+        a->mass32[g] = scale * (float)a->sum32[g];
+        a->pair_high[g] = pair(sums), a->pair_low[g] = pair(low_sums);
     }
 }
 
@@ -107,8 +119,9 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 #include "activations.h"
 #include "codes.h"
 #include "products.h"
+#include "panels.h"
 #include "attend.h"
 #include "additions.h"
 
 const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, normalize, rotate, quantize, activate, soften,
-                         matmul, low_sums, low_add, low_row, attend, merge, narrow, widen, enter, leave};
+                         matmul, low_sums, low_add, low_row, attend, merge, narrow, narrow_values, hadamard, widen, enter, leave};

@@ -1,7 +1,7 @@
-/* Products of packed matrices and activations: one strip or several abreast, times one token or a few. */
+/* Products of packed matrices and one token's activations: several strips abreast, or one. */
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
-enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of several streams and of one */
+enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -9,200 +9,187 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-/* What half a tile is multiplied with: some tokens' activations in two groups of columns. See Acts. */
-typedef struct { const int8_t *high, *low; const float *scale, *mass; const int32_t *bias; size_t lanes; } Inputs;
+INLINE void fetch_ahead(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 2);
+}
 
-/* Half of one strip's tile times some tokens; or the low bytes of it, whose table that is then. All but the pointers and `half` are
+/* 256 times the integers of `high` and those of `low`, which together may not fit 32 bits, as floats, rounded once. */
+INLINE vf joined(vi high, vi low) { return plus(to_float(low), splat(256.0f), to_float(high)); }
+
+/* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
+INLINE vf folded_sum(int bits, const vb quads[8], vi pairs, int first, int fine, const Acts *a, size_t at) {
+    vi firsts = times_each(pairs, first);
+    vi sum = dot_pairs(bits, quads, a->high + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_high[at]));
+    if (!fine) return to_float(sum);
+    return joined(sum, dot_pairs(bits, quads, a->low + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_low[at])));
+}
+INLINE vf folded_mass(vi pairs, int fine, const Acts *a, size_t at) {
+    vi sum = madd(pairs, splat_int(a->pair_high[at]));
+    return fine ? joined(sum, madd(pairs, splat_int(a->pair_low[at]))) : to_float(sum);
+}
+
+INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts *a, size_t at) {
+    vi sum = dot_group(bits, quads, a->high + at * GROUP);
+    if (fine) sum = sum * 256 + dot_group(bits, quads, a->low + at * GROUP);
+    return to_float(sum + splat_int(lift));
+}
+
+/* The g-th group of a strip's block times the activations' group that lies at `at`, added to `sums`. All but pointers and places are
    constants once inlined. */
-INLINE void half_tile(int kind, int subs, int minimum, int tokens, int fine, int low, const Matrix *w, vb table, const uint8_t *tile,
-                      int half, const Inputs *in, vf sums[8][PARTS]) {
-    int per = subs / 2, pairs = kind == NARROW || kind == FLAT, first = w->table[0] - 128;  /* of EVEN: what code 0 stands for */
-    size_t lanes = in->lanes;
+INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
+                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[PARTS]) {
+    int bits = number_bits(kind, coding), lift = (first + signed_by(bits)) * a->sum32[at];
     UNROLL
     for (int part = 0; part < PARTS; part++) {
         vb quads[8];
-        unpack(kind, table, tile + 32 * subs * (1 + minimum), half, part, quads);
-        UNROLL
-        for (int sub = 0; sub < per; sub++) {
-            int scales = half * per + sub;
-            vf weight = load_half(tile + 32 * scales + 2 * VL * part), lowest = splat(0);
-            if (minimum && !low) lowest = load_half(tile + 32 * (subs + scales) + 2 * VL * part);
-            if (low) weight *= 0x1p-8f;
-            UNROLL
-            for (int i = 0; i < tokens; i++) {
-                size_t group = half * lanes + i, at = scales * lanes + i;
-                int32_t lift = in->bias[at];
-                vi sum[2] = {splat_int(0), splat_int(0)}, above[2] = {splat_int(0), splat_int(0)};
-                if (BIASED) sum[0] = splat_int(kind == EVEN ? (lift >> 7) * -first : lift);
-                if (pairs) sum[0] = splat_int(kind == FLAT ? (lift >> 7) * -first : lift >> 2);
-                UNROLL
-                for (int v = 8 / per * sub; pairs && v < 8 / per * (sub + 1); v += 2) {
-                    const int8_t *high = in->high + group * GROUP + 4 * v, *x = fine ? in->low + group * GROUP + 4 * v : high;
-                    vi *to = above + v / 4;
-                    if (fine) *to = dot4_twice(*to, quads[v], splat_quad(high), quads[v + 1], splat_quad(high + 4));
-                    to = sum + v / 4;
-                    *to = dot4_twice(*to, quads[v], splat_quad(x), quads[v + 1], splat_quad(x + 4));
-                }
-                UNROLL
-                for (int v = 8 / per * sub; !pairs && v < 8 / per * (sub + 1); v++) {
-                    if (fine) above[v / 4] = dot4(above[v / 4], quads[v], splat_quad(in->high + group * GROUP + 4 * v));
-                    sum[v / 4] = dot4(sum[v / 4], quads[v], splat_quad((fine ? in->low : in->high) + group * GROUP + 4 * v));
-                }
-                if (fine) sum[0] += above[0] * 256, sum[1] += above[1] * 256;
-                if (kind == EVEN) sum[1] >>= 4;
-                sums[i][part] = plus(sums[i][part], weight * splat(in->scale[group]), to_float(sum[0] + sum[1]));
-                if (minimum && !low) sums[i][part] = plus(sums[i][part], lowest, splat(in->mass[at]));
-            }
-        }
+        vf weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]), sum;
+        unpack(kind, coding, table, codes, part, quads);
+        if (is_folded(scaling, subs)) sum = folded_sum(bits, quads, pairs_at(scaling, s, g, part), first, fine, a, at);
+        else sum = plain_sum(bits, quads, lift, fine, a, at);
+        sums[part] = plus(sums[part], weight, sum);
+        if (!minimum) continue;
+        vf lowest = minimum_at(scaling, subs, s, g, 0, part);
+        if (is_folded(scaling, subs)) sums[part] = plus(sums[part], lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
+        else sums[part] = plus(sums[part], lowest, splat(a->mass32[at]));
     }
 }
 
-/* `count` times `abreast` strips side by side, `count` strips apart, times `tokens` tokens. Each of those abreast is a stream of
-   weights of its own: memory gives more to several. */
-INLINE void strips_quant(int abreast, int kind, int subs, int minimum, int tokens, int fine, const Matrix *w, const Acts *a,
-                         int token, float *y, size_t stride, int strip, int count) {
-    const uint8_t *tile = w->data + strip_bytes(w) * strip;
-    size_t bytes = 32 * subs * (1 + minimum) + (kind < Q4 ? 1024 : 512), next = strip_bytes(w) * count, lanes = a->lanes;
-    size_t at = group_of(a, token, 0), at16 = half_of(a, token, 0, 0);
-    int wide = subs == 2, tiles = up(w->columns, TILE) / TILE;
-    vb table = load_table(w->table), below = load_table(w->low);
+/* `count` times ABREAST strips side by side, which lie `apart` strips from each other, times a token. Each of those abreast is a
+   stream of weights of its own: memory gives more to several. */
+INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, const Matrix *w, const Acts *a, int token,
+                         float *y, int strip, int count, int apart) {
+    const uint8_t *block = w->data + strip_bytes(w) * strip;
+    size_t ahead = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
+    size_t next = strip_bytes(w) * apart, lanes = a->lanes;
+    int blocks = column_blocks(w), first = w->first;
+    vb table = load_table(w->table);
     for (int last = strip + count; strip < last; strip++) {
-        Inputs in = {a->high + at * GROUP, a->low + at * GROUP, a->scale + at, wide ? a->mass32 + at : a->mass16 + at16,
-                     wide ? a->sum32 + at : a->sum16 + at16, lanes};
-        vf sums[ABREAST][8][PARTS];
+        size_t at = group_of(a, token, 0);
+        vf sums[ABREAST][PARTS];
         UNROLL
-        for (int s = 0; s < abreast; s++)
+        for (int s = 0; s < ABREAST; s++)
             UNROLL
-            for (int i = 0; i < tokens; i++)
-                UNROLL
-                for (int part = 0; part < PARTS; part++) sums[s][i][part] = splat(0);
-        for (int t = 0; t < tiles; t++, tile += bytes) {
+            for (int part = 0; part < PARTS; part++) sums[s][part] = splat(0);
+        for (int b = 0; b < blocks; b++, block += ahead + each * groups) {
+            Scales scales[ABREAST];
             UNROLL
-            for (int s = 0; s < abreast; s++) {
-                const uint8_t *here = tile + s * next;
-                for (size_t i = 0; i < bytes; i += 64)
-                    if (abreast > 1) __builtin_prefetch(here + AHEAD + i, 0, 2);
-                    else __builtin_prefetch(here + ALONE + i);
-                if (abreast > 1) {
-                    half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, 0, &in, sums[s]);
-                    half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, 1, &in, sums[s]);
-                } else {  /* less code */
-                    for (int half = 0; half < 2; half++) {
-                        half_tile(kind, subs, minimum, tokens, fine, 0, w, table, here, half, &in, sums[s]);
-                        if (kind == WIDE) half_tile(kind, subs, minimum, tokens, fine, 1, w, below, here, half, &in, sums[s]);
-                    }
-                }
+            for (int s = 0; s < ABREAST; s++) {
+                fetch_ahead(block + s * next, ahead);
+                open_scales(scaling, minimum, block + s * next, scales + s);
             }
-            in.high += 2 * lanes * GROUP, in.low += 2 * lanes * GROUP, in.scale += 2 * lanes;
-            in.bias += subs * lanes, in.mass += subs * lanes;
+            for (size_t g = 0; g < groups; g++, at += lanes)
+                UNROLL
+                for (int s = 0; s < ABREAST; s++) {
+                    const uint8_t *codes = block + s * next + ahead + each * g;
+                    fetch_ahead(codes, each);
+                    add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, sums[s]);
+                }
         }
         UNROLL
-        for (int s = 0; s < abreast; s++)
+        for (int s = 0; s < ABREAST; s++)
             UNROLL
-            for (int i = 0; i < tokens; i++)
-                UNROLL
-                for (int part = 0; part < PARTS; part++) finish(w, strip + s * count, part, sums[s][i][part], y + i * stride);
+            for (int part = 0; part < PARTS; part++) finish(w, strip + s * apart, part, sums[s][part], y);
     }
 }
 
-INLINE void strips_float(int kind, int tokens, const Matrix *w, const Acts *a, int token, float *y, size_t stride, int strip,
-                         int count) {
+/* The ways of coding that have code made for them: all that files have and this project makes, but for rare ones. */
+#define WAYS(X)                                                                                                         \
+    X(Q4, HALVES, 2, 0, PLAIN) X(Q4, HALVES, 2, 1, PLAIN) X(Q4, HALVES, 2, 0, LONG) X(Q8, HALVES, 2, 0, PLAIN)           \
+    X(Q5, HALVES, 2, 0, PLAIN) X(Q5, HALVES, 2, 1, PLAIN) X(Q4, EXPONENTS, 2, 0, SHORT) X(Q4, BYTES, 2, 1, PLAIN)        \
+    X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
+    X(Q3, SIXES, 4, 0, PLAIN)
+
+/* As strips_coded; 0: there is no such way, and nothing was done. */
+static int strips_abreast(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int count, int apart) {
+    int coding = coding_of(w);
+    if (w->kind <= BF16 || w->wide) return 0;
+#define WAY(k, scales, n, low, c)                                                                                     \
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) {                    \
+        if (fine) strips_coded(k, scales, n, low, c, 1, w, a, token, y, strip, count, apart);                          \
+        else strips_coded(k, scales, n, low, c, 0, w, a, token, y, strip, count, apart);                               \
+        return 1;                                                                                                      \
+    }
+    WAYS(WAY)
+#undef WAY
+    return 0;
+}
+
+INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, float *y, int strip, int count) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
     const float *x = a->x + (size_t)token * a->width;
     for (int last = strip + count; strip < last; strip++, tile += strip_bytes(w)) {
-        vf sums[8][PARTS];
+        vf sums[PARTS];
         UNROLL
-        for (int i = 0; i < tokens; i++)
-            UNROLL
-            for (int part = 0; part < PARTS; part++) sums[i][part] = splat(0);
+        for (int part = 0; part < PARTS; part++) sums[part] = splat(0);
         for (int c = 0; c < up(w->columns, TILE); c++)
             UNROLL
-            for (int part = 0; part < PARTS; part++) {
-                vf weights = load_as(kind, tile, (size_t)c * LANES + part * VL);
-                UNROLL
-                for (int i = 0; i < tokens; i++) sums[i][part] = plus(sums[i][part], weights, splat(x[(size_t)i * a->width + c]));
-            }
+            for (int part = 0; part < PARTS; part++)
+                sums[part] = plus(sums[part], load_as(kind, tile, (size_t)c * LANES + part * VL), splat(x[c]));
         UNROLL
-        for (int i = 0; i < tokens; i++)
-            UNROLL
-            for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[i][part], y + i * stride);
+        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
     }
 }
 
-/* Chooses the code made for a way of coding. Decoding, one token times strips abreast, has more of it than the rest needs, but
-   none for floats and wide tables, whose strips go one by one. */
-#define WAY(kind, subs, minimum) \
-    strips_quant(abreast, kind, subs, minimum, tokens, fine, w, a, token, y, stride, strip, count)
-INLINE void strips_times(int abreast, int tokens, int fine, const Matrix *w, const Acts *a, int token, float *y, size_t stride,
-                         int strip, int count) {
-    int kind = coding(w), decoding = abreast > 1;
-    if (!decoding && kind == F32) strips_float(F32, tokens, w, a, token, y, stride, strip, count);
-    else if (!decoding && kind == F16) strips_float(F16, tokens, w, a, token, y, stride, strip, count);
-    else if (!decoding && kind == BF16) strips_float(BF16, tokens, w, a, token, y, stride, strip, count);
-    else if (NARROWS && kind == NARROW && w->subs == 4) WAY(NARROW, 4, w->minimum);
-    else if (NARROWS && kind == NARROW) WAY(NARROW, 2, w->minimum);
-    else if (kind == Q8 && w->subs == 4) WAY(Q8, 4, w->minimum);
-    else if (decoding && kind == Q8 && !w->minimum) WAY(Q8, 2, 0);
-    else if (kind == Q8) WAY(Q8, 2, w->minimum);
-    else if (!decoding && kind == WIDE) WAY(WIDE, 2, w->minimum);
-    else if (w->subs == 4) WAY(Q4, 4, w->minimum);
-    else if (NARROWS && kind == FLAT) WAY(FLAT, 2, w->minimum);
-    else if (decoding && kind == EVEN && w->minimum) WAY(EVEN, 2, 1);
-    else if (decoding && kind == EVEN) WAY(EVEN, 2, 0);
-    else if (decoding && !w->minimum) WAY(Q4, 2, 0);
-    else WAY(Q4, 2, w->minimum);
+/* The part of a group that has the sub-th of two scales: all others become what stands for zero. */
+INLINE vb only(vb quad, int sub) {
+    int mask = sub ? ~0xffff : 0xffff;
+    return (vb)((vi)quad & mask) | (vb)(splat_int((int)0x80808080) & ~mask);
 }
 
-#define STRIPS(name, abreast, tokens)                                                                                  \
-    static void strips_##name(const Matrix *w, const Acts *a, int fine, int token, float *y, size_t stride, int strip, \
-                              int count) {                                                                             \
-        if (fine) strips_times(abreast, tokens, 1, w, a, token, y, stride, strip, count);                              \
-        else strips_times(abreast, tokens, 0, w, a, token, y, stride, strip, count);                                   \
-    }
-STRIPS(1, 1, 1)
-STRIPS(2, 1, 2)
-STRIPS(4, 1, 4)
-#if VL == 16
-STRIPS(8, 1, 8)
-#endif
-STRIPS(abreast, ABREAST, 1)
-
-/* One strip times any number of tokens. */
-static void strip_tokens(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip) {
-    int n;
-    for (int i = 0; i < tokens; i += n) {
-        float *to = y + (size_t)i * stride;
-        int left = tokens - i;
-#if VL == 16
-        if (left >= 8) { n = 8; strips_8(w, a, fine, token + i, to, stride, strip, 1); continue; }
-#endif
-        if (left >= 4) n = 4, strips_4(w, a, fine, token + i, to, stride, strip, 1);
-        else if (left >= 2) n = 2, strips_2(w, a, fine, token + i, to, stride, strip, 1);
-        else n = 1, strips_1(w, a, fine, token + i, to, stride, strip, 1);
-    }
+/* Sum of a group's numbers, of 8 bits, times activations; or of half of them. */
+INLINE vi rare_sum(const vb quads[8], int subs, int sub, int fine, const Acts *a, size_t at) {
+    vb chosen[8];
+    for (int v = 0; v < 8; v++) chosen[v] = subs == 4 ? only(quads[v], sub) : quads[v];
+    vi sum = dot_group(8, chosen, a->high + at * GROUP);
+    if (fine) sum = sum * 256 + dot_group(8, chosen, a->low + at * GROUP);
+    return sum + splat_int((signed_by(8) - 128) * a->sum32[at]);
 }
 
-#include "tiles.h"
+/* The activations' sum over the columns that have the sub-th of a group's scales. */
+static int32_t rare_mass(int subs, int sub, int fine, const Acts *a, size_t at) {
+    if (subs == 2) return a->sum32[at];
+    int32_t high = sub ? a->pair_high[at] >> 16 : (int16_t)a->pair_high[at], low = sub ? a->pair_low[at] >> 16 : (int16_t)a->pair_low[at];
+    return fine ? 256 * high + low : high;
+}
 
-/* y[t][row] for `tokens` tokens and the rows of `strips` strips. Tokens go in panels whose activations stay in the cache. */
-static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                   void *scratch) {
-    int panel = w->columns < 1 << 20 ? up((1 << 20) / w->columns, LANES) : LANES;
-    (void)scratch;
-    if (tokens == 1) {
-        int count = w->kind >= Q8 && !w->wide ? strips / ABREAST : 0, rest = strips - count * ABREAST;
-        if (count) strips_abreast(w, a, fine, token, y, stride, strip, count);
-        if (rest) strips_1(w, a, fine, token, y, stride, strip + count * ABREAST, rest);
-        return;
+/* What is rare: wide tables, fp16 scales for 16 columns each, 8 bits with minima. Every code is looked up or of 8 bits. */
+static void strip_rare(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip) {
+    const uint8_t *block = w->data + strip_bytes(w) * strip;
+    size_t at = group_of(a, token, 0), skipped = scales_bytes(HALVES, w->subs, w->minimum);
+    uint8_t numbers[16];
+    for (int i = 0; i < 16; i++) numbers[i] = (uint8_t)((w->tabled ? w->table[i] : i) + w->first + 128);
+    vb table = load_table(numbers), below = load_table(w->low), quads[8];
+    vf sums[PARTS];
+    for (int part = 0; part < PARTS; part++) sums[part] = splat(0);
+    for (int g = 0; g < up(w->columns, TILE) / GROUP; g++, at += a->lanes) {
+        Scales s = {.block = block + block_bytes(w) * (g / 2)};
+        const uint8_t *codes = s.block + skipped + group_bytes(w->kind) * (g % 2);
+        for (int part = 0; part < PARTS; part++)
+            for (int sub = 0; sub < w->subs / 2; sub++) {
+                vf weight = scale_at(HALVES, w->subs, &s, g % 2, sub, part);
+                unpack(w->kind == Q8 ? Q8 : Q4, w->kind == Q8 ? PLAIN : LONG, table, codes, part, quads);
+                sums[part] = plus(sums[part], weight * splat(a->scale[at]), to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
+                if (w->minimum) {
+                    float mass = a->scale[at] * (float)rare_mass(w->subs, sub, fine, a, at);
+                    sums[part] = plus(sums[part], minimum_at(HALVES, w->subs, &s, g % 2, sub, part), splat(mass));
+                }
+                if (!w->wide) continue;
+                unpack(Q4, LONG, below, codes, part, quads);
+                sums[part] = plus(sums[part], weight * 0x1p-8f * splat(a->scale[at]), to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
+            }
     }
-    for (int first = 0; first < tokens; first += panel) {
-        int n = tokens - first < panel ? tokens - first : panel;
-        for (int s = strip; s < strip + strips; s++) {
-            float *to = y + (size_t)first * stride;
-#if defined(__AMX_INT8__)
-            if (n >= 12 && w->kind >= Q8 && !w->wide) { strip_tiles(w, a, fine, token + first, n, to, stride, s, scratch); continue; }
-#endif
-            strip_tokens(w, a, fine, token + first, n, to, stride, s);
-        }
+    for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
+}
+
+/* y[row] for one token and the rows of `strips` strips. */
+static void strips_once(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips) {
+    int count = strips / ABREAST;
+    if (w->kind == F32) strips_float(F32, w, a, token, y, strip, strips);
+    else if (w->kind == F16) strips_float(F16, w, a, token, y, strip, strips);
+    else if (w->kind == BF16) strips_float(BF16, w, a, token, y, strip, strips);
+    else if (strips_abreast(w, a, fine, token, y, strip, count, count)) {
+        for (int s = strip + count * ABREAST; s < strip + strips; s++) strips_abreast(w, a, fine, token, y, s, 1, 0);  /* the same abreast */
+    } else {
+        for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
     }
 }
