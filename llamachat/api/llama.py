@@ -28,6 +28,7 @@ from llamachat.generation.guesses import Guesses
 from llamachat.generation.thinking import parted as split
 from llamachat.models.heads import PREDICTS, USES, require_head
 from llamachat.models.load import LoadedModel, load
+from llamachat.models.packed_copy import behind
 from quantize.prepare import prepare
 
 MOST_AT_ONCE = 2**16
@@ -96,6 +97,8 @@ class Llama(TextReader):
         self._cache, self._guesses = Cache(self.max_seq_len), Guesses()
         self._seeds = np.random.default_rng(seed)
         self._reading: Stream[Any] | None = None  # the one that has begun last
+        if copying := behind(self, model.copy, model.engine):
+            copying.begin()
 
     @classmethod
     def build(

@@ -110,11 +110,7 @@ def _header(name: str, shape: tuple[int, ...], scheme: Scheme) -> Header:
     rows, columns = shape
     if name.endswith("mlp.gate.weight"):  # a router
         return Header(rows, columns, F32)
-    return (
-        Header(rows, columns, Q8)
-        if _is_eight(name, scheme)
-        else Header(rows, columns, Q4, table=tuple(range(120, 136)))
-    )
+    return Header(rows, columns, Q8, first=-128) if _is_eight(name, scheme) else Header(rows, columns, Q4, first=-8)
 
 
 def _fill(header: Header, out: Array, noise: Noise) -> None:

@@ -27,6 +27,7 @@ from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import Tagger, spelled_marks, unheard
 from llamachat.models.adapters import Held
 from llamachat.models.load import LoadedModel
+from llamachat.models.packed_copy import behind
 
 REFILLS = (
     "positions of this model depend on the context's length: "
@@ -62,6 +63,7 @@ class LocalBackend:
         self.overflow: Overflow = "refill" if refills else overflow
         self.notes = [*model.notes, *([REFILLS] if refills else [])]
         self.capabilities: frozenset[Capability] = ALL if snapshots else ALL - {"snapshots"}
+        self._copying = behind(self, model.copy, model.engine)
         self.recalled = Recall()
         self._start()
 
@@ -114,8 +116,8 @@ class LocalBackend:
             return str(error)
 
     def remarks(self) -> Sequence[str]:
-        """See Backend: there is nothing that it does not say at once."""
-        return ()
+        """See Backend: of the copy of its weights, which is written behind the first answer."""
+        return self._copying.remarks() if self._copying else ()
 
     def weigh(self, text: str, system: str | None) -> TextSize:
         """See Backend."""
@@ -159,6 +161,8 @@ class LocalBackend:
         with self.recalled.paused():
             yield from self._pieces(answer)
         text = self._text([*begun, *answer.ids], asked.answer) if begun and answer.exact else None
+        if self._copying:
+            self._copying.begin()
         yield TurnDone(answer.stats(), answer.reason, answer.exact, text)
 
     def _pieces(self, answer: Answer) -> Iterator[Event]:

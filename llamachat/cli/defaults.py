@@ -121,12 +121,15 @@ def check_meaning(name: str, value: Any) -> None:
     from llamachat.core.sampling import SamplingParams
     from llamachat.models.adapters import reference
     from llamachat.models.load import check_options
+    from llamachat.models.packed_weights import limit_of
     from llamachat.system.web_address import check_key_name, server_url
 
     if name in SamplingParams.__dataclass_fields__:
         SamplingParams().replace(**{name: value})
     elif name in ("ctx_size", "kv_bits", "threads"):
         check_options(**{"ctx_size": None, "kv_bits": None, "dtype": None, "threads": None, name: value})
+    elif name == "pack_cache":
+        limit_of(value)
     elif name == "stop":
         StopMatcher(value)
     elif name == "lora":

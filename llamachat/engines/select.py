@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llamachat.checks import require_choice
@@ -21,11 +22,15 @@ from llamachat.formats import Checkpoint
 if TYPE_CHECKING:
     from llamachat.core.engine import Engine
     from llamachat.core.tensors import Tensor
+    from llamachat.engines.native.pack import Packable
     from llamachat.engines.native.packed_file import PackedWeights
     from llamachat.formats.parts import Parts
 
 Report = Callable[[str], None]
-Packer = Callable[[Checkpoint, "Tensors", Report], "PackedWeights"]
+ToPack = Callable[
+    [], Iterator[tuple[str, "Packable"]]
+]  # what is to be packed, as it lies in the files where that can be
+Packer = Callable[[Checkpoint, ToPack, Report], "PackedWeights"]
 
 
 class Tensors(Protocol):
@@ -83,7 +88,7 @@ class EngineKind:
         return "computes in its own types only" if self.own_types and dtype is not None else None
 
 
-def packed(checkpoint: Checkpoint, tensors: Tensors, say: Report) -> "PackedWeights":
+def packed(checkpoint: Checkpoint, tensors: ToPack, say: Report) -> "PackedWeights":
     """Packed into memory."""
     from llamachat.engines.native.packed_file import PackedWeights
 
@@ -197,9 +202,10 @@ def _native_plan(wish: Wish) -> memory.Plan:
 
 def _native(wish: Wish) -> "Engine":
     from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+    from llamachat.engines.native.pack import as_stored
 
     config, kv = wish.checkpoint.config, KV_TYPES[wish.bits or 16]
-    weights = wish.pack(wish.checkpoint, wish.tensors, wish.say)
+    weights = wish.pack(wish.checkpoint, partial(as_stored, wish.checkpoint.index(), wish.tensors), wish.say)
     engine = NativeEngine(config, weights, slots=wish.slots, kv=kv, threads=wish.threads)
     if (asked := config.dtypes.compute) not in (None, engine.types):
         wish.say(f"computing in {engine.types}; the configuration asks for {asked}, which --engine torch keeps to")

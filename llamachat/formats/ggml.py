@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO, FileIO
+from mmap import mmap
+from pathlib import Path
 
 import numpy as np
 
-from llamachat.core.tensors import Array, QuantTensor
+from llamachat.checks import shown
+from llamachat.core.tensors import Array, QuantTensor, TensorInfo
 from llamachat.errors import FormatError
+from llamachat.system.mapped import let_go
 
 SLAB = 1 << 18  # bytes unpacked at a time, so that temporaries stay in the processor's cache
 Pieces = tuple[Array, ...]  # of n blocks: codes [n, ...], scale [n, groups], and perhaps a minimum like scale
@@ -28,6 +32,46 @@ class GGMLType:
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Stored bytes of a tensor whose last axis is a whole number of blocks."""
         return math.prod(shape) // self.columns * self.layout.itemsize  # of Python's integers: it cannot overflow
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix of a type that has blocks, as it lies in a file: rows of whole blocks, for who reads these itself."""
+
+    kind: GGMLType
+    stored: tuple[int, int]  # rows and columns that lie there
+    path: Path
+    name: str
+    data: mmap
+    offset: int
+    order: Array | None = None  # the stored row that each row is
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.stored
+        return rows if self.order is None else len(self.order), columns
+
+    @property
+    def nbytes(self) -> int:
+        return self.kind.nbytes(self.stored)
+
+    def where(self) -> str:
+        return f"tensor {shown(self.name)} of {self.path}"
+
+    def bytes(self) -> Array:
+        """All that is stored, from the map."""
+        return np.frombuffer(self.data, np.uint8, self.nbytes, self.offset)
+
+    def let_go(self) -> None:
+        """See mapped.let_go; of what is stored."""
+        let_go(self.data, self.offset, self.nbytes)
+
+
+@dataclass(frozen=True)
+class BlockInfo(TensorInfo):
+    """Of a tensor whose blocks can be had as they are."""
+
+    blocks: Blocks | None = None
 
 
 @cache
@@ -70,8 +114,13 @@ def _split_finite(kind: GGMLType, slab: Array, where: str) -> Pieces:
     with np.errstate(all="ignore"):
         pieces = kind.split(slab)
     if not all(np.isfinite(piece).all() for piece in pieces[1:]):
-        raise FormatError(f"a scale in {where} is infinite or not a number", "the file is damaged", "download it again")
+        raise not_finite(where)
     return pieces
+
+
+def not_finite(where: str) -> FormatError:
+    """What such a scale is refused with."""
+    return FormatError(f"a scale in {where} is infinite or not a number", "the file is damaged", "download it again")
 
 
 def _tensor(kind: GGMLType, rows: int, whole: Pieces) -> QuantTensor:
@@ -195,7 +244,7 @@ def _iq4_xs(blocks: Array) -> Pieces:
 
 _SYMMETRIC = np.arange(-8, 8, dtype=np.float32)
 _AFFINE = np.arange(16, dtype=np.float32)
-_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 # E2M1, doubled, so that all are whole: as ggml's
 MXFP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
@@ -219,8 +268,8 @@ TYPES: dict[int, GGMLType] = {
     12: GGMLType("Q4_K", 256, _layout("d:<f2 dmin:<f2 scales:12u1 qs:128u1"), _q4_k, _AFFINE),
     13: GGMLType("Q5_K", 256, _layout("d:<f2 dmin:<f2 scales:12u1 qh:32u1 qs:128u1"), _q5_k),
     14: GGMLType("Q6_K", 256, _layout("ql:128u1 qh:64u1 scales:16i1 d:<f2"), _q6_k),
-    20: GGMLType("IQ4_NL", 32, _layout("d:<f2 qs:V16"), _plain, _IQ4),
-    23: GGMLType("IQ4_XS", 256, _layout("d:<f2 scales_h:<u2 scales_l:4u1 qs:128u1"), _iq4_xs, _IQ4),
+    20: GGMLType("IQ4_NL", 32, _layout("d:<f2 qs:V16"), _plain, IQ4),
+    23: GGMLType("IQ4_XS", 256, _layout("d:<f2 scales_h:<u2 scales_l:4u1 qs:128u1"), _iq4_xs, IQ4),
     39: GGMLType("MXFP4", 32, _layout("e:u1 qs:V16"), _mxfp4, MXFP4),
     30: GGMLType("BF16", 1, _layout("values:<u2")),
 }

@@ -17,7 +17,7 @@ from llamachat.families import ARCHITECTURES, FAMILIES
 from llamachat.families.family import Gguf, Layout
 from llamachat.families.t5 import UNUSED, our_name
 from llamachat.formats import gguf_t5
-from llamachat.formats.ggml import packing
+from llamachat.formats.ggml import BlockInfo, packing
 from llamachat.formats.gguf_file import MAGIC, Metadata, StoredTensor, part_paths, read_parts
 from llamachat.formats.labels import Labels, gguf_labels
 from llamachat.formats.layout import Cut, Places, half_split
@@ -187,7 +187,7 @@ def _stack_entries(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, 
 
 def _entry(tensor: StoredTensor, what: Cut) -> LazyTensor:
     some = tensor.some(what.rows, what.number)
-    return LazyTensor(TensorInfo(some.shape, some.nbytes, packing(some.kind, some.shape[-1])), some.read)
+    return LazyTensor(BlockInfo(some.shape, some.nbytes, packing(some.kind, some.shape[-1]), some.blocks()), some.read)
 
 
 def _of_all_layers(value: Any) -> Any:

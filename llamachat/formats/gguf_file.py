@@ -19,7 +19,7 @@ import numpy as np
 from llamachat.checks import shown
 from llamachat.core.tensors import Array, QuantTensor, Tensor
 from llamachat.errors import FormatError, reading
-from llamachat.formats.ggml import SLAB, TYPES, UNSUPPORTED, GGMLType, read_blocks, unpack
+from llamachat.formats.ggml import SLAB, TYPES, UNSUPPORTED, Blocks, GGMLType, read_blocks, unpack
 from llamachat.formats.lazy import float_part, map_file
 from llamachat.formats.parts import WHOLE, Part, covering, cut, picked
 from llamachat.system.mapped import let_go
@@ -88,6 +88,12 @@ class StoredTensor:
         row = self.kind.nbytes((1, *shape[1:]))
         offset = self.offset + row * (start + (number or 0) * shape[0])
         return replace(self, shape=(stop - start, *shape[1:]), offset=offset)
+
+    def blocks(self) -> Blocks | None:
+        """As it lies there; None: it has no blocks, or is no matrix."""
+        if self.kind.split is None or len(self.shape) != 2:
+            return None
+        return Blocks(self.kind, self.shape, self.path, self.name, self.data, self.offset)
 
     def read(self, part: Part = WHOLE) -> Tensor:
         """Floats as they lie in the map; blocks through a stream, as mapped pages would count beside the result."""

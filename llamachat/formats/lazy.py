@@ -15,6 +15,7 @@ from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, Tens
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import FormatError, reader, reading
 from llamachat.families.family import Layout
+from llamachat.formats.ggml import BlockInfo
 from llamachat.formats.labels import Labels
 from llamachat.formats.parts import WHOLE, Part, Parts, taken, zeros
 from llamachat.system import mapped
@@ -93,6 +94,8 @@ def float_part(array: Array, part: Part) -> FloatTensor:
 
 def reordered(lazy: LazyTensor, order: Array, info: TensorInfo) -> LazyTensor:
     """Some rows of a tensor in this order. Of a part of them are read those from the first to the last that it has."""
+    if isinstance(info, BlockInfo) and info.blocks is not None:
+        info = replace(info, blocks=replace(info.blocks, order=order))
 
     def source(part: Part) -> Tensor:
         rows = order if part.rows is None else order[part.rows]

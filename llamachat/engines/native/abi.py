@@ -16,11 +16,11 @@ class Matrix(ctypes.Structure):
         ("data", _POINTER),
         ("bytes", ctypes.c_uint64),
         ("bias", _POINTER),
-        *((name, _INT) for name in ("rows", "columns", "kind", "subs", "minimum")),
+        *((name, _INT) for name in ("rows", "columns", "kind", "scaling", "subs", "minimum", "first")),
         ("unit", ctypes.c_float),
         ("table", ctypes.c_uint8 * 16),
         ("low", ctypes.c_uint8 * 16),
-        *((name, _INT) for name in ("wide", "narrow")),
+        *((name, _INT) for name in ("tabled", "wide")),
         ("added", _POINTER),
     ]
 
@@ -45,6 +45,16 @@ class Source(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("codes_bytes", "scales")),
         *((name, _INT) for name in ("group", "half")),
         *((name, ctypes.c_float) for name in ("factor", "offset")),
+    ]
+
+
+class Blocks(ctypes.Structure):
+    """ggml's blocks that a matrix is packed from."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("data", "order")),
+        ("bytes", ctypes.c_uint64),
+        *((name, _INT) for name in ("stored", "type")),
     ]
 
 
@@ -118,12 +128,13 @@ class Keys(ctypes.Structure):
     ]
 
 
-STRUCTURES = Matrix, LowRank, Source, Rope, Layer, Model, Step, Keys
+STRUCTURES = Matrix, LowRank, Source, Blocks, Rope, Layer, Model, Step, Keys
 # name -> what it returns (a text is what was wrong, None: nothing) and takes
 FUNCTIONS = {
     "usable_kernels": (_TEXT, [_INT]),
     "packed_bytes": (_SIZE, [ctypes.POINTER(Matrix)]),
     "pack_matrix": (_TEXT, [ctypes.POINTER(Matrix), ctypes.POINTER(Source), _POINTER]),
+    "pack_blocks": (_TEXT, [ctypes.POINTER(Matrix), ctypes.POINTER(Blocks), _POINTER]),
     "model_fault": (_TEXT, [ctypes.POINTER(Model)]),
     "engine_workspace": (_SIZE, [ctypes.POINTER(Model)]),
     "engine_new": (_POINTER, [ctypes.POINTER(Model), _TEXT, ctypes.POINTER(_TEXT)]),

@@ -34,6 +34,7 @@ PARTS = (
     "abi",
     "alloc",
     "attention",
+    "blocks",
     "cpu",
     "engine",
     "faults",

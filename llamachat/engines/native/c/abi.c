@@ -8,8 +8,8 @@
 #define WHOLE(type) {#type, "", 0, sizeof(type)}
 static const struct { const char *type, *name; size_t offset, size; } fields[] = {
     WHOLE(Matrix), FIELD(Matrix, data), FIELD(Matrix, bytes), FIELD(Matrix, bias), FIELD(Matrix, rows), FIELD(Matrix, columns),
-    FIELD(Matrix, kind), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, unit), FIELD(Matrix, table),
-    FIELD(Matrix, low), FIELD(Matrix, wide), FIELD(Matrix, narrow), FIELD(Matrix, added),
+    FIELD(Matrix, kind), FIELD(Matrix, scaling), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, first), FIELD(Matrix, unit),
+    FIELD(Matrix, table), FIELD(Matrix, low), FIELD(Matrix, tabled), FIELD(Matrix, wide), FIELD(Matrix, added),
     WHOLE(LowRank), FIELD(LowRank, a), FIELD(LowRank, b), FIELD(LowRank, a_bytes), FIELD(LowRank, b_bytes), FIELD(LowRank, next),
     FIELD(LowRank, rank), FIELD(LowRank, kind), FIELD(LowRank, scale),
     WHOLE(Rope), FIELD(Rope, frequency), FIELD(Rope, factor), FIELD(Rope, dim),
@@ -27,6 +27,7 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     FIELD(Step, hidden), FIELD(Step, logits),
     WHOLE(Source), FIELD(Source, codes), FIELD(Source, scale), FIELD(Source, minimum), FIELD(Source, codes_bytes),
     FIELD(Source, scales), FIELD(Source, group), FIELD(Source, half), FIELD(Source, factor), FIELD(Source, offset),
+    WHOLE(Blocks), FIELD(Blocks, data), FIELD(Blocks, order), FIELD(Blocks, bytes), FIELD(Blocks, stored), FIELD(Blocks, type),
     WHOLE(Keys), FIELD(Keys, k), FIELD(Keys, v), FIELD(Keys, k_scale), FIELD(Keys, v_scale), FIELD(Keys, position),
     FIELD(Keys, kind), FIELD(Keys, dim), FIELD(Keys, window), FIELD(Keys, softcap),
 };

@@ -46,7 +46,7 @@ static void release(void *p, size_t bytes) {
 Acts claim_acts(Claims *c, int tokens, int width) {
     size_t groups = (size_t)tokens * width / GROUP;
     return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP), claim(c, groups * 4),
-                  claim(c, groups * 4), claim(c, groups * 8), claim(c, groups * 4), claim(c, groups * 8)};
+                  claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4)};
 }
 
 static Route claim_route(Claims *c, const Model *m, size_t tokens) {
@@ -57,7 +57,7 @@ static Route claim_route(Claims *c, const Model *m, size_t tokens) {
 static void free_route(Route *r) { free(r->picks), free(r->groups); }
 
 void free_acts(Acts *a) {
-    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->sum16), free(a->mass32), free(a->mass16);
+    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->mass32), free(a->pair_high), free(a->pair_low);
 }
 
 int make_room(Engine *e, size_t texts, size_t chunks) {
@@ -134,7 +134,7 @@ static Engine shaped(const Model *m) {
         .inner = up(m->inner, TILE),
         .attn = up(m->heads * m->head_dim, TILE),
         .qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES,  /* each of the three is padded to a strip */
-        .dim = up(m->head_dim, LANES),
+        .dim = up(m->head_dim, m->kv_kind == Q4 ? 32 : LANES),
         .cap = up(m->slots, CHUNK),
         .expert_inner = up(m->expert_inner, TILE),
         .scored = up(m->experts, LANES),
@@ -164,10 +164,10 @@ Engine *engine_new(const Model *m, const char *kernels, const char **why) {
     for (int layer = 0; layer < m->layers; layer++)
         if (m->layer[layer].router && m->layer[layer].router->kind >= Q8) e->fine |= FINE_MLP;  /* which experts, is felt most */
     claim_all(e, &claims);
-    size_t heads = (size_t)m->layers * 2 * m->kv_heads;
-    e->kv_bytes = heads * e->cap * e->dim * kv_element(m->kv_kind);
+    size_t heads = (size_t)m->layers * m->kv_heads;
+    e->kv_bytes = heads * (e->cap / LANES) * (kv_block(e, 0) + kv_block(e, 1));
     int ok = !claims.failed && make_room(e, 1, e->cap / CHUNK) && (e->kv = reserve(e->kv_bytes)) &&
-             (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
+             (e->kv_scale = zeroed(kv_scaled(e) * heads * e->cap * 4));
     if (!ok) {
         engine_free(e);
         return NULL;

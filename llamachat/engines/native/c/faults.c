@@ -5,13 +5,36 @@
 
 static int within(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 
+/* Whether this is a way of coding that kernels know. */
+static int is_coding(const Matrix *w) {
+    int four = w->kind == Q4, flat = w->subs == 2;
+    switch (w->scaling) {
+    case HALVES: return w->kind == Q8 || four || (w->kind == Q5 && flat);
+    case EXPONENTS: return four && flat && w->tabled && !w->wide && !w->minimum;
+    case BYTES: return (flat && !w->wide && four && w->minimum == !w->tabled) || (flat && w->kind == Q5 && w->minimum) || (!flat && w->kind == Q6 && !w->minimum);
+    case NIBBLES: return w->kind == Q2 && !flat && w->minimum;
+    case SIXES: return w->kind == Q3 && !flat && !w->minimum;
+    default: return 0;
+    }
+}
+
+static int is_short(const uint8_t table[16]) {
+    for (int i = 0; i < 16; i++)
+        if (table[i] > 31) return 0;
+    return 1;
+}
+
 /* Why it cannot be a matrix, in words; NULL: it can. Its data, if there is any, must be all there. */
 const char *matrix_fault(const Matrix *w) {
-    if (!within(w->kind, F32, Q4)) return "a kind of weights that is not known";
+    if (!within(w->kind, F32, Q6)) return "a kind of weights that is not known";
     if (!within(w->rows, 1, MAX_VOCAB) || !within(w->columns, 1, MAX_INNER)) return "a matrix of impossible size";
     if (w->subs != 2 && w->subs != 4) return "scales for neither 16 nor 32 columns";
-    if (!within(w->minimum, 0, 1) || !within(w->wide, 0, w->kind == Q4) || !within(w->narrow, 0, w->kind == Q8)) return "a flag that is none";
+    if (!within(w->minimum, 0, 1) || !within(w->tabled, 0, w->kind == Q4) || !within(w->wide, 0, w->tabled)) return "a flag that is none";
     if (w->wide && w->subs != 2) return "a table of its own for groups of 16 columns";
+    if (!within(w->first, -128, 127)) return "codes that begin beyond 8 bits";
+    if (w->kind > BF16 && !is_coding(w)) return "a way of coding that is not known";
+    if (w->scaling == EXPONENTS && !is_short(w->table)) return "a table of too large numbers";
+    if (w->scaling >= BYTES && w->columns % SUPER) return "columns that 256 does not divide";
     if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w))) return "packed weights that are cut off or not aligned";
     return NULL;
 }
@@ -27,7 +50,7 @@ const char *model_fault(const Model *m) {
     if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
     if (!within(m->heads, 1, MAX_HEADS) || !within(m->kv_heads, 1, MAX_HEADS)) return "more than 4096 heads";
     if (m->heads % m->kv_heads) return "heads that do not share keys evenly";
-    if (!within(m->kv_kind, F32, Q8)) return "keys of a type that is not known";
+    if (!within(m->kv_kind, F32, Q4)) return "keys of a type that is not known";
     if (!within(m->threads, 1, MAX_THREADS)) return "more than 1024 threads";
     if (!within(m->slots, 1, MAX_SLOTS)) return "a context above 2^30 tokens";
     if (!within(m->batch, 1, MAX_BATCH)) return "batches of more than 4096 tokens";

@@ -3,7 +3,7 @@
 
 #include "faults.h"
 #include "half.h"
-#include "packed.h"
+#include "pack.h"
 
 static float entry(const void *p, int half, size_t i) { return half ? half_to_float(((const uint16_t *)p)[i]) : ((const float *)p)[i]; }
 
@@ -20,6 +20,16 @@ static void pack_scales(const Matrix *w, const Source *s, int row, int tile, uin
     }
 }
 
+/* Up to 32 columns of a row from the at-th code on. */
+static void pack_group(const Matrix *w, const Source *s, size_t at, int columns, uint8_t *group, int lane) {
+    const uint8_t *from = (const uint8_t *)s->codes + (w->kind == Q4 ? at / 2 : at);
+    uint8_t codes[GROUP] = {0};
+    if (w->kind == Q4) for (int c = 0; c < 16; c++) codes[c] = from[c] & 15, codes[16 + c] = from[c] >> 4;
+    else for (int c = 0; c < columns && c < GROUP; c++) codes[c] = from[c] ^ 128;
+    if (w->kind == Q4) place(Q4, codes, group, lane);
+    else place(Q8, codes, group, lane);
+}
+
 static int is_finite(int kind, const uint8_t *p) {
     uint32_t bits = 0, exponent = kind == F32 ? 0x7f800000 : kind == F16 ? 0x7c00 : 0x7f80;
     memcpy(&bits, p, kind == F32 ? 4 : 2);
@@ -30,7 +40,7 @@ static int is_finite(int kind, const uint8_t *p) {
 static int pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) {
     int lane = row % LANES, tiles = up(w->columns, TILE) / TILE, finite = 1;
     size_t width = w->kind == F32 ? 4 : 2;
-    for (int t = 0; t < tiles; t++, strip += tile_bytes(w)) {
+    for (int t = 0; t < tiles; t++, strip += block_bytes(w)) {
         int columns = w->columns - t * TILE < TILE ? w->columns - t * TILE : TILE;
         if (w->kind <= BF16) {
             const uint8_t *from = (const uint8_t *)s->codes + ((size_t)row * w->columns + t * TILE) * width;
@@ -40,15 +50,9 @@ static int pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) {
             }
             continue;
         }
-        uint8_t *codes = strip + 32 * w->subs * (w->minimum ? 2 : 1);
+        uint8_t *codes = strip + scales_bytes(HALVES, w->subs, w->minimum);
         pack_scales(w, s, row, t, strip, lane);
-        if (w->kind == Q4) {
-            const uint8_t *from = (const uint8_t *)s->codes + ((size_t)row * w->columns + t * TILE) / 2;
-            for (int v = 0; v < columns / 8; v++) memcpy(codes + 64 * v + 4 * lane, from + 4 * v, 4);
-        } else {
-            const uint8_t *from = (const uint8_t *)s->codes + (size_t)row * w->columns + t * TILE;
-            for (int c = 0; c < columns; c++) codes[c / 4 * 64 + 4 * lane + c % 4] = from[c] ^ 128;
-        }
+        for (int c = 0; c < columns; c += GROUP) pack_group(w, s, (size_t)row * w->columns + t * TILE + c, columns - c, codes + group_bytes(w->kind) * (c / GROUP), lane);
     }
     return finite;
 }
@@ -60,6 +64,8 @@ static const char *source_fault(const Matrix *w, const Source *s) {
     size_t row_bytes = w->kind == F32 ? 4 * columns : w->kind <= BF16 ? 2 * columns : w->kind == Q8 ? columns : columns / 2;
     if (!s->codes || s->codes_bytes != rows * row_bytes) return "codes of another size";
     if (w->kind <= BF16) return NULL;
+    if (w->kind != Q8 && w->kind != Q4) return "codes of as many bits as only ggml has";
+    if (w->scaling != HALVES) return "scales that only ggml has";
     if (w->kind == Q4 && columns % GROUP) return "4 bits in columns that 32 does not divide";
     if (s->group < 1 || !s->scale || s->scales != rows * ((columns + s->group - 1) / s->group)) return "scales of another size";
     if ((size_t)s->group < columns && s->group % (TILE / w->subs)) return "groups of columns that 16 does not divide";

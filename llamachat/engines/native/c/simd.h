@@ -1,6 +1,6 @@
 /* The few operations whose instructions differ; everything else is written once, on vectors of VL floats.
    `dot4` adds to each int32 lane the product of its four weights with its four activations. Where the instruction takes
-   unsigned weights (BIASED) they come with 128 added; elsewhere they are signed. `plus` is sum + a * b, rounded once where the
+   unsigned weights (BIASED) they are bytes without a sign; elsewhere with one. `plus` is sum + a * b, rounded once where the
    processor can: left to the compiler, it would be so in some copies of a loop and not in others. */
 #include <math.h>
 #include <string.h>
@@ -9,9 +9,6 @@
 #include "kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
-
-/* NARROWS: codes of 6 bits are multiplied in another way than those of 8. */
-#define NARROWS (VL == 8 && !BIASED)
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -51,6 +48,13 @@ typedef uint16_t vh __attribute__((vector_size(2 * VL), may_alias));
 typedef vh vh_u __attribute__((aligned(2)));
 typedef int8_t vc __attribute__((vector_size(VL), may_alias));
 typedef vc vc_u __attribute__((aligned(1)));
+typedef uint8_t vn __attribute__((vector_size(VL), may_alias));
+typedef vn vn_u __attribute__((aligned(1)));
+typedef int8_t v2c __attribute__((vector_size(2 * VL), may_alias));
+typedef v2c v2c_u __attribute__((aligned(1)));
+typedef uint8_t v2n __attribute__((vector_size(2 * VL), may_alias));
+typedef v2n v2n_u __attribute__((aligned(1)));
+typedef int16_t vs __attribute__((vector_size(4 * VL), may_alias));
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
@@ -76,11 +80,6 @@ INLINE vi dot4(vi sum, vb w, vi x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w));
     return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #endif
-}
-/* Twice dot4, of weights 0..63: four products fit 16 bits, 63 * 127 * 4 < 2^15. */
-INLINE vi dot4_twice(vi sum, vb w, vi x, vb w2, vi x2) {
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)w, (__m256i)x), _mm256_maddubs_epi16((__m256i)w2, (__m256i)x2));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 INLINE vf load_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
@@ -119,9 +118,95 @@ INLINE vb lookup(vb table, vb index) {
 #endif
 #endif
 
-#if VL != 8
-INLINE vi dot4_twice(vi sum, vb w, vi x, vb w2, vi x2) { return dot4(dot4(sum, w, x), w2, x2); }
+/* Adds four dot4 of weights 0..15 with 16 activations: eight products fit 16 bits, 15 * 127 * 8 < 2^15. */
+INLINE vi dot4_four(vi sum, const vb *w, const int8_t *x) {
+#if VL == 8
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)w[0], (__m256i)splat_quad(x));
+    UNROLL
+    for (int i = 1; i < 4; i++)
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)w[i], (__m256i)splat_quad(x + 4 * i)));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    UNROLL
+    for (int i = 0; i < 4; i++) sum = dot4(sum, w[i], splat_quad(x + 4 * i));
+    return sum;
 #endif
+}
+
+/* Pairs: two numbers of 16 bits in each lane. */
+INLINE vi load_pairs(const int8_t *p) { return (vi)__builtin_convertvector(*(const v2c_u *)p, vs); }
+INLINE vi load_pairs_unsigned(const uint8_t *p) { return (vi)__builtin_convertvector(*(const v2n_u *)p, vs); }
+INLINE vi times_each(vi pairs, int by) { return (vi)((vs)pairs * (int16_t)by); }
+#if VL == 16
+INLINE vi maddubs(vb w, vi x) { return (vi)_mm512_maddubs_epi16((__m512i)w, (__m512i)x); }
+INLINE vi madd(vi a, vi b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif VL == 8
+INLINE vi maddubs(vb w, vi x) { return (vi)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
+INLINE vi madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#else
+INLINE vi madd(vi a, vi b) { return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
+#endif
+
+#if VL >= 8
+INLINE vi add_pairs(vi a, vi b) { return (vi)((vs)a + (vs)b); }
+#else
+INLINE vi maddubs(vb w, vi x) { return (vi)w & x; }  /* never used */
+INLINE vi add_pairs(vi a, vi b) { return a + b; }
+#endif
+
+/* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
+INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
+
+/* A group's numbers times activations x [32], summed up for each row. Numbers of 8 bits come without a sign, 128 added. */
+INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
+    vi sum[2] = {splat_int(0), splat_int(0)};
+#if VL == 8 && !BIASED
+    if (bits < 8) {
+        int at_once = quads_at_once(bits);
+        UNROLL
+        for (int v = 0; v < 8; v += at_once) {
+            vs pairs = (vs)maddubs(quads[v], splat_quad(x + 4 * v));
+            UNROLL
+            for (int i = 1; i < at_once; i++) pairs += (vs)maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
+            sum[0] += madd((vi)pairs, splat_int(0x00010001));
+        }
+        return sum[0];
+    }
+#endif
+    UNROLL
+    for (int v = 0; v < 8; v++) sum[v % 2] = dot4(sum[v % 2], quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
+    return sum[0] + sum[1];
+}
+
+/* The same with the two sums of 16 columns multiplied with the integers of `pairs` before they are added up. */
+INLINE vi dot_pairs(int bits, const vb quads[8], const int8_t *x, vi pairs) {
+    vi sum = splat_int(0);
+#if VL >= 8
+    int at_once = quads_at_once(bits);
+    UNROLL
+    for (int v = 0; v < 8; v += at_once) {
+        vs both = (vs)maddubs(quads[v], splat_quad(x + 4 * v));
+        UNROLL
+        for (int i = 1; i < at_once; i++) both += (vs)maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
+        sum += madd((vi)both, pairs);
+    }
+    return sum;
+#else
+    vi other = sum;
+    UNROLL
+    for (int v = 0; v < 8; v++) {
+        sum = dot4(sum, (vb)((vi)quads[v] & 0xffff), splat_quad(x + 4 * v));
+        other = dot4(other, (vb)((vi)quads[v] & ~0xffff), splat_quad(x + 4 * v));
+    }
+    return sum * (pairs << 16 >> 16) + other * (pairs >> 16);
+#endif
+}
+/* What is added to `first` so that it takes the 128 back where dot_group does not. */
+INLINE int signed_by(int bits) { return bits == 8 && !BIASED ? 128 : 0; }
+
+INLINE const void *offset(int kind, const void *p, size_t elements) {
+    return (const char *)p + elements * (kind == F32 ? 4 : kind == Q8 ? 1 : 2);
+}
 INLINE vf load_bfloat(const void *p) { return (vf)(__builtin_convertvector(*(const vh_u *)p, vi) << 16); }
 INLINE vf load_as(int kind, const void *p, size_t i) {  /* VL elements from the i-th */
     switch (kind) {
@@ -157,6 +242,8 @@ INLINE vf rounded(vf x) {
 #endif
     return x;
 }
+/* Keeps the compiler from computing all terms of a sum before it adds them up, for which there are too few registers. */
+INLINE vi one_by_one(vi x) { return (vi)rounded((vf)x); }
 #define TO(i, by) ((i) + (by)) % VL
 #if VL == 16
 #define SHIFTED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \

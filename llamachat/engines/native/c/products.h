@@ -1,0 +1,195 @@
+/* Products of packed matrices and one token's activations: several strips abreast, or one. */
+
+enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
+enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
+
+INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
+    sum *= splat(w->unit);
+    if (w->bias) sum += load(w->bias + strip * LANES + part * VL);
+    store(y + strip * LANES + part * VL, sum);
+}
+
+INLINE void fetch_ahead(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 2);
+}
+
+/* 256 times the integers of `high` and those of `low`, which together may not fit 32 bits, as floats, rounded once. */
+INLINE vf joined(vi high, vi low) { return plus(to_float(low), splat(256.0f), to_float(high)); }
+
+/* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
+INLINE vf folded_sum(int bits, const vb quads[8], vi pairs, int first, int fine, const Acts *a, size_t at) {
+    vi firsts = times_each(pairs, first);
+    vi sum = dot_pairs(bits, quads, a->high + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_high[at]));
+    if (!fine) return to_float(sum);
+    return joined(sum, dot_pairs(bits, quads, a->low + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_low[at])));
+}
+INLINE vf folded_mass(vi pairs, int fine, const Acts *a, size_t at) {
+    vi sum = madd(pairs, splat_int(a->pair_high[at]));
+    return fine ? joined(sum, madd(pairs, splat_int(a->pair_low[at]))) : to_float(sum);
+}
+
+INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts *a, size_t at) {
+    vi sum = dot_group(bits, quads, a->high + at * GROUP);
+    if (fine) sum = sum * 256 + dot_group(bits, quads, a->low + at * GROUP);
+    return to_float(sum + splat_int(lift));
+}
+
+/* The g-th group of a strip's block times the activations' group that lies at `at`, added to `sums`. All but pointers and places are
+   constants once inlined. */
+INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
+                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[PARTS]) {
+    int bits = number_bits(kind, coding), lift = (first + signed_by(bits)) * a->sum32[at];
+    UNROLL
+    for (int part = 0; part < PARTS; part++) {
+        vb quads[8];
+        vf weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]), sum;
+        unpack(kind, coding, table, codes, part, quads);
+        if (is_folded(scaling, subs)) sum = folded_sum(bits, quads, pairs_at(scaling, s, g, part), first, fine, a, at);
+        else sum = plain_sum(bits, quads, lift, fine, a, at);
+        sums[part] = plus(sums[part], weight, sum);
+        if (!minimum) continue;
+        vf lowest = minimum_at(scaling, subs, s, g, 0, part);
+        if (is_folded(scaling, subs)) sums[part] = plus(sums[part], lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
+        else sums[part] = plus(sums[part], lowest, splat(a->mass32[at]));
+    }
+}
+
+/* `count` times ABREAST strips side by side, which lie `apart` strips from each other, times a token. Each of those abreast is a
+   stream of weights of its own: memory gives more to several. */
+INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, const Matrix *w, const Acts *a, int token,
+                         float *y, int strip, int count, int apart) {
+    const uint8_t *block = w->data + strip_bytes(w) * strip;
+    size_t ahead = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
+    size_t next = strip_bytes(w) * apart, lanes = a->lanes;
+    int blocks = column_blocks(w), first = w->first;
+    vb table = load_table(w->table);
+    for (int last = strip + count; strip < last; strip++) {
+        size_t at = group_of(a, token, 0);
+        vf sums[ABREAST][PARTS];
+        UNROLL
+        for (int s = 0; s < ABREAST; s++)
+            UNROLL
+            for (int part = 0; part < PARTS; part++) sums[s][part] = splat(0);
+        for (int b = 0; b < blocks; b++, block += ahead + each * groups) {
+            Scales scales[ABREAST];
+            UNROLL
+            for (int s = 0; s < ABREAST; s++) {
+                fetch_ahead(block + s * next, ahead);
+                open_scales(scaling, minimum, block + s * next, scales + s);
+            }
+            for (size_t g = 0; g < groups; g++, at += lanes)
+                UNROLL
+                for (int s = 0; s < ABREAST; s++) {
+                    const uint8_t *codes = block + s * next + ahead + each * g;
+                    fetch_ahead(codes, each);
+                    add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, sums[s]);
+                }
+        }
+        UNROLL
+        for (int s = 0; s < ABREAST; s++)
+            UNROLL
+            for (int part = 0; part < PARTS; part++) finish(w, strip + s * apart, part, sums[s][part], y);
+    }
+}
+
+/* The ways of coding that have code made for them: all that files have and this project makes, but for rare ones. */
+#define WAYS(X)                                                                                                         \
+    X(Q4, HALVES, 2, 0, PLAIN) X(Q4, HALVES, 2, 1, PLAIN) X(Q4, HALVES, 2, 0, LONG) X(Q8, HALVES, 2, 0, PLAIN)           \
+    X(Q5, HALVES, 2, 0, PLAIN) X(Q5, HALVES, 2, 1, PLAIN) X(Q4, EXPONENTS, 2, 0, SHORT) X(Q4, BYTES, 2, 1, PLAIN)        \
+    X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
+    X(Q3, SIXES, 4, 0, PLAIN)
+
+/* As strips_coded; 0: there is no such way, and nothing was done. */
+static int strips_abreast(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int count, int apart) {
+    int coding = coding_of(w);
+    if (w->kind <= BF16 || w->wide) return 0;
+#define WAY(k, scales, n, low, c)                                                                                     \
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) {                    \
+        if (fine) strips_coded(k, scales, n, low, c, 1, w, a, token, y, strip, count, apart);                          \
+        else strips_coded(k, scales, n, low, c, 0, w, a, token, y, strip, count, apart);                               \
+        return 1;                                                                                                      \
+    }
+    WAYS(WAY)
+#undef WAY
+    return 0;
+}
+
+INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, float *y, int strip, int count) {
+    const uint8_t *tile = w->data + strip_bytes(w) * strip;
+    const float *x = a->x + (size_t)token * a->width;
+    for (int last = strip + count; strip < last; strip++, tile += strip_bytes(w)) {
+        vf sums[PARTS];
+        UNROLL
+        for (int part = 0; part < PARTS; part++) sums[part] = splat(0);
+        for (int c = 0; c < up(w->columns, TILE); c++)
+            UNROLL
+            for (int part = 0; part < PARTS; part++)
+                sums[part] = plus(sums[part], load_as(kind, tile, (size_t)c * LANES + part * VL), splat(x[c]));
+        UNROLL
+        for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
+    }
+}
+
+/* The part of a group that has the sub-th of two scales: all others become what stands for zero. */
+INLINE vb only(vb quad, int sub) {
+    int mask = sub ? ~0xffff : 0xffff;
+    return (vb)((vi)quad & mask) | (vb)(splat_int((int)0x80808080) & ~mask);
+}
+
+/* Sum of a group's numbers, of 8 bits, times activations; or of half of them. */
+INLINE vi rare_sum(const vb quads[8], int subs, int sub, int fine, const Acts *a, size_t at) {
+    vb chosen[8];
+    for (int v = 0; v < 8; v++) chosen[v] = subs == 4 ? only(quads[v], sub) : quads[v];
+    vi sum = dot_group(8, chosen, a->high + at * GROUP);
+    if (fine) sum = sum * 256 + dot_group(8, chosen, a->low + at * GROUP);
+    return sum + splat_int((signed_by(8) - 128) * a->sum32[at]);
+}
+
+/* The activations' sum over the columns that have the sub-th of a group's scales. */
+static int32_t rare_mass(int subs, int sub, int fine, const Acts *a, size_t at) {
+    if (subs == 2) return a->sum32[at];
+    int32_t high = sub ? a->pair_high[at] >> 16 : (int16_t)a->pair_high[at], low = sub ? a->pair_low[at] >> 16 : (int16_t)a->pair_low[at];
+    return fine ? 256 * high + low : high;
+}
+
+/* What is rare: wide tables, fp16 scales for 16 columns each, 8 bits with minima. Every code is looked up or of 8 bits. */
+static void strip_rare(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip) {
+    const uint8_t *block = w->data + strip_bytes(w) * strip;
+    size_t at = group_of(a, token, 0), skipped = scales_bytes(HALVES, w->subs, w->minimum);
+    uint8_t numbers[16];
+    for (int i = 0; i < 16; i++) numbers[i] = (uint8_t)((w->tabled ? w->table[i] : i) + w->first + 128);
+    vb table = load_table(numbers), below = load_table(w->low), quads[8];
+    vf sums[PARTS];
+    for (int part = 0; part < PARTS; part++) sums[part] = splat(0);
+    for (int g = 0; g < up(w->columns, TILE) / GROUP; g++, at += a->lanes) {
+        Scales s = {.block = block + block_bytes(w) * (g / 2)};
+        const uint8_t *codes = s.block + skipped + group_bytes(w->kind) * (g % 2);
+        for (int part = 0; part < PARTS; part++)
+            for (int sub = 0; sub < w->subs / 2; sub++) {
+                vf weight = scale_at(HALVES, w->subs, &s, g % 2, sub, part);
+                unpack(w->kind == Q8 ? Q8 : Q4, w->kind == Q8 ? PLAIN : LONG, table, codes, part, quads);
+                sums[part] = plus(sums[part], weight * splat(a->scale[at]), to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
+                if (w->minimum) {
+                    float mass = a->scale[at] * (float)rare_mass(w->subs, sub, fine, a, at);
+                    sums[part] = plus(sums[part], minimum_at(HALVES, w->subs, &s, g % 2, sub, part), splat(mass));
+                }
+                if (!w->wide) continue;
+                unpack(Q4, LONG, below, codes, part, quads);
+                sums[part] = plus(sums[part], weight * 0x1p-8f * splat(a->scale[at]), to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
+            }
+    }
+    for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
+}
+
+/* y[row] for one token and the rows of `strips` strips. */
+static void strips_once(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips) {
+    int count = strips / ABREAST;
+    if (w->kind == F32) strips_float(F32, w, a, token, y, strip, strips);
+    else if (w->kind == F16) strips_float(F16, w, a, token, y, strip, strips);
+    else if (w->kind == BF16) strips_float(BF16, w, a, token, y, strip, strips);
+    else if (strips_abreast(w, a, fine, token, y, strip, count, count)) {
+        for (int s = strip + count * ABREAST; s < strip + strips; s++) strips_abreast(w, a, fine, token, y, s, 1, 0);  /* the same abreast */
+    } else {
+        for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
+    }
+}
