@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamachat.bench.shapes import config_of
 from llamachat.core.tensors import Array, TensorInfo, dequantize
 from llamachat.engines.native import build
 from llamachat.engines.native.engine import single_product, single_rows, usable_kernels
@@ -99,6 +100,18 @@ def test_packed_bytes_are_the_files_and_known_from_headers(name: str) -> None:
     _, data = pack(blocks)
     assert data.nbytes == packed_bytes(BlockInfo(blocks.shape, blocks.nbytes, None, blocks)) <= 1.03 * blocks.nbytes
     assert packed_bytes(TensorInfo((1024,), 4096)) == 4096
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_file_packed_is_as_large_as_before(name: str) -> None:
+    """A model of 1B with norms in float32 and all matrices of a type, from headers."""
+    kind, held, stored, packed = TYPES[NAMES[name]], mmap.mmap(-1, 1), 0, 0
+    for shape in config_of("1b").tensor_shapes().values():
+        rows, columns = shape if len(shape) == 2 else (0, shape[0])
+        blocks = Blocks(kind, (rows, columns), Path("file"), "matrix", held, 0) if rows else None
+        info = BlockInfo(shape, kind.nbytes(shape) if rows else 4 * columns, None, blocks)
+        stored, packed = stored + info.nbytes, packed + packed_bytes(info)
+    assert packed <= 1.03 * stored
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "MXFP4"])

@@ -18,16 +18,16 @@ from llamachat.engines.memory import active_bytes, kv_bytes
 from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
 from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q8, TILE, Header, packed_bytes, unpackable
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
 
-KvType = Literal["float32", "float16", "bfloat16", "int8"]
-KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
-KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
+KvType = Literal["float32", "float16", "bfloat16", "int8", "int8+int4"]  # the last: keys in 8 bits, values in 4, rotated
+KV_TYPES: dict[int, KvType] = {4: "int8+int4", 8: "int8", 16: "float16", 32: "float32"}
+KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8, "int8+int4": Q4}
 BATCH = 512  # tokens a call; longer prompts take several
 WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
@@ -55,7 +55,7 @@ class NativeEngine:
         weights.require(config.tensor_shapes())
         self.config, self.slots, self.weights = config, slots, weights
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
-        self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
+        self._layout = Layout.of(config, self.kv)
         self._lib = native_library()
         self._model = _sizes(config, slots, kv, self.threads)
         self._description = Description(config, weights, self._model)
@@ -197,8 +197,7 @@ class NativeEngine:
             self.used = time.monotonic()
 
     def save_kv(self, slots: Integers) -> Saved:
-        config = self.config
-        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
+        shape = self._layout.shape(len(slots))
         saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
         if self._layout.scaled:
             saved["scale"] = np.empty(shape[:-1], np.float32)
@@ -295,7 +294,7 @@ def _runs(text: Array) -> Array:
 
 
 def _kv_bytes(config: ModelSpec, slots: int, kv: KvType) -> int:
-    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8}[kv]
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int8+int4": 4}[kv]
     return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, bits)
 
 
