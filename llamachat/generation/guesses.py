@@ -137,10 +137,10 @@ class Guesser:
     def _best(self, limit: int) -> list[int]:
         if not self._costs.known:
             return []
-        (_, length), follower = max(
-            ((self._worth(each, limit), each) for each in (self._said, self._other)), key=lambda found: found[0][0]
-        )
-        return follower.draft(length) if length else []
+        (gain, length), (other_gain, other_length) = self._worth(self._said, limit), self._worth(self._other, limit)
+        if other_gain > gain:
+            return self._other.draft(other_length)
+        return self._said.draft(length) if length else []
 
     def _worth(self, follower: Follower, limit: int) -> tuple[float, int]:
         """How many times faster a draft of the best length makes the step, as far as one can tell, and that length."""

@@ -5,7 +5,6 @@ agree with the last ones of the text that is looked up.
 """
 
 from array import array
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,30 +62,21 @@ class SuffixArray:
     """Texts at hand as a whole, sorted by what stands before each of their places, the nearest token first."""
 
     def __init__(self, texts: Sequence[Sequence[int]] = ()) -> None:
-        """Takes some 100 ms for 200,000 tokens, other threads running meanwhile, and keeps 16 bytes for each."""
+        """Takes some 70 ms for 100,000 tokens, other threads running meanwhile, and keeps 40 bytes for each."""
         self.ids = array("i", [token for text in texts for token in (*text, GAP)])
         length = len(self.ids)
         backwards = np.zeros(length + SORTED, dtype=">u4")
         backwards[:length] = np.frombuffer(self.ids, np.int32)[::-1] + 1
-        self._backwards = backwards.tobytes()
-        keys = np.ndarray((length,), f"S{4 * SORTED}", self._backwards, strides=(4,))
-        self._order = array("i", np.argsort(keys).astype(np.int32).tobytes())
+        keys = np.ndarray((length,), f"S{4 * SORTED}", backwards.tobytes(), strides=(4,))
+        order = np.argsort(keys)
+        self._keys, self._places = keys[order], array("i", (length - order).astype(np.int32).tobytes())
 
     def find(self, text: Sequence[int]) -> int:
         """The place behind the most of the last tokens of a text; 0: nowhere."""
-        if not self._order:
+        if not self._places:
             return 0
-        wanted = _key(text)
-        near = bisect_left(self._order, wanted, key=self._before)
-        return max(
-            map(self._place, self._order[max(0, near - 1) : near + 1]), key=lambda at: agreement(self.ids, at, text)
-        )
-
-    def _before(self, start: int) -> bytes:
-        return self._backwards[4 * start : 4 * (start + SORTED)]
-
-    def _place(self, start: int) -> int:
-        return len(self.ids) - start
+        near = int(self._keys.searchsorted(_key(text)))  # the two that it would stand between agree with it best
+        return max(self._places[max(0, near - 1) : near + 1], key=lambda at: agreement(self.ids, at, text))
 
 
 def _key(text: Sequence[int]) -> bytes:
