@@ -18,30 +18,36 @@ Coded = tuple[str, Tensor, dict[str, Array], Tensor | None]  # name, as it was, 
 Written = tuple[dict[str, Array], Tensor]
 
 
-def code(name: str, tensor: Tensor, recipe: Recipe, threads: int | None) -> tuple[dict[str, Array], Tensor | None]:
-    """A tensor as it is stored, and the matrix that this stands for if it was quantized."""
+def code(
+    name: str, tensor: Tensor, recipe: Recipe, threads: int | None, activity: Array | None = None
+) -> tuple[dict[str, Array], Tensor | None]:
+    """A tensor as it is stored, and the matrix that this stands for if it was quantized. activity: see schemes.quantize."""
     scheme = recipe.scheme_for(name, tensor.shape)
     if scheme is None:
         values = FloatTensor(dequantize(tensor)) if isinstance(tensor, QuantTensor) else tensor
         _check(name, values.data)
         return {name: values.data}, None
-    return WRITERS[scheme.storage](name, tensor, scheme, recipe, threads)
+    return WRITERS[scheme.storage](name, tensor, scheme, recipe, threads, activity)
 
 
-def _ours(name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None) -> Written:
+def _ours(
+    name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None, activity: Array | None
+) -> Written:
     values = tensor if isinstance(tensor, FloatTensor) else FloatTensor(dequantize(tensor))
-    coded = quantize_tensor(name, values, scheme, threads)
+    coded = quantize_tensor(name, values, scheme, threads, activity)
     return packed_entries(name, coded), coded
 
 
-def _bitsandbytes(name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None) -> Written:
+def _bitsandbytes(
+    name: str, tensor: Tensor, scheme: Scheme, recipe: Recipe, threads: int | None, activity: Array | None
+) -> Written:
     data = dequantize(tensor)
     _check(name, data)
     arrays = bnb_entries(name, data, scheme, recipe.double_quant, threads)
     return arrays, bnb.entries(arrays, "the output")[name].read()
 
 
-WRITERS: Mapping[Storage, Callable[[str, Tensor, Scheme, Recipe, int | None], Written]] = {
+WRITERS: Mapping[Storage, Callable[[str, Tensor, Scheme, Recipe, int | None, Array | None], Written]] = {
     OURS: _ours,
     BITSANDBYTES: _bitsandbytes,
 }

@@ -16,6 +16,7 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import SPLIT
 from llamachat.version import VERSION
+from quantize.activity import activities
 from quantize.coding import Coded, code
 from quantize.folder import COPIED, tokenizer_folder, write_metadata
 from quantize.recipe import FLOAT, Recipe
@@ -107,8 +108,9 @@ def _coded(
 
         yield from calibrated(source, recipe, writer, calibration, threads)
         return
+    known = activities(source)
     for name, tensor in source.tensors():
-        arrays, coded = ({}, None) if name in writer.done else code(name, tensor, recipe, threads)
+        arrays, coded = ({}, None) if name in writer.done else code(name, tensor, recipe, threads, known.get(name))
         yield name, tensor, arrays, coded
 
 

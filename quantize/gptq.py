@@ -1,9 +1,9 @@
 """4 bits with calibration: GPTQ (arXiv 2210.17323) over the activations of a text, stored like `int4`.
 
-Layers are quantized in order, each from what the layers before it, quantized already, make of the text. Of each matrix
-the columns are rounded one by one, the most active first, and each column's error is compensated in those yet to come.
-The scales are searched beforehand with the columns' activity as weights. Work is split among threads by rows and
-windows of the text, each of which one thread does alone, so that their number does not change a bit of the result.
+Layers are quantized in order, each from what the layers before it, quantized already, make of the text; how a matrix is
+rounded for its input is in rounding.py. Work is split among threads by rows and windows of the text, each of which one
+thread does alone, so that their number does not change a bit of the result. Held are the text's states, one layer in
+float32, what the text makes in it, and of the input of one matrix a few squares [columns, columns].
 """
 
 import ast
@@ -32,12 +32,13 @@ from llamachat.formats.prequantized.ours import entries, packed_entries
 from llamachat.generation.perplexity import windows
 from quantize.coding import Coded, by_layer, code
 from quantize.recipe import EMBEDDING, Recipe
-from quantize.schemes import CODED, TABLES, Scheme, grid, half, not_finite, search
+from quantize.rounding import Hessian, solve
+from quantize.schemes import TABLES, Scheme, not_finite
 from quantize.writer import FolderWriter
 
-DAMPING = 0.01  # of the mean diagonal, added to the Hessian's
-ROWS, COLUMNS = 512, 128  # of a matrix, rounded by one thread at a time; before errors go to the columns further on
+ROWS = 512  # of a matrix, rounded by one thread at a time
 CHARACTERS = 400_000
+ADDED = ("self_attn.o_proj", "mlp.down_proj")  # whose output, of every token, is added to its state
 WINDOW, WINDOWS = 512, 32  # tokens, and how many of them
 T = TypeVar("T")
 R = TypeVar("R")
@@ -160,7 +161,7 @@ class Calibration:
             if name in self.writer.done:
                 arrays, result = {}, entries(self.writer.stored(name), "the unfinished output")[name].read()
             elif scheme and scheme.calibrated:
-                factor = factor or Hessian(self.pool.map(lambda x: x.T @ x, inputs))
+                factor = factor or self.hessian(modules, inputs)
                 result = self._solve(name, factor, scheme)
                 arrays = packed_entries(name, result)
             else:
@@ -169,7 +170,16 @@ class Calibration:
             self.coded[name] = arrays, result if isinstance(result, QuantTensor) else None
             self.weights[name] = torch.tensor(dequantize(result))
 
-    def _solve(self, name: str, hessian: "Hessian", scheme: Scheme) -> QuantTensor:
+    def hessian(self, modules: Sequence[str], inputs: Sequence[Tensor]) -> Hessian:
+        """Errors in what is added to a token's state count by the state's size, as the next norm will divide by it."""
+        if self.spec.norms != "before" or not modules[0].endswith(ADDED):
+            return Hessian(self.pool.map(_gram, inputs))
+        assert self.state is not None
+        small = torch.finfo(torch.float32).tiny
+        size = self.state.square().mean(1, keepdim=True).clamp(min=small).sqrt()
+        return Hessian(self.pool.map(_gram, [x / each for x, each in zip(inputs, torch.split(size, self.length), strict=True)]))
+
+    def _solve(self, name: str, hessian: Hessian, scheme: Scheme) -> QuantTensor:
         matrix = self.weights[name]
         if not matrix.isfinite().all():
             raise not_finite(name)
@@ -181,57 +191,12 @@ class Calibration:
         )
 
 
+def _gram(x: Tensor) -> Tensor:
+    return x.T @ x
+
+
 def _nothing(x: Any) -> Tensor:
     raise AssertionError("embedding and head are not asked")
-
-
-class Hessian:
-    """Of the squared error in a matrix's output: how active each column is, their order, and what one owes another."""
-
-    def __init__(self, grams: list[Tensor]) -> None:
-        gram = grams[0].clone()
-        for each in grams[1:]:  # in order: sums of floats depend on it
-            gram += each
-        self.activity = gram.diagonal().clone()
-        idle = self.activity == 0
-        gram[idle, idle] = 1
-        gram.diagonal().add_(DAMPING * gram.diagonal().mean())
-        self.order = self.activity.argsort(descending=True, stable=True)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[self.order][:, self.order]))
-        self.factor = torch.linalg.cholesky(inverse, upper=True)
-
-
-def solve(matrix: Tensor, hessian: Hessian, scheme: Scheme) -> tuple[Array, Array]:
-    """Some rows [n, columns] -> codes [n, columns] and float16 scales [n, columns / group]."""
-    rows, columns = matrix.shape
-    group, ruler = scheme.group or columns, grid(scheme.codebook)
-    weights = np.tile(hessian.activity.numpy().reshape(-1, group), (rows, 1))
-    peaks = search(matrix.numpy().reshape(-1, group), scheme.codebook, CODED, weights)
-    scale = half(peaks / np.float32(ruler.unit)).reshape(rows, -1)
-    unit = torch.from_numpy(scale.astype(np.float32) * np.float32(ruler.unit))[:, hessian.order // group]
-    values, table = torch.from_numpy(ruler.values), torch.from_numpy(ruler.codes)
-    left, factor = matrix[:, hessian.order], hessian.factor
-    codes, inverse = torch.empty(rows, columns, dtype=torch.int8), 1 / torch.where(unit == 0, 1, unit)
-    for start in range(0, columns, COLUMNS):
-        stop = min(start + COLUMNS, columns)
-        errors = torch.empty(rows, stop - start)
-        for j in range(start, stop):
-            at = ruler_at(left[:, j] * inverse[:, j], len(values))
-            codes[:, j] = table[at]
-            error = (left[:, j] - values[at] * unit[:, j]) / factor[j, j]
-            left[:, j:stop] -= error[:, None] * factor[j, j:stop]
-            errors[:, j - start] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    back = torch.empty_like(codes)
-    back[:, hessian.order] = codes
-    return back.numpy(), scale
-
-
-def ruler_at(unit: Tensor, length: int) -> Tensor:
-    """Grid.at for torch."""
-    from quantize.schemes import STEPS
-
-    return (unit * STEPS + length // 2).clamp_(0, length - 1).int()
 
 
 def calibration_windows(tokenizer: Tokenizer, text: str | None = None) -> list[list[int]]:

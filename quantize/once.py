@@ -18,6 +18,7 @@ from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.fetch.verified import is_intact, lock
 from llamachat.models.keys import key, text_key, weights_key
 from llamachat.system import private
+from quantize.activity import activities
 from quantize.convert import Progress, convert, silent
 from quantize.recipe import from_config
 from quantize.schemes import quantize, quantize_tensor
@@ -92,10 +93,13 @@ class Quantized:
             if scheme := schemes[name]:
                 columns = shapes[name][1]
                 outer[name], rest[name] = covering(outer[name], columns, scheme.group or columns)
+        known = activities(self._source)
         for name, tensor in self._source.tensors(outer):
-            scheme = schemes[name]
-            coded = quantize_tensor(name, tensor, scheme) if scheme and isinstance(tensor, FloatTensor) else tensor
-            yield name, cut(coded, rest.get(name, WHOLE))
+            scheme, activity = schemes[name], known.get(name)
+            if scheme and isinstance(tensor, FloatTensor):
+                run = outer.get(name, WHOLE).columns or slice(None)
+                tensor = quantize_tensor(name, tensor, scheme, activity=None if activity is None else activity[run])
+            yield name, cut(tensor, rest.get(name, WHOLE))
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         scheme = self.recipe.scheme_for(name, info.shape)

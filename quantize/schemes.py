@@ -77,8 +77,12 @@ def nearest(values: Array, table: Array) -> Array:
     return order.astype(np.uint8)[np.searchsorted((ordered[1:] + ordered[:-1]) / 2, values)]
 
 
-def quantize(data: Array, scheme: Scheme) -> QuantTensor:
-    """float32 [rows, columns] -> codes, with a float16 scale for each group, or without search a float32 one."""
+def quantize(data: Array, scheme: Scheme, activity: Array | None = None) -> QuantTensor:
+    """float32 [rows, columns] -> codes, with a float16 scale for each group, or without search a float32 one.
+
+    `activity` [columns]: how large the square of what each column is multiplied with is, if that is known: with a codebook
+    errors count by it.
+    """
     rows, columns = data.shape
     group = scheme.group or columns
     grouped = data.reshape(-1, group)
@@ -87,7 +91,8 @@ def quantize(data: Array, scheme: Scheme) -> QuantTensor:
         return _packed(codes, scale, data.shape, group, scheme, minimum.reshape(rows, -1))
     factors = PLAIN if not scheme.search else CODED if scheme.codebook else WHOLE
     ruler = grid(scheme.codebook)
-    scale = search(grouped, scheme.codebook, factors) / np.float32(ruler.unit)
+    weights = None if activity is None or scheme.codebook is None else np.tile(activity.reshape(-1, group), (rows, 1))
+    scale = search(grouped, scheme.codebook, factors, weights) / np.float32(ruler.unit)
     if scheme.search:
         scale = half(scale)
     inverse = 1 / np.where(scale == 0, 1, scale * np.float32(ruler.unit)).astype(np.float32)
@@ -144,7 +149,9 @@ def _packed(
     return QuantTensor(pack_nibbles(codes), scale, group, 4, table, minimum)
 
 
-def quantize_tensor(name: str, tensor: FloatTensor, scheme: Scheme, threads: int | None = None) -> QuantTensor:
+def quantize_tensor(
+    name: str, tensor: FloatTensor, scheme: Scheme, threads: int | None = None, activity: Array | None = None
+) -> QuantTensor:
     """A whole matrix, some rows at a time on several threads. Raises FormatError for weights that are not finite."""
     rows, columns = tensor.data.shape
     step = max(1, SLAB // columns)
@@ -153,7 +160,7 @@ def quantize_tensor(name: str, tensor: FloatTensor, scheme: Scheme, threads: int
         data = to_float32(tensor.data[start : start + step])
         if not np.isfinite(data).all():
             raise not_finite(name)
-        return quantize(data, scheme)
+        return quantize(data, scheme, activity)
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         parts = list(pool.map(part, range(0, rows, step)))

@@ -128,6 +128,9 @@ class ScriptedBackend(Alone):
     def keep(self, dialog: str) -> None:
         pass
 
+    def recall(self, answers: Callable[[str], Iterable[Sequence[int]]]) -> None:
+        pass
+
     def tokens(self, asked: Asked, alternatives: int) -> Sequence[TokenView]:
         """Each token is as likely as its length says; the alternatives are the same three."""
         self.script.work()

@@ -23,6 +23,7 @@ from llamachat.core.tensors import Array, FloatTensor, Tensor, dequantize, to_fl
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.perplexity import Estimate, evaluate, manual, summary, windows
+from quantize.activity import activities
 from quantize.convert import convert
 from quantize.recipe import Recipe
 from quantize.schemes import SCHEMES, Scheme, quantize_tensor
@@ -108,8 +109,9 @@ def versions(source: Checkpoint, wanted: str) -> Iterator[tuple[str, float, Call
             yield label, bits, lambda name, g=group, r=rounding: _rounded(weights.get(name), g, r)  # type: ignore[misc]
     for label, scheme in CODED.items():
         if wanted in label:
+            known = activities(source) if label in SCHEMES else {}
             bits = scheme.bits + (16 if scheme.search else 32) / scheme.group if scheme.group else 8.0
-            yield label, bits, lambda name, s=scheme: _coded(name, weights.get(name), s)  # type: ignore[misc]
+            yield label, bits, lambda name, s=scheme, k=known: _coded(name, weights.get(name), s, k.get(name))  # type: ignore[misc]
     for label, codebook in CALIBRATED.items():
         if wanted in label:
             with tempfile.TemporaryDirectory() as folder:
@@ -127,8 +129,8 @@ def _rounded(tensor: Tensor | None, group: int, rounding: Rounding) -> Tensor | 
     return FloatTensor(rounding(data.reshape(-1, group)).reshape(data.shape).astype(np.float32))
 
 
-def _coded(name: str, tensor: Tensor | None, scheme: Scheme) -> Tensor | None:
-    return None if tensor is None else quantize_tensor(name, FloatTensor(dequantize(tensor)), scheme)
+def _coded(name: str, tensor: Tensor | None, scheme: Scheme, activity: Array | None) -> Tensor | None:
+    return tensor and quantize_tensor(name, FloatTensor(dequantize(tensor)), scheme, activity=activity)
 
 
 def _calibrated(source: Checkpoint, codebook: str, out: Path) -> dict[str, Tensor]:

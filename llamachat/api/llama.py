@@ -24,9 +24,11 @@ from llamachat.engines.world import launched
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.guesses import Guesses
 from llamachat.generation.thinking import parted as split
 from llamachat.models.heads import PREDICTS, USES, require_head
 from llamachat.models.load import LoadedModel, load
+from llamachat.models.packed_copy import behind
 from quantize.prepare import prepare
 
 MOST_AT_ONCE = 2**16
@@ -92,9 +94,11 @@ class Llama(TextReader):
         self.max_seq_len = model.context
         self.tokenizer = Tokenizer(model.tokenizer, model.stop_ids, model.checkpoint.config.pad_token_id)
         self.args = ModelArgs.of(model.checkpoint.config, max_batch_size, self.max_seq_len)
-        self._cache = Cache(self.max_seq_len)
+        self._cache, self._guesses = Cache(self.max_seq_len), Guesses()
         self._seeds = np.random.default_rng(seed)
         self._reading: Stream[Any] | None = None  # the one that has begun last
+        if copying := behind(self, model.copy, model.engine):
+            copying.begin()
 
     @classmethod
     def build(
@@ -345,7 +349,7 @@ class Llama(TextReader):
     def _answered(self, requests: list[Request]) -> Iterator[Answer]:
         """A single prompt goes on from what the single one before left in the cache; several run at once."""
         if len(requests) == 1:
-            answer = requests[0].answer(self.model, self._cache)
+            answer = requests[0].answer(self.model, self._cache, guesses=self._guesses)
             for _ in answer:
                 pass
             yield answer
@@ -367,6 +371,7 @@ class Llama(TextReader):
             continues_text=wanted.echo,
             spelled=self.tokenizer.spelled,
             thoughts=wanted.thoughts,
+            guesses=self._guesses,
         )
         answer.check()
         return Stream(answer, self._pieces(answer, wanted.echo), self._begin, lambda answer: predict(answer, wanted))

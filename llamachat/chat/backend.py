@@ -4,7 +4,7 @@ The least that a backend must do is to turn messages and settings into events. W
 capabilities, and a session tells the person in one line what it lacks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
@@ -134,6 +134,11 @@ class Backend(Protocol):
 
     def keep(self, dialog: str) -> None:
         """The dialog is left: keep what helps to go on with it."""
+        ...
+
+    def recall(self, answers: Callable[[str], Iterable[Sequence[int]]]) -> None:
+        """Answers of saved dialogs, by the tokenizer that their ids are of, may help to give others faster; those known so far
+        may be so no more. They are read in the background."""
         ...
 
 

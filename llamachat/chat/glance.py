@@ -28,6 +28,7 @@ _DAMAGED = (
 )  # what a record raises that is none of ours
 _SHAPE = tuple(f'{{"type": "{kind}"'.encode() for kind in ("message", "model", "active", "drop"))
 _SAID = tuple(f'{{"type": "{kind}"'.encode() for kind in ("message", "piece", "end", "drop"))
+_TOKENS = b'{"type": "model"', _PIECE
 _Messages = dict[int, tuple[Speaker, list[str]]]  # by their ids, with the pieces of their texts
 
 
@@ -107,6 +108,28 @@ def questions(path: Path) -> Iterator[str]:
     return (said for role, said in _said(path) if role == "user")
 
 
+def answers(path: Path, tokenizer: str) -> list[list[int]]:
+    """The tokens of every answer, in any branch, that was given with this tokenizer. Raises OSError."""
+    spoken = _Spoken(tokenizer)
+    for _ in _heard(path, _TOKENS, spoken.add, lambda line: line):
+        pass
+    return [*spoken.answers.values()]
+
+
+class _Spoken:
+    """Answers as their tokens."""
+
+    def __init__(self, tokenizer: str) -> None:
+        self._wanted, self._theirs = tokenizer, False
+        self.answers: dict[int, list[int]] = {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        if record["type"] == "model":
+            self._theirs = record["tokenizer"] == self._wanted
+        elif self._theirs and all(map(is_whole, ids := record["ids"])):
+            self.answers.setdefault(record["id"], []).extend(ids)
+
+
 def _said(path: Path) -> Iterator[tuple[Speaker, str]]:
     """Every message, without what was thought."""
     held, size = _Messages(), 0
@@ -142,16 +165,21 @@ def _told(held: _Messages) -> Iterator[tuple[Speaker, str]]:
         yield role, TAGGED.parted(text)[1] if role == "assistant" else text
 
 
-def _heard(path: Path, kinds: tuple[bytes, ...], hear: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+def _without_ids(line: bytes) -> bytes:
+    """A piece of an answer without its tokens, which are most of it."""
+    ids = line.rfind(_IDS) if line.startswith(_PIECE) else -1
+    return line if ids < 0 else line[:ids] + b"}"
+
+
+def _heard(
+    path: Path,
+    kinds: tuple[bytes, ...],
+    hear: Callable[[dict[str, Any]], T],
+    part: Callable[[bytes], bytes] = _without_ids,
+) -> Iterator[T]:
     """What there is to say to each record that begins so; damaged ones are passed over. Raises OSError."""
     with suppress(FormatError):  # a line without an end
         for _, line in lines_of(path):
             if line.startswith(kinds):
                 with suppress(*_DAMAGED):
-                    yield hear(json.loads(_without_ids(line)))
-
-
-def _without_ids(line: bytes) -> bytes:
-    """A piece of an answer without its tokens, which are most of it."""
-    ids = line.rfind(_IDS) if line.startswith(_PIECE) else -1
-    return line if ids < 0 else line[:ids] + b"}"
+                    yield hear(json.loads(part(line)))

@@ -1,6 +1,6 @@
 """The backend that runs a model in this process: its cache, the window on the dialog, answers, and a look at them again."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import get_args
 from llamachat.chat import insight
 from llamachat.chat.asked import Asked, Beginning, Capability, Seen
 from llamachat.chat.model_facts import depends_on_length, tokenizer_fingerprint, weights
+from llamachat.chat.recall import Recall
 from llamachat.chat.settings import Settings
 from llamachat.chat.tree import Node, Tree
 from llamachat.chat.window import Overflow, Window
@@ -26,6 +27,7 @@ from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.thinking import Tagger, spelled_marks, unheard
 from llamachat.models.adapters import Held
 from llamachat.models.load import LoadedModel
+from llamachat.models.packed_copy import behind
 
 REFILLS = (
     "positions of this model depend on the context's length: "
@@ -61,6 +63,8 @@ class LocalBackend:
         self.overflow: Overflow = "refill" if refills else overflow
         self.notes = [*model.notes, *([REFILLS] if refills else [])]
         self.capabilities: frozenset[Capability] = ALL if snapshots else ALL - {"snapshots"}
+        self._copying = behind(self, model.copy, model.engine)
+        self.recalled = Recall()
         self._start()
 
     def _start(self) -> None:
@@ -112,8 +116,8 @@ class LocalBackend:
             return str(error)
 
     def remarks(self) -> Sequence[str]:
-        """See Backend: there is nothing that it does not say at once."""
-        return ()
+        """See Backend: of the copy of its weights, which is written behind the first answer."""
+        return self._copying.remarks() if self._copying else ()
 
     def weigh(self, text: str, system: str | None) -> TextSize:
         """See Backend."""
@@ -152,9 +156,13 @@ class LocalBackend:
             room=self.window.room,
             begun=begun,
             thoughts=self.model.dialog.thoughts,
+            guesses=self.recalled.guesses,
         )
-        yield from self._pieces(answer)
+        with self.recalled.paused():
+            yield from self._pieces(answer)
         text = self._text([*begun, *answer.ids], asked.answer) if begun and answer.exact else None
+        if self._copying:
+            self._copying.begin()
         yield TurnDone(answer.stats(), answer.reason, answer.exact, text)
 
     def _pieces(self, answer: Answer) -> Iterator[Event]:
@@ -196,6 +204,12 @@ class LocalBackend:
 
     def forget(self) -> None:
         self.window.forget()
+        if not self.recalled.saved:
+            self.recalled.guesses.forget()
+
+    def recall(self, answers: Callable[[str], Iterable[Sequence[int]]]) -> None:
+        """See Backend: drafts are guessed by them."""
+        self.recalled.begin(answers(self.tokenizer), self.model.engine.config.vocab_size)
 
     # ---- adapters ----
 

@@ -1,6 +1,6 @@
 """The backend of a model on a server: a dialog goes there as messages, and comes back as text."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -249,6 +249,9 @@ class RemoteBackend:
 
     def forget(self) -> None:
         self._latest.begins, self._used, self._counts = None, 0, True
+
+    def recall(self, answers: Callable[[str], Iterable[Sequence[int]]]) -> None:
+        """See Backend: none leaves this machine."""
 
     def take_up(self, dialog: str, tree: Tree, say: Callable[[str], None]) -> None:
         """See Backend: nothing was kept."""

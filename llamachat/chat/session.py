@@ -43,6 +43,7 @@ class Session(Dialog):
         self._unheard: str | None = None  # what the person has been told of
         self._notices += backend.notes
         self._adopt(backend, settings)
+        self._recall()
         self.set_system(system)
 
     def _adopt(self, backend: Backend, settings: Settings) -> None:
@@ -50,6 +51,11 @@ class Session(Dialog):
         self.backend, self.settings = backend, settings
         self._do({"type": "model", "name": backend.reference, "tokenizer": backend.tokenizer})
         self._record_parameters()
+
+    def _recall(self) -> None:
+        """Let the backend know what was answered in the dialogs that are saved now."""
+        if self.kept:
+            self.backend.recall(self._keeper.archive.answers)
 
     # ---- what it is ----
 
@@ -197,6 +203,7 @@ class Session(Dialog):
             raise UsageError("stopped", f"{self.backend.name} stays")
         self._notices += backend.notes
         self._adopt(backend, self.settings)
+        self._recall()
         gc.collect()  # the old one may hang in a cycle (a traceback's, of an import), and is large; see __main__
 
     def _elsewhere(self, name: str) -> Backend:
@@ -276,6 +283,7 @@ class Session(Dialog):
         forgotten = super().delete(name)
         if this:
             self._begin_another()
+        self._recall()
         return forgotten
 
     def _begin_another(self) -> None:

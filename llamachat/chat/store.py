@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_NAME = 80  # bytes
 LOCKS = ".locks"
+READ = 32 << 20  # bytes of dialogs that are read for their answers
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])", re.IGNORECASE)
 
 
@@ -69,11 +70,24 @@ class Archive:
 
     def latest(self) -> str | None:
         """The name of the one that was changed last."""
-        found = list[tuple[float, str]]()
+        return next((_name(path) for path in self._by_time()), None)
+
+    def answers(self, tokenizer: str) -> Iterator[list[int]]:
+        """Tokens of what was answered in the latest dialogs, as far as they are of this tokenizer."""
+        left = READ
+        for path in self._by_time():
+            with suppress(OSError):
+                if (size := path.stat().st_size) <= left:
+                    left -= size
+                    yield from glance.answers(path, tokenizer)
+
+    def _by_time(self) -> list[Path]:
+        """The files, that which was changed last first."""
+        found = list[tuple[float, str, Path]]()
         for path in self._files():
             with suppress(OSError):
-                found.append((path.stat().st_mtime, _name(path)))
-        return max(found)[1] if found else None
+                found.append((path.stat().st_mtime, _name(path), path))
+        return [path for _, _, path in sorted(found, reverse=True)]
 
     def model_of(self, name: str) -> str | None:
         """The model that a dialog was last held with; None where there is no such dialog, or none that can be read."""

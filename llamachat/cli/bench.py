@@ -45,7 +45,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     engine: Annotated[EngineName, typer.Option(help="Which engine runs it.")] = AUTO,
     dtype: Annotated[DtypeName, typer.Option(help="What torch computes in.")] = DtypeName.auto,
-    kv_bits: Annotated[int | None, typer.Option(help="8, 16 or 32.")] = None,
+    kv_bits: Annotated[int | None, typer.Option(help="4, 8, 16 or 32.")] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(

@@ -278,6 +278,7 @@ def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typ
 
 def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedModel":
     """Download and load behind a prompt that shows how far that is."""
+    from llamachat.cli.progress import late
     from llamachat.engines import memory
     from llamachat.engines.select import prepare_native
     from llamachat.models import fit
@@ -291,7 +292,7 @@ def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedMo
     if options.compiles:
         prepare_native(watch.note)
     watch.line = ""
-    return load_model(options, entry, report=watch.note)
+    return load_model(options, entry, report=watch.note, progress=late(watch.progress))
 
 
 def as_persona(options: Options, persona: "Persona", ctx: typer.Context) -> Options:

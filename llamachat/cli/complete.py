@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
-from llamachat.cli.loading import answer_settings, given_system, load_model, note, obtain, think_of
+from llamachat.cli.loading import answer_settings, given_system, load_shown, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
 from llamachat.cli.reading import AsJson, Output, Resume
 from llamachat.cli.serving import chosen, connect, tell_configured
@@ -145,7 +145,7 @@ class _Wanted:
 
         grammar = compiled(self.followed) if self.followed else None
         obtain(self.options, self.entry)
-        model = load_model(self.options, self.entry, parallel)
+        model = load_shown(self.options, self.entry, parallel)
         if model.reads:
             _require_source(model.name, self.system, before)
         raw = self.raw or model.reads is not None

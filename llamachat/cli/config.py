@@ -44,7 +44,7 @@ def list_settings(
     if ctx.invoked_subcommand:
         return
     chat = defaults.chat_context(ctx)
-    rows = [(key, *_effective(key, chat)) for key in defaults.keys_of(chat.command)]
+    rows = [(key, *effective(key, chat)) for key in defaults.keys_of(chat.command)]
     if as_json:
         typer.echo(json.dumps([{"name": key, "value": value, "from": source} for key, value, source in rows], indent=2))
         return
@@ -60,7 +60,7 @@ def list_settings(
 def get_setting(ctx: typer.Context, name: Key) -> None:
     """Print the value that holds, or nothing where the model's own default does."""
     chat = defaults.chat_context(ctx)
-    value, _ = _effective(name, chat)
+    value, _ = effective(name, chat)
     if value is not None:
         values = value if isinstance(value, list) else [value]
         typer.echo("\n".join(sanitise(each) if isinstance(each, str) else _told(each) for each in values))
@@ -82,6 +82,8 @@ def set_setting(
     parsed = defaults.convert(name, values if repeated else values[0], chat)
     _find(name, parsed, chat)
     defaults.write(defaults.config_file(), name, defaults.plain(parsed))
+    if name == "pack-cache":
+        _cut(parsed)
 
 
 @config_app.command("unset")
@@ -101,7 +103,7 @@ def _find(name: str, value: Any, chat: Any) -> None:
     from llamachat.chat import persona
     from llamachat.models import catalog
 
-    if name == "model" and not _effective("server", chat)[0]:
+    if name == "model" and not effective("server", chat)[0]:
         try:
             catalog.resolve(value)
         except CatalogError as error:
@@ -110,7 +112,16 @@ def _find(name: str, value: Any, chat: Any) -> None:
         persona.load(value)
 
 
-def _effective(key: str, chat: Any) -> tuple[Any, str]:
+def _cut(asked: str) -> None:
+    """Have the cache of packed weights within its new size at once."""
+    from llamachat.models.packed_weights import limit_of, store
+    from llamachat.system.amounts import size
+
+    if freed := store(limit_of(asked)).cut():
+        typer.echo(f"{size(freed)} of packed weights deleted; a start packs them anew", err=True)
+
+
+def effective(key: str, chat: Any) -> tuple[Any, str]:
     """The value of a setting and where it comes from."""
     known = defaults.keys_of(chat.command)
     if key not in known:

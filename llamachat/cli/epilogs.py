@@ -125,7 +125,13 @@ PULL = examples(
     note=CODES,
 )
 REMOVE = examples(("llamachat models rm llama-3.2-1b", ""), note=CODES)
-CACHE = examples(("llamachat models cache", ""), ("llamachat models cache --clear", ""), note=CODES)
+CACHE = examples(
+    ("llamachat models cache", "the longest unused first"),
+    ("llamachat models cache llama-3.2-1b --clear", "delete what is of one model"),
+    ("llamachat models cache --clear", "delete all"),
+    ("llamachat config set pack-cache 5GB", "or off: of packed weights nothing is kept"),
+    note=CODES,
+)
 SESSIONS = examples(
     ("llamachat sessions list", "the latest first; -c goes on with it"),
     ("llamachat sessions search sourdough", "questions and answers of all dialogs"),

@@ -37,7 +37,7 @@ def evaluate_model(
         EngineName,
         typer.Option(help="Runs --model; torch in float32. --against runs in float32.", show_default="torch"),
     ] = EngineName("torch"),
-    kv_bits: Annotated[int | None, typer.Option(help="Of the native engine: 8, 16 or 32.")] = None,
+    kv_bits: Annotated[int | None, typer.Option(help="Of the native engine: 4, 8, 16 or 32.")] = None,
     vs_gguf: Annotated[Path | None, typer.Option(help="Measure llama.cpp on this file beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: all cores.")] = None,

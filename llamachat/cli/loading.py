@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llamachat.core.spec import HeadKind
     from llamachat.generation.completion import AnswerSettings
     from llamachat.models.catalog import ModelEntry
+    from llamachat.models.fetch.verified import Progress
     from llamachat.models.load import LoadedModel
 
 
@@ -38,7 +39,9 @@ def check_options(options: Loading) -> None:
     if isinstance(options, Options):
         SamplingParams().replace(**options.sampling())
         StopMatcher(options.stop)
-    load.check_options(options.ctx_size, options.kv_bits, None, options.threads, options.tensor_parallel)
+    load.check_options(
+        options.ctx_size, options.kv_bits, None, options.threads, options.tensor_parallel, options.pack_cache
+    )
 
 
 def obtain(options: Loading, entry: "ModelEntry") -> None:
@@ -63,6 +66,7 @@ def load_model(
     parallel: int = 1,
     report: Callable[[str], None] | None = None,
     heads: "Collection[HeadKind]" = PREDICTS,
+    progress: "Progress | None" = None,
 ) -> "LoadedModel":
     from llamachat.models.load import load
     from quantize.prepare import prepare
@@ -79,11 +83,27 @@ def load_model(
         dtype=options.dtype_asked,
         threads=options.threads,
         tensor_parallel=options.tensor_parallel,
+        pack_cache=options.pack_cache,
+        progress=progress,
         offline=options.offline,
         force=options.force,
         report=(report or note) if options.verbose else None,
         heads=heads,
     )
+
+
+def load_shown(
+    options: Loading, entry: "ModelEntry", parallel: int = 1, heads: "Collection[HeadKind]" = PREDICTS
+) -> "LoadedModel":
+    """With how far that is, where it takes long; its copy is written when the command has done all else."""
+    from llamachat.cli.keeping import behind
+    from llamachat.cli.progress import late_progress
+
+    with late_progress() as progress:
+        model = load_model(options, entry, parallel, heads=heads, progress=progress)
+    if model.copy:
+        behind.append(model.copy)
+    return model
 
 
 def answer_settings(

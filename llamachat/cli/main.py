@@ -22,6 +22,7 @@ from llamachat.cli.evaluate import evaluate_model
 from llamachat.cli.extract import extract
 from llamachat.cli.group import ChatByDefault
 from llamachat.cli.interrupts import INTERRUPTED
+from llamachat.cli.keeping import keep_copies
 from llamachat.cli.loading import explain, note
 from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
@@ -94,6 +95,8 @@ def main() -> None:
     except SystemExit as exit:  # typer's 1 when the reader of a pipe has gone; nobody is there to be told
         code = PIPE_CLOSED if exit.code == 1 else exit.code
     _let_go_of_stdout()
+    if code == 0:
+        keep_copies(told.verbose)
     _dismiss_others()
     raise SystemExit(code)
 

@@ -14,6 +14,7 @@ import typer
 from llamachat.checks import shown
 from llamachat.cli import epilogs
 from llamachat.cli.found_models import found_table
+from llamachat.cli.models_cache import models_cache
 from llamachat.cli.progress import shown_progress
 from llamachat.cli.shell_words import models
 from llamachat.cli.tables import print_table
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from llamachat.models.overview import Known
 
 models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
+models_app.command("cache", epilog=epilogs.CACHE)(models_cache)
 COLUMNS = ("name", "download", "on disk", "fits", "context", "licence", "store")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
@@ -188,25 +190,6 @@ def _quantized_copy(entry: ModelEntry) -> Path | None:
     except LlamachatError as error:  # damaged: a reason to delete it
         _note(f"note: what was quantized from it is not deleted: {error}")
         return None
-
-
-@models_app.command("cache", epilog=epilogs.CACHE)
-def packed_weights(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete them all; the next start makes them anew.")] = False,
-) -> None:
-    """List what makes a second start quick, or delete it: weights in the native engine's layout, dialogs' keys and values."""
-    from llamachat.generation import snapshot
-    from llamachat.models import packed_weights
-
-    caches = packed_weights.store(), snapshot.store()
-    if clear:
-        _print(f"{memory.size(sum(kept.clear() for kept in caches))} freed")
-        return
-    for kept in caches:
-        held = kept.entries()
-        _print(*(f"{memory.size(path.stat().st_size):>8}  {path}" for path in held))
-        total = sum(path.stat().st_size for path in held)
-        _print(f"{memory.size(total):>8}  in all, of at most {memory.size(int(kept.limit))}")
 
 
 def _facts(entry: ModelEntry) -> dict[str, Any]:

@@ -6,14 +6,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
 
 from llamachat.system.amounts import size
 from llamachat.system.sanitise import sanitise_line
 
+if TYPE_CHECKING:
+    from llamachat.models.fetch.verified import Progress
+
 EVERY = 0.1  # seconds between two drawings
+LATE = 1.0  # seconds that something may take without a word
 CLEAR = "\r\x1b[K"
 
 
@@ -27,7 +31,7 @@ class Shown(Protocol):
 @contextmanager
 def shown_progress() -> Iterator[Shown]:
     """A line that is gone when done; where it cannot be redrawn, one line for each step."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not _redraws():
         yield _Steps()
         return
     drawn = _Drawn(sys.stderr)
@@ -35,6 +39,31 @@ def shown_progress() -> Iterator[Shown]:
         yield drawn
     finally:
         drawn.clear()
+
+
+@contextmanager
+def late_progress() -> "Iterator[Progress]":
+    """A line for what takes more than a second, where it can be redrawn; gone when done."""
+    if not _redraws():
+        yield lambda what, done, total: None
+        return
+    with shown_progress() as progress:
+        yield late(progress)
+
+
+def late(progress: "Progress") -> "Progress":
+    """It, from a second on."""
+    begin = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        if time.monotonic() - begin > LATE:
+            progress(what, done, total)
+
+    return tell
+
+
+def _redraws() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class _Steps:

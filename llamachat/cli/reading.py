@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
-from llamachat.cli.loading import find, load_model, note, obtain
+from llamachat.cli.loading import find, load_shown, note, obtain
 from llamachat.cli.options import Loading
 from llamachat.errors import LlamachatError, UsageError
 
@@ -54,7 +54,7 @@ class Reading:
             raise UsageError("no model was named", "nothing was read", "give one with --model")
         entry = find(options)
         obtain(options, entry)
-        model = load_model(options, entry, PARALLEL if several else 1, heads=heads)
+        model = load_shown(options, entry, PARALLEL if several else 1, heads=heads)
         for line in model.notes:
             note(f"note: {line}")
         interrupted = count_interrupts()

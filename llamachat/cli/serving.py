@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llamachat.remote.server import Server
 
 # Which go their own way with these:
-NOT_FOR_SERVERS = ("lora", "kv_bits", "device", "engine", "dtype", "threads", "tensor_parallel", "force")
+NOT_FOR_SERVERS = ("lora", "kv_bits", "device", "engine", "dtype", "threads", "tensor_parallel", "pack_cache", "force")
 
 
 def chosen(ctx: Any, options: Options, *own: str) -> "ModelEntry":

@@ -11,7 +11,7 @@ from llamachat.checks import LARGEST, require, require_choice, require_number, r
 
 RopeKind = Literal["linear", "dynamic", "yarn", "longrope", "llama3", "factors"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-KvBits = Literal[8, 16, 32]
+KvBits = Literal[4, 8, 16, 32]
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[LayerType, ...] = get_args(LayerType)
 Placement = Literal["before", "after", "both"]
@@ -166,7 +166,7 @@ class QuantConfig:
         if self.group_size is not None:
             require_whole("quantization group_size", self.group_size, 32, 2**16)
             require(self.group_size % 32 == 0, "quantization group_size", self.group_size, "a multiple of 32")
-        require_choice("kv_bits", self.kv_bits, (None, 8, 16, 32))
+        require_choice("kv_bits", self.kv_bits, (None, 4, 8, 16, 32))
 
 
 FACTORS = (

@@ -12,6 +12,7 @@ from llamachat.errors import DoesNotFitError
 from llamachat.system.amounts import size as size
 
 DEFAULT_CONTEXT = 8192  # a model made for more gets this many tokens unless --ctx-size says otherwise
+SPAN = 64  # elements of a value in 4 bits that share a scale and a minimum
 WORKSPACE = 256 << 20  # interpreter, libraries, activations of one prefill chunk, logits
 
 
@@ -75,9 +76,16 @@ def active_bytes(spec: ModelSpec, sizes: Mapping[str, int]) -> int | None:
 
 
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, slots: int, bits: int) -> int:
-    """Of the keys and values of so many tokens; a vector (one head, one token) in 8 bits carries one float32 scale."""
-    vector = head_dim * bits // 8 + (4 if bits == 8 else 0)
-    return 2 * layers * kv_heads * vector * slots
+    """Of the keys and values of so many tokens; a vector (one head, one token) in 8 bits carries one float32 scale. Beside values
+    in 4 bits, keys have 8."""
+    key = head_dim * max(bits, 8) // 8 + (4 if bits <= 8 else 0)
+    value = nibble_bytes(head_dim) if bits == 4 else key
+    return layers * kv_heads * (key + value) * slots
+
+
+def nibble_bytes(head_dim: int) -> int:
+    """Of a value in 4 bits, whole groups of 32: with a scale and a minimum in float16 for each 64 elements."""
+    return 16 * -(-head_dim // 32) + 4 * -(-head_dim // SPAN)
 
 
 def check(plan: Plan, force: bool = False) -> None:
@@ -89,8 +97,8 @@ def check(plan: Plan, force: bool = False) -> None:
 def advice(plan: Plan) -> str:
     """What to change where a plan does not fit."""
     remedies = [f"--ctx-size {plan.largest_context}"] if plan.largest_context else []
-    if plan.kv_bits > 8 and plan.needed - plan.kv // 2 <= plan.available:
-        remedies.append("--kv-bits 8")
+    saved = {bits: plan.kv - plan.kv * share // plan.kv_bits for bits, share in ((8, 8), (4, 7)) if bits < plan.kv_bits}
+    remedies += [f"--kv-bits {bits}" for bits, less in saved.items() if plan.needed - less <= plan.available][:1]
     forced = "--force to try all the same"
     if plan.fits_active:
         forced = f"--force (what a token reads, {size(plan.active or 0)}, fits; other experts come from the disk when needed)"

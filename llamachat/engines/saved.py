@@ -1,20 +1,22 @@
 """The keys and values that Engine.save_kv gives and Engine.load_kv takes back; they may come from a file, so they are checked.
 
-kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits)
-scale   [layers, 2, kv_heads, slots] float32, beside int8 only
+kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits); or, of keys in 8 bits
+        and values in 4, [layers, 1, kv_heads, slots, bytes]: a rotated key's codes, then the value's row (see native/c/kernels.h)
+scale   [layers, 2 or 1, kv_heads, slots] float32, beside codes of 8 bits only
 pinned  [2] int64: of the slots, the first of a pinned block that has been rotated, and how many it has; if there is one
 master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is rotated again
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamachat.core.cache import Integers
 from llamachat.core.spec import ModelSpec
+from llamachat.engines.memory import nibble_bytes
 from llamachat.errors import FormatError
 
 Saved = Mapping[str, NDArray[Any]]
@@ -29,17 +31,30 @@ class Layout:
     kv: str
     scaled: bool
     master: str = "float32"
+    together: bool = False  # key and value, in 8 and 4 bits
+
+    @classmethod
+    def of(cls, config: ModelSpec, kind: str, master: str = "float32") -> Self:
+        """For a type of keys and values by name."""
+        together = kind == "int8+int4"
+        kept = "uint8" if together else "uint16" if kind == "bfloat16" else kind
+        return cls(config, kept, together or kind == "int8", master, together)
+
+    def shape(self, slots: int) -> tuple[int, ...]:
+        """Of `kv`."""
+        c, size = self.config, self.config.head_dim
+        parts, last = (1, size + nibble_bytes(size)) if self.together else (2, size)
+        return c.num_hidden_layers, parts, c.num_key_value_heads, slots, last
 
     def check(self, saved: Saved, slots: Integers) -> range | None:
         """The pinned block that is among them. Raises FormatError where it is not what `save_kv` of such slots gives."""
-        c = self.config
-        kv = (c.num_hidden_layers, 2, c.num_key_value_heads, len(slots), c.head_dim)
+        kv = self.shape(len(slots))
         expected: dict[str, tuple[str, tuple[int, ...]]] = {"kv": (self.kv, kv)}
         if self.scaled:
             expected["scale"] = "float32", kv[:-1]
         block = _pinned(saved, slots) if "pinned" in saved else None
         if block is not None:
-            expected |= {"pinned": ("int64", (2,)), "master": (self.master, (kv[0], kv[2], len(block), kv[4]))}
+            expected |= {"pinned": ("int64", (2,)), "master": (self.master, (kv[0], kv[2], len(block), self.config.head_dim))}
         if {name: (str(array.dtype), array.shape) for name, array in saved.items()} != expected:
             raise _damaged()
         return block

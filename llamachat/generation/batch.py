@@ -21,6 +21,7 @@ from llamachat.engines.encoding import encoding, started
 from llamachat.errors import LlamachatError, LostError
 from llamachat.events import FinishReason
 from llamachat.generation.completion import Answer, AnswerSettings
+from llamachat.generation.guesses import Guesses
 from llamachat.models.load import LoadedModel
 
 PIECE = 512  # tokens a step, of all texts together
@@ -38,7 +39,13 @@ class Request:
     continues_text: bool = False
     thoughts: Thoughts | None = None  # as of Answer
 
-    def answer(self, model: LoadedModel, cache: Cache, interrupted: Callable[[], bool] = never) -> Answer:
+    def answer(
+        self,
+        model: LoadedModel,
+        cache: Cache,
+        interrupted: Callable[[], bool] = never,
+        guesses: Guesses | None = None,
+    ) -> Answer:
         """The answer to come; iterate it for its text."""
         return Answer(
             model.engine,
@@ -49,6 +56,7 @@ class Request:
             self.continues_text,
             interrupted,
             thoughts=self.thoughts,
+            guesses=guesses or Guesses(),
         )
 
 

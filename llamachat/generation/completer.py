@@ -13,6 +13,7 @@ from llamachat.errors import LlamachatError
 from llamachat.generation.batch import Batch, Request
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_schema
+from llamachat.generation.guesses import Guesses
 from llamachat.generation.prompting import Outcome, Prompting, Requests, check_stops
 from llamachat.models.load import LoadedModel
 
@@ -47,8 +48,13 @@ class Completer(Prompting[Answer, Request, str]):
         """One for all prompts: what they begin with in common is computed once."""
         return Cache(self.model.context)
 
+    @cached_property
+    def _guesses(self) -> Guesses:
+        """Answers to one prompt are guessed by those to the prompts before."""
+        return Guesses()
+
     def begin(self, asked: Request) -> Answer:
-        return asked.answer(self.model, self.cache, self.interrupted)
+        return asked.answer(self.model, self.cache, self.interrupted, self._guesses)
 
     def ids(self, prompt: str) -> list[int]:
         """Of one prompt text, as the model is given it."""

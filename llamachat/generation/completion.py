@@ -27,8 +27,8 @@ from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
 from llamachat.events import FinishReason, Reading, Stats
+from llamachat.generation.guesses import Guesser, Guesses
 from llamachat.generation.loops import Loops
-from llamachat.generation.prompt_lookup import ForcedDrafter, PromptLookup
 from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
 
 HEADER = 32  # tokens at a prompt's end in which the mark of a thought is looked for
@@ -64,6 +64,7 @@ class Answer:
     begun: Sequence[int] = ()  # the prompt's last ids, where they are the answer's first ones: it goes on exactly there
     spelled: Mapping[int, bytes] = field(default_factory=dict)  # control tokens that are not left out of the text
     thoughts: Thoughts | None = None  # how they are marked in the text; None: there are none to be told apart
+    guesses: Guesses = field(default_factory=Guesses)  # what drafts are made by
     ids: list[int] = field(default_factory=list)  # generated, without the stop id that ended it
     stop_id: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
@@ -157,8 +158,8 @@ class Answer:
         sampler.observe_drawn(self.begun)
         return sampler
 
-    def drafter(self) -> PromptLookup:
-        return ForcedDrafter(self.started, self._constraint) if self._constraint else PromptLookup(self.started)
+    def drafter(self) -> Guesser:
+        return self.guesses.begin(self.started, self._constraint)
 
     @cached_property
     def started(self) -> list[int]:

@@ -19,7 +19,7 @@ from llamachat.version import VERSION
 WHOLE = 32 << 20  # bytes; no configuration or tokenizer is larger
 SAMPLES, SAMPLE = 64, 4096  # of a larger file: so many pieces of so many bytes
 CODE = ("llamachat/core/*.py", "llamachat/formats/**/*.py", "llamachat/engines/**/*.py", "llamachat/engines/native/c/*.[ch]",
-        "quantize/recipe.py", "quantize/schemes.py")  # fmt: skip
+        "quantize/recipe.py", "quantize/schemes.py", "quantize/activity.py")  # fmt: skip
 
 
 def weights_key(checkpoint: Checkpoint) -> str:

@@ -27,11 +27,13 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.parts import Parts
 from llamachat.formats.prequantized.schemes import SCHEMES
-from llamachat.models import catalog, fetch, fit, packed_weights
+from llamachat.models import catalog, fetch, fit
 from llamachat.models.adapters import Adapters, Given, reference, several
 from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
+from llamachat.models.packed_copy import Copy, worth_keeping
+from llamachat.models.packed_weights import Packer, limit_of
 from llamachat.models.sources import LocalPath
 from llamachat.tokenizers.dialog_formats import choose
 from llamachat.tokenizers.open import open_file
@@ -67,6 +69,7 @@ class LoadedModel:
     parallel: int = 1  # texts of full length that the engine holds at once
     adapters: Adapters = field(default_factory=Adapters)
     remark: str | None = None  # on what the engine computes in
+    copy: Copy | None = None  # of its weights, to be kept on disk behind an answer, where that pays
 
     @property
     def name(self) -> str:
@@ -223,6 +226,7 @@ def load(
     dtype: Dtype | None = None,
     threads: int | None = None,
     tensor_parallel: int | None = None,
+    pack_cache: str | None = None,
     offline: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -237,13 +241,14 @@ def load(
     ctx_size: tokens of context; by default the model's own, at most memory.DEFAULT_CONTEXT. parallel: texts of that length
     to hold at once, fewer where memory is short. dtype: what torch computes in, which the native
     engine then leaves the model to; "float32" computes with the exact values of the weights.
+    pack_cache: disk for packed weights, such as "5GB", or "off"; by default a tenth of what is free.
     tensor_parallel: processes to split it over, with all threads or a GPU each; None: those that torchrun has started, or one.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
     folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
     that the model may have.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
-    check_options(ctx_size, kv_bits, dtype, threads, tensor_parallel)
+    check_options(ctx_size, kv_bits, dtype, threads, tensor_parallel, pack_cache)
     begin = time.perf_counter()
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
     path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
@@ -261,6 +266,7 @@ def load(
     tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.depends_on_length(slots * parallel):
         parallel = 1  # what tokens mean depends on how many slots there are
+    packer = Packer(entry.name, limit_of(pack_cache), progress or fetch.silent)
     ready, parallel = _built(
         checkpoint,
         slots,
@@ -272,13 +278,15 @@ def load(
         threads=threads,
         force=force,
         say=say,
+        pack=packer,
         beside=beside.nbytes,
         processes=processes(tensor_parallel),
         opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
     )
     beside.bind(ready)
     remark = passed_over(checkpoint, dtype, engine, device, processes(tensor_parallel))
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside, remark)
+    copy = worth_keeping(packer.fresh, packer.limit)
+    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside, remark, copy)
 
 
 def opened(
@@ -327,7 +335,7 @@ def _built(checkpoint: Checkpoint, slots: int, parallel: int, **options: Any) ->
 
 def _engine(checkpoint: Checkpoint, **options: Any) -> Engine:
     try:
-        return build_engine(checkpoint, partial(checked, checkpoint), pack=packed_weights.cached, **options)
+        return build_engine(checkpoint, partial(checked, checkpoint), **options)
     except MemoryError as error:
         raise no_memory(f"for {checkpoint.path}") from error
 
@@ -338,8 +346,10 @@ def check_options(
     dtype: str | None,
     threads: int | None,
     tensor_parallel: int | None = None,
+    pack_cache: str | None = None,
 ) -> None:
     """Raises UsageError for what no machine can do."""
+    limit_of(pack_cache)
     if ctx_size is not None:
         require_whole("the context size", ctx_size, 1, LARGEST["max_position_embeddings"], UsageError)
     if threads is not None:  # more than there are processors wait for each other, thousands for ever

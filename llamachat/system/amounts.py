@@ -1,11 +1,14 @@
 """Bytes for people; how fast something gets done, and how long the rest will take."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable
 
 WINDOW = 10.0  # seconds that the speed is a mean of
 LEAST = 1.0  # seconds before anything is said
+AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMGT]?)B", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def size(count: float) -> str:
@@ -13,6 +16,12 @@ def size(count: float) -> str:
     if count < 1_000_000:
         return f"{count / 1e3:.0f} kB"
     return f"{count / 1e6:.0f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of what a person wrote ('5GB', '1.5 GB', '500MB'; decimal, as `size` counts); None for anything else."""
+    match = AMOUNT.fullmatch(text.strip())
+    return round(float(match[1]) * UNITS[match[2].upper()]) if match else None
 
 
 def share(done: int, total: int) -> str:

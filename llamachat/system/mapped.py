@@ -34,6 +34,21 @@ def map_file(file: BufferedReader) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Memory of our own, zero, in pages of 2 MB where the system has them: fewer faults, and quicker to read. Raises OSError."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, nbytes)
+    data = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    prefer_huge_pages(data)
+    return data
+
+
+def prefer_huge_pages(data: mmap.mmap) -> None:
+    """For what is not in memory yet."""
+    with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
+        data.madvise(mmap.MADV_HUGEPAGE)
+
+
 def let_go(data: mmap.mmap, start: int, length: int) -> None:
     """Hold the pages of these bytes no longer, where a system can be told so: they are the file's, and read again if need be."""
     if hasattr(mmap, "MADV_DONTNEED"):

@@ -1,6 +1,6 @@
 """backend.py: the least that can answer a dialog does, and what it lacks is one line; the local one is in the registry."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,9 @@ class Far(Alone):
         pass
 
     def keep(self, dialog: str) -> None:
+        pass
+
+    def recall(self, answers: Callable[[str], Iterable[Sequence[int]]]) -> None:
         pass
 
 

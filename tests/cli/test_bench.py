@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from llamachat.bench import contest, lookup, machine, report, shapes
+from llamachat.bench import contest, drafts, machine, report, shapes
 from llamachat.bench.contest import Contender, Laps, Outcome, measure
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Course, Work
@@ -286,7 +286,8 @@ def test_every_part_gives_its_rows_from_one_contest(
 
 def test_drafts_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
     model = load(str(smollm2_gguf), ctx_size=128, threads=1)
-    gain = lookup.gain(model, ["Say one two three, over and over."], SamplingParams(temperature=0), 12, 1)
+    dialog = ["Say one two three, over and over.", "Again."]
+    gain = drafts.gain(model, [dialog], SamplingParams(temperature=0), 12, 1)
     assert gain.ratio == pytest.approx(gain.with_tok_s / gain.without_tok_s)
 
 

@@ -12,7 +12,6 @@ from llamachat.core.cache import Cache
 from llamachat.core.sampler import Sampler
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError
-from llamachat.generation.prompt_lookup import PromptLookup
 
 GREEDY = SamplingParams(temperature=0)
 prompts = st.lists(st.integers(0, 49), min_size=1, max_size=40)
@@ -154,7 +153,7 @@ def rolled(
         log.append(out[-1])
 
 
-class Repeats(PromptLookup):
+class Repeats:
     """Drafts what is right, then what is wrong, so that tokens are accepted and rejected around evictions."""
 
     def __init__(self, expected: list[int]) -> None:

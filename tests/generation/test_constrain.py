@@ -23,7 +23,7 @@ from llamachat.errors import ModelError, UsageError
 from llamachat.generation.completer import Completer
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.constraints import Constrainer, from_lark, from_regex, from_schema
-from llamachat.generation.prompt_lookup import PromptLookup
+from llamachat.generation.guesses import Guesses
 from llamachat.models.load import load
 from llamachat.tokenizers.meta import from_tiktoken
 from llamachat.tokenizers.text_tokenizer import TextTokenizer
@@ -211,7 +211,7 @@ def test_drafting_what_is_forced_changes_no_token(temperature: float, monkeypatc
     for forced in (True, False):
         model = hash_model()
         if not forced:
-            monkeypatch.setattr(Answer, "drafter", lambda self: PromptLookup(self.prompt))
+            monkeypatch.setattr(Answer, "drafter", lambda self: Guesses().begin(self.prompt))
         sampling = SamplingParams(temperature=temperature, seed=4, top_p=1)
         run = Completer(model, AnswerSettings(sampling, model.stop_ids), None, True, False, grammar=grammar)
         results.append((run.result("x"), model.engine.forwarded))  # type: ignore[attr-defined]

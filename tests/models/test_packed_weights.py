@@ -1,4 +1,4 @@
-"""packed_weights.py: packed once, mapped from then on; never stale, never in the way."""
+"""packed_weights.py and packed_copy.py: packed once, mapped from then on; never stale, never in the way."""
 
 import hashlib
 import json
@@ -36,9 +36,9 @@ from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
-from llamachat.models import packed_weights
 from llamachat.models.disk_cache import DiskCache
-from llamachat.models.packed_weights import cached, place, store
+from llamachat.models.packed_copy import Copy
+from llamachat.models.packed_weights import Packer, place, store
 from llamachat.system import known, private
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -57,13 +57,18 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 class Counted:
-    """A checkpoint's tensors, counting how often they are read, and what was said."""
+    """A checkpoint's weights at each start, and their copy, with what was said; counts how often its tensors are read."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.reads, self.said = checkpoint, 0, list[str]()
+    def __init__(self, checkpoint: Checkpoint, limit: int | None = None) -> None:
+        self.checkpoint, self.reads, self.said, self.limit = checkpoint, 0, list[str](), limit
+        self.why: str | None = None  # the copy was not kept
 
     def get(self) -> PackedWeights:
-        return cached(self.checkpoint, self.tensors, self.said.append)
+        packer = Packer("tiny", self.limit, lambda what, done, total: None)
+        weights = packer(self.checkpoint, self.tensors, self.said.append)
+        if packer.fresh:
+            self.why = Copy(packer.fresh, self.limit).write(lambda done: None)
+        return weights
 
     def tensors(self) -> Iterator:  # type: ignore[type-arg]
         self.reads += 1
@@ -112,6 +117,11 @@ WRONG = {
     "no utf-8": lambda index: b'{"\xff": 1}',
     "key": lambda index: index.update(key="0" * 32),
     "no key": lambda index: index.pop("key") and None,
+    "no facts": lambda index: index.pop("about") and None,
+    "facts": lambda index: index.update(about=["tiny"]),
+    "facts, no text": lambda index: index.update(about={"name": 3}),
+    "facts, long": lambda index: index.update(about={"name": "a" * 40_000}),
+    "facts, many": lambda index: index.update(about={str(i): "" for i in range(17)}),
     "tensors": lambda index: index.update(tensors=[]),
     "no tensors": lambda index: index.update(tensors={}),
     "more": lambda index: index.update(more=1),
@@ -182,7 +192,9 @@ def test_an_index_of_any_json_is_refused_as_damaged(data: DataObject) -> None:
     anything = recursive(leaves, lambda inner: lists(inner) | dictionaries(text(), inner), max_leaves=8)
     entry = fixed_dictionaries(dict.fromkeys(("start", "sha256", *Header.__dataclass_fields__), anything))
     tensors = anything | dictionaries(text(), anything | entry)
-    index = data.draw(anything | fixed_dictionaries({"key": just("") | anything, "tensors": tensors}))
+    index = data.draw(
+        anything | fixed_dictionaries({"key": just("") | anything, "about": just({}) | anything, "tensors": tensors})
+    )
     body = json.dumps(index).encode()
     trailer = packed_file.TRAILER.pack(hashlib.sha256(body).digest(), len(body), packed_file.MAGIC)
     content = np.frombuffer(bytes(8192) + body + trailer, np.uint8)
@@ -284,7 +296,7 @@ def test_a_model_that_changes_while_it_is_packed_is_not_kept(tmp_path: Path) -> 
         return checkpoint.tensors()
 
     with pytest.raises(FormatError, match="changed while it was read"):
-        cached(checkpoint, tensors, print)
+        Packer("tiny", None, lambda what, done, total: None)(checkpoint, tensors, print)
     assert store().entries() == []
 
 
@@ -294,7 +306,7 @@ def test_a_full_or_read_only_disk_costs_time_and_nothing_else(
     monkeypatch.setattr(DiskCache, "free", lambda self: 1000)
     counted = Counted(checkpoint)
     assert same(counted.get(), PackedWeights.build(checkpoint.tensors()))
-    assert "packed anew at every start" in counted.said[0] and store().entries() == []
+    assert counted.why and counted.said == [] and store().entries() == []
 
 
 def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,8 +316,7 @@ def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Counted(model).get()
         os.utime(known.stamp_file(place(model)), (1000 + age, 1000 + age))
     Counted(models[0]).get()  # used again: now the younger
-    monkeypatch.setattr(packed_weights, "LIMIT", 2.3 * store().entries()[0].stat().st_size)
-    Counted(models[2]).get()
+    Counted(models[2], int(2.3 * store().entries()[0].stat().st_size)).get()
     assert set(store().entries()) == {place(models[0]), place(models[2])}
 
 
@@ -319,7 +330,7 @@ def test_a_disk_that_is_full_in_any_case_takes_no_file_away_and_half_a_file_goes
     monkeypatch.setattr(DiskCache, "free", lambda self: 1000)
     other = Counted(open_checkpoint(save_gguf(tiny_model(), tmp_path / "other", quant="Q4_0")))
     other.get()
-    assert other.said and held and store().entries() == held and not torn.exists()
+    assert other.why and held and store().entries() == held and not torn.exists()
 
 
 def test_clear_deletes_all_and_says_how_much(checkpoint: Checkpoint) -> None:

@@ -1,7 +1,9 @@
 """The CPU engine: packed weights mapped, one C call for each chunk of tokens. See c/engine.c; no torch here."""
 
 import ctypes
+import math
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,16 +18,16 @@ from llamachat.engines.memory import active_bytes, kv_bytes
 from llamachat.engines.native.abi import Keys, Model, Step, address, checked, native_library
 from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
-from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q8, TILE, Header, packed_bytes, unpackable
+from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
 from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
 
-KvType = Literal["float32", "float16", "bfloat16", "int8"]
-KV_TYPES: dict[int, KvType] = {8: "int8", 16: "float16", 32: "float32"}
-KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8}
+KvType = Literal["float32", "float16", "bfloat16", "int8", "int8+int4"]  # the last: keys in 8 bits, values in 4, rotated
+KV_TYPES: dict[int, KvType] = {4: "int8+int4", 8: "int8", 16: "float16", 32: "float32"}
+KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8, "int8+int4": Q4}
 BATCH = 512  # tokens a call; longer prompts take several
 WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
 _ONE_RUN = np.array([[0, 1, 0]], np.int32)
@@ -37,6 +39,7 @@ class NativeEngine:
     """See engine.Engine. Deterministic: neither the number of threads nor the cutting into chunks changes a bit."""
 
     batch_invariant = True
+    used = 0.0  # when the last step ended, by time.monotonic; infinite within one
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class NativeEngine:
         weights.require(config.tensor_shapes())
         self.config, self.slots, self.weights = config, slots, weights
         self.kv, self.threads, self.kernels = kv, threads or default_threads(), kernels or usable_kernels()[0]
-        self._layout = Layout(config, "uint16" if self.kv == "bfloat16" else self.kv, scaled=self.kv == "int8")
+        self._layout = Layout.of(config, self.kv)
         self._lib = native_library()
         self._model = _sizes(config, slots, kv, self.threads)
         self._description = Description(config, weights, self._model)
@@ -187,11 +190,14 @@ class NativeEngine:
         """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits, or hidden."""
         arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
         step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), hidden, address(logits))
-        checked(self._lib.engine_forward(self._engine, step))
+        self.used = math.inf
+        try:
+            checked(self._lib.engine_forward(self._engine, step))
+        finally:
+            self.used = time.monotonic()
 
     def save_kv(self, slots: Integers) -> Saved:
-        config = self.config
-        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, len(slots), config.head_dim)
+        shape = self._layout.shape(len(slots))
         saved: dict[str, NDArray[Any]] = {"kv": np.empty(shape, self._layout.kv)}
         if self._layout.scaled:
             saved["scale"] = np.empty(shape[:-1], np.float32)
@@ -288,7 +294,7 @@ def _runs(text: Array) -> Array:
 
 
 def _kv_bytes(config: ModelSpec, slots: int, kv: KvType) -> int:
-    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8}[kv]
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int8+int4": 4}[kv]
     return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, bits)
 
 

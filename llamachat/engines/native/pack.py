@@ -20,6 +20,8 @@ LANES, TILE, SUPER, PAGE = 16, 64, 256, 4096
 NUMBERS = {kind: number for number, kind in TYPES.items()}
 Packable = Tensor | Blocks
 Reader = Callable[[Parts], Iterator[tuple[str, Tensor]]]
+Room = Callable[[int], Array]  # gives so many zero bytes, 64-byte aligned
+Packed = tuple["Header", Array]
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,24 @@ def as_stored(index: Mapping[str, TensorInfo], tensors: Reader) -> Iterator[tupl
         yield name, blocks.get(name, tensor)
 
 
-def pack(tensor: Packable) -> tuple[Header, Array]:
+def aligned(nbytes: int) -> Array:
+    """See Room."""
+    raw = np.zeros(nbytes + TILE, np.uint8)
+    start = -raw.ctypes.data % TILE
+    return raw[start : start + nbytes]
+
+
+def pack(tensor: Packable, room: Room = aligned) -> Packed:
     """A tensor in the kernels' layout. Codes are taken as they are; see `_codes` for tables that are not integers."""
     if isinstance(tensor, Blocks):
-        return _pack_blocks(tensor)
+        return _pack_blocks(tensor, room)
     if len(tensor.shape) == 1:
         assert isinstance(tensor, FloatTensor)
-        out = aligned(bytes_of(header := Header(0, tensor.shape[0])))
+        out = room(bytes_of(header := Header(0, tensor.shape[0])))
         out.view(np.float32)[: tensor.shape[0]] = to_float32(tensor.data)
         return header, out
     header, source, kept = _plan(tensor)
-    out = aligned(bytes_of(header))
+    out = room(bytes_of(header))
     fault = native_library().pack_matrix(header.matrix(out), source, address(out))
     del kept
     if fault:
@@ -105,12 +114,12 @@ def pack(tensor: Packable) -> tuple[Header, Array]:
     return header, out
 
 
-def _pack_blocks(tensor: Blocks) -> tuple[Header, Array]:
+def _pack_blocks(tensor: Blocks, room: Room) -> Packed:
     header, stored = _of_blocks(tensor), tensor.bytes()
     order = None if tensor.order is None else np.ascontiguousarray(tensor.order, np.int32)
     places = address(stored), None if order is None else address(order)
     source = NativeBlocks(*places, stored.nbytes, tensor.stored[0], NUMBERS[tensor.kind])
-    out = aligned(bytes_of(header))
+    out = room(bytes_of(header))
     fault = native_library().pack_blocks(header.matrix(out), source, address(out))
     del stored
     tensor.let_go()
@@ -124,12 +133,6 @@ def _pack_blocks(tensor: Blocks) -> tuple[Header, Array]:
 def _of_blocks(tensor: Blocks) -> Header:
     rows, columns = tensor.shape
     return replace(BLOCKS[NUMBERS[tensor.kind]], rows=rows, columns=columns)
-
-
-def aligned(nbytes: int) -> Array:
-    raw = np.zeros(nbytes + TILE, np.uint8)
-    start = -raw.ctypes.data % TILE
-    return raw[start : start + nbytes]
 
 
 def _plan(tensor: Tensor) -> tuple[Header, Source, list[Array]]:

@@ -1,19 +1,17 @@
 """All packed weights of a model, in memory or in a file that is mapped.
 
-A file is the packed tensors, each from a multiple of 4096 bytes on, then a JSON index of them (what the file was made for,
-and of each tensor its header and its bytes' place and sha256), then the index's sha256 and length and a magic number.
+A file is the packed tensors, each from a multiple of 4096 bytes on, then a JSON index of them (what the file was made for
+and of, and of each tensor its header and its bytes' place and sha256), then the index's sha256 and length and a magic number.
 Nothing in a file is believed: `open` checks the index, `verify` the bytes.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -35,20 +33,27 @@ from llamachat.engines.native.pack import (
     SUPER,
     Header,
     Packable,
+    Packed,
     bytes_of,
     pack,
 )
+from llamachat.engines.native.room import Arena
 from llamachat.errors import FormatError
 from llamachat.system import private
-from llamachat.system.mapped import map_file
+from llamachat.system.mapped import map_file, prefer_huge_pages
 from llamachat.system.metadata import parse_json
 
 MAGIC = b"llamachat arena5"
-BUFFER = 1 << 27  # long writes: Linux then keeps the file in huge pages, which are read a quarter faster
+BUFFER = 1 << 25  # bytes; long writes: Linux then keeps the file in huge pages, which are read a quarter faster
+SYNC = 1 << 25  # bytes after which the disk is waited for: what is told is done, and others' writes find room
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB
 SIZES = max(LARGEST.values())  # no row or column number is larger
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TRAILER = struct.Struct("<32sQ16s")
+MOST_FACTS, LONGEST = 16, 1 << 15  # of what a file was made of; characters of one
+
+Told = Callable[[int], None]
+_NOT_OURS = "it does not end as packed weights do"
 _UNKNOWN = "{} is packed in no way that there is"
 
 
@@ -56,7 +61,7 @@ _UNKNOWN = "{} is packed in no way that there is"
 class PackedWeights:
     """Packed tensors by canonical name; the bytes are 64-byte aligned."""
 
-    tensors: Mapping[str, tuple[Header, Array]]
+    tensors: Mapping[str, Packed]
     digests: Mapping[str, str] = field(default_factory=dict)  # of a file's tensors, sha256
     digest: str = ""  # of a file's index, and so of all that is in it
 
@@ -85,17 +90,34 @@ class PackedWeights:
                     raise FormatError(f"the packed weights of {name} are damaged", remedy="pack the model again")
 
     @classmethod
-    def build(cls, tensors: Iterable[tuple[str, Packable]]) -> "PackedWeights":
-        """Packs into memory."""
-        return cls({name: pack(tensor) for name, tensor in tensors})
+    def build(
+        cls, tensors: Iterable[tuple[str, Packable]], expected: int = 0, told: Told = lambda done: None
+    ) -> "PackedWeights":
+        """Packs into memory. `expected`: bytes that they will have, as far as known; `told` is called with those so far."""
+        room, packed, done = Arena(expected), dict[str, Packed](), 0
+        for name, tensor in tensors:
+            packed[name] = pack(tensor, room)
+            done += packed[name][1].nbytes
+            told(done)
+        return cls(packed)
 
     @staticmethod
-    def write(tensors: Iterable[tuple[str, Packable]], path: Path, key: str = "") -> None:
-        """Packs into a file, one tensor at a time; the file appears under its name only when the disk has all of it."""
+    def write(
+        packed: Iterable[tuple[str, Packed]],
+        path: Path,
+        key: str = "",
+        about: Mapping[str, str] | None = None,
+        told: Told = lambda done: None,
+    ) -> str:
+        """Puts packed tensors into a file, made of what is said `about` it; it appears under its name only when the disk has all
+        of it. Returns its `digest`. `told` is called with the bytes written so far; what it raises ends it. Raises OSError.
+        """
         with private.writing(path, sync=True, buffering=BUFFER) as file:
-            index = {name: _append(file, *pack(tensor)) for name, tensor in tensors}
-            text = json.dumps({"key": key, "tensors": index}).encode()
-            file.write(text + TRAILER.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
+            index = {name: _append(file, *each, told) for name, each in packed}
+            text = json.dumps({"key": key, "about": dict(about or {}), "tensors": index}).encode()
+            digest = hashlib.sha256(text)
+            file.write(text + TRAILER.pack(digest.digest(), len(text), MAGIC))
+        return digest.hexdigest()
 
     @classmethod
     def open(cls, path: Path, key: str = "") -> "PackedWeights":
@@ -103,8 +125,7 @@ class PackedWeights:
         try:
             with path.open("rb") as file:
                 mapped = map_file(file)
-            with suppress(AttributeError, OSError):  # neither known nor allowed everywhere
-                mapped.madvise(mmap.MADV_HUGEPAGE)  # for what is not in memory yet; see BUFFER
+            prefer_huge_pages(mapped)  # see BUFFER
             return cls(*parsed(np.frombuffer(mapped, np.uint8), key))
         except (ValueError, struct.error, FormatError) as error:
             raise FormatError(
@@ -112,11 +133,33 @@ class PackedWeights:
             ) from error
 
 
-def _append(file: IO[bytes], header: Header, data: Array) -> dict[str, Any]:
+def about(path: Path) -> dict[str, str] | None:
+    """What a file of `write` was said to be made of; None of one in another version's layout. Raises OSError, ValueError where
+    it is damaged, and FormatError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TRAILER.size))
+        digest, length, magic = _trailer(file.read())
+        if magic != MAGIC and magic.startswith(MAGIC[:-1]):
+            return None
+        if magic != MAGIC or length > min(MAX_INDEX, size - TRAILER.size):
+            raise ValueError(_NOT_OURS)
+        file.seek(size - TRAILER.size - length)
+        return dict(_index(file.read(length), digest)["about"])
+
+
+def _append(file: IO[bytes], header: Header, data: Array, told: Told) -> dict[str, Any]:
     file.write(bytes(-file.tell() % PAGE))
-    start = file.tell()
-    file.write(data.data)
-    return {"start": start, "sha256": _sha256(data), **asdict(header)}
+    start, digest = file.tell(), hashlib.sha256()
+    for at in range(0, len(data), BUFFER):
+        part, done = data[at : at + BUFFER].data, file.tell()
+        digest.update(part)
+        file.write(part)
+        if file.tell() // SYNC > done // SYNC:
+            file.flush()
+            os.fsync(file.fileno())
+        told(file.tell())
+    return {"start": start, "sha256": digest.hexdigest(), **asdict(header)}
 
 
 def _sha256(data: Array) -> str:
@@ -125,21 +168,41 @@ def _sha256(data: Array) -> str:
 
 def parsed(data: Array, key: str) -> tuple[dict[str, tuple[Header, Array]], dict[str, str], str]:
     """Raises ValueError and FormatError."""
-    digest, length, magic = TRAILER.unpack(data[-TRAILER.size :].tobytes())
+    digest, length, magic = _trailer(data[-TRAILER.size :].tobytes())
     end = len(data) - TRAILER.size - length
     if magic != MAGIC or length > MAX_INDEX or end < 0:
-        raise ValueError("it does not end as packed weights do")
-    text = data[end : end + length].tobytes()
-    if hashlib.sha256(text).digest() != digest:
-        raise ValueError("its index is not the one that was written")
-    index = parse_json(text, "its index", FormatError)
-    if index.keys() != {"key", "tensors"} or index["key"] != key or not isinstance(index["tensors"], dict):
+        raise ValueError(_NOT_OURS)
+    index = _index(data[end : end + length].tobytes(), digest)
+    if index["key"] != key:
         raise ValueError("it is of something else")
     tensors, last = {}, 0
     for name, entry in index["tensors"].items():
         tensors[name] = _entry(name, entry, last, data[:end])
         last = entry["start"] + len(tensors[name][1])
     return tensors, {name: entry["sha256"] for name, entry in index["tensors"].items()}, digest.hex()
+
+
+def _trailer(data: bytes) -> tuple[bytes, int, bytes]:
+    """sha256 and length of the index, and the magic number."""
+    if len(data) < TRAILER.size:
+        raise ValueError(_NOT_OURS)
+    digest, length, magic = TRAILER.unpack(data)
+    return digest, length, magic
+
+
+def _index(text: bytes, digest: bytes) -> dict[str, Any]:
+    """Raises ValueError and FormatError unless it has the parts that `write` gives it."""
+    if hashlib.sha256(text).digest() != digest:
+        raise ValueError("its index is not the one that was written")
+    index = parse_json(text, "its index", FormatError)
+    if index.keys() != {"key", "about", "tensors"} or not isinstance(index["tensors"], dict):
+        raise ValueError("it is of something else")
+    facts = index["about"]
+    if not isinstance(facts, dict) or len(facts) > MOST_FACTS:
+        raise ValueError("it is made of nothing that is known")
+    if not all(isinstance(fact, str) and len(fact) <= LONGEST for fact in (*facts, *facts.values())):
+        raise ValueError("it is made of nothing that is known")
+    return index
 
 
 def _entry(name: str, entry: object, last: int, data: Array) -> tuple[Header, Array]:

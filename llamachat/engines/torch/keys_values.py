@@ -14,12 +14,14 @@ from llamachat.core.rope import frequencies, query_scales
 from llamachat.core.spec import KvBits, ModelSpec
 from llamachat.engines.memory import kv_bytes
 from llamachat.engines.saved import Layout, PinnedKeys, Saved
+from llamachat.engines.torch.nibbles import hadamard, pack, unpack
 
 Span = slice | Tensor  # slots of the cache: a run of them, or a list
 
 
 class KeysValues:
-    """Keys and values of `slots` tokens in float, or int8 with a scale per slot and head, and each slot's position."""
+    """Keys and values of `slots` tokens in float, or int8 with a scale per slot and head, or such keys and values in 4 bits, both
+    rotated (see nibbles); and each slot's position."""
 
     def __init__(
         self, config: ModelSpec, slots: int, device: torch.device, precision: Precision, bits: KvBits | None = None
@@ -27,15 +29,14 @@ class KeysValues:
         self.config, self.slots, self.device, self.precision = config, slots, device, precision
         self.ropes = [config.rope(layer) for layer in range(config.num_hidden_layers)]
         self.frequencies = {rope: frequencies(config, slots, rope) for rope in set(self.ropes) if rope}
-        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, slots, config.head_dim)
         kept = _kept(precision, bits)
-        self.data = torch.empty(shape, dtype=kept, device=device)  # [layer, key or value, G, slot, D]
-        self.scale = torch.empty((*shape[:-1], 1), device=device) if kept == torch.int8 else None
-        self.kind = str(kept).removeprefix("torch.")
-        master = str(torch.promote_types(torch.float32 if kept == torch.int8 else kept, torch.float32)).removeprefix(
-            "torch."
-        )
-        self.layout = Layout(config, "uint16" if kept == torch.bfloat16 else self.kind, kept == torch.int8, master)
+        coded = kept in (torch.int8, torch.uint8)
+        self.kind = "int8+int4" if bits == 4 else str(kept).removeprefix("torch.")
+        master = str(torch.promote_types(torch.float32 if coded else kept, torch.float32)).removeprefix("torch.")
+        self.layout = Layout.of(config, self.kind, master)
+        shape = self.layout.shape(slots)
+        self.data = torch.empty(shape, dtype=kept, device=device)  # [layer, key or value, G, slot, D], see saved
+        self.scale = torch.empty((*shape[:-1], 1), device=device) if coded else None
         self.nbytes = self.planned(config, slots, precision, bits)
         self.windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
         self.positions = np.full(slots, np.iinfo(np.int64).max)  # a slot not yet written is later than every query
@@ -44,7 +45,7 @@ class KeysValues:
     @staticmethod
     def planned(config: ModelSpec, slots: int, precision: Precision, bits: KvBits | None) -> int:
         """Bytes that it takes."""
-        kept = _kept(precision, bits).itemsize * 8
+        kept = 4 if bits == 4 else _kept(precision, bits).itemsize * 8
         return kv_bytes(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, slots, kept)
 
     def begin(self, steps: Sequence[CacheStep], whole: bool = False) -> Memory:
@@ -121,15 +122,36 @@ class KeysValues:
     def _write(self, where: tuple[int | Span, ...], x: Tensor) -> None:
         if self.scale is None:
             self.data[where] = x.to(self.data.dtype)
+        elif self.layout.together:
+            self._write_together(where, hadamard(x.float()))
         else:
             self.data[where], self.scale[where] = quantize(x)
+
+    def _write_together(self, where: tuple[int | Span, ...], x: Tensor) -> None:
+        """Rotated keys and values [2, G, n, D] of a layer; or keys alone [layers, G, n, D], which leave the values as they are."""
+        size = self.config.head_dim
+        codes, scale = quantize(x[0] if where[1] != 0 else x)
+        if where[1] != 0:
+            self.data[where] = torch.cat((codes.view(torch.uint8), pack(x[1])), -1)[None]
+            self.scale[where] = scale[None]
+        else:
+            self.data[(*where, slice(size))] = codes.view(torch.uint8)
+            self.scale[where] = scale
 
     def _read(self, layer: int, spans: Sequence[slice]) -> Tensor:
         """[2, G, S, D] in the compute dtype."""
         x = _gather(self.data[layer], spans)
         if self.scale is not None:
-            x = x * _gather(self.scale[layer], spans)
+            x = self._dequantized(x, _gather(self.scale[layer], spans))
         return x.to(self.precision.compute)
+
+    def _dequantized(self, x: Tensor, scale: Tensor) -> Tensor:
+        """[2, G, S, D] of what is kept, and its scales."""
+        if not self.layout.together:
+            return x * scale
+        size = self.config.head_dim
+        keys = x[..., :size].view(torch.int8) * scale
+        return hadamard(torch.cat((keys, unpack(x[..., size:], size))))
 
     def pin(self, block: range, start: int) -> None:
         """Rotate the keys of a block of slots to positions from `start` on.
@@ -139,12 +161,20 @@ class KeysValues:
         where = (slice(None), 0, slice(None), slice(block.start, block.stop))
 
         def unrotated() -> Tensor:
-            keys = self.data[where] if self.scale is None else self.data[where] * self.scale[where]
+            keys = self._keys(where)
             return self._rotated(keys, -self.positions[block.start : block.stop])
 
         keys, positions = self.pinned.of(block, unrotated), np.arange(start, start + len(block))
         self._write(where, self._rotated(keys, positions))
         self.positions[block.start : block.stop] = positions
+
+    def _keys(self, where: tuple[int | Span, ...]) -> Tensor:
+        """[layers, G, n, D] of keys at these places."""
+        if self.scale is None:
+            return self.data[where]
+        if not self.layout.together:
+            return self.data[where] * self.scale[where]
+        return hadamard(self.data[where][..., : self.config.head_dim].view(torch.int8) * self.scale[where])
 
     def _rotated(self, keys: Tensor, by: Integers) -> Tensor:
         """[layers, G, n, D], each rotated by its number of positions, in float32 at least."""
@@ -181,4 +211,4 @@ def _span(slots: Integers) -> Span:
 
 def _kept(precision: Precision, bits: KvBits | None) -> torch.dtype:
     sixteen = precision.compute if precision.compute.itemsize == 2 else torch.float16
-    return {None: precision.compute, 32: torch.float32, 16: sixteen, 8: torch.int8}[bits]
+    return {None: precision.compute, 32: torch.float32, 16: sixteen, 8: torch.int8, 4: torch.uint8}[bits]

@@ -134,7 +134,7 @@ static Engine shaped(const Model *m) {
         .inner = up(m->inner, TILE),
         .attn = up(m->heads * m->head_dim, TILE),
         .qkv = up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES) + 2 * LANES,  /* each of the three is padded to a strip */
-        .dim = up(m->head_dim, LANES),
+        .dim = up(m->head_dim, m->kv_kind == Q4 ? 32 : LANES),
         .cap = up(m->slots, CHUNK),
         .expert_inner = up(m->expert_inner, TILE),
         .scored = up(m->experts, LANES),
@@ -164,10 +164,10 @@ Engine *engine_new(const Model *m, const char *kernels, const char **why) {
     for (int layer = 0; layer < m->layers; layer++)
         if (m->layer[layer].router && m->layer[layer].router->kind >= Q8) e->fine |= FINE_MLP;  /* which experts, is felt most */
     claim_all(e, &claims);
-    size_t heads = (size_t)m->layers * 2 * m->kv_heads;
-    e->kv_bytes = heads * e->cap * e->dim * kv_element(m->kv_kind);
+    size_t heads = (size_t)m->layers * m->kv_heads;
+    e->kv_bytes = heads * (e->cap / LANES) * (kv_block(e, 0) + kv_block(e, 1));
     int ok = !claims.failed && make_room(e, 1, e->cap / CHUNK) && (e->kv = reserve(e->kv_bytes)) &&
-             (e->kv_scale = zeroed(m->kv_kind == Q8 ? heads * e->cap * 4 : 0));
+             (e->kv_scale = zeroed(kv_scaled(e) * heads * e->cap * 4));
     if (!ok) {
         engine_free(e);
         return NULL;

@@ -129,6 +129,8 @@ INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weig
     }
 }
 
+#include "nibbles.h"
+
 /* Scores to exponentials, in place; the largest score and the sum go to part. A slot that is masked weighs exactly 0. */
 static void softmax(const Keys *keys, int position, int slots, float *scores, float *part) {
     vf most = splat(-INFINITY), total = splat(0);
@@ -136,7 +138,7 @@ static void softmax(const Keys *keys, int position, int slots, float *scores, fl
         vi at = *(const vi_u *)(keys->position + s);
         vi mask = (at <= position) & (at > position - keys->window);
         vf score = load(scores + s);
-        if (keys->kind == Q8) score *= load(keys->k_scale + s);
+        if (keys->kind >= Q8) score *= load(keys->k_scale + s);
         if (keys->softcap > 0.0f) score = keys->softcap * tangent(score / keys->softcap);
         score = choose(mask, score, splat(-INFINITY));
         store(scores + s, score);
@@ -157,13 +159,14 @@ INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const
                         float *part) {
     _Alignas(64) float scores[ROWS][CHUNK];
     const float *weights[ROWS];
-    if (kind == Q8) scores_of_codes(rows, keys, q, slots, scores);
+    if (kind >= Q8) scores_of_codes(rows, keys, q, slots, scores);
     else scores_of(rows, kind, keys, q, slots, scores);
     for (int r = 0; r < rows; r++) {
         softmax(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
         weights[r] = scores[r];
     }
-    if (kind == Q8) values_of_codes(rows, keys, weights, slots, part);
+    if (kind == Q4) values_of_nibbles(rows, keys, weights, slots, part);
+    else if (kind == Q8) values_of_codes(rows, keys, weights, slots, part);
     else values_of(rows, kind, keys, weights, slots, part);
 }
 
@@ -185,6 +188,7 @@ ATTEND(F32)
 ATTEND(F16)
 ATTEND(BF16)
 ATTEND(Q8)
+ATTEND(Q4)
 
 /* Softmax-weighted sums of values over `slots` slots (whole blocks of one chunk), for up to 8 queries of one head's group. */
 static void attend(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part) {
@@ -192,7 +196,8 @@ static void attend(const Keys *keys, const float *const *q, const int32_t *posit
     case F32: attend_F32(keys, q, position, rows, slots, part); return;
     case F16: attend_F16(keys, q, position, rows, slots, part); return;
     case BF16: attend_BF16(keys, q, position, rows, slots, part); return;
-    default: attend_Q8(keys, q, position, rows, slots, part);
+    case Q8: attend_Q8(keys, q, position, rows, slots, part); return;
+    default: attend_Q4(keys, q, position, rows, slots, part);
     }
 }
 

@@ -113,17 +113,16 @@ static void start_parts(const Engine *e, float *part, int rows) {
 static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, float *part) {
     const Engine *e = t->e;
     if (chunk >= u->text->chunks) return 0;
-    int window = e->m.layer[layer].window, lo = 0, hi = CHUNK / LANES, quantized = e->m.kv_kind == Q8;
+    int window = e->m.layer[layer].window, lo = 0, hi = CHUNK / LANES;
     size_t at = (u->text->at + chunk) * CHUNK, slot = (size_t)(u->text->base + chunk) * CHUNK;
     const int32_t *first = e->first + at / LANES, *last = e->last + at / LANES;
     while (lo < hi && !(first[lo] <= u->high && last[lo] > u->low - window)) lo++;
     while (hi > lo && !(first[hi - 1] <= u->high && last[hi - 1] > u->low - window)) hi--;
     if (lo == hi) return 0;
     at += lo * LANES, slot += lo * LANES;
-    size_t bytes = kv_offset(e, 1, slot, 0) * kv_element(e->m.kv_kind);
-    Keys keys = {kv_plane(e, layer, 0, u->group) + bytes, kv_plane(e, layer, 1, u->group) + bytes,
-                 quantized ? kv_scales(e, layer, 0, u->group) + slot : NULL, quantized ? kv_scales(e, layer, 1, u->group) + slot : NULL,
-                 e->mask + at, e->m.kv_kind, e->dim, window, e->m.softcap};
+    const float *scales[2] = {kv_scales(e, layer, 0, u->group), kv_scales(e, layer, 1, u->group)};
+    Keys keys = {kv_at(e, layer, 0, u->group, slot), kv_at(e, layer, 1, u->group, slot), scales[0] ? scales[0] + slot : NULL,
+                 scales[1] ? scales[1] + slot : NULL, e->mask + at, e->m.kv_kind, e->dim, window, e->m.softcap};
     e->k->attend(&keys, u->q, u->position, u->rows, (hi - lo) * LANES, part);
     return 1;
 }
@@ -134,12 +133,14 @@ static void merge_rows(const Engine *e, float *into, const float *part, int rows
 }
 
 /* Divides the weighted sums of values by softmax's denominator, which a sink adds to: the activations that the output projection
-   reads. A sink far above all scores makes it infinite, and leaves nothing of the values. */
+   reads. A sink far above all scores makes it infinite, and leaves nothing of the values. Values that are
+   kept rotated are rotated back. */
 static void finish_softmax(const Engine *e, int layer, const Queries *u, const float *part) {
     const float *sinks = e->m.layer[layer].sinks;
     for (int r = 0; r < u->rows; r++, part += part_size(e)) {
         float sum = part[1] + (sinks ? expf(sinks[u->head[r]] - part[0]) : 0.0f);
         for (int d = 0; d < e->m.head_dim; d++) u->out[r][d] = part[PART + d] / sum;
+        if (e->m.kv_kind == Q4) e->k->hadamard(u->out[r], e->m.head_dim);
     }
 }
 

@@ -96,19 +96,22 @@ INLINE vb moved(vb x, int left, int mask) {
     return (vb)(bits & mask * 0x01010101);
 }
 
-/* The numbers of some rows in a group, quad by quad. */
+/* The numbers of some rows in a group's v-th quads. */
+INLINE vb unpack_quad(int kind, int coding, vb table, const uint8_t *group, int part, int v) {
+    int at = 4 * VL * part;
+    vb quad;
+    if (kind == Q8) quad = load_codes(group + 64 * v + at);
+    else if (kind == Q4 || kind == Q5 || kind == Q6) quad = moved(load_codes(group + 64 * (v % 4) + at), -4 * (v / 4), 15);
+    else quad = moved(load_codes(group + 64 * (v % 2) + at), -2 * (v / 2), 3);
+    if (kind == Q3) quad |= moved(load_codes(group + 128 + at), 2 - v, 4);
+    if (kind == Q5) quad |= moved(load_codes(group + 256 + at), 4 - v, 16);
+    if (kind == Q6) quad |= moved(load_codes(group + 256 + 64 * (v % 2) + at), 4 - 2 * (v / 2), 48);
+    return coding == PLAIN ? quad : lookup(table, quad);
+}
+
 INLINE void unpack(int kind, int coding, vb table, const uint8_t *group, int part, vb quads[8]) {
-    int at = 4 * VL * part, four = kind == Q4 || kind == Q5 || kind == Q6;
     UNROLL
-    for (int v = 0; v < 8; v++) {
-        if (kind == Q8) quads[v] = load_codes(group + 64 * v + at);
-        else if (four) quads[v] = moved(load_codes(group + 64 * (v % 4) + at), -4 * (v / 4), 15);
-        else quads[v] = moved(load_codes(group + 64 * (v % 2) + at), -2 * (v / 2), 3);
-        if (kind == Q3) quads[v] |= moved(load_codes(group + 128 + at), 2 - v, 4);
-        if (kind == Q5) quads[v] |= moved(load_codes(group + 256 + at), 4 - v, 16);
-        if (kind == Q6) quads[v] |= moved(load_codes(group + 256 + 64 * (v % 2) + at), 4 - 2 * (v / 2), 48);
-        if (coding != PLAIN) quads[v] = lookup(table, quads[v]);
-    }
+    for (int v = 0; v < 8; v++) quads[v] = unpack_quad(kind, coding, table, group, part, v);
 }
 
 INLINE vb load_table(const uint8_t *entries) {
@@ -164,33 +167,4 @@ INLINE vi pairs_at(int scaling, const Scales *s, int g, int part) {
 }
 INLINE vi low_pairs_at(const Scales *s, int g, int part) {
     return load_pairs_unsigned(s->integers + 32 * g + 2 * VL * part) >> 4 & 0x000f000f;
-}
-
-/* A strip's codes, and what they are multiplied with, taken apart for products of several tokens: see unpack_strip. */
-typedef struct {
-    uint8_t *codes;            /* [groups][8 quads][16 rows][4], without a sign; looked-up numbers of 8 bits as in tables */
-    float *scale, *low;        /* [groups][16]; minima, if there are any */
-    int32_t *pairs, *low_pairs;  /* [groups][16], of folded kinds: two integers of 16 bits; those of minima */
-} Unpacked;
-
-/* Groups [from, to) of 32 columns, of which the first begins a block. Not for fp16 scales of 16 columns each, and of wide tables only
-   the high bytes. */
-static void unpack_strip(const Matrix *w, int strip, int from, int to, Unpacked u) {
-    int coding = coding_of(w), each = block_columns(w->scaling) / GROUP, folded = is_folded(w->scaling, w->subs);
-    const uint8_t *block = w->data + strip_bytes(w) * strip + block_bytes(w) * (from / each);
-    vb table = load_table(w->table), quads[8];
-    Scales s;
-    for (int g = 0; g < to - from; g++) {
-        if (g % each == 0) open_scales(w->scaling, w->minimum, block + block_bytes(w) * (g / each), &s);
-        const uint8_t *codes = s.block + scales_bytes(w->scaling, w->subs, w->minimum) + group_bytes(w->kind) * (g % each);
-        for (int part = 0; part < PARTS; part++) {
-            size_t at = g * LANES + part * VL;
-            unpack(w->kind, coding, table, codes, part, quads);
-            for (int v = 0; v < 8; v++) *(vb_u *)(u.codes + (8 * g + v) * 64 + 4 * VL * part) = quads[v];
-            store(u.scale + at, scale_at(w->scaling, w->subs, &s, g % each, 0, part));
-            if (w->minimum) store(u.low + at, minimum_at(w->scaling, w->subs, &s, g % each, 0, part));
-            if (folded) *(vi_u *)(u.pairs + at) = pairs_at(w->scaling, &s, g % each, part);
-            if (folded && w->minimum) *(vi_u *)(u.low_pairs + at) = low_pairs_at(&s, g % each, part);
-        }
-    }
 }

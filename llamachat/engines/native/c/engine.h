@@ -60,8 +60,8 @@ typedef struct Engine {
     Run *runs;
     int units, chunks;                       /* of all runs; of the text that has most */
     int64_t *position;                       /* of each slot */
-    char *kv;                                /* [chunks][layers][kv_heads][2][CHUNK * dim] */
-    float *kv_scale;                         /* [layers][2][kv_heads][cap] */
+    char *kv;                                /* [chunks][layers][kv_heads][2][CHUNK / 16] blocks; see kv_at */
+    float *kv_scale;                         /* [layers][1 or 2][kv_heads][cap], see kv_scales */
     size_t kv_bytes;
     float *low;                              /* sums of low-rank additions [3 products][low_rows][low_width]; see lowrank.c */
     float *low_inputs;                       /* and what they are multiplied with [threads][tokens][low_rank] */

@@ -50,7 +50,7 @@ const char *model_fault(const Model *m) {
     if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
     if (!within(m->heads, 1, MAX_HEADS) || !within(m->kv_heads, 1, MAX_HEADS)) return "more than 4096 heads";
     if (m->heads % m->kv_heads) return "heads that do not share keys evenly";
-    if (!within(m->kv_kind, F32, Q8)) return "keys of a type that is not known";
+    if (!within(m->kv_kind, F32, Q4)) return "keys of a type that is not known";
     if (!within(m->threads, 1, MAX_THREADS)) return "more than 1024 threads";
     if (!within(m->slots, 1, MAX_SLOTS)) return "a context above 2^30 tokens";
     if (!within(m->batch, 1, MAX_BATCH)) return "batches of more than 4096 tokens";

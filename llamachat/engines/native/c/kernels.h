@@ -7,6 +7,7 @@ enum { CHUNK = 128 };                        /* slots whose softmax is computed 
 enum { SCRATCH = 24 << 10 };                 /* bytes that matmul wants for each thread */
 enum { ROWS = 8 };                           /* queries that attend together */
 enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
+enum { SPAN = 64 };                          /* elements of a value in 4 bits that share a scale and a minimum */
 
 /* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
    Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
@@ -23,13 +24,20 @@ typedef struct {
     int32_t *pair_high, *pair_low;  /* [groups], the sums of high (of low, if fine) over the first 16 columns in the lower 16 bits, over the others in the upper */
 } Acts;
 
+/* Values in 4 bits, code * scale + minimum. In a row of its own, a value has fp16 scale and minimum of each span, then of each 32
+   elements 16 bytes, the i-th of which has element i in its low nibble and i + 16 in its high one. A block of 16 slots has of each
+   span fp16 scale[16] and minimum[16], then of each 32 elements [4][16][4] such bytes, of quads of slots. */
+static inline int spans_of(int dim) { return up(dim, SPAN) / SPAN; }
+static inline size_t values_row(int dim) { return 4 * (size_t)spans_of(dim) + 16 * (size_t)(dim / 32); }
+static inline size_t values_block(int dim) { return LANES * values_row(dim); }
+
 typedef struct {
     const void *k;                /* [slots / 16][head_dim up to 16][16] of one key-value head, from some slot on, as are all these;
-                                     Q8: [slots / 16][head_dim / 4][16][4]; one block more may be read, its scores are not used */
-    const void *v;                /* [slots][head_dim up to 16]; Q8: [slots / 4][head_dim up to 16][4] */
-    const float *k_scale, *v_scale;  /* [slots], Q8 only */
+                                     Q8, Q4: [slots / 16][head_dim / 4][16][4]; one block more may be read, its scores are not used */
+    const void *v;                /* [slots][head_dim up to 16]; Q8: [slots / 4][head_dim up to 16][4]; Q4: blocks as above */
+    const float *k_scale, *v_scale;  /* [slots], Q8; of Q4 k_scale only */
     const int32_t *position;      /* [slots]; INT32_MAX where masked */
-    int32_t kind, dim, window;    /* dim: head_dim up to 16; window: a query sees this many positions */
+    int32_t kind, dim, window;    /* dim: head_dim up to 16, Q4: to 32; window: a query sees this many positions */
     float softcap;                /* scores become softcap * tanh(score / softcap); 0: they stay */
 } Keys;
 
@@ -50,6 +58,8 @@ typedef struct {
     void (*attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
     void (*merge)(float *into, const float *part, int dim);
     float (*narrow)(int kind, const float *x, void *out, int n);  /* returns the scale of Q8 */
+    void (*narrow_values)(float *x, int dim, uint8_t *row);  /* to 4 bits; see nibbles.h */
+    void (*hadamard)(float *x, int dim);
     float (*widen)(int kind, const void *p, size_t i);
     void (*enter)(void);          /* each thread, before and after it uses matmul */
     void (*leave)(void);

@@ -16,12 +16,21 @@ static inline __attribute__((always_inline)) void stride(size_t bytes, char *hel
         }
 }
 
+/* A slot's value in 4 bits out of its block to a row (see kernels.h), or back in. */
+static void copy_nibbles(const Engine *e, char *block, int lane, char *row, int out) {
+    int spans = spans_of(e->dim);
+    char *codes = block + 64 * spans + 64 * (lane / 4) + lane % 4;
+    stride(2, block + 2 * lane, row, 2 * spans, 1, LANES, out);
+    for (int i = 0; i < e->dim / 32; i++) stride(1, codes + 256 * i, row + 4 * spans + 16 * i, 16, 1, 4, out);
+}
+
 /* A slot's key or value out to a row of elements [head_dim] as it is kept, or back in. */
 static void copy_vector(const Engine *e, int layer, int value, int head, int64_t slot, char *row, int out) {
-    size_t bytes = kv_element(e->m.kv_kind);
-    char *held = kv_plane(e, layer, value, head) + kv_offset(e, value, slot, 0) * bytes;
+    size_t bytes = kv_element(key_kind(e));
+    char *block = kv_at(e, layer, value, head, slot), *held = block + kv_offset(e, value, slot, 0) * bytes;
     int n = e->m.head_dim;
-    if (bytes == 1 && value) stride(1, held, row, n, 1, 4, out);
+    if (value && e->m.kv_kind == Q4) copy_nibbles(e, block, slot % LANES, row, out);
+    else if (bytes == 1 && value) stride(1, held, row, n, 1, 4, out);
     else if (bytes == 1) stride(1, held, row, n, 4, 4 * LANES, out);
     else if (value) memcpy(out ? row : held, out ? held : row, n * bytes);
     else if (bytes == 2) stride(2, held, row, n, 1, LANES, out);
@@ -31,9 +40,27 @@ static void copy_vector(const Engine *e, int layer, int value, int head, int64_t
 /* A head's key or value [head_dim], in the type that they are kept in, to its slot. */
 static void store_vector(const Engine *e, int layer, int value, int head, int64_t slot, const float *x) {
     _Alignas(64) char narrow[4 * DIM];
-    float scale = e->k->narrow(e->m.kv_kind, x, narrow, e->m.head_dim);
-    if (e->m.kv_kind == Q8) kv_scales(e, layer, value, head)[slot] = scale;
+    _Alignas(64) float rotated[DIM] = {0};
+    if (e->m.kv_kind == Q4) {
+        e->k->hadamard(memcpy(rotated, x, e->m.head_dim * 4), e->m.head_dim);
+        x = rotated;
+    }
+    if (value && e->m.kv_kind == Q4) {
+        e->k->narrow_values(rotated, e->dim, (uint8_t *)narrow);
+    } else {
+        float scale = e->k->narrow(key_kind(e), x, narrow, e->m.head_dim), *scales = kv_scales(e, layer, value, head);
+        if (scales) scales[slot] = scale;
+    }
     copy_vector(e, layer, value, head, slot, narrow, 0);
+}
+
+/* A slot's key [head_dim]. */
+static void load_key(const Engine *e, int layer, int head, int64_t slot, float *x) {
+    _Alignas(64) char row[4 * DIM];
+    const float *scales = kv_scales(e, layer, 0, head);
+    copy_vector(e, layer, 0, head, slot, row, 1);
+    for (int d = 0; d < e->m.head_dim; d++) x[d] = e->k->widen(key_kind(e), row, d) * (scales ? scales[slot] : 1.0f);
+    if (e->m.kv_kind == Q4) e->k->hadamard(x, e->m.head_dim);
 }
 
 void rotation_angles(const Rope *rope, double position, float factor, float *cosine, float *sine) {
@@ -61,10 +88,11 @@ static void norm_and_rotate(const Engine *e, const Layer *l, const float *norm, 
         for (int d = rotated; d < dim; d++) x[d] *= scale;
 }
 
-/* The scale of attention's scores is that of the queries. */
+/* The scale of attention's scores is that of the queries; they are rotated as the keys are kept. */
 static void rotate_query(const Engine *e, const Layer *l, int token, int head) {
     float *x = e->qkv_out + (size_t)token * e->qkv + head * e->m.head_dim;
     norm_and_rotate(e, l, l->q_norm, token, e->query_scale[token], x);
+    if (e->m.kv_kind == Q4) e->k->hadamard(x, e->m.head_dim);
 }
 
 static void rotate_and_store_key(const Engine *e, int layer, int token, int head, int64_t slot) {
@@ -130,7 +158,7 @@ static void rotate_key(const Engine *e, int layer, const Angles *a, float *x) {
 
 /* The keys of `count` slots without their rotation: out is [layers][kv_heads][count][head_dim]. */
 const char *engine_unrotated_keys(const Engine *e, int first, int count, float *out) {
-    int dim = e->m.head_dim, kind = e->m.kv_kind, heads = e->m.kv_heads;
+    int dim = e->m.head_dim, heads = e->m.kv_heads;
     const char *fault = block_fault(e, first, count, 0);
     if (fault) return fault;
     #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
@@ -138,10 +166,8 @@ const char *engine_unrotated_keys(const Engine *e, int first, int count, float *
         Angles angles;
         find_angles(e, -(double)e->position[first + i], &angles);
         for (int p = 0; p < e->m.layers * heads; p++) {
-            const char *from = kv_plane(e, p / heads, 0, p % heads);
-            float scale = kind == Q8 ? kv_scales(e, p / heads, 0, p % heads)[first + i] : 1.0f;
             float *x = out + ((size_t)p * count + i) * dim;
-            for (int d = 0; d < dim; d++) x[d] = e->k->widen(kind, from, kv_offset(e, 0, first + i, d)) * scale;
+            load_key(e, p / heads, p % heads, first + i, x);
             rotate_key(e, p / heads, &angles, x);
         }
     }
@@ -169,21 +195,23 @@ const char *engine_rotate_keys(Engine *e, int first, int count, int64_t start, c
 }
 
 /* What is stored of these slots, out to kv [layers][2][kv_heads][count][head_dim] and, if Q8, scale [layers][2][kv_heads][count];
-   or back in. */
+   or back in. Q4 has kv [layers][kv_heads][count][head_dim bytes of the key, then the value's row] and scale, of keys,
+   [layers][kv_heads][count]. */
 static const char *transfer(Engine *e, int out, const int64_t *slots, int count, char *kv, float *scale) {
     const char *fault = places_fault(e->m.slots, slots, NULL, count);
     if (fault) return fault;
-    int dim = e->m.head_dim, planes = e->m.layers * 2 * e->m.kv_heads;
-    size_t bytes = kv_element(e->m.kv_kind);
+    int planes = e->m.layers * 2 * e->m.kv_heads, together = e->m.kv_kind == Q4;
+    size_t bytes = e->m.head_dim * kv_element(key_kind(e)), step = together ? bytes + values_row(e->dim) : bytes;
     #pragma omp parallel for num_threads(e->m.threads)
     for (int i = 0; i < planes; i++) {
         int layer = i / (2 * e->m.kv_heads), value = i / e->m.kv_heads % 2, head = i % e->m.kv_heads;
-        char *rows = kv + (size_t)i * count * dim * bytes;
-        float *factors = scale ? kv_scales(e, layer, value, head) : NULL, *saved = scale ? scale + (size_t)i * count : NULL;
+        int plane = together ? layer * e->m.kv_heads + head : i;
+        char *rows = kv + (size_t)plane * count * step + (together && value ? bytes : 0);
+        float *factors = kv_scales(e, layer, value, head), *saved = scale ? scale + (size_t)plane * count : NULL;
         for (int s = 0; s < count; s++) {
-            copy_vector(e, layer, value, head, slots[s], rows + s * dim * bytes, out);
-            if (scale && out) saved[s] = factors[slots[s]];
-            else if (scale) factors[slots[s]] = saved[s];
+            copy_vector(e, layer, value, head, slots[s], rows + s * step, out);
+            if (factors && saved && out) saved[s] = factors[slots[s]];
+            else if (factors && saved) factors[slots[s]] = saved[s];
         }
     }
     return NULL;

@@ -193,13 +193,3 @@ static void strips_once(const Matrix *w, const Acts *a, int fine, int token, flo
         for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
     }
 }
-
-/* y[t][row] for `tokens` tokens. */
-static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                   void *scratch) {
-    (void)scratch;
-    for (int i = 0; i < tokens; i++) strips_once(w, a, fine, token + i, y + (size_t)i * stride, strip, strips);
-}
-
-static void enter(void) {}
-static void leave(void) {}

@@ -118,6 +118,21 @@ INLINE vb lookup(vb table, vb index) {
 #endif
 #endif
 
+/* Adds four dot4 of weights 0..15 with 16 activations: eight products fit 16 bits, 15 * 127 * 8 < 2^15. */
+INLINE vi dot4_four(vi sum, const vb *w, const int8_t *x) {
+#if VL == 8
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)w[0], (__m256i)splat_quad(x));
+    UNROLL
+    for (int i = 1; i < 4; i++)
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)w[i], (__m256i)splat_quad(x + 4 * i)));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    UNROLL
+    for (int i = 0; i < 4; i++) sum = dot4(sum, w[i], splat_quad(x + 4 * i));
+    return sum;
+#endif
+}
+
 /* Pairs: two numbers of 16 bits in each lane. */
 INLINE vi load_pairs(const int8_t *p) { return (vi)__builtin_convertvector(*(const v2c_u *)p, vs); }
 INLINE vi load_pairs_unsigned(const uint8_t *p) { return (vi)__builtin_convertvector(*(const v2n_u *)p, vs); }
@@ -130,6 +145,13 @@ INLINE vi maddubs(vb w, vi x) { return (vi)_mm256_maddubs_epi16((__m256i)w, (__m
 INLINE vi madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 #else
 INLINE vi madd(vi a, vi b) { return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
+#endif
+
+#if VL >= 8
+INLINE vi add_pairs(vi a, vi b) { return (vi)((vs)a + (vs)b); }
+#else
+INLINE vi maddubs(vb w, vi x) { return (vi)w & x; }  /* never used */
+INLINE vi add_pairs(vi a, vi b) { return a + b; }
 #endif
 
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
@@ -220,6 +242,8 @@ INLINE vf rounded(vf x) {
 #endif
     return x;
 }
+/* Keeps the compiler from computing all terms of a sum before it adds them up, for which there are too few registers. */
+INLINE vi one_by_one(vi x) { return (vi)rounded((vf)x); }
 #define TO(i, by) ((i) + (by)) % VL
 #if VL == 16
 #define SHIFTED(x, by) __builtin_shufflevector(x, x, TO(0, by), TO(1, by), TO(2, by), TO(3, by), TO(4, by), TO(5, by), \

@@ -52,7 +52,8 @@ const char *single_attend(const char *kernels, const Keys *keys, const float *q,
     const float *each[ROWS];
     const Kernels *k = select_kernels(kernels);
     if (!k || rows < 1 || rows > ROWS || slots < 1 || slots > CHUNK || slots % LANES) return "more than a chunk of slots";
-    if (keys->dim < 1 || keys->dim > DIM || keys->dim % LANES || keys->kind < F32 || keys->kind > Q8) return "impossible keys";
+    if (keys->dim < 1 || keys->dim > DIM || keys->dim % (keys->kind == Q4 ? 32 : LANES)) return "impossible keys";
+    if (keys->kind < F32 || keys->kind > Q4) return "impossible keys";
     for (int r = 0; r < rows; r++) each[r] = q + (size_t)r * keys->dim;
     k->attend(keys, each, position, rows, slots, part);
     return NULL;
