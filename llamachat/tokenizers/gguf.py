@@ -120,8 +120,8 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
         raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
     given = metadata["tokenizer.ggml.tokens"]
     for i, kind in enumerate(types):
-        marks = is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i])
-        if (kind == USER_DEFINED and marks) or (i in control and kind != UNKNOWN):
+        marks = kind == USER_DEFINED and (is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i]))
+        if marks or (i in control and kind != UNKNOWN):
             types[i] = CONTROL
         elif not given[i]:
             types[i] = UNUSED
