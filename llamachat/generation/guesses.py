@@ -17,6 +17,7 @@ from llamachat.generation.step_costs import StepCosts
 from llamachat.generation.suffixes import GAP, GrowingText, SuffixArray, agreement
 
 DRAFT_MAX = 16  # tokens
+ENOUGH = 6  # tokens that agree with a place in the dialog, for which no better one is looked for in earlier answers
 ALLOWANCE = 0.6  # steps of one token that an answer may lose
 SHARE = 0.004  # of each such step, that it may lose besides
 MOST_LOST = 8.0  # such steps of those that drafts have gained, which they may lose again
@@ -68,9 +69,13 @@ class Follower:
         self._at, self._agreed = self._at + 1, self._agreed + 1
         return guess == token
 
-    def go_to(self, at: int, text: Sequence[int]) -> None:
-        """Another place, for a sequence of this text."""
-        self._at, self._agreed = at, agreement(self._ids, at, text)
+    def go_to(self, at: int, agreed: int) -> None:
+        """Another place, behind so many tokens that the sequence agrees with; 0: none."""
+        self._at, self._agreed = at, agreed
+
+    @property
+    def agreed(self) -> int:
+        return self._agreed
 
     def draft(self, limit: int) -> list[int]:
         """What follows; the end of a text that repeats itself goes on doing so."""
@@ -107,8 +112,8 @@ class Guesser:
         place = self._text.begin(ids)
         self._said = Follower(guesses.rates[0], self._text.ids)
         self._other = Follower(guesses.rates[1], self._earlier.ids)
-        self._said.go_to(place, self._text.ids)
-        self._other.go_to(self._earlier.find(self._text.ids), self._text.ids)
+        self._said.go_to(place, agreement(self._text.ids, place, self._text.ids))
+        self._other.go_to(*self._earlier.find(self._text.ids))
         self._drafted, self._seconds, self._length = 0, 0.0, 0  # the step under way; length of the text before it
         self._forced = False  # whether its draft is a constraint's
 
@@ -116,9 +121,9 @@ class Guesser:
         """The sequence goes on with this token."""
         went_on, place, ids = self._said.hear(token), self._text.add(token), self._text.ids
         if not went_on:
-            self._said.go_to(place, ids)
+            self._said.go_to(place, agreement(ids, place, ids))
         if not self._other.hear(token):
-            self._other.go_to(self._earlier.find(ids), ids)
+            self._other.go_to(*(self._earlier.find(ids) if self._said.agreed < ENOUGH else (0, 0)))
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` tokens that may follow; none where there is nothing to go by, or drafting does not pay."""

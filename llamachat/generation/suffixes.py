@@ -71,12 +71,13 @@ class SuffixArray:
         order = np.argsort(keys)
         self._keys, self._places = keys[order], array("i", (length - order).astype(np.int32).tobytes())
 
-    def find(self, text: Sequence[int]) -> int:
-        """The place behind the most of the last tokens of a text; 0: nowhere."""
+    def find(self, text: Sequence[int]) -> tuple[int, int]:
+        """The place behind the most of the last tokens of a text, and how many these are; 0: nowhere."""
         if not self._places:
-            return 0
+            return 0, 0
         near = int(self._keys.searchsorted(_key(text)))  # the two that it would stand between agree with it best
-        return max(self._places[max(0, near - 1) : near + 1], key=lambda at: agreement(self.ids, at, text))
+        count, at = max([(agreement(self.ids, at, text), at) for at in self._places[max(0, near - 1) : near + 1]])
+        return at, count
 
 
 def _key(text: Sequence[int]) -> bytes:
