@@ -177,7 +177,8 @@ class Calibration:
         assert self.state is not None
         small = torch.finfo(torch.float32).tiny
         size = self.state.square().mean(1, keepdim=True).clamp(min=small).sqrt()
-        return Hessian(self.pool.map(_gram, [x / each for x, each in zip(inputs, torch.split(size, self.length), strict=True)]))
+        parts = zip(inputs, torch.split(size, self.length), strict=True)
+        return Hessian(self.pool.map(_gram, [x / each for x, each in parts]))
 
     def _solve(self, name: str, hessian: Hessian, scheme: Scheme) -> QuantTensor:
         matrix = self.weights[name]
