@@ -20,7 +20,7 @@ class EndedError(BaseException):
 
 
 def keep_copies(note: Callable[[str], None], verbose: bool) -> None:
-    """Write them, and tell of it in notes; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
+    """Write them, and tell of it; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
     copies = [behind.pop() for _ in range(len(behind))]
     if not copies:
         return
