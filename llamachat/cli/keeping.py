@@ -19,18 +19,18 @@ class EndedError(BaseException):
     """The process was asked to end."""
 
 
-def keep_copies(verbose: bool, say: Callable[[str], None]) -> None:
-    """Write them, and `say` a line about it; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
+def keep_copies(note: Callable[[str], None], verbose: bool) -> None:
+    """Write them, and tell of it; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
     copies = [behind.pop() for _ in range(len(behind))]
     if not copies:
         return
     _end_stdout()
     with suppress(EndedError), _ended_by_signals():
         for copy in copies:
-            _keep(copy, verbose, say)
+            _keep(copy, note, verbose)
 
 
-def _keep(copy: "Copy", verbose: bool, say: Callable[[str], None]) -> None:
+def _keep(copy: "Copy", note: Callable[[str], None], verbose: bool) -> None:
     from llamachat.cli.progress import late_progress
 
     with late_progress() as progress:
@@ -38,9 +38,9 @@ def _keep(copy: "Copy", verbose: bool, say: Callable[[str], None]) -> None:
             lambda done: progress("keeping weights for a quick start (Ctrl-C: not now)", done, copy.nbytes)
         )
     if (sys.stderr.isatty() or verbose) and (line := copy.remark(why)):
-        say(f"note: {line}")
+        note(f"note: {line}")
     elif verbose and why:
-        say(f"packed weights are not kept: {why}")
+        note(f"packed weights are not kept: {why}")
 
 
 def _end_stdout() -> None:

@@ -274,13 +274,13 @@ def test_a_signal_ends_what_a_command_does_behind_its_answer(
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(PackedWeights, "write", signalled)
     keeping.behind.append(Copy(fresh(checkpoint), None))
-    keeping.keep_copies(verbose=False)
+    keeping.keep_copies(print, verbose=False)
     assert keeping.behind == [] and files() == [] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_command_keeps_its_copy_when_its_answer_is_out(checkpoint: Checkpoint) -> None:
     keeping.behind.append(Copy(fresh(checkpoint), None))
-    keeping.keep_copies(verbose=False)
+    keeping.keep_copies(print, verbose=False)
     assert [path.suffix for path in files()] == [".arena"]
 
 
