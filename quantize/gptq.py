@@ -176,8 +176,9 @@ class Calibration:
             return Hessian(self.pool.map(_gram, inputs))
         assert self.state is not None
         small = torch.finfo(torch.float32).tiny
-        sizes = self.state.square().mean(1, keepdim=True).clamp(min=small).sqrt().split(self.length)
-        return Hessian(self.pool.map(_gram, [x / size for x, size in zip(inputs, sizes, strict=True)]))
+        size = self.state.square().mean(1, keepdim=True).clamp(min=small).sqrt()
+        parts = zip(inputs, torch.split(size, self.length), strict=True)
+        return Hessian(self.pool.map(_gram, [x / each for x, each in parts]))
 
     def _solve(self, name: str, hessian: Hessian, scheme: Scheme) -> QuantTensor:
         matrix = self.weights[name]

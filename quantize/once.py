@@ -97,8 +97,8 @@ class Quantized:
         for name, tensor in self._source.tensors(outer):
             scheme, activity = schemes[name], known.get(name)
             if scheme and isinstance(tensor, FloatTensor):
-                columns = outer.get(name, WHOLE).columns or slice(None)
-                tensor = quantize_tensor(name, tensor, scheme, activity=None if activity is None else activity[columns])
+                run = outer.get(name, WHOLE).columns or slice(None)
+                tensor = quantize_tensor(name, tensor, scheme, activity=None if activity is None else activity[run])
             yield name, cut(tensor, rest.get(name, WHOLE))
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:

@@ -20,6 +20,21 @@ from llamachat.core.tokenizer import Tokenizer as OurTokenizer
 from llamachat.tokenizers.open import open_folder
 
 
+def gpt2_metadata(**changes: Any) -> dict[str, Any]:
+    """A byte-level vocabulary of 258 tokens."""
+    tokens = [*byte_tokens(), "ab", "<|end|>"]
+    values = {
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "tokens": tokens,
+        "token_type": [1] * 257 + [3],
+        "merges": ["a b"],
+        "eos_token_id": 257,
+        **changes,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+
+
 def smollm2_library(metadata: dict[str, Any]) -> Tokenizer:
     """SmolLM2's tokenizer as its authors published it in tokenizer.json: single digits, then GPT-2's words."""
     tokens = metadata["tokenizer.ggml.tokens"]

@@ -5,9 +5,10 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from llamachat.bench.busy import busy_core
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Work
 from llamachat.errors import UsageError
@@ -59,6 +60,7 @@ class Laps:
     facts: Facts
     prefill_s: list[float] = field(default_factory=list)
     decode_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)  # of decoding while another process kept a core busy
     peak: int = 0
     profile: dict[str, float] = field(default_factory=dict)  # of the last repeat
 
@@ -95,9 +97,15 @@ class Outcome:
             "peak_mb": laps.peak / 1e6,
             "read_mb_per_token": read / 1e6,
             "bandwidth_share": self._share(decode, read),
+            "busy_share": self.busy_share(laps),
         }
         kept = {key: float(f"{value:.4g}") for key, value in found.items() if value}
         return kept | ({"profile_ms": laps.profile} if laps.profile else {})
+
+    def busy_share(self, laps: Laps) -> float:
+        """The part of its quiet speed that a contender keeps while another process has a core; 0 where not measured."""
+        shares = [quiet / busy for quiet, busy in zip(laps.decode_s, laps.busy_s, strict=False)]
+        return statistics.median(shares) if shares else 0.0
 
     def _share(self, decode: list[float], read: float) -> float:
         shares = [speed * read / limit for speed, limit in zip(decode, self.bandwidth, strict=True) if limit]
@@ -111,15 +119,26 @@ class Outcome:
 
 
 def measure(
-    contenders: Sequence[Contender], work: Work, repeats: int, bandwidth: Callable[[int], float] = lambda amount: 0.0
+    contenders: Sequence[Contender],
+    work: Work,
+    repeats: int,
+    bandwidth: Callable[[int], float] = lambda amount: 0.0,
+    busy: bool = False,
 ) -> Outcome:
-    """All in turn in every repeat, after one to warm up; `bandwidth` is of as many bytes as our decoded token reads."""
+    """All in turn in every repeat, after one to warm up; `bandwidth` is of as many bytes as our decoded token reads.
+
+    `busy`: each decodes a second time in every repeat, while another process keeps a core busy.
+    """
     outcome = Outcome(work, [Laps(contender.facts) for contender in contenders], [])
     for repeat in range(repeats + 1):
         for contender, laps in zip(contenders, outcome.laps, strict=True):
             taken = contender.run(work)
             if repeat:
                 laps.add(taken)
+        if repeat and busy:
+            with busy_core():
+                for contender, laps in zip(contenders, outcome.laps, strict=True):
+                    laps.busy_s.append(contender.run(replace(work, prompt=0, depth=work.start))["decode_s"])
         if repeat:
             outcome.bandwidth.append(bandwidth(int(outcome.read(outcome.laps[0]))))
     return outcome

@@ -7,10 +7,21 @@ from typing import Any
 
 from llamachat.bench.contest import Outcome
 
+COLUMNS = {  # of a contender's results, where any has one
+    "prefill_tok_s": "prefill tok/s",
+    "decode_tok_s": "decode tok/s",
+    "first_token_s": "first token s",
+    "peak_mb": "memory MB",
+    "read_mb_per_token": "MB/token",
+    "bandwidth_share": "of limit",
+    "busy_share": "of it when busy",
+}
+
 
 def speeds(outcome: Outcome, facts: dict[str, Any], tables: bool = True) -> None:
     """One line an engine, ours first; ratios say how many times faster we are. Without `tables` only the JSON."""
     results = {laps.facts.name: outcome.result(laps) for laps in outcome.laps}
+    shown = [key for key in COLUMNS if any(key in found for found in results.values())]
     rows = []
     for laps in outcome.laps:
         found = results[laps.facts.name]
@@ -18,27 +29,20 @@ def speeds(outcome: Outcome, facts: dict[str, Any], tables: bool = True) -> None
         if laps is not outcome.laps[0]:
             ratios = [f"{outcome.ratio(laps, part):.2f}" for part in ("prefill_s", "decode_s")]
             found |= {"prefill_ratio": float(ratios[0]), "decode_ratio": float(ratios[1])}
-        columns = ("prefill_tok_s", "decode_tok_s", "first_token_s", "peak_mb", "read_mb_per_token")
-        shown = [f"{found[key]:.4g}" if key in found else "" for key in columns]
-        share = f"{100 * found['bandwidth_share']:.0f}%" if "bandwidth_share" in found else ""
-        rows.append([laps.facts.name, *shown, share, *ratios])
-    names = [
-        "prefill tok/s",
-        "decode tok/s",
-        "first token s",
-        "memory MB",
-        "MB/token",
-        "of limit",
-        "prefill ×",
-        "decode ×",
-    ]
+        rows.append([laps.facts.name, *(_figure(key, found) for key in shown), *ratios])
     if tables:
-        table(["", *names], rows)
+        table(["", *(COLUMNS[key] for key in shown), "prefill ×", "decode ×"], rows)
         profile(results["llamachat"].get("profile_ms", {}))
     read = sorted(outcome.bandwidth)
     memory = {"read_gb_s": round(read[len(read) // 2] / 1e9, 1)} if any(read) else {}
     detail = {"engine": outcome.laps[0].facts.detail}
     write({**facts, **detail, **memory, "results": results, "versions": versions()})
+
+
+def _figure(key: str, found: dict[str, Any]) -> str:
+    if key not in found:
+        return ""
+    return f"{100 * found[key]:.0f}%" if key.endswith("share") else f"{found[key]:.4g}"
 
 
 def profile(parts: dict[str, float]) -> None:

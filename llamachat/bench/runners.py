@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llamachat.bench.work import Course, Runner, Work
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
@@ -62,11 +64,17 @@ class Ours:
     def rewind(self, length: int) -> None:
         self.cache.truncate(length)
 
-    def feed(self, ids: list[int]) -> None:
-        if len(ids) == 1:
-            advance(self.engine, self.cache, ids)
+    def feed(self, ids: list[int], each: bool = False) -> None:
+        if each or len(ids) == 1:
+            advance(self.engine, self.cache, ids, "all")
         else:
             prefill(self.engine, self.cache, ids)
+
+    def skip(self, ids: list[int]) -> None:
+        held, plan = self.cache.slots(np.arange(len(self.cache))), self.cache.plan(len(ids))
+        saved = self.engine.save_kv(np.resize(held, len(ids)))
+        self.engine.load_kv(plan.slots, plan.positions, saved)
+        self.cache.commit(ids)
 
 
 def ours(spec: Spec, begin: float, prepare: "Prepare | None" = None) -> tuple[Runner, Facts]:
@@ -143,7 +151,7 @@ class LlamaCpp:
     def rewind(self, length: int) -> None:
         self._llm.n_tokens = length  # eval forgets what is behind
 
-    def feed(self, ids: list[int]) -> None:
+    def feed(self, ids: list[int], each: bool = False) -> None:
         self._llm.eval(ids)
 
 
@@ -180,7 +188,7 @@ class Transformers:
         else:
             self._past = None
 
-    def feed(self, ids: list[int]) -> None:
+    def feed(self, ids: list[int], each: bool = False) -> None:
         with self._torch.inference_mode():
             out = self._model(self._torch.tensor([ids]), past_key_values=self._past, use_cache=True, logits_to_keep=1)
         self._past = out.past_key_values
@@ -236,9 +244,9 @@ def serve(text: str, prepare: "Prepare | None" = None) -> None:
     for line in sys.stdin:
         work = Work(**json.loads(line))
         prefill_s = course.prefill(work.prompt) if work.prompt else 0.0
-        course.reach(work.start)
+        course.reach(work.start, work.skip)
         if profile:
             profile.start()
-        decode_s = course.decode(work.decode)
+        decode_s = course.decode(work.decode, work.each)
         shares = profile.read(work.decode, decode_s) if profile else {}
         say({"prefill_s": prefill_s, "decode_s": decode_s, "peak": resident()[1], "profile": shares})

@@ -1,9 +1,10 @@
 """Models of real shapes with random weights, for speed alone: packed for the native engine, or as a GGUF file for a peer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from llamachat.errors import UsageError
 from llamachat.formats.adapter import Adapter, LowRank
 
 Scheme = Literal["int4", "int4-head8", "int8"]
+Coding = Literal["q4_0", "q8_0", "f16"]  # of a file's layers; in q4_0, embedding and head are in Q8_0
 BLOCK = 1 << 24  # random bytes that are drawn; more are these again
 
 
@@ -35,6 +37,10 @@ SHAPES = {
     "135m": ModelSpec(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, head_dim=64, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+    ),
+    "0.5b": ModelSpec(  # Qwen2.5's
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=8192, rope_theta=1e6, tie_word_embeddings=True,
     ),
     "1b": _llama3(2048, 8192, 16, 32, True),
     "3b": _llama3(3072, 8192, 28, 24, True),
@@ -144,7 +150,7 @@ def gguf_file(shape: str, *, eight: bool) -> Iterator[Path]:
     with TemporaryDirectory(prefix="llamachat-bench-", dir=_roomy()) as folder:
         path = Path(folder) / f"{shape}.gguf"
         try:
-            write_gguf(path, config_of(shape), eight)
+            write_gguf(path, config_of(shape), "q8_0" if eight else "q4_0")
         except ImportError as error:
             cause = "a GGUF file is written with the gguf package, which is not installed"
             raise UsageError(cause, "there is no peer to measure", "pip install gguf") from error
@@ -167,11 +173,11 @@ class _Stored:
     plain: bool = False
     outer: bool = False  # the embedding or the head
 
-    def kind(self, eight: bool) -> Any:
+    def kind(self, coding: Coding) -> Any:
         import gguf
 
-        kinds = gguf.GGMLQuantizationType
-        return kinds.F32 if self.plain else kinds.Q8_0 if eight or self.outer else kinds.Q4_0
+        coded = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q8_0" if self.outer else "Q4_0"}[coding]
+        return gguf.GGMLQuantizationType["F32" if self.plain else coded]
 
     def data(self, kind: Any, noise: Noise) -> Array:
         import gguf
@@ -180,6 +186,8 @@ class _Stored:
             return np.ones(self.shape, np.float32)
         if self.plain:
             return noise.floats(math.prod(self.shape)).reshape(self.shape)
+        if kind == gguf.GGMLQuantizationType.F16:
+            return np.resize(_normal(), self.shape)
         block, size = gguf.GGML_QUANT_SIZES[kind]
         data = np.empty((math.prod(self.shape) // block, size), np.uint8)
         noise.fill(data.reshape(-1))
@@ -187,17 +195,25 @@ class _Stored:
         return data.reshape(*self.shape[:-1], -1)
 
 
-def write_gguf(path: Path, config: ModelSpec, eight: bool) -> None:
-    """A random GGUF without a tokenizer: Q4_0 with Q8_0 embedding and head, or all Q8_0; written tensor by tensor."""
+@lru_cache(maxsize=1)
+def _normal() -> Array:
+    """Random weights with the spread of a model's, in fp16; drawn once."""
+    return (np.random.default_rng(0).standard_normal(BLOCK // 4 + 7, np.float32) * 0.02).astype(np.float16)
+
+
+def write_gguf(path: Path, config: ModelSpec, coding: Coding, vocabulary: Mapping[str, Any] | None = None) -> None:
+    """A random GGUF, written tensor by tensor. `vocabulary`: metadata of the file whose tokenizer it gets, if any."""
     import gguf
 
     writer, noise = gguf.GGUFWriter(path, "qwen3moe" if config.experts else "llama"), Noise.drawn()
     _write_header(writer, config)
-    stored = [(each, each.kind(eight)) for each in _gguf_tensors(config)]
+    _write_tokenizer(writer, config, vocabulary)
+    stored = [(each, each.kind(coding)) for each in _gguf_tensors(config)]
     for each, kind in stored:
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        shape = each.shape if each.plain else (*each.shape[:-1], each.shape[-1] // block * size)
-        dtype = np.dtype(np.float32 if each.plain else np.uint8)
+        floats = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
+        shape = each.shape if kind in floats else (*each.shape[:-1], each.shape[-1] // block * size)
+        dtype = np.dtype(floats.get(kind, np.uint8))
         writer.add_tensor_info(each.name, shape, dtype, math.prod(each.shape) // block * size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -248,4 +264,19 @@ def _write_header(writer: Any, config: ModelSpec) -> None:
         writer.add_expert_used_count(config.experts.per_token)
         writer.add_expert_feed_forward_length(config.experts.intermediate_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+
+
+def _write_tokenizer(writer: Any, config: ModelSpec, vocabulary: Mapping[str, Any] | None) -> None:
+    if vocabulary is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    tokens, prefix, unused = vocabulary["tokenizer.ggml.tokens"], "tokenizer.ggml.", 5  # llama.cpp's type of a token
+    more = range(config.vocab_size - len(tokens))
+    writer.add_tokenizer_model(vocabulary[prefix + "model"])
+    writer.add_tokenizer_pre(vocabulary[prefix + "pre"])
+    writer.add_token_list([*tokens, *(f"<|unused_{number}|>" for number in more)])
+    writer.add_token_types([*vocabulary[prefix + "token_type"], *(unused for _ in more)])
+    writer.add_token_merges(vocabulary[prefix + "merges"])
+    writer.add_bos_token_id(vocabulary[prefix + "bos_token_id"])
+    writer.add_eos_token_id(vocabulary[prefix + "eos_token_id"])
+    writer.add_chat_template(vocabulary["tokenizer.chat_template"])

@@ -20,6 +20,7 @@ class Shape(StrEnum):
     """Of bench/shapes.py."""
 
     m135 = "135m"
+    b05 = "0.5b"
     b1 = "1b"
     b3 = "3b"
     b8 = "8b"
@@ -61,13 +62,16 @@ def bench(
         typer.Option("--vs-llamacpp", help="With --shape: run llama.cpp beside it, on a GGUF file written for that."),
     ] = False,
     vs_transformers: Annotated[Path | None, typer.Option(help="Run transformers on this GGUF file beside it.")] = None,
+    busy: Annotated[
+        bool, typer.Option("--busy", help="Decode also while another process keeps a core busy, and show what is kept.")
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decoded token goes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line, no table.")] = False,
 ) -> None:
     """Measure speed and memory, beside peers in the same run; the last line is JSON."""
     from llamachat.bench import report
     from llamachat.bench.contest import Contender, measure
-    from llamachat.bench.machine import bandwidth_of
+    from llamachat.bench.machine import bandwidth_of, processor
     from llamachat.bench.runners import Spec
     from llamachat.bench.shapes import gguf_file
     from llamachat.bench.work import Work
@@ -101,7 +105,10 @@ def bench(
         wanted = {"llama.cpp": vs_gguf, "transformers": vs_transformers}
         specs += [Spec(kind, threads, work.context, str(file)) for kind, file in wanted.items() if file]
         contenders = [stack.enter_context(Contender(spec)) for spec in specs]
-        outcome = measure(contenders, work, repeats, bandwidth_of(threads))
-    facts: dict[str, Any] = {"threads": threads, "prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
+        outcome = measure(contenders, work, repeats, bandwidth_of(threads), busy)
+    facts: dict[str, Any] = {"processor": processor(), "threads": threads}
+    facts |= {"prompt": prompt, "decode": decode, "depth": depth, "repeats": repeats}
     facts |= {"lora": lora} if lora else {"lora_rank": lora_rank} if lora_rank else {}
+    if not json:
+        note(facts["processor"])
     report.speeds(outcome, {"model": model, "shape": shape, "scheme": shape and scheme} | facts, tables=not json)

@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from llamachat import paths
+from llamachat.cli.plain_values import spare
 from llamachat.cli.wording import allowed
 from llamachat.errors import ConfigError, LlamachatError, UsageError, reading
 from llamachat.system import private
@@ -52,14 +53,15 @@ def chat_context(ctx: Any) -> Any:
     return root.command.get_command(root, "chat").make_context("chat", [], parent=root, resilient_parsing=True)
 
 
-def read(file: Path, chat: Any) -> dict[str, Any]:
-    """What the file sets, key -> the flag's value; a path is relative to the file. Raises ConfigError that names file, key and
-    value."""
+def read(file: Path, ctx: Any) -> dict[str, Any]:
+    """What the file sets, key -> the flag's value; a path is relative to the file. `ctx`: any of ours. Raises ConfigError that
+    names file, key and value."""
     with reading(f"{file} cannot be read", ConfigError, "nothing was started", "correct it"):
         try:
             table = tomllib.loads(read_settings(file))
         except (FileNotFoundError, NotADirectoryError):  # HOME may be /dev/null
             return {}
+    chat = chat_context(ctx) if table else None
     return {key: _anchored(key, check(key, value, chat, f"in {file}"), file) for key, value in table.items()}
 
 
@@ -217,12 +219,15 @@ class _Defaults(UserDict[str, Any]):
     @cached_property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
         own = keys_of(self._ctx.command)
-        found = read(config_file(), chat_context(self._ctx))
+        found = read(config_file(), self._ctx)
         return {own[key].name: plain(value) for key, value in found.items() if key in own}
 
 
 class Configured(TyperCommand):
     """A command whose flags have their defaults from the config file."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return spare(super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """With our defaults: what the person's own file makes of them is `llamachat config`'s to say."""

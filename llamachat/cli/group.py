@@ -6,6 +6,7 @@ import typer.core
 
 from llamachat.cli.asking import UNNAMED, check_word
 from llamachat.cli.defaults import chat_context
+from llamachat.cli.plain_values import spare
 
 ORDER = (  # those for every day first; others are aliases, which --help names in one line
     "chat", "complete", "classify", "tag", "extract", "embed", "sessions", "models", "config", "quantize", "eval", "bench",
@@ -15,6 +16,9 @@ OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-comple
 
 class ChatByDefault(typer.core.TyperGroup):
     """`llamachat`, `llamachat -m NAME` and `llamachat "question"` mean `llamachat chat ...`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return spare(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._meant(ctx, args))

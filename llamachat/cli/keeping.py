@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,19 +19,18 @@ class EndedError(BaseException):
     """The process was asked to end."""
 
 
-def keep_copies(verbose: bool) -> None:
-    """Write them; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
+def keep_copies(verbose: bool, say: Callable[[str], None]) -> None:
+    """Write them, and `say` a line about it; Ctrl-C or a signal ends that at once. Whatever happens, the command has ended as it had."""
     copies = [behind.pop() for _ in range(len(behind))]
     if not copies:
         return
     _end_stdout()
     with suppress(EndedError), _ended_by_signals():
         for copy in copies:
-            _keep(copy, verbose)
+            _keep(copy, verbose, say)
 
 
-def _keep(copy: "Copy", verbose: bool) -> None:
-    from llamachat.cli.loading import note
+def _keep(copy: "Copy", verbose: bool, say: Callable[[str], None]) -> None:
     from llamachat.cli.progress import late_progress
 
     with late_progress() as progress:
@@ -39,9 +38,9 @@ def _keep(copy: "Copy", verbose: bool) -> None:
             lambda done: progress("keeping weights for a quick start (Ctrl-C: not now)", done, copy.nbytes)
         )
     if (sys.stderr.isatty() or verbose) and (line := copy.remark(why)):
-        note(f"note: {line}")
+        say(f"note: {line}")
     elif verbose and why:
-        note(f"packed weights are not kept: {why}")
+        say(f"packed weights are not kept: {why}")
 
 
 def _end_stdout() -> None:

@@ -96,7 +96,7 @@ def main() -> None:
         code = PIPE_CLOSED if exit.code == 1 else exit.code
     _let_go_of_stdout()
     if code == 0:
-        keep_copies(told.verbose)
+        keep_copies(told.verbose, note)
     _dismiss_others()
     raise SystemExit(code)
 

@@ -1,6 +1,7 @@
 """`llamachat models cache`: what is kept on disk so that a start is quick, by the models that it is of."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,9 @@ def models_cache(
 
     asked, source = effective("pack-cache", chat_context(ctx))
     weights, dialogs = store(limit_of(asked)), snapshot.store()
-    tidy(weights)
+    with suppress(OSError), weights.alone() as alone:
+        if alone:
+            tidy(weights)
     chosen = [path for path in weights.entries() if name in (None, path.stem, _name(path))]
     if name is not None and not chosen:
         raise UsageError(f"nothing is kept of {name}", remedy="`llamachat models cache` lists what is")

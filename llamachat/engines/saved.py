@@ -54,7 +54,10 @@ class Layout:
             expected["scale"] = "float32", kv[:-1]
         block = _pinned(saved, slots) if "pinned" in saved else None
         if block is not None:
-            expected |= {"pinned": ("int64", (2,)), "master": (self.master, (kv[0], kv[2], len(block), self.config.head_dim))}
+            expected |= {
+                "pinned": ("int64", (2,)),
+                "master": (self.master, (kv[0], kv[2], len(block), self.config.head_dim)),
+            }
         if {name: (str(array.dtype), array.shape) for name, array in saved.items()} != expected:
             raise _damaged()
         return block

@@ -162,7 +162,7 @@ class Changed:
         part = parts.get(name, WHOLE)
         if name in self._replaced:
             tensor = self._replaced[name].read(part)
-        if name not in self._added:
+        if name not in self._added or part.zero:
             return tensor
         assert isinstance(tensor, FloatTensor)
         return FloatTensor(merged(to_float32(tensor.data), [low.part(part) for low in self._added[name]]))

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -263,30 +264,34 @@ def load(
     for place, ignored in ((path, checkpoint.ignored), *beside.ignored):
         if ignored:
             say(f"{place.name}: ignored, as without effect on inference: {', '.join(ignored)}")
-    tokenizer = checkpoint.tokenizer() if tokenizer_path is None else _other_tokenizer(Path(tokenizer_path), config)
     if config.depends_on_length(slots * parallel):
         parallel = 1  # what tokens mean depends on how many slots there are
     packer = Packer(entry.name, limit_of(pack_cache), progress or fetch.silent)
-    ready, parallel = _built(
-        checkpoint,
-        slots,
-        parallel,
-        engine=engine,
-        device=device,
-        dtype=dtype,
-        bits=cast(KvBits | None, bits),
-        threads=threads,
-        force=force,
-        say=say,
-        pack=packer,
-        beside=beside.nbytes,
-        processes=processes(tensor_parallel),
-        opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
-    )
+    with ThreadPoolExecutor(1) as reader:  # a vocabulary is read by one core while weights are packed by the others
+        tokenizer = reader.submit(_tokenizer, checkpoint, tokenizer_path)
+        ready, parallel = _built(
+            checkpoint,
+            slots,
+            parallel,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            bits=cast(KvBits | None, bits),
+            threads=threads,
+            force=force,
+            say=say,
+            pack=packer,
+            beside=beside.nbytes,
+            processes=processes(tensor_parallel),
+            opening={"path": str(path), "adapters": [[str(each.path), each.scale] for each in map(reference, given)]},
+        )
+        vocabulary = tokenizer.result()
     beside.bind(ready)
     remark = passed_over(checkpoint, dtype, engine, device, processes(tensor_parallel))
     copy = worth_keeping(packer.fresh, packer.limit)
-    return LoadedModel(entry, checkpoint, tokenizer, ready, time.perf_counter() - begin, parallel, beside, remark, copy)
+    return LoadedModel(
+        entry, checkpoint, vocabulary, ready, time.perf_counter() - begin, parallel, beside, remark, copy
+    )
 
 
 def opened(
@@ -304,6 +309,11 @@ def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
     if most is not None and context > most:
         cause = f"{path.name} has positions for {most} tokens"
         raise UsageError(cause, f"a context of {context} cannot be had", f"use --ctx-size {most}")
+
+
+def _tokenizer(checkpoint: Checkpoint, other: str | os.PathLike[str] | None) -> Tokenizer:
+    """Its own, or that of another file. Raises LlamachatError."""
+    return checkpoint.tokenizer() if other is None else _other_tokenizer(Path(other), checkpoint.config)
 
 
 def _other_tokenizer(path: Path, config: ModelSpec) -> Tokenizer:

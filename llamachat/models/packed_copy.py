@@ -13,6 +13,7 @@ from typing import Any
 
 from llamachat import paths
 from llamachat.engines.native.packed_file import PackedWeights
+from llamachat.models.disk_cache import PART
 from llamachat.models.packed_weights import Fresh, remember, store, tidy
 from llamachat.system import private, textfile
 from llamachat.system.amounts import size
@@ -58,6 +59,12 @@ class Copy:
             return error.strerror or str(error)
         return None
 
+    def drop(self) -> None:
+        """Delete what is half written of it, by whoever writes."""
+        path = self.fresh.path
+        for part in path.parent.glob(f".{path.name}.*{PART}"):
+            part.unlink(missing_ok=True)
+
     def remark(self, why: str | None) -> str | None:
         """What a person is told after `write`: once that there are copies, and once of the first that could not be kept."""
         if not _first_time("kept" if why is None else "not kept"):
@@ -99,8 +106,11 @@ class Behind:
     def leave(self) -> None:
         """Write no more of it, and leave nothing half written; harmless when repeated, and when it is written."""
         self._left.set()
-        if self._begun:
-            self._thread.join(PATIENCE)
+        if not self._begun:
+            return
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():  # it waits for the disk, or its turn
+            self.copy.drop()
 
     def _run(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process'
@@ -108,7 +118,8 @@ class Behind:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         with suppress(LeftError):
             self._wait(0)
-            if line := self.copy.remark(self.copy.write(self._wait)):
+            why = self.copy.write(self._wait)
+            if not self._left.is_set() and (line := self.copy.remark(why)):
                 self._remarks.append(line)
 
     def _wait(self, done: int) -> None:

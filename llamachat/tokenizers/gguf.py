@@ -4,11 +4,13 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (tokenizer) and llama.
 """
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from functools import cache
 from typing import Any
 
 from llamachat.tokenizers import spm
 from llamachat.tokenizers.hf import byte_level
+from llamachat.tokenizers.short_texts import ShortTexts
 from llamachat.tokenizers.side import NAMED, Added
 from llamachat.tokenizers.text_tokenizer import (
     SENTINEL,
@@ -118,8 +120,8 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
         raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
     given = metadata["tokenizer.ggml.tokens"]
     for i, kind in enumerate(types):
-        marks = is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i])
-        if (kind == USER_DEFINED and marks) or (i in control and kind != UNKNOWN):
+        marks = kind == USER_DEFINED and (is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i]))
+        if marks or (i in control and kind != UNKNOWN):
             types[i] = CONTROL
         elif not given[i]:
             types[i] = UNUSED
@@ -131,29 +133,21 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int], **common: Any) -> TextTokenizer:
-    from tokenizers import AddedToken, Tokenizer, models
-
-    pre = _pre(metadata)
+    pre, merges = _pre(metadata), _list(metadata, "merges", str)
+    pairs = _pairs(merges)
     vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     marked = {tokens[i]: i for i, kind in enumerate(types) if kind not in (NORMAL, BYTE)}
     specials = {name: i for name, i in marked.items() if types[i] in (CONTROL, UNKNOWN)}
     shown = {name: i for name, i in marked.items() if types[i] == USER_DEFINED}
     tags = {name: i for name, i in shown.items() if is_tag_shaped(name)}
     texts = shown.keys() - tags.keys()  # found in any text as they are
-    merges, parts = _merges(metadata, vocabulary, marked.keys() - texts)
-    for name in marked.keys() - texts - parts.keys():
-        del vocabulary[name]  # so that no text can give them
-    absent = max(tokens, key=len) + " "  # stands for a byte that has no token, which else would vanish before merging
-    vocabulary[absent] = len(vocabulary) + len(tokens)
-    undone = {vocabulary[name]: _undone(name, parts, vocabulary) for name in parts}
-    with library_errors(_WHERE):
-        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _WHOLE_WORDS))
-        library.pre_tokenizer = _pre_tokenizer(pre)
-        library.add_tokens([AddedToken(name, normalized=False) for name in texts])
+    barred = marked.keys() - texts
+    short = ShortTexts(SPLITS[pre], vocabulary, merges, barred, texts, pre in _WHOLE_WORDS)
+    library = cache(lambda: _library(pre, vocabulary, pairs, barred, texts))
 
     def ids(text: str, start: bool) -> list[int]:
-        found = library.encode(text, add_special_tokens=False).ids
-        return [i for each in found for i in undone.get(each, (each,)) if i < len(tokens)]
+        found = short.encode(text)
+        return library()(text) if found is None else found
 
     return TextTokenizer(
         ids=ids,
@@ -165,15 +159,41 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     )
 
 
+def _library(
+    pre: str, tokens: Mapping[str, int], pairs: list[tuple[str, str]], barred: Set[str], texts: Set[str]
+) -> Callable[[str], list[int]]:
+    """The tokenizers library's coding of a text."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    vocabulary = dict(tokens)
+    merges, parts = _merges(pairs, vocabulary, barred)
+    for name in barred - parts.keys():
+        del vocabulary[name]  # so that no text can give them
+    absent = max(tokens, key=len) + " "  # stands for a byte that has no token, which else would vanish before merging
+    vocabulary[absent] = len(vocabulary) + len(tokens)
+    undone = {vocabulary[name]: _undone(name, parts, vocabulary) for name in parts}
+    with library_errors(_WHERE):
+        library = Tokenizer(models.BPE(vocabulary, merges, unk_token=absent, ignore_merges=pre in _WHOLE_WORDS))
+        library.pre_tokenizer = _pre_tokenizer(pre)
+        library.add_tokens([AddedToken(name, normalized=False) for name in texts])
+
+    def ids(text: str) -> list[int]:
+        found = library.encode(text, add_special_tokens=False).ids
+        return [i for each in found for i in undone.get(each, (each,)) if i < len(tokens)]
+
+    return ids
+
+
 def _merges(
-    metadata: Mapping[str, Any], vocabulary: dict[str, int], hidden: Set[str]
+    merges: list[tuple[str, str]], vocabulary: dict[str, int], hidden: Set[str]
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[str, str]]]:
-    """The merges, and of each product that no text may give the two parts that it stands for then.
+    """The merges that count, and of each product that no text may give the two parts that it stands for then.
 
     Those are control tokens and the like, and what the vocabulary lacks; that is put into it with an id beyond it.
     """
     size, good, parts = len(vocabulary), set[tuple[str, str]](), dict[str, tuple[str, str]]()
-    merges = [_parted(merge) for merge in _list(metadata, "merges", str)]
+    if _whole(merges, vocabulary, hidden):
+        return merges, parts
     for left, right in sorted(merges, key=lambda pair: len(pair[0]) + len(pair[1])):  # what it is made of comes first
         if not {left, right} <= vocabulary.keys() or (hidden & {left, right}) - parts.keys():
             continue  # of what no text is made of
@@ -184,11 +204,19 @@ def _merges(
     return [pair for pair in merges if pair in good], parts
 
 
-def _parted(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if not left or not right or " " in right:
-        raise damaged(_WHERE, f"the merge {merge!r:.40} is not of two parts")
-    return left, right
+def _whole(merges: list[tuple[str, str]], vocabulary: Mapping[str, int], hidden: Set[str]) -> bool:
+    """Whether all parts and products are tokens that texts may give: so it is in nearly all files, some of which have hundreds
+    of thousands."""
+    known = vocabulary.keys() - hidden
+    return all(left in known and right in known and left + right in known for left, right in merges)
+
+
+def _pairs(merges: list[str]) -> list[tuple[str, str]]:
+    flat = " ".join(merges).split(" ")  # at once: there are up to hundreds of thousands
+    if len(flat) != 2 * len(merges) or "" in flat or {merge.count(" ") for merge in merges} != {1}:
+        wrong = next(merge for merge in merges if merge.count(" ") != 1 or "" in merge.split(" "))
+        raise damaged(_WHERE, f"the merge {wrong!r:.40} is not of two parts")
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _undone(name: str, parts: Mapping[str, tuple[str, str]], vocabulary: Mapping[str, int]) -> list[int]:

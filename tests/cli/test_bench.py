@@ -3,11 +3,14 @@
 import json
 import mmap
 import sys
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bar_lab
+import bar_speed
 import bars
 import gguf
 import numpy as np
@@ -16,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from llamachat.bench import contest, drafts, machine, report, shapes
+from llamachat.bench import busy, contest, drafts, machine, report, shapes
 from llamachat.bench.contest import Contender, Laps, Outcome, measure
-from llamachat.bench.runners import Facts, Spec
-from llamachat.bench.work import Course, Work
+from llamachat.bench.runners import Facts, Ours, Spec, ours
+from llamachat.bench.work import RUN, Course, Work
 from llamachat.cli.bench import Shape
 from llamachat.cli.main import app
 from llamachat.core.sampling import SamplingParams
@@ -73,7 +76,7 @@ def test_random_weights_are_whole_codes_of_all_values_times_the_scale(scheme: sh
 def test_the_gguf_file_is_of_that_shape_and_takes_the_bytes_that_ours_takes(
     tmp_path: Path, eight: bool, config: ModelSpec
 ) -> None:
-    shapes.write_gguf(path := tmp_path / "x.gguf", config, eight)
+    shapes.write_gguf(path := tmp_path / "x.gguf", config, "q8_0" if eight else "q4_0")
     checkpoint = open_gguf(path)
     assert {name: info.shape for name, info in checkpoint.index().items()} == config.tensor_shapes()
     assert (checkpoint.config.experts, checkpoint.config.qk_norm) == (config.experts, config.qk_norm)
@@ -101,7 +104,8 @@ def test_an_embedding_is_read_each_token_only_where_it_is_the_head_too() -> None
 
 
 @pytest.mark.parametrize(
-    ("shape", "parameters"), [("135m", 134.5e6), ("1b", 1.236e9), ("3b", 3.213e9), ("8b", 8.030e9), ("a3b", 10.59e9)]
+    ("shape", "parameters"),
+    [("135m", 134.5e6), ("0.5b", 494e6), ("1b", 1.236e9), ("3b", 3.213e9), ("8b", 8.030e9), ("a3b", 10.59e9)],
 )
 def test_shapes_have_as_many_parameters_as_the_models_they_are_of(shape: str, parameters: float) -> None:
     count = sum(int(np.prod(each)) for each in shapes.config_of(shape).tensor_shapes().values())
@@ -128,12 +132,14 @@ class Recorder:
         assert length < len(self.held)
         del self.held[length:]
 
-    def feed(self, ids: list[int]) -> None:
+    def feed(self, ids: list[int], each: bool = False) -> None:
         self.held += ids
         self.batches.append(len(ids))
 
 
-works = st.builds(Work, prompt=st.integers(0, 30), decode=st.integers(0, 9), depth=st.integers(0, 40))
+works = st.builds(
+    Work, prompt=st.integers(0, 30), decode=st.integers(0, 9), depth=st.integers(0, 40), each=st.integers(1, 3)
+)
 
 
 @given(st.lists(works, min_size=1, max_size=6))
@@ -146,12 +152,22 @@ def test_every_engine_holds_the_same_text_whatever_it_did_before(tasks: list[Wor
             assert recorder.batches[-1] == work.prompt
         course.reach(work.start)
         del recorder.batches[:]
-        course.decode(work.decode)
-        assert recorder.batches == [1] * work.decode
+        course.decode(work.decode, work.each)
+        assert recorder.batches == [work.each] * work.decode
         fresh = Recorder()
-        Course(fresh).reach(work.start + work.decode)
+        Course(fresh).reach(work.start + work.decode * work.each)
         assert recorder.held == fresh.held
         assert len(recorder.held) <= work.context
+
+
+def test_what_lies_before_need_not_all_be_run() -> None:
+    runner, spec = ours(Spec("llamachat", 1, 600, shape="135m", scheme="int4", kv_bits=8), 0.0)[0], RUN + 100
+    course = Course(runner)
+    course.reach(spec, skip=True)
+    assert isinstance(runner, Ours) and len(runner.cache) == spec
+    kv = runner.engine.save_kv(np.arange(spec))["kv"]
+    np.testing.assert_array_equal(kv[:, :, :, RUN:], kv[:, :, :, :100])
+    assert course.decode(1) > 0 and len(runner.cache) == spec + 1
 
 
 # ---- contests ----
@@ -196,6 +212,23 @@ def test_ratios_are_medians_of_each_repeats_own_so_that_drift_does_not_show() ->
     assert found["bandwidth_share"] == pytest.approx(5 * 115 / 2000, rel=1e-3)
 
 
+def test_what_is_kept_of_the_speed_on_a_busy_machine_is_the_median_of_repeats() -> None:
+    outcome = outcome_of([1, 1, 2], [1, 2, 4])
+    outcome.laps[0].busy_s, outcome.laps[1].busy_s = [2, 4, 4], [8, 8, 40]
+    assert [outcome.busy_share(laps) for laps in outcome.laps] == [0.5, 0.125]
+    assert outcome.result(outcome.laps[0])["busy_share"] == 0.5
+
+
+def test_another_process_is_busy_as_long_as_the_context() -> None:
+    with busy.busy_core():
+        (child,) = children()
+    assert child not in children()
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()}
+
+
 def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     report.speeds(outcome_of([1, 1], [2, 2]), {"threads": 1})
     out, shown = capsys.readouterr()
@@ -206,15 +239,15 @@ def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == (out, "")
 
 
-@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("way", range(machine.WAYS))
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("blocks", [2, 3, 1001])
-def test_the_read_that_is_timed_reads_every_word_once(blocks: int, threads: int, streams: int) -> None:
+def test_the_read_that_is_timed_reads_every_word_once(blocks: int, threads: int, way: int) -> None:
     lib, data = native_library(), aligned(blocks * 1024)
     words = data.view(np.uint64)
     words[:] = np.random.default_rng(0).integers(0, 2**63, len(words), np.uint64)
     machine.read_bandwidth(1, 1)  # declares it
-    assert lib.read_memory(data.ctypes.data, data.nbytes, threads, streams) == int(words.sum())
+    assert lib.read_memory(data.ctypes.data, data.nbytes, threads, way) == int(words.sum())
 
 
 def test_memory_can_be_measured_with_however_little_of_it() -> None:
@@ -233,10 +266,10 @@ def test_random_weights_lie_in_one_block_as_a_mapped_files_do() -> None:
 
 
 def test_a_bar_is_met_on_its_own_side() -> None:
-    assert bars.Row("a", "", 1, 1, judged=3.0, bar=3.0).met
-    assert not bars.Row("a", "", 1, 1, judged=2.9, bar=3.0).met
-    assert bars.Row("a", "", 1, 1, judged=0.5, bar=0.6, better="-").met
-    assert not bars.Row("a", "", 1, 1, judged=0.7, bar=0.6, better="-").met
+    assert bar_lab.Row("a", "", 1, 1, judged=3.0, bar=3.0).met
+    assert not bar_lab.Row("a", "", 1, 1, judged=2.9, bar=3.0).met
+    assert bar_lab.Row("a", "", 1, 1, judged=0.5, bar=0.6, better="-").met
+    assert not bar_lab.Row("a", "", 1, 1, judged=0.7, bar=0.6, better="-").met
 
 
 class Pretended:
@@ -262,8 +295,12 @@ class Pretended:
     ("part", "names"),
     [
         ("smollm2", ["decode, SmolLM2", "prefill 512, SmolLM2"]),
-        ("1b", ["decode, 1B int4, int8", "decode, 1B int4, int8", "decode, 1B int4, int4", "prefill 512, 1B", "decode at 4096",
-                "resident, 1B"]),
+        ("1b", ["decode, 1B int4, int8", "decode, 1B int4, int8", "decode, 1B int4, int4", "prefill 256, 1B"]),
+        ("1b-deep", ["decode at 4096", "resident, 1B"]),
+        ("q4_k_m", ["decode, 1B Q4_K_M", "prefill 128, 1B Q4_K_M", "decode, 1B Q4_K_M", "packed, 1B Q4_K_M"]),
+        ("busy", ["busy machine, SmolLM2", "busy machine, 1B"]),
+        ("kv4", ["decode at 8192"]),
+        ("steps", ["a step of 2", "a step of 4"]),
         ("1b-int8", ["decode, 1B int8", "decode, 1B int8"]),
         ("8b", ["decode, 8B int4", "decode, 8B int4"]),
         ("a3b", ["decode, A3B int4", "decode, A3B int4"]),
@@ -272,16 +309,20 @@ class Pretended:
 def test_every_part_gives_its_rows_from_one_contest(
     part: str, names: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bars, "Contender", Pretended)
-    monkeypatch.setattr(bars, "gguf_file", lambda shape, eight: nullcontext(tmp_path / f"{shape}.gguf"))
-    monkeypatch.setattr(bars, "default_file", lambda: "default.gguf")
-    monkeypatch.setattr(bars, "bandwidth_of", lambda threads: lambda amount: 1e11)
-    rows = list(bars.PARTS[part](bars.Lab(2, 3, pytest.fail)))
+    for module in (bar_lab, bar_speed):
+        monkeypatch.setattr(module, "Contender", Pretended)
+        monkeypatch.setattr(module, "default_file", lambda: tmp_path / "default.gguf")
+    shapes.write_gguf(small := tmp_path / "small.gguf", TINY, "q4_0")
+    monkeypatch.setattr(bar_speed, "quantized", lambda *asked: small)
+    monkeypatch.setattr(bar_speed, "gguf_file", lambda shape, eight: nullcontext(tmp_path / f"{shape}.gguf"))
+    monkeypatch.setattr(bar_lab, "bandwidth_of", lambda threads: lambda amount: 1e11)
+    monkeypatch.setattr(contest, "busy_core", nullcontext)
+    rows = list(bars.PARTS[part](bar_lab.Lab(2, 3, pytest.fail)))
     assert len(rows) == len(names)
     for row, name in zip(rows, names, strict=True):
         assert row.name.startswith(name)
-        expected = {"tok/s": 3.0, "MB": 1000.0}.get(row.unit, row.ours)
-        assert row.judged == pytest.approx(expected)
+        expected = {"tok/s": 1.0 if part == "kv4" else 3.0, "MB": 1000.0, "ms": 1.0}.get(row.unit, row.ours)
+        assert row.judged == pytest.approx(expected) or row.unit == "MB beside the file's"
 
 
 def test_drafts_are_timed_with_and_without_on_the_same_answers(smollm2_gguf: Path) -> None:
@@ -300,13 +341,13 @@ def test_a_missing_peer_leaves_its_rows_out_and_is_told_of(monkeypatch: pytest.M
             raise UsageError("llama-cpp-python is not installed")
         return real(spec)
 
-    monkeypatch.setattr(bars, "Contender", without_peer)
-    lab = bars.Lab(1, 1, said.append)
+    monkeypatch.setattr(bar_lab, "Contender", without_peer)
+    lab = bar_lab.Lab(1, 1, said.append)
     work = Work(decode=1, depth=2)
     specs = [lab.spec("llamachat", [work], shape="135m", scheme="int4"), lab.spec("llama.cpp", [work], "x.gguf")]
     (outcome,) = lab.contest(specs, [work])
-    assert list(bars.faster("decode", outcome, "decode_s", 3.0)) == []
-    assert [row.unit for row in bars.share_of_bandwidth("decode", outcome, 0.92)] == ["share of read bandwidth"]
+    assert list(bar_lab.faster("decode", outcome, "decode_s", 3.0)) == []
+    assert [row.unit for row in bar_lab.share_of_bandwidth("decode", outcome, 0.92)] == ["share of read bandwidth"]
     assert said == ["llama.cpp: llama-cpp-python is not installed"]
 
 
@@ -314,24 +355,38 @@ def test_rows_are_a_table_and_one_line_of_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {
-        "one": lambda lab: iter([bars.Row("decode", "tok/s", 200, 50, 4, 3)]),
-        "two": lambda lab: iter([bars.Row("start", "s", 0.9, None, 0.9, 0.6, "-")]),
+        "one": lambda lab: iter([bar_lab.Row("decode", "tok/s", 200, 50, 4, 3)]),
+        "two": lambda lab: iter([bar_lab.Row("start", "s", 0.9, None, 0.9, 0.6, "-")]),
     }
     monkeypatch.setattr(bars, "PARTS", parts)
-    bars.run(2, 1, ["two"])
-    bars.run(2, 1, [])
+    assert bars.run(2, 1, ["two"]) and bars.run(2, 1, [])
     out, shown = capsys.readouterr()
     found = [[(row["name"], row["met"]) for row in json.loads(line)["bars"]] for line in out.splitlines()]
     assert found == [[("start", False)], [("decode", True), ("start", False)]]
     assert "≤ 0.6" in shown and "NO" in shown
 
 
+def test_a_part_that_fails_is_told_of_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(lab: bar_lab.Lab) -> Any:
+        raise UsageError("no gguf here")
+
+    parts = {"one": failing, "two": lambda lab: iter([bar_lab.Row("start", "s", 0.5, None, 0.5, 0.6, "-")])}
+    monkeypatch.setattr(bars, "PARTS", parts)
+    assert not bars.run(2, 1, [])
+    out, shown = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["failed"], [row["name"] for row in found["bars"]]) == (["one"], ["start"])
+    assert "no gguf here" in shown and found["processor"] in shown
+
+
 def test_a_process_is_timed_and_its_memory_is_its_own() -> None:
     ballast = np.ones(1 << 26)  # half a gigabyte, which is not the other's
-    seconds, most = bars.process([sys.executable, "-c", "x = bytearray(50_000_000)"])
+    seconds, most = bar_lab.process([sys.executable, "-c", "x = bytearray(50_000_000)"])
     assert seconds > 0
     assert 50_000_000 < most < ballast.nbytes / 2
-    assert bars.process([sys.executable, "-c", "raise SystemExit(3)"])[0] == 0
+    assert bar_lab.process([sys.executable, "-c", "raise SystemExit(3)"])[0] == 0
 
 
 # ---- the machine, the command ----

@@ -13,6 +13,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
 from llamachat.engines.native import build, description
 from llamachat.engines.native.engine import NativeEngine
+from llamachat.engines.native.pack import as_stored
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.formats.gguf import GGUFCheckpoint, open_gguf
 
@@ -29,7 +30,7 @@ def checkpoint(gemma3_gguf: Path) -> GGUFCheckpoint:
 
 @pytest.fixture(scope="module")
 def weights(checkpoint: GGUFCheckpoint) -> PackedWeights:
-    return PackedWeights.build(checkpoint.tensors())
+    return PackedWeights.build(as_stored(checkpoint.index(), checkpoint.tensors))
 
 
 def rows(checkpoint: GGUFCheckpoint, weights: PackedWeights, count: int) -> list[NDArray[np.float32]]:

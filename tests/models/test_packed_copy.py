@@ -235,6 +235,26 @@ def test_who_leaves_meanwhile_leaves_nothing_half_written(
     assert files() == []
 
 
+def test_who_leaves_does_not_wait_for_a_slow_disk(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_copy, "IDLE", 0.01)
+    monkeypatch.setattr(packed_copy, "PATIENCE", 0.01)
+    slow, waiting = threading.Event(), threading.Event()
+
+    def fsync(handle: int) -> None:
+        waiting.set()
+        slow.wait(10)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    writer = Behind(Copy(fresh(checkpoint), None), lambda: 0.0)
+    writer.begin()
+    assert waiting.wait(10) and [path.suffix for path in files()] == [".part"]
+    writer.leave()
+    assert files() == []
+    slow.set()
+    wait_for(lambda: not any(thread.name == "copy" for thread in threading.enumerate()))
+    assert files() == []
+
+
 def test_what_is_said_is_said_once(checkpoint: Checkpoint) -> None:
     copy = Copy(fresh(checkpoint), 5_000_000_000)
     kept, large = copy.remark(None), copy.remark("pack-cache allows 0 kB")

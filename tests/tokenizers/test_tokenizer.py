@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from vocabularies import (
     byte_level_json,
     byte_tokens,
+    gpt2_metadata,
     meta_chat_format,
     smollm2_library,
     spaced_json,
@@ -311,21 +312,6 @@ def test_user_defined_pieces_of_sentencepiece_that_mark_structure_are_cut_in_tex
     assert ours.encode_skeleton("<tool><|im_end|>") == [32000, 32001]
     assert not {32000, 32001} & set(ours.encode("<tool> <|im_end|>"))
     assert ours.encode("§§§", start=False) == [32002]
-
-
-def gpt2_metadata(**changes: Any) -> dict[str, Any]:
-    """A byte-level vocabulary of 258 tokens."""
-    tokens = [*byte_tokens(), "ab", "<|end|>"]
-    values = {
-        "model": "gpt2",
-        "pre": "llama-bpe",
-        "tokens": tokens,
-        "token_type": [1] * 257 + [3],
-        "merges": ["a b"],
-        "eos_token_id": 257,
-        **changes,
-    }
-    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
 
 
 def test_gguf_gathers_all_ids_that_end_a_turn() -> None:

@@ -64,20 +64,22 @@ INLINE void to_integers(const float *x, int n, Integers *to) {
         vf scaled = rounded(clamp(load(x + i) * inverse, 127.0f));
         vi above = nearest(scaled);
         vi below = nearest(clamp((scaled - to_float(above)) * 256.0f, 127.0f));
-        *(vc_u *)(to->high + i) = __builtin_convertvector(above, vc);
-        *(vc_u *)(to->low + i) = __builtin_convertvector(below, vc);
+        *(vc_u *)(to->high + i) = to_bytes(above);
+        *(vc_u *)(to->low + i) = to_bytes(below);
         sums[0] += above, sums[1] += below;
     }
     to->scale = top * 0x1p-8f;
     for (int i = 0; i < 2; i++) to->bias[i] = BIASED ? -128 * sum_ints(sums[i]) : 0;
 }
 
-/* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. */
-INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
+/* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. Not fine: of a's
+   high bytes, rounded numbers themselves, only. */
+INLINE void outer_integers(int rows, int vectors, int fine, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
                            vf out[ROWS][2]) {
     vi above[ROWS][2], below[ROWS][2];
     UNROLL
     for (int r = 0; r < rows; r++)
+        UNROLL
         for (int v = 0; v < vectors; v++) above[r][v] = splat_int(a[r].bias[0]), below[r][v] = splat_int(a[r].bias[1]);
     for (int k = 0; k < n; k += 4, codes += step)
         UNROLL
@@ -87,15 +89,18 @@ INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_
             UNROLL
             for (int r = 0; r < rows; r++) {
                 above[r][v] = dot4(above[r][v], quads, splat_quad(a[r].high + k));
-                below[r][v] = dot4(below[r][v], quads, splat_quad(a[r].low + k));
+                if (fine) below[r][v] = dot4(below[r][v], quads, splat_quad(a[r].low + k));
             }
         }
     UNROLL
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) out[r][v] = (to_float(above[r][v]) * 256.0f + to_float(below[r][v])) * a[r].scale;
+        UNROLL
+        for (int v = 0; v < vectors; v++)
+            out[r][v] = (to_float(above[r][v]) * 256.0f + (fine ? to_float(below[r][v]) : splat(0))) * a[r].scale;
 }
 
-INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
+/* Queries are as coarse as keys where these stand beside values in 4 bits. */
+INLINE void scores_of_codes(int rows, int fine, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
     enum { WIDE = 2 };
     int vectors = rows <= 4 ? WIDE : 1;
     size_t block = (size_t)keys->dim * LANES;
@@ -104,7 +109,7 @@ INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, i
     for (int r = 0; r < rows; r++) to_integers(q[r], keys->dim, a + r);
     for (int s = 0; s < slots; s += vectors * VL) {
         const int8_t *k = (const int8_t *)keys->k + s / LANES * block + s % LANES * 4;
-        outer_integers(rows, vectors, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
+        outer_integers(rows, vectors, fine, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
         UNROLL
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) store(scores[r] + s + v * VL, out[r][v]);
@@ -119,8 +124,8 @@ INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weig
     for (int d = 0, n; d < keys->dim; d += n * VL) {
         const int8_t *v = (const int8_t *)keys->v + 4 * d;
         n = least(vectors, (keys->dim - d) / VL);
-        if (n == 2) outer_integers(rows, 2, a, v, 4 * keys->dim, 4 * VL, slots, out);
-        else outer_integers(rows, 1, a, v, 4 * keys->dim, 0, slots, out);
+        if (n == 2) outer_integers(rows, 2, 1, a, v, 4 * keys->dim, 4 * VL, slots, out);
+        else outer_integers(rows, 1, 1, a, v, 4 * keys->dim, 0, slots, out);
         UNROLL
         for (int r = 0; r < rows; r++) {
             store(part + r * size + PART + d, out[r][0]);
@@ -159,7 +164,7 @@ INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const
                         float *part) {
     _Alignas(64) float scores[ROWS][CHUNK];
     const float *weights[ROWS];
-    if (kind >= Q8) scores_of_codes(rows, keys, q, slots, scores);
+    if (kind >= Q8) scores_of_codes(rows, kind == Q8, keys, q, slots, scores);
     else scores_of(rows, kind, keys, q, slots, scores);
     for (int r = 0; r < rows; r++) {
         softmax(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
@@ -229,7 +234,7 @@ static float narrow(int kind, const float *x, void *out, int n) {
     for (int i = 0; i < n; i += VL) {
         vf part = load(x + i);
         if (kind == F32) store((float *)out + i, part);
-        else if (kind == Q8) *(vc_u *)((int8_t *)out + i) = __builtin_convertvector(nearest(clamp(part / scale, 127.0f)), vc);
+        else if (kind == Q8) *(vc_u *)((int8_t *)out + i) = to_bytes(nearest(clamp(part / scale, 127.0f)));
         else *(vh_u *)((uint16_t *)out + i) = kind == F16 ? to_half(part) : to_bfloats(part);
     }
     return scale;

@@ -266,7 +266,9 @@ const char *engine_forward(Engine *e, const Step *s) {
     find_units(e, s);
     atomic_store(&e->team.taken, 0);
     e->acts.lanes = e->mlp.lanes = e->gathered.lanes = e->expert_acts.lanes = least(s->tokens, LANES);
-    #pragma omp parallel num_threads(e->m.threads)
+    int threads = threads_of(e, s->tokens);
+    #pragma omp parallel num_threads(threads)
     run(e, s, omp_get_thread_num(), omp_get_num_threads());
+    step_ended(e, s->tokens);
     return NULL;
 }

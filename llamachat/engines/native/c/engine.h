@@ -20,7 +20,15 @@ typedef struct {
     _Alignas(64) atomic_int arrived, sleepers;
     _Alignas(64) atomic_int round;
     _Alignas(64) atomic_int taken;  /* how much of the work since the last barrier has been taken */
+    _Alignas(64) atomic_llong slept;  /* nanoseconds that threads slept at barriers, all together */
 } Team;
+
+/* How many threads run a step of one token, and how well that goes: see threads.c. */
+typedef struct {
+    int threads, before;           /* now; and before the trial that is going on, or 0 */
+    int steps, since, patience;    /* of this stretch of steps; stretches since the last trial, and to wait for the next */
+    double seconds, mean, began;   /* of this stretch; a step of the last stretch without a trial; when this step began */
+} Pace;
 
 /* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */
 typedef struct { int expert, row; float share; } Pick;
@@ -67,6 +75,7 @@ typedef struct Engine {
     float *low_inputs;                       /* and what they are multiplied with [threads][tokens][low_rank] */
     size_t low_rows, low_width;
     int low_rank;                            /* the largest; 0: there are none */
+    Pace pace;
     Team team;
 } Engine;
 

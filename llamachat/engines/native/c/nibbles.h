@@ -27,7 +27,7 @@ INLINE void to_nibbles(const float *x, float low, float scale, uint8_t *out) {
     _Alignas(64) int8_t codes[32];
     for (int i = 0; i < 32; i += VL) {
         vf steps = (load(x + i) - low) / scale;  /* of no scale: whatever the codes, the value is the minimum */
-        *(vc_u *)(codes + i) = __builtin_convertvector(nearest(larger(clamp(steps, 15.0f), splat(0))), vc);
+        *(vc_u *)(codes + i) = to_bytes(nearest(larger(clamp(steps, 15.0f), splat(0))));
     }
     for (int i = 0; i < 16; i++) out[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
 }

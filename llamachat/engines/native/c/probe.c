@@ -14,15 +14,15 @@ static int omp_get_num_threads(void) { return 1; }
 
 typedef uint64_t Line __attribute__((vector_size(64), aligned(64), may_alias));
 
-/* As so many streams side by side, each over its own part of the lines. */
-static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, size_t lines, int streams) {
+/* As so many streams side by side, each over its own part of the lines, fetched so many bytes ahead (0: as the processor guesses). */
+static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, size_t lines, int streams, int ahead) {
     Line sums[4] = {{0}};
     size_t each = lines / streams;
     for (size_t at = 0; at < each; at += 4)
         for (int s = 0; s < streams; s++)
             for (int i = 0; i < 4; i++) {
                 const Line *line = p + s * each + at + i;
-                __builtin_prefetch((const char *)line + (streams == 1 ? 2048 : 1024));
+                if (ahead) __builtin_prefetch((const char *)line + ahead);
                 sums[i] += *line;
             }
     sums[0] += sums[1] + sums[2] + sums[3];
@@ -31,21 +31,25 @@ static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, size
     return total;
 }
 
-#define READERS(name, target)                                                                        \
-    target static uint64_t one_##name(const Line *p, size_t lines) { return add_up(p, lines, 1); }   \
-    target static uint64_t four_##name(const Line *p, size_t lines) { return add_up(p, lines, 4); }
+typedef uint64_t Reader(const Line *, size_t);
+#define READER(name, target, streams, ahead) \
+    target static uint64_t name(const Line *p, size_t lines) { return add_up(p, lines, streams, ahead); }
+#define READERS(name, target)                                                                              \
+    READER(one_##name, target, 1, 2048) READER(two_##name, target, 2, 0) READER(four_##name, target, 4, 0) \
+    READER(far_##name, target, 4, 1024)                                                                    \
+    static Reader *const name##_ways[] = {one_##name, two_##name, four_##name, far_##name};
 READERS(plain, )
 #if defined(__x86_64__)
 READERS(wide, __attribute__((target("avx512f"))))
 #endif
 
-/* Reads all of it once (64-byte aligned, a multiple of 1024 bytes for each thread), each thread as one stream or as four;
-   returns the sum of its words. */
-uint64_t read_memory(const void *data, size_t bytes, int threads, int streams) {
-    uint64_t (*read)(const Line *, size_t) = streams == 1 ? one_plain : four_plain;
+/* Reads all of it once (64-byte aligned, a multiple of 1024 bytes for each thread) in the way-th of four ways, of which another is
+   the fastest on each processor; returns the sum of its words. */
+uint64_t read_memory(const void *data, size_t bytes, int threads, int way) {
+    Reader *read = plain_ways[way & 3];
     uint64_t total = 0;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) read = streams == 1 ? one_wide : four_wide;
+    if (__builtin_cpu_supports("avx512f")) read = wide_ways[way & 3];
 #endif
     #pragma omp parallel num_threads(threads) reduction(+ : total)
     {

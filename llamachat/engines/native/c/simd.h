@@ -64,6 +64,17 @@ INLINE void store(float *p, vf x) { *(vf_u *)p = x; }
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
+/* Integers of 8 bits, narrowed. */
+INLINE vc to_bytes(vi x) {
+#if VL == 8
+    __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+    int64_t bytes = _mm_cvtsi128_si64(_mm_packs_epi16(pairs, pairs));
+    return (vc)bytes;
+#else
+    return __builtin_convertvector(x, vc);
+#endif
+}
+
 #if VL == 16
 INLINE vi dot4(vi sum, vb w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 INLINE vb lookup(vb table, vb index) { return (vb)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }

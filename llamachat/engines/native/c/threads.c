@@ -1,5 +1,6 @@
-/* Threads: how they wait for each other, and how they share work. */
+/* Threads: how they wait for each other, how they share work, and how many of them there are. */
 #include <stdatomic.h>
+#include <time.h>
 #if defined(__linux__)
 #include <limits.h>
 #include <linux/futex.h>
@@ -20,6 +21,23 @@ static inline void relax(void) {
 #endif
 }
 
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+#if defined(__linux__)
+/* Until the round is over, or sooner. */
+static void sleep_in(Team *team, int round) {
+    double start = now();
+    atomic_fetch_add(&team->sleepers, 1);
+    syscall(SYS_futex, &team->round, FUTEX_WAIT_PRIVATE, round, NULL, NULL, 0);
+    atomic_fetch_sub(&team->sleepers, 1);
+    atomic_fetch_add_explicit(&team->slept, (long long)(1e9 * (now() - start)), memory_order_relaxed);
+}
+#endif
+
 /* A barrier: all threads wait for each other. Barriers are microseconds apart, so threads spin, and meanwhile fetch what they
    read next; but only so long: when another program has a core, the thread that waits must sleep, so that the one waited for can
    have it. */
@@ -38,10 +56,7 @@ static void wait_for_all(Team *team, int threads, const uint8_t *next, const uin
         for (int i = 0; i < 4 && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
         relax();
 #if defined(__linux__)
-        if (spins < SPINS) continue;
-        atomic_fetch_add(&team->sleepers, 1);
-        syscall(SYS_futex, &team->round, FUTEX_WAIT_PRIVATE, round, NULL, NULL, 0);
-        atomic_fetch_sub(&team->sleepers, 1);
+        if (spins >= SPINS) sleep_in(team, round);
 #endif
     }
 }
@@ -81,3 +96,49 @@ static int take(const Task *t, int total, int own, int cut, int *lo, int *hi) {
 
 int take_strips(const Task *t, int total, int *lo, int *hi) { return take(t, total, own_share(t, total), CUT, lo, hi); }
 int take_units(const Task *t, int total, int *lo, int *hi) { return take(t, total, 0, 1, lo, hi); }
+
+/* ---- how many threads ----
+
+   When another program keeps a core busy, the thread that shares it comes late to every barrier, and all others wait: often it is
+   faster to leave that core alone. So where threads sleep at barriers for much of the time, a stretch of steps is tried with one
+   thread less, and now and then one with one more, and what is faster stays. No result depends on it. */
+
+enum { STEPS = 4, PATIENCE = 8, PROMPT = 32 };  /* of a stretch, at least; stretches between trials, at most; tokens that begin anew */
+static const double STRETCH = 0.05;        /* seconds, at least */
+static const double IDLE = 0.2, GAIN = 0.95;  /* the part of their time that threads sleep for a trial; what a step of it may take */
+
+int threads_of(Engine *e, int tokens) {
+    Pace *p = &e->pace;
+    if (!p->threads || tokens >= PROMPT) *p = (Pace){.threads = e->m.threads, .patience = 1};
+    if (tokens > 1) return e->m.threads;  /* work between barriers is long then, and shared as it comes */
+    if (!p->steps) atomic_store(&e->team.slept, 0);
+    p->began = now();
+    return p->threads;
+}
+
+/* The trial's end: keeps what was tried, or goes back, and waits longer for the next trial. */
+static void judge(Pace *p, double mean) {
+    int kept = mean < GAIN * p->mean;
+    p->patience = kept ? 2 : least(2 * p->patience, PATIENCE);
+    if (!kept) p->threads = p->before;
+    p->before = p->since = 0;
+}
+
+static void try(Pace *p, int threads) { p->before = p->threads, p->threads = threads; }
+
+void step_ended(Engine *e, int tokens) {
+    Pace *p = &e->pace;
+    if (tokens > 1) return;
+    p->seconds += now() - p->began;
+    if (++p->steps < STEPS || p->seconds < STRETCH) return;
+    double mean = p->seconds / p->steps, slept = 1e-9 * (double)atomic_load(&e->team.slept) / p->threads;
+    if (p->before) judge(p, mean);
+    else {
+        p->mean = mean;
+        int due = ++p->since >= p->patience;
+        if (due && p->threads > 1 && slept > IDLE * p->seconds) try(p, p->threads - 1);
+        else if (due && p->threads < e->m.threads) try(p, p->threads + 1);
+        else if (due) p->patience = 1;
+    }
+    p->steps = 0, p->seconds = 0;
+}

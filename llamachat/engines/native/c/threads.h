@@ -14,5 +14,9 @@ void barrier_unless_alone(const Task *t);
    multiples of four, and a share of them is each thread's own, which is the one that barrier_before fetched. */
 int take_strips(const Task *t, int total, int *lo, int *hi);
 int take_units(const Task *t, int total, int *lo, int *hi);
+
+/* How many threads should run a step of so many tokens, which begins now; and that it has ended. */
+int threads_of(Engine *e, int tokens);
+void step_ended(Engine *e, int tokens);
 #pragma GCC visibility pop
 #endif
