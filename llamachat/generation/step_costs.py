@@ -4,6 +4,7 @@ from itertools import pairwise
 from statistics import fmean, median
 
 EACH = 0.25  # of a step of one token, that each further one is taken to cost at most until that has been measured
+SURPRISE = 2.0  # times what is expected, that a step counts for at most: real changes come again, others do not
 FIRST = 4  # tokens of the longest step that is tried before others have been measured
 KEPT = 5  # latest measurements that count
 LASTING = 256  # steps after which a cost that was not measured again may have become another
@@ -35,7 +36,7 @@ class StepCosts:
         return self._costs[tokens - 1]
 
     def step(self, tokens: int, seconds: float) -> float:
-        """One has been run; returns what that cost."""
+        """One has been run; returns what that cost, or SURPRISE times what was expected where the machine was disturbed."""
         self._steps += 1
         if self._steps % LASTING == 0:
             self._measured = {count: self._measured[count] for count in self._lately}
@@ -46,7 +47,8 @@ class StepCosts:
             return 1.0
         cost = seconds / median(self._single)
         if tokens <= len(self._costs):
-            self._measured[tokens] = [*self._measured.get(tokens, ()), min(max(cost, 1.0), 2.0 * tokens)][-KEPT:]
+            cost = min(max(cost, 1.0), SURPRISE * self.of(tokens))
+            self._measured[tokens] = [*self._measured.get(tokens, ()), cost][-KEPT:]
             self._lately.add(tokens)
             self._interpolate()
         return cost

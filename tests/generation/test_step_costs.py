@@ -32,7 +32,8 @@ def test_long_steps_are_foreseen_only_from_half_as_long_ones() -> None:
 def test_a_dear_long_step_does_not_keep_shorter_ones_from_being_tried() -> None:
     costs = StepCosts(9)
     costs.step(1, 0.01)
-    costs.step(5, 0.09)
+    for _ in range(60):
+        costs.step(5, 0.09)
     assert [costs.of(tokens) for tokens in (2, 3, 4, 5)] == pytest.approx([1 + EACH, 1 + 2 * EACH, 1 + 3 * EACH, 9])
 
 
