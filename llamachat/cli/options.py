@@ -119,7 +119,8 @@ class Loading:
         flag("--ctx-size", min=16, help="Context in tokens. Default: the model's, at most 8192.", panel=MODEL),
     ] = None
     kv_bits: Annotated[
-        int | None, flag("--kv-bits", help="Bits of a cached value: 4, 8, 16 or 32. Keys have as many, beside 4: 8.", panel=MODEL)
+        int | None,
+        flag("--kv-bits", help="Bits of a cached value: 4, 8, 16 or 32. Keys have as many, beside 4: 8.", panel=MODEL),
     ] = None
     device: Annotated[Device, flag("--device", help="Where the model runs.", panel=RUN)] = Device.auto
     engine: Annotated[EngineName, flag("--engine", help="Which engine runs it.", panel=RUN)] = AUTO

@@ -23,7 +23,9 @@ from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
 
-KvType = Literal["float32", "float16", "bfloat16", "int8", "int8+int4"]  # the last: keys in 8 bits, values in 4, rotated
+KvType = Literal[
+    "float32", "float16", "bfloat16", "int8", "int8+int4"
+]  # the last: keys in 8 bits, values in 4, rotated
 KV_TYPES: dict[int, KvType] = {4: "int8+int4", 8: "int8", 16: "float16", 32: "float32"}
 KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8, "int8+int4": Q4}
 BATCH = 512  # tokens a call; longer prompts take several
