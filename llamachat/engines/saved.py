@@ -1,7 +1,7 @@
 """The keys and values that Engine.save_kv gives and Engine.load_kv takes back; they may come from a file, so they are checked.
 
-kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits); or, of keys in 8 bits
-        and values in 4, [layers, 1, kv_heads, slots, bytes]: a rotated key's codes, then the value's row (see native/c/kernels.h)
+kv      [layers, 2, kv_heads, slots, head_dim] keys and values as the engine stores them (bfloat16 as its bits); or, of keys in 8
+        bits and values in 4, [layers, 1, kv_heads, slots, bytes]: a rotated key's codes, then the value's row (c/kernels.h)
 scale   [layers, 2 or 1, kv_heads, slots] float32, beside codes of 8 bits only
 pinned  [2] int64: of the slots, the first of a pinned block that has been rotated, and how many it has; if there is one
 master  [layers, kv_heads, pinned slots, head_dim] its un-rotated keys, from which it is rotated again

@@ -84,7 +84,7 @@ def test_a_rope_scaling_that_cannot_be_is_refused_by_name(options: dict[str, Any
         ({"scheme": 4}, "scheme"),
         ({"scheme": "int4", "group_size": 48}, "group_size"),
         ({"scheme": "int4", "group_size": 0}, "group_size"),
-        ({"scheme": "int8", "kv_bits": 4}, "kv_bits"),
+        ({"scheme": "int8", "kv_bits": 5}, "kv_bits"),
     ],
 )
 def test_a_quantization_that_cannot_be_is_refused_by_name(options: dict[str, Any], name: str) -> None:

@@ -131,7 +131,7 @@ class OneByOne(Roll):
 
 
 @native
-@pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("kv", ["float32", "float16", "bfloat16", "int8", "int8+int4"])
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32), window=st.integers(18, 300), pinned=st.integers(0, 8))
 def test_the_native_engines_bits_do_not_depend_on_steps_across_evictions(
@@ -167,9 +167,11 @@ def test_rounded_keys_and_values_are_those_of_a_cache_with_room_for_everything(k
     [
         ("torch", {"kv_bits": 16}, 0.02),
         ("torch", {"kv_bits": 8}, 0.3),
+        ("torch", {"kv_bits": 4}, 3.0),
         pytest.param("native", {"kv": "float16"}, 0.02, marks=native),
         pytest.param("native", {"kv": "bfloat16"}, 0.15, marks=native),
         pytest.param("native", {"kv": "int8"}, 0.3, marks=native),
+        pytest.param("native", {"kv": "int8+int4"}, 3.0, marks=native),
     ],
 )
 def test_the_error_of_rounded_keys_and_values_does_not_grow(engine: str, options: dict[str, Any], bound: float) -> None:

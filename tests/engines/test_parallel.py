@@ -195,7 +195,7 @@ def test_a_head_that_classifies_is_whole_everywhere(
 
 
 @every_size
-@pytest.mark.parametrize("kv_bits", [None, 8])
+@pytest.mark.parametrize("kv_bits", [None, 4, 8])
 def test_what_is_kept_is_one_processs_and_goes_on_in_any_number(
     kv_bits: KvBits | None, size: int, met: dict[int, ProcessLinks], folders: Path
 ) -> None:

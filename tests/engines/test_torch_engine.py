@@ -276,7 +276,7 @@ def test_a_rolling_cache_equals_a_dense_forward_over_the_whole_history(
     assert error[-50:].max() < 4 * error[:50].max()  # it does not grow
 
 
-@pytest.mark.parametrize("kv_bits", [8, 16, 32])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16, 32])
 def test_turning_a_pinned_block_again_and_again_adds_no_rounding(kv_bits: int) -> None:
     engine = TorchEngine.build(BASE, weights().items(), slots=64, dtype="float32", kv_bits=kv_bits)  # type: ignore[arg-type]
     run(engine, some_ids(count=20))
@@ -383,7 +383,7 @@ def no_rows(tensor: QuantTensor) -> QuantTensor:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bits", [4, 8, 32])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kv_bits", [None, 8, 16, 32])
+@pytest.mark.parametrize("kv_bits", [None, 4, 8, 16, 32])
 def test_planned_bytes_are_those_it_takes(tied: bool, bits: int, dtype: Any, kv_bits: Any) -> None:
     config = replace(BASE, vocab_size=96, tie_word_embeddings=tied)
     rng = np.random.default_rng(0)

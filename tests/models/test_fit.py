@@ -88,7 +88,7 @@ plans = st.builds(
     workspace=st.integers(0, GiB),
     available=st.integers(0, 64 * GiB),
     slots=st.integers(1, 200_000),
-    kv_bits=st.sampled_from([8, 16, 32]),
+    kv_bits=st.sampled_from([4, 8, 16, 32]),
 )
 
 

@@ -128,15 +128,16 @@ class KeysValues:
             self.data[where], self.scale[where] = quantize(x)
 
     def _write_together(self, where: tuple[int | Span, ...], x: Tensor) -> None:
-        """Rotated keys and values [2, G, n, D] of a layer; or keys alone [layers, G, n, D], which leave the values as they are."""
-        size = self.config.head_dim
-        codes, scale = quantize(x[0] if where[1] != 0 else x)
-        if where[1] != 0:
-            self.data[where] = torch.cat((codes.view(torch.uint8), pack(x[1])), -1)[None]
-            self.scale[where] = scale[None]
+        """Rotated keys and values [2, G, n, D] of a layer; or keys alone [layers, G, n, D]: values stay."""
+        alone = where[1] == 0
+        codes, scale = quantize(x if alone else x[0])
+        codes = codes.view(torch.uint8)
+        if alone:
+            self.data[(*where, slice(self.config.head_dim))] = codes
         else:
-            self.data[(*where, slice(size))] = codes.view(torch.uint8)
-            self.scale[where] = scale
+            self.data[where] = torch.cat((codes, pack(x[1])), -1)[None]
+        assert self.scale is not None
+        self.scale[where] = scale if alone else scale[None]
 
     def _read(self, layer: int, spans: Sequence[slice]) -> Tensor:
         """[2, G, S, D] in the compute dtype."""
