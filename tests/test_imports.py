@@ -49,6 +49,7 @@ WITH_TORCH = {
             "linear",
             "links",
             "lora",
+            "nibbles",
             "parallel",
             "ranks",
             "workers",

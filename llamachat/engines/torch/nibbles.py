@@ -16,7 +16,7 @@ def hadamard(x: Tensor) -> Tensor:
     size = x.shape[-1]
     block, half = size & -size, 1
     while half < block:
-        a, b = x.unflatten(-1, (-1, 2, half)).unbind(-2)
+        a, b = x.reshape(*x.shape[:-1], -1, 2, half).unbind(-2)
         x, half = torch.stack((a + b, a - b), -2).flatten(-3), 2 * half
     return x * (1 / math.sqrt(block))
 
@@ -24,11 +24,12 @@ def hadamard(x: Tensor) -> Tensor:
 def pack(values: Tensor) -> Tensor:
     """[..., D] float32, rotated -> rows [..., bytes] uint8: float16 scale and minimum of each 64 elements, then codes."""
     x = pad(values.nan_to_num(-HALF_MOST).clamp(-HALF_MOST, HALF_MOST), (0, -values.shape[-1] % 32))
-    spans = x.split(SPAN, -1)
+    spans = torch.split(x, SPAN, -1)
     ranges = [(span.amin(-1, keepdim=True), span.amax(-1, keepdim=True)) for span in spans]
     halves = [torch.cat(((high - low) / 15, low), -1).half() for low, high in ranges]
     steps = [(span - half[..., 1:].float()) / half[..., :1].float() for span, half in zip(spans, halves, strict=True)]
-    codes = torch.cat(steps, -1).nan_to_num(0).clamp(0, 15).round().to(torch.uint8).unflatten(-1, (-1, 2, 16))
+    codes = torch.cat(steps, -1).nan_to_num(0).clamp(0, 15).round().to(torch.uint8)
+    codes = codes.reshape(*codes.shape[:-1], -1, 2, 16)
     nibbles = codes[..., 0, :] | codes[..., 1, :] << 4
     return torch.cat((torch.cat(halves, -1).view(torch.uint8), nibbles.flatten(-2)), -1)
 
@@ -36,8 +37,10 @@ def pack(values: Tensor) -> Tensor:
 def unpack(rows: Tensor, size: int) -> Tensor:
     """What `pack` has left of values [..., D]."""
     spans = -(-size // SPAN)
-    halves = rows[..., : 4 * spans].contiguous().view(torch.float16).float().unflatten(-1, (spans, 2))
-    codes = rows[..., 4 * spans :].unflatten(-1, (-1, 1, 16))
+    halves = rows[..., : 4 * spans].contiguous().view(torch.float16).float()
+    scale, low = (
+        part.repeat_interleave(SPAN, -1)[..., :size] for part in halves.reshape(*rows.shape[:-1], spans, 2).unbind(-1)
+    )
+    codes = rows[..., 4 * spans :].reshape(*rows.shape[:-1], -1, 1, 16)
     values = torch.cat((codes & 15, codes >> 4), -2).flatten(-3).float()[..., :size]
-    scale, low = (part.repeat_interleave(SPAN, -1)[..., :size] for part in halves.unbind(-1))
     return values * scale + low

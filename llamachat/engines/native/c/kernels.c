@@ -120,6 +120,7 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 #include "codes.h"
 #include "products.h"
 #include "panels.h"
+#include "integers.h"
 #include "attend.h"
 #include "additions.h"
 
