@@ -1,6 +1,10 @@
-"""Build hook: compiles the native kernels into the wheel where there is a C compiler; without one the wheel is pure Python."""
+"""Build hook: compiles the native kernels into the wheel where there is a C compiler; without one the wheel is pure Python.
+
+They are those for this processor; with LLAMACHAT_KERNELS=all those of every one of its family, for a wheel that others get.
+"""
 
 import importlib.util
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,17 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         assert spec is not None and spec.loader is not None
         build = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build)
-        target = Path(self.directory) / build.LIBRARY
+        which = os.environ.get("LLAMACHAT_KERNELS", "")
+        if which not in ("", "all"):
+            self.app.abort(f"LLAMACHAT_KERNELS={which} is not known: all, or nothing for those of this processor")
+        name, kernels = build.wanted(every=which == "all")
+        target = Path(self.directory) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            build.compile_library(target)
+            build.compile_library(target, kernels=kernels)
         except build.BuildError as error:
             self.app.display_warning(f"the native engine is left out, answers will come slower: {error}")
             return
-        build_data["force_include"][str(target)] = f"llamachat/engines/native/c/{build.LIBRARY}"
+        build_data["force_include"][str(target)] = f"llamachat/engines/native/c/{name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

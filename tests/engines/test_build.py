@@ -20,7 +20,8 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was compiled instead of taken; the sources lie elsewhere, with no library that came with the package."""
     done = list[Path]()
 
-    def compile_library(target: Path, environment: Mapping[str, str]) -> None:
+    def compile_library(target: Path, kernels: Mapping[str, str], environment: Mapping[str, str]) -> None:
+        assert kernels == build.for_this_processor()
         assert "PATH" in environment and "HF_TOKEN" not in environment
         target.write_text("compiled")
         done.append(target)
@@ -66,6 +67,38 @@ def test_the_packages_own_is_taken_unless_others_could_have_written_it(compiled:
     shipped.chmod(0o755)
     assert build.library() == shipped and compiled == []
     shipped.chmod(0o775)
+    assert build.library().parent.name == "native" and len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "kernels"),
+    [
+        ("fpu avx2 fma f16c", "avx2-", ["avx2", "portable"]),
+        ("avx2 fma f16c avx_vnni", "avxvnni-", ["avxvnni", "portable"]),
+        ("avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni", "avx512-", ["avx512", "portable"]),
+        ("fpu sse2", "portable-", ["portable"]),
+        ("", "", [*build.KERNELS["x86_64"]]),
+    ],
+)
+def test_what_is_compiled_is_for_this_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, name: str, kernels: list[str]
+) -> None:
+    monkeypatch.setattr(build, "machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n" if flags else "")
+    monkeypatch.setattr(build, "CPUINFO", tmp_path / "cpuinfo")
+    assert build.wanted()[0] == name + build.LIBRARY and list(build.wanted()[1]) == kernels
+    assert build.wanted(every=True) == (build.LIBRARY, build.KERNELS["x86_64"])
+
+
+def test_one_for_another_processor_is_used_only_without_a_compiler(
+    compiled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = build.SOURCES / f"another-{build.LIBRARY}"
+    shipped.write_text("shipped")
+    shipped.chmod(0o755)
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    assert build.library() == shipped and compiled == []
+    monkeypatch.setattr(build, "compiler", lambda: "cc")
     assert build.library().parent.name == "native" and len(compiled) == 1
 
 

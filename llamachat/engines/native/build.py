@@ -1,7 +1,9 @@
 """Compiles c/*.c into one shared library; used by the wheel's build (hatch_build.py) and, in a checkout, on first use.
 
-Only the standard library is imported: at build time nothing else is there. The kernels are compiled once per instruction set
-of the processor's family; the library picks among them when it runs (c/cpu.c), so one file serves all such machines.
+Only the standard library is imported: at build time nothing else is there. The kernels are compiled for the best instruction
+set that this processor has and for any ("portable"), which takes seconds; or, for a wheel that others are to have too, once for
+each set of the processor's family. The library picks among those it has when it runs (c/cpu.c). One that was compiled for
+another kind of processor (a folder was moved, a disk is shared) is compiled anew where there is a compiler, else used as it is.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "c"
+CPUINFO = Path("/proc/cpuinfo")
 LIBRARY = "libllamachat." + {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
@@ -73,17 +76,55 @@ def compile_library(
     if cc is None:
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
-    jobs = {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
-    sets = KERNELS.get(machine(), {"portable": ""})
-    sets = {name: flags for name, flags in sets.items() if kernels is None or name in kernels}
-    jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
+    jobs = dict[str, list[str]]()
+    sets = {name: flags for name, flags in _family().items() if kernels is None or name in kernels}
     for name, flags in sets.items():
         jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
+    jobs |= {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
+    jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
     objects = {name: target.parent / f"{name}.o" for name in jobs}
     _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
     _run_all([[*common, "-shared", *map(str, objects.values()), "-lm", "-o", str(target)]], environment)
     for path in objects.values():
         path.unlink()
+
+
+def _family() -> dict[str, str]:
+    """The sets of kernels for this kind of machine, best first."""
+    return KERNELS.get(machine(), {"portable": ""})
+
+
+def for_this_processor() -> dict[str, str]:
+    """Of the family's sets the best that runs here, and the one that runs anywhere; all where the system does not tell."""
+    features = _features()
+    if not features:
+        return _family()
+    best = next(name for name, flags in _family().items() if {*map(_plain, flags.split())} <= features)
+    return {name: flags for name, flags in _family().items() if name in (best, "portable")}
+
+
+def _features() -> set[str]:
+    """What Linux says that an x86 processor can, each as `_plain` writes it; nothing elsewhere."""
+    try:
+        with CPUINFO.open() as file:
+            about = file.read(1 << 14)  # the first processor: the whole takes long where there are many
+    except OSError:
+        return set()
+    found = next((line for line in about.splitlines() if line.startswith("flags")), "")
+    return set(map(_plain, found.partition(":")[2].split()))
+
+
+def _plain(feature: str) -> str:
+    """A compiler's flag (-mavx512vnni) and Linux's name (avx512_vnni) of the same thing, alike."""
+    return feature.removeprefix("-m").replace("-", "").replace("_", "")
+
+
+def wanted(every: bool = False) -> tuple[str, dict[str, str]]:
+    """A library's name, which says for which processors it is, and the sets of kernels in it. `every`: those of the family."""
+    here = for_this_processor()
+    if every or here == _family():
+        return LIBRARY, _family()
+    return f"{next(iter(here))}-{LIBRARY}", here
 
 
 def library() -> Path:
@@ -102,7 +143,7 @@ def library() -> Path:
         private.folder(work)
         if trouble := private.trouble(target.parent):
             raise BuildError(f"{trouble}; nothing is run from there")
-        compile_library(work / LIBRARY, environment=environment.of_compiler())
+        compile_library(work / LIBRARY, kernels=wanted()[1], environment=environment.of_compiler())
         (work / LIBRARY).chmod(private.FOLDER)
         (work / LIBRARY).replace(target)
     except OSError as error:
@@ -125,14 +166,18 @@ def _is_safe(file: Path) -> bool:
 
 
 def place() -> Path:
-    if _is_safe(shipped := SOURCES / LIBRARY):
+    """Where the library for this processor lies, or is to lie: in the package, else in the cache folder."""
+    name = LIBRARY if _is_safe(SOURCES / LIBRARY) else wanted()[0]
+    if _is_safe(shipped := SOURCES / name):
         return shipped
     from platformdirs import user_cache_path
 
     digest = hashlib.sha256(platform.machine().encode() + Path(__file__).read_bytes())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.read_bytes())
-    return user_cache_path("llamachat", appauthor=False) / "native" / f"{digest.hexdigest()[:16]}-{LIBRARY}"
+    compiled = user_cache_path("llamachat", appauthor=False) / "native" / f"{digest.hexdigest()[:16]}-{name}"
+    others = filter(_is_safe, SOURCES.glob(f"*-{LIBRARY}")) if not _is_safe(compiled) and compiler() is None else ()
+    return next(iter(others), compiled)  # one for another processor runs here too, if slower
 
 
 def machine() -> str:
