@@ -5,7 +5,6 @@ They are those for this processor; with LLAMACHAT_KERNELS=all those of every one
 
 import importlib.util
 import os
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +36,4 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
             return
         build_data["force_include"][str(target)] = f"llamachat/engines/native/c/{name}"
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{build.tag(target)}"

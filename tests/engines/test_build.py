@@ -2,6 +2,7 @@
 
 import os
 import re
+import sysconfig
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_one_for_another_processor_is_used_only_without_a_compiler(
     assert build.library() == shipped and compiled == []
     monkeypatch.setattr(build, "compiler", lambda: "cc")
     assert build.library().parent.name == "native" and len(compiled) == 1
+
+
+@pytest.mark.parametrize(("needs", "platform"), [("", "manylinux_2_17_x86_64"), ("libgomp.so.1", "linux_x86_64")])
+def test_a_wheel_is_for_every_linux_only_if_it_needs_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: str, platform: str
+) -> None:
+    library = tmp_path / build.LIBRARY
+    names = ["", "libc.so.6", "libm.so.6", needs, "GLIBC_2.2.5", "GLIBC_2.17", "GLIBC_2.4", ""]
+    library.write_bytes("\0".join(names).encode())
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: "linux-x86_64")
+    assert build.tag(library) == platform
 
 
 def test_every_c_file_is_compiled() -> None:

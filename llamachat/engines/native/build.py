@@ -9,9 +9,11 @@ another kind of processor (a folder was moved, a disk is shared) is compiled ane
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -75,7 +77,8 @@ def compile_library(
     cc = compiler()
     if cc is None:
         raise BuildError("no C compiler found")
-    common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
+    openmp, linked = _openmp(cc, target.parent, environment)
+    common = [cc, *FLAGS, *extra]
     jobs = dict[str, list[str]]()
     sets = {name: flags for name, flags in _family().items() if kernels is None or name in kernels}
     for name, flags in sets.items():
@@ -83,8 +86,8 @@ def compile_library(
     jobs |= {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
     objects = {name: target.parent / f"{name}.o" for name in jobs}
-    _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
-    _run_all([[*common, "-shared", *map(str, objects.values()), "-lm", "-o", str(target)]], environment)
+    _run_all([[*common, *openmp, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
+    _run_all([[*common, "-shared", *map(str, objects.values()), *linked, "-lm", "-o", str(target)]], environment)
     for path in objects.values():
         path.unlink()
 
@@ -125,6 +128,15 @@ def wanted(every: bool = False) -> tuple[str, dict[str, str]]:
     if every or here == _family():
         return LIBRARY, _family()
     return f"{next(iter(here))}-{LIBRARY}", here
+
+
+def tag(library: Path) -> str:
+    """The wheel's platform: of a library that needs nothing but glibc, the oldest one that has what it calls (PEP 600)."""
+    data, platform = library.read_bytes(), sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    versions = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.([0-9]+)", data)]
+    needs = set(re.findall(rb"\0(lib[\w.+-]+\.so[.0-9]*)(?=\0)", data)) - {b"libc.so.6", b"libm.so.6"}
+    alone = platform.startswith("linux_") and versions and not needs - {library.name.encode()}
+    return platform.replace("linux", f"manylinux_2_{max(versions)}", 1) if alone else platform
 
 
 def library() -> Path:
@@ -184,17 +196,26 @@ def machine() -> str:
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
-def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> list[str]:
-    """-fopenmp where the compiler has it (Apple's has not); else the library runs on one thread."""
-    probe = subprocess.run(
-        [cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")],
-        input=b"int main(void){return 0;}",
-        capture_output=True,
-        check=False,
-        env=environment,
-    )
-    (folder / "probe").unlink(missing_ok=True)
-    return ["-fopenmp"] if probe.returncode == 0 else []
+def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> tuple[list[str], list[str]]:
+    """Flags to compile and to link with OpenMP; none where the compiler lacks it (Apple's does): one thread then.
+
+    GCC's runtime is linked in where that can be done (its licence's exception allows it), and its names are kept inside: a
+    machine without a compiler often lacks libgomp, and torch brings another one.
+    """
+    inside = ["-l:libgomp.a", "-Wl,--exclude-libs,libgomp.a", "-Wl,--no-undefined", "-lpthread", "-ldl"]
+    source = b"int f(void) {int n = 0;\n#pragma omp parallel reduction(+ : n)\nn++;\nreturn n;}"
+    for linked in (inside, ["-fopenmp"]):
+        command = [cc, "-fopenmp", "-fPIC", "-x", "c", "-c", "-", "-o", str(folder / "probe.o")]
+        shared = [cc, "-shared", str(folder / "probe.o"), *linked, "-o", str(folder / "probe")]
+        done = [
+            subprocess.run(each, input=source, capture_output=True, check=False, env=environment).returncode == 0
+            for each in (command, shared)
+        ]
+        for name in ("probe", "probe.o"):
+            (folder / name).unlink(missing_ok=True)
+        if all(done):
+            return ["-fopenmp"], linked
+    return [], []
 
 
 def _run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None) -> None:
