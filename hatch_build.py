@@ -1,6 +1,7 @@
 """Build hook: compiles the native kernels into the wheel where there is a C compiler; without one the wheel is pure Python.
 
-They are those for this processor; with LLAMACHAT_KERNELS=all those of every one of its family, for a wheel that others get.
+They are those for this processor; with LLAMACHAT_KERNELS=all those of every one of its family, for a wheel that
+others get, with GCC's OpenMP beside them.
 """
 
 import importlib.util
@@ -34,6 +35,9 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         except build.BuildError as error:
             self.app.display_warning(f"the native engine is left out, answers will come slower: {error}")
             return
-        build_data["force_include"][str(target)] = f"llamachat/engines/native/c/{name}"
+        beside = build.runtime() if which == "all" else None
+        libraries = [target, *([beside] if beside else [])]
+        for library in libraries:
+            build_data["force_include"][str(library)] = f"llamachat/engines/native/c/{library.name}"
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{build.tag(target)}"
+        build_data["tag"] = f"py3-none-{build.tag(libraries)}"

@@ -33,6 +33,7 @@ from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.tensors import FloatTensor
+from llamachat.engines.native.pack import pack
 from llamachat.engines.native.packed_file import PackedWeights
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint, hf_config
@@ -770,7 +771,7 @@ def _packed_file(file: Path) -> tuple[Callable[[random.Random], bytes], Callable
         "a": FloatTensor(generator.standard_normal((4, 64)).astype(np.float32)),
         "b": FloatTensor(np.ones(8, np.float32)),
     }
-    PackedWeights.write(tensors.items(), file)
+    PackedWeights.write(((name, pack(tensor)) for name, tensor in tensors.items()), file)
     whole = file.read_bytes()
     trailer = struct.Struct("<32sQ16s")
     _, length, magic = trailer.unpack(whole[-trailer.size :])

@@ -103,15 +103,17 @@ def test_one_for_another_processor_is_used_only_without_a_compiler(
     assert build.library().parent.name == "native" and len(compiled) == 1
 
 
-@pytest.mark.parametrize(("needs", "platform"), [("", "manylinux_2_17_x86_64"), ("libgomp.so.1", "linux_x86_64")])
+@pytest.mark.parametrize(("needs", "platform"), [("", "manylinux_2_34_x86_64"), ("libblas.so.3", "linux_x86_64")])
 def test_a_wheel_is_for_every_linux_only_if_it_needs_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: str, platform: str
 ) -> None:
-    library = tmp_path / build.LIBRARY
-    names = ["", "libc.so.6", "libm.so.6", needs, "GLIBC_2.2.5", "GLIBC_2.17", "GLIBC_2.4", ""]
-    library.write_bytes("\0".join(names).encode())
+    ours, beside = tmp_path / build.LIBRARY, tmp_path / "libgomp.so.1"
+    names = ["", "libc.so.6", needs, beside.name, "GLIBC_2.2.5", "GLIBC_2.17", "GLIBC_2.4", ""]
+    ours.write_bytes("\0".join(names).encode())
+    beside.write_bytes(b"\0GLIBC_2.34\0libc.so.6\0")
     monkeypatch.setattr(sysconfig, "get_platform", lambda: "linux-x86_64")
-    assert build.tag(library) == platform
+    assert build.tag([ours, beside]) == platform
+    assert build.tag([ours]) == "linux_x86_64"
 
 
 def test_every_c_file_is_compiled() -> None:

@@ -335,7 +335,7 @@ def test_pinned_keys_are_rotated_as_in_the_reference(kv: Any) -> None:
 
 def test_a_file_of_packed_weights_holds_the_same_weights(tmp_path: Path) -> None:
     tensors = random_model(replace(BASE, qkv_bias=True), "q4_0")
-    PackedWeights.write(tensors.items(), tmp_path / "model")
+    PackedWeights.write(((name, pack(tensor)) for name, tensor in tensors.items()), tmp_path / "model")
     mapped, built = PackedWeights.open(tmp_path / "model"), PackedWeights.build(tensors.items())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     for name, (header, data) in built.tensors.items():
@@ -347,7 +347,7 @@ def test_a_file_of_packed_weights_holds_the_same_weights(tmp_path: Path) -> None
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: data[200:],
                                     lambda data: data.replace(b'"rows": 64', b'"rows": 9999'), lambda data: b""])  # fmt: skip
 def test_a_damaged_file_of_packed_weights_is_refused(tmp_path: Path, damage: Any) -> None:
-    PackedWeights.write(random_model(BASE).items(), tmp_path / "model")
+    PackedWeights.write(((name, pack(tensor)) for name, tensor in random_model(BASE).items()), tmp_path / "model")
     (tmp_path / "model").write_bytes(damage((tmp_path / "model").read_bytes()))
     with pytest.raises(FormatError, match="damaged"):
         PackedWeights.open(tmp_path / "model")

@@ -13,6 +13,8 @@ import pytest
 from checkpoints import save_gguf, save_hf, save_tokenizer, tiny_model
 
 from llamachat.engines.native.build import compiler
+from llamachat.models import packed_copy
+from llamachat.models.load import load
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal")
 NEEDS_COMPILER = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -62,7 +64,10 @@ LOADED = """
     import numpy as np
     from llamachat.core.cache import Cache
     from llamachat.core.generate import advance
+    from llamachat.models import packed_copy
     from llamachat.models.load import load
+    packed_copy.PAYS = 0.0
+    load(sys.argv[1], engine=sys.argv[2], device="cpu", threads=2).copy.write(lambda done: None)
     model = load(sys.argv[1], engine=sys.argv[2], device="cpu", threads=2)
     cache = Cache(model.engine.slots)
     advance(model.engine, cache, [1, 2, 3], "last")
@@ -119,6 +124,9 @@ def test_in_a_chat_the_terminal_is_as_it_was_and_what_was_said_is_kept(
     with_library(tmp_path / "cache", monkeypatch)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(packed_copy, "PAYS", 0.0)
+    copy = load(str(smollm2_gguf), threads=2).copy
+    assert copy is not None and copy.write(lambda done: None) is None
     chat = f"{sys.executable} -m llamachat -m {smollm2_gguf} --ctx-size 4000 -n 3900"
     script = ["-c", f"stty -a; {chat}; echo ended with $?; stty -a; echo done"]
     shell = pexpect.spawn("/bin/sh", script, encoding="utf-8", timeout=60, dimensions=(24, 400))

@@ -28,9 +28,9 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
         "avx512": AVX512,
         "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
         "avx2": "-mavx2 -mfma -mf16c",
-        "portable": "",
+        "portable": "-O1",
     },
-    "aarch64": {"neon": "-march=armv8.2-a+dotprod", "portable": ""},
+    "aarch64": {"neon": "-march=armv8.2-a+dotprod", "portable": "-O1"},
 }
 
 
@@ -77,8 +77,8 @@ def compile_library(
     cc = compiler()
     if cc is None:
         raise BuildError("no C compiler found")
-    openmp, linked = _openmp(cc, target.parent, environment)
-    common = [cc, *FLAGS, *extra]
+    common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
+    beside = ["-Wl,-rpath,$ORIGIN"] if sys.platform == "linux" else []
     jobs = dict[str, list[str]]()
     sets = {name: flags for name, flags in _family().items() if kernels is None or name in kernels}
     for name, flags in sets.items():
@@ -86,15 +86,15 @@ def compile_library(
     jobs |= {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
     objects = {name: target.parent / f"{name}.o" for name in jobs}
-    _run_all([[*common, *openmp, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
-    _run_all([[*common, "-shared", *map(str, objects.values()), *linked, "-lm", "-o", str(target)]], environment)
+    _run_all([[*common, *job, "-c", "-o", str(objects[name])] for name, job in jobs.items()], environment)
+    _run_all([[*common, "-shared", *map(str, objects.values()), *beside, "-lm", "-o", str(target)]], environment)
     for path in objects.values():
         path.unlink()
 
 
 def _family() -> dict[str, str]:
     """The sets of kernels for this kind of machine, best first."""
-    return KERNELS.get(machine(), {"portable": ""})
+    return KERNELS.get(machine(), {"portable": "-O1"})
 
 
 def for_this_processor() -> dict[str, str]:
@@ -102,7 +102,7 @@ def for_this_processor() -> dict[str, str]:
     features = _features()
     if not features:
         return _family()
-    best = next(name for name, flags in _family().items() if {*map(_plain, flags.split())} <= features)
+    best = next(name for name, flags in _family().items() if _needed(flags) <= features)
     return {name: flags for name, flags in _family().items() if name in (best, "portable")}
 
 
@@ -115,6 +115,10 @@ def _features() -> set[str]:
         return set()
     found = next((line for line in about.splitlines() if line.startswith("flags")), "")
     return set(map(_plain, found.partition(":")[2].split()))
+
+
+def _needed(flags: str) -> set[str]:
+    return {_plain(flag) for flag in flags.split() if flag.startswith("-m")}
 
 
 def _plain(feature: str) -> str:
@@ -130,12 +134,16 @@ def wanted(every: bool = False) -> tuple[str, dict[str, str]]:
     return f"{next(iter(here))}-{LIBRARY}", here
 
 
-def tag(library: Path) -> str:
-    """The wheel's platform: of a library that needs nothing but glibc, the oldest one that has what it calls (PEP 600)."""
-    data, platform = library.read_bytes(), sysconfig.get_platform().replace("-", "_").replace(".", "_")
+def tag(libraries: Sequence[Path]) -> str:
+    """A wheel's platform: of libraries that need but each other and glibc, the oldest one that has what they call (PEP 600)."""
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    data = b"".join(library.read_bytes() for library in libraries)
     versions = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.([0-9]+)", data)]
-    needs = set(re.findall(rb"\0(lib[\w.+-]+\.so[.0-9]*)(?=\0)", data)) - {b"libc.so.6", b"libm.so.6"}
-    alone = platform.startswith("linux_") and versions and not needs - {library.name.encode()}
+    needs = {name.decode() for name in re.findall(rb"\0(lib[\w.+-]+\.so\.[0-9]+)(?=\0)", data)}
+    others = (
+        needs - {library.name for library in libraries} - {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2"}
+    )
+    alone = platform.startswith("linux_") and versions and not others
     return platform.replace("linux", f"manylinux_2_{max(versions)}", 1) if alone else platform
 
 
@@ -196,26 +204,26 @@ def machine() -> str:
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
-def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> tuple[list[str], list[str]]:
-    """Flags to compile and to link with OpenMP; none where the compiler lacks it (Apple's does): one thread then.
+def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> list[str]:
+    """-fopenmp where the compiler has it (Apple's has not); else the library runs on one thread."""
+    probe = subprocess.run(
+        [cc, "-fopenmp", "-x", "c", "-", "-o", str(folder / "probe")],
+        input=b"int main(void){return 0;}",
+        capture_output=True,
+        check=False,
+        env=environment,
+    )
+    (folder / "probe").unlink(missing_ok=True)
+    return ["-fopenmp"] if probe.returncode == 0 else []
 
-    GCC's runtime is linked in where that can be done (its licence's exception allows it), and its names are kept inside: a
-    machine without a compiler often lacks libgomp, and torch brings another one.
-    """
-    inside = ["-l:libgomp.a", "-Wl,--exclude-libs,libgomp.a", "-Wl,--no-undefined", "-lpthread", "-ldl"]
-    source = b"int f(void) {int n = 0;\n#pragma omp parallel reduction(+ : n)\nn++;\nreturn n;}"
-    for linked in (inside, ["-fopenmp"]):
-        command = [cc, "-fopenmp", "-fPIC", "-x", "c", "-c", "-", "-o", str(folder / "probe.o")]
-        shared = [cc, "-shared", str(folder / "probe.o"), *linked, "-o", str(folder / "probe")]
-        done = [
-            subprocess.run(each, input=source, capture_output=True, check=False, env=environment).returncode == 0
-            for each in (command, shared)
-        ]
-        for name in ("probe", "probe.o"):
-            (folder / name).unlink(missing_ok=True)
-        if all(done):
-            return ["-fopenmp"], linked
-    return [], []
+
+def runtime() -> Path | None:
+    """GCC's OpenMP, which a library for others wants beside it: a machine without a compiler often lacks it. Its licence allows
+    that (the GCC Runtime Library Exception)."""
+    cc = compiler()
+    asked = [cc or "cc", "-print-file-name=libgomp.so.1"]
+    found = Path(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()) if cc else Path()
+    return found if found.is_absolute() and found.is_file() else None
 
 
 def _run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None) -> None:
