@@ -217,12 +217,16 @@ def _openmp(cc: str, folder: Path, environment: Mapping[str, str] | None) -> lis
     return ["-fopenmp"] if probe.returncode == 0 else []
 
 
-def runtime() -> Path | None:
+def runtime(environment: Mapping[str, str] | None = None) -> Path | None:
     """GCC's OpenMP, which a library for others wants beside it: a machine without a compiler often lacks it. Its licence allows
     that (the GCC Runtime Library Exception)."""
     cc = compiler()
-    asked = [cc or "cc", "-print-file-name=libgomp.so.1"]
-    found = Path(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()) if cc else Path()
+    if cc is None:
+        return None
+    said = subprocess.run(
+        [cc, "-print-file-name=libgomp.so.1"], capture_output=True, text=True, check=False, env=environment
+    )
+    found = Path(said.stdout.strip())
     return found if found.is_absolute() and found.is_file() else None
 
 
