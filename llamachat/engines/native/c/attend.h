@@ -52,9 +52,8 @@ INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *
     }
 }
 
-/* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. Not fine: of a's
-   high bytes, rounded numbers themselves, only. */
-INLINE void outer_integers(int rows, int vectors, int fine, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
+/* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. */
+INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
                            vf out[ROWS][2]) {
     vi above[ROWS][2], below[ROWS][2];
     UNROLL
@@ -69,18 +68,16 @@ INLINE void outer_integers(int rows, int vectors, int fine, const Integers *a, c
             UNROLL
             for (int r = 0; r < rows; r++) {
                 above[r][v] = dot4(above[r][v], quads, splat_quad(a[r].high + k));
-                if (fine) below[r][v] = dot4(below[r][v], quads, splat_quad(a[r].low + k));
+                below[r][v] = dot4(below[r][v], quads, splat_quad(a[r].low + k));
             }
         }
     UNROLL
     for (int r = 0; r < rows; r++)
         UNROLL
-        for (int v = 0; v < vectors; v++)
-            out[r][v] = (to_float(above[r][v]) * 256.0f + (fine ? to_float(below[r][v]) : splat(0))) * a[r].scale;
+        for (int v = 0; v < vectors; v++) out[r][v] = (to_float(above[r][v]) * 256.0f + to_float(below[r][v])) * a[r].scale;
 }
 
-/* Queries are as coarse as keys where these stand beside values in 4 bits. */
-INLINE void scores_of_codes(int rows, int fine, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
+INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
     enum { WIDE = 2 };
     int vectors = rows <= 4 ? WIDE : 1;
     size_t block = (size_t)keys->dim * LANES;
@@ -89,7 +86,7 @@ INLINE void scores_of_codes(int rows, int fine, const Keys *keys, const float *c
     for (int r = 0; r < rows; r++) to_integers(q[r], keys->dim, a + r);
     for (int s = 0; s < slots; s += vectors * VL) {
         const int8_t *k = (const int8_t *)keys->k + s / LANES * block + s % LANES * 4;
-        outer_integers(rows, vectors, fine, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
+        outer_integers(rows, vectors, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
         UNROLL
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) store(scores[r] + s + v * VL, out[r][v]);
@@ -104,8 +101,8 @@ INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weig
     for (int d = 0, n; d < keys->dim; d += n * VL) {
         const int8_t *v = (const int8_t *)keys->v + 4 * d;
         n = least(vectors, (keys->dim - d) / VL);
-        if (n == 2) outer_integers(rows, 2, 1, a, v, 4 * keys->dim, 4 * VL, slots, out);
-        else outer_integers(rows, 1, 1, a, v, 4 * keys->dim, 0, slots, out);
+        if (n == 2) outer_integers(rows, 2, a, v, 4 * keys->dim, 4 * VL, slots, out);
+        else outer_integers(rows, 1, a, v, 4 * keys->dim, 0, slots, out);
         UNROLL
         for (int r = 0; r < rows; r++) {
             store(part + r * size + PART + d, out[r][0]);
@@ -144,7 +141,7 @@ INLINE void attend_rows(int rows, int kind, const Keys *keys, const float *const
                         float *part) {
     _Alignas(64) float scores[ROWS][CHUNK];
     const float *weights[ROWS];
-    if (kind >= Q8) scores_of_codes(rows, kind == Q8, keys, q, slots, scores);
+    if (kind >= Q8) scores_of_codes(rows, keys, q, slots, scores);
     else scores_of(rows, kind, keys, q, slots, scores);
     for (int r = 0; r < rows; r++) {
         softmax(keys, position[r], slots, scores[r], part + r * (PART + keys->dim));
