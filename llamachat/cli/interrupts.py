@@ -1,8 +1,9 @@
 """Ctrl-C in commands that print results as they come."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from llamachat.system.signals import handled
 
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
@@ -20,11 +21,6 @@ def count_interrupts() -> list[int]:
     return seen
 
 
-@contextmanager
-def at_once() -> Iterator[None]:
+def at_once() -> AbstractContextManager[None]:
     """Here Ctrl-C ends the process at once."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    return handled([signal.SIGINT], signal.default_int_handler)

@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
+
+from llamachat.system.signals import handled
 
 if TYPE_CHECKING:
     from llamachat.models.packed_copy import Copy
@@ -25,7 +27,7 @@ def keep_copies(note: Callable[[str], None], verbose: bool) -> None:
     if not copies:
         return
     _end_stdout()
-    with suppress(EndedError), _ended_by_signals():
+    with suppress(EndedError), handled(ENDINGS, _end):
         for copy in copies:
             _keep(copy, note, verbose)
 
@@ -50,16 +52,7 @@ def _end_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    def end(number: int, frame: object) -> NoReturn:
-        for each in ENDINGS:
-            signal.signal(each, signal.SIG_IGN)
-        raise EndedError
-
-    before = [signal.signal(number, end) for number in ENDINGS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(ENDINGS, before, strict=True):
-            signal.signal(number, handler)
+def _end(number: int, frame: object) -> NoReturn:
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+    raise EndedError

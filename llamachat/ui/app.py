@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -14,6 +14,7 @@ from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, trace
 from llamachat.events import Exchange, SavedDialog, TurnDone
 from llamachat.system.sanitise import sanitise, sanitise_line
+from llamachat.system.signals import handled
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.background import asking
@@ -176,7 +177,7 @@ def _exit_code(talk: Callable[[], int], chat: Chat, screen: Screen, traces: Text
 
     `traces`: where an error's traceback goes.
     """
-    with _signals_raised():
+    with handled(ENDINGS, _unwind):
         try:
             code = talk()
         except LlamachatError as error:
@@ -298,26 +299,10 @@ def _break_off() -> NoReturn:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _signals_raised() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the stack."""
-
-    def leave(number: int, frame: object) -> NoReturn:
-        ignore_signals()
-        raise SignalledError(number)
-
-    before = [signal.signal(number, leave) for number in ENDINGS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(ENDINGS, before, strict=True):
-            signal.signal(number, handler)
+def _unwind(number: int, frame: object) -> NoReturn:
+    ignore_signals()
+    raise SignalledError(number)
 
 
-@contextmanager
-def _on_ctrl_c(action: Callable[[], None]) -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, lambda *_: action())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _on_ctrl_c(action: Callable[[], None]) -> AbstractContextManager[None]:
+    return handled([signal.SIGINT], lambda *_: action())
