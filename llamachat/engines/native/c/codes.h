@@ -127,7 +127,6 @@ INLINE vf powers(const uint8_t *e) {  /* see power */
 
 /* The integers of a block of SIXES, a byte each, as those of BYTES lie. */
 INLINE void unpack_sixes(const uint8_t *integers, int8_t out[8 * 32]) {
-    enum { STEP = 4 * VL < 32 ? 4 * VL : 32 };
     for (int g = 0; g < 8; g++)
         for (int i = 0; i < 32; i++)
             out[32 * g + i] = (int8_t)(((integers[32 * (g % 4) + i] >> g / 4 * 4 & 15) | (integers[128 + 32 * (g % 2) + i] >> g / 2 * 2 & 3) << 4) - 32);

@@ -168,28 +168,8 @@ INLINE vi add_pairs(vi a, vi b) { return a + b; }
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
 INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
 
-/* A group's numbers times activations x [32], summed up for each row. Numbers of 8 bits come without a sign, 128 added. */
-INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
-    vi sum[2] = {splat_int(0), splat_int(0)};
-#if VL == 8 && !BIASED
-    if (bits < 8) {
-        int at_once = quads_at_once(bits);
-        UNROLL
-        for (int v = 0; v < 8; v += at_once) {
-            vs pairs = (vs)maddubs(quads[v], splat_quad(x + 4 * v));
-            UNROLL
-            for (int i = 1; i < at_once; i++) pairs += (vs)maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
-            sum[0] += madd((vi)pairs, splat_int(0x00010001));
-        }
-        return sum[0];
-    }
-#endif
-    UNROLL
-    for (int v = 0; v < 8; v++) sum[v % 2] = dot4(sum[v % 2], quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
-    return sum[0] + sum[1];
-}
-
-/* The same with the two sums of 16 columns multiplied with the integers of `pairs` before they are added up. */
+/* A group's numbers, of less than 8 bits, times activations x [32]: for each row the sums of its first and last 16 columns, multiplied
+   with the integers of `pairs` and added up. */
 INLINE vi dot_pairs(int bits, const vb quads[8], const int8_t *x, vi pairs) {
     vi sum = splat_int(0);
 #if VL >= 8
@@ -212,6 +192,18 @@ INLINE vi dot_pairs(int bits, const vb quads[8], const int8_t *x, vi pairs) {
     return sum * (pairs << 16 >> 16) + other * (pairs >> 16);
 #endif
 }
+
+/* The same for any numbers, whose two sums are added up as they are. Numbers of 8 bits come without a sign, 128 added. */
+INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
+    vi sum[2] = {splat_int(0), splat_int(0)};
+#if VL == 8 && !BIASED
+    if (bits < 8) return dot_pairs(bits, quads, x, splat_int(0x00010001));
+#endif
+    UNROLL
+    for (int v = 0; v < 8; v++) sum[v % 2] = dot4(sum[v % 2], quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
+    return sum[0] + sum[1];
+}
+
 /* What is added to `first` so that it takes the 128 back where dot_group does not. */
 INLINE int signed_by(int bits) { return bits == 8 && !BIASED ? 128 : 0; }
 
