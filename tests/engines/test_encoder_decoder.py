@@ -77,7 +77,7 @@ def test_an_adapter_gives_pefts_logits_and_goes_again(tmp_path: Path) -> None:
         adapted = PeftModel.from_pretrained(t5_model(), adapter).eval()
     right = t5_logits(adapted, SHORT, ANSWER)
     assert np.abs(right - t5_logits(before, SHORT, ANSWER)).max() > 0.1
-    np.testing.assert_allclose(advance(engine, Cache(256), ANSWER, "all"), right, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(advance(engine, Cache(256), ANSWER, "all"), right, atol=1e-4 * np.abs(right).max())
     engine.adapt([])
     engine.encode(0, SHORT)
     np.testing.assert_allclose(

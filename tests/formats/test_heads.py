@@ -168,6 +168,7 @@ def test_a_head_is_coded_where_that_is_asked_for(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours(tmp_path / "out", NativeEngine, threads=2), right, atol=0.1 * np.abs(right).max())
 
 
+@pytest.mark.usefixtures("bitsandbytes_as_stored")
 @pytest.mark.parametrize(
     ("scheme", "rounding"), [("bnb-nf4", 0.01), ("bnb-int8", 0.3)]
 )  # its activations have 8 bits too

@@ -195,7 +195,7 @@ def completer(model: LoadedModel, **changes: Any) -> Completer:
 
 
 def test_complete_needs_no_flag_and_counts_the_source(run: Callable[..., Any], model: LoadedModel) -> None:
-    result = json.loads(run("complete", TEXTS[0], "--temp", "0", "-n", "8", "--json").stdout)
+    result = json.loads(run("complete", TEXTS[0], "--temp", "0", "-n", "8", "--json", "--dtype", "float32").stdout)
     expected = completer(model).result(TEXTS[0])
     assert result["text"] == expected["text"] and result["tokens"] == expected["tokens"]
     assert result["usage"] == {"prompt_tokens": len(model.encode_text(TEXTS[0])), "completion_tokens": 8}

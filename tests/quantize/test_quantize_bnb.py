@@ -95,6 +95,7 @@ def test_our_codes_are_those_that_transformers_writes(source: Path, tmp_path: Pa
 WIDTHS = [(60, 100), (96, 160), (66, 33)]
 
 
+@pytest.mark.usefixtures("bitsandbytes_as_stored")
 @pytest.mark.parametrize("shape", WIDTHS)
 @pytest.mark.parametrize("recipe", [*FOUR_BIT, Recipe("bnb-int8")], ids=["nf4", "nf4-double", "fp4", "int8"])
 def test_any_width_is_quantized_as_bitsandbytes_does(tmp_path: Path, recipe: Recipe, shape: tuple[int, int]) -> None:

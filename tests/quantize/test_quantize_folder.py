@@ -222,6 +222,7 @@ def complaints(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield said
 
 
+@pytest.mark.usefixtures("bitsandbytes_as_stored")
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_output_of_every_format_is_what_it_was_to_us_and_to_transformers(
     name: str, tmp_path: Path, complaints: list[str]
