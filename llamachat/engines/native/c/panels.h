@@ -163,20 +163,17 @@ static Times *times_of(const Matrix *w) {
 
 #include "tiles.h"
 
-/* Columns of a piece: of few tokens a strip is read from end to end, as weights come from memory; of more, a piece of it that stays in
-   the first-level cache, and then that of the next strip, for which activations stay in the second-level one. */
-static int piece_blocks(const Matrix *w, int tokens) {
-    int columns = is_folded(w->scaling, w->subs) ? PIECE / 2 : PIECE;
-    return tokens > MANY ? columns / block_columns(w->scaling) : column_blocks(w);
-}
+/* Columns of a piece of a strip, which stays in the first-level cache for all tokens; then that of the next strip follows, for which
+   activations stay in the second-level one. */
+static int piece_blocks(const Matrix *w) { return (is_folded(w->scaling, w->subs) ? PIECE / 2 : PIECE) / block_columns(w->scaling); }
 
 /* Strips times some tokens. */
 static void strips_several(Times *times, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
                            int strip, int strips, void *scratch) {
-    int blocks = column_blocks(w), step = piece_blocks(w, tokens);
+    int blocks = column_blocks(w), step = piece_blocks(w);
     for (int from = 0; from < blocks; from += step)
         for (int s = strip; s < strip + strips; s++) {
-            Piece p = {w, a, stride, tokens > MANY ? strip_bytes(w) : ALONE, s, from, least(from + step, blocks)};
+            Piece p = {w, a, stride, strip_bytes(w), s, from, least(from + step, blocks)};
             for (int i = tokens - tiled(&p, fine, token, tokens, y, scratch); i < tokens; i += MANY, p.ahead = 0)
                 times(&p, fine, token + i, least(tokens - i, MANY), y + i * stride);
         }
@@ -185,11 +182,13 @@ static void strips_several(Times *times, const Matrix *w, const Acts *a, int fin
 /* y[t][row] for `tokens` tokens. */
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch) {
-    Times *times = tokens > 1 ? times_of(w) : NULL;
+    Stream *stream = stream_of(w);
+    Times *times = times_of(w);
     for (int i = 0, n; i < tokens; i += n) {
         float *to = y + (size_t)i * stride;
-        n = times ? least(tokens - i, PANEL) : 1;
-        if (n == 1) strips_once(w, a, fine, token + i, to, strip, strips);
+        n = stream ? least(tokens - i, PANEL) : 1;
+        if (!stream) strips_plain(w, a, fine, token + i, to, strip, strips);
+        else if (n <= FEW) strips_streamed(stream, w, a, fine, token + i, n, to, stride, strip, strips);
         else strips_several(times, w, a, fine, token + i, n, to, stride, strip, strips, scratch);
     }
 }

@@ -1,6 +1,7 @@
-/* Products of packed matrices and one token's activations: several strips abreast, or one. */
+/* Products of packed matrices and the activations of one token or a few: several strips abreast. */
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
+enum { FEW = 4 };                     /* tokens that weights are streamed for, as for one */
 enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
@@ -34,42 +35,54 @@ INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts 
     return to_float(sum + splat_int(lift));
 }
 
-/* The g-th group of a strip's block times the activations' group that lies at `at`, added to `sums`. All but pointers and places are
-   constants once inlined. */
-INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
-                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[PARTS]) {
-    int bits = number_bits(kind, coding), lift = (first + signed_by(bits)) * a->sum32[at];
+/* The g-th group of a strip's block times the activations of some tokens, which lie side by side from `at` on, added to `sums`. All but
+   pointers and places are constants once inlined. */
+INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, int first, vb table, const Scales *s,
+                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[FEW][PARTS]) {
+    int bits = number_bits(kind, coding), folded = is_folded(scaling, subs);
     UNROLL
     for (int part = 0; part < PARTS; part++) {
         vb quads[8];
-        vf weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]), sum;
+        vf scale = scale_at(scaling, subs, s, g, 0, part), lowest = minimum ? minimum_at(scaling, subs, s, g, 0, part) : scale;
+        vi pairs = folded ? pairs_at(scaling, s, g, part) : splat_int(0), low_pairs = folded && minimum ? low_pairs_at(s, g, part) : pairs;
         unpack(kind, coding, table, codes, part, quads);
-        if (is_folded(scaling, subs)) sum = folded_sum(bits, quads, pairs_at(scaling, s, g, part), first, fine, a, at);
-        else sum = plain_sum(bits, quads, lift, fine, a, at);
-        sums[part] = plus(sums[part], weight, sum);
-        if (!minimum) continue;
-        vf lowest = minimum_at(scaling, subs, s, g, 0, part);
-        if (is_folded(scaling, subs)) sums[part] = plus(sums[part], lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
-        else sums[part] = plus(sums[part], lowest, splat(a->mass32[at]));
+        UNROLL
+        for (int i = 0; i < tokens; i++) {
+            vf own = splat(a->scale[at + i]), *to = &sums[i][part];
+            if (folded) *to = plus(*to, scale * own, folded_sum(bits, quads, pairs, first, fine, a, at + i));
+            else *to = plus(*to, scale * own, plain_sum(bits, quads, (first + signed_by(bits)) * a->sum32[at + i], fine, a, at + i));
+            if (minimum && folded) *to = plus(*to, lowest * own, folded_mass(low_pairs, fine, a, at + i));
+            else if (minimum) *to = plus(*to, lowest, splat(a->mass32[at + i]));
+        }
     }
 }
 
-/* `count` times ABREAST strips side by side, which lie `apart` strips from each other, times a token. Each of those abreast is a
-   stream of weights of its own: memory gives more to several. */
-INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, const Matrix *w, const Acts *a, int token,
-                         float *y, int strip, int count, int apart) {
-    const uint8_t *block = w->data + strip_bytes(w) * strip;
+/* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other, times
+   some tokens. Each strip of those abreast is a stream of weights of its own: memory gives more to several. y [tokens][stride]. */
+typedef struct {
+    const Matrix *w;
+    const Acts *a;
+    float *y;
+    size_t stride;
+    int token, tokens, strip, count, apart;
+} Streams;
+
+/* So many tokens are computed, for which activations must have room. */
+INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, const Streams *f) {
+    const Matrix *w = f->w;
+    const Acts *a = f->a;
+    const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t ahead = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
-    size_t next = strip_bytes(w) * apart, lanes = a->lanes;
+    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes;
     int blocks = column_blocks(w), first = w->first;
     vb table = load_table(w->table);
-    for (int last = strip + count; strip < last; strip++) {
-        size_t at = group_of(a, token, 0);
-        vf sums[ABREAST][PARTS];
+    for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
+        size_t at = group_of(a, f->token, 0);
+        vf sums[ABREAST][FEW][PARTS];
         UNROLL
         for (int s = 0; s < ABREAST; s++)
             UNROLL
-            for (int part = 0; part < PARTS; part++) sums[s][part] = splat(0);
+            for (int i = 0; i < tokens * PARTS; i++) sums[s][i / PARTS][i % PARTS] = splat(0);
         for (int b = 0; b < blocks; b++, block += ahead + each * groups) {
             Scales scales[ABREAST];
             UNROLL
@@ -82,13 +95,14 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                 for (int s = 0; s < ABREAST; s++) {
                     const uint8_t *codes = block + s * next + ahead + each * g;
                     fetch_ahead(codes, each);
-                    add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, sums[s]);
+                    add_group(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, g, a, at, sums[s]);
                 }
         }
         UNROLL
         for (int s = 0; s < ABREAST; s++)
             UNROLL
-            for (int part = 0; part < PARTS; part++) finish(w, strip + s * apart, part, sums[s][part], y);
+            for (int i = 0; i < tokens * PARTS; i++)
+                if (i / PARTS < f->tokens) finish(w, strip + s * f->apart, i % PARTS, sums[s][i / PARTS][i % PARTS], f->y + i / PARTS * f->stride);
     }
 }
 
@@ -99,19 +113,28 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
     X(Q3, SIXES, 4, 0, PLAIN)
 
-/* As strips_coded; 0: there is no such way, and nothing was done. */
-static int strips_abreast(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int count, int apart) {
-    int coding = coding_of(w);
-    if (w->kind <= BF16 || w->wide) return 0;
-#define WAY(k, scales, n, low, c)                                                                                     \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) {                    \
-        if (fine) strips_coded(k, scales, n, low, c, 1, w, a, token, y, strip, count, apart);                          \
-        else strips_coded(k, scales, n, low, c, 0, w, a, token, y, strip, count, apart);                               \
-        return 1;                                                                                                      \
+#define STREAM(k, scales, n, low, c)                                                                                      \
+    static void stream_##k##scales##n##low##c(const Streams *f, int fine) {                                               \
+        if (f->tokens == 1 && fine) strips_coded(k, scales, n, low, c, 1, 1, f);                                          \
+        else if (f->tokens == 1) strips_coded(k, scales, n, low, c, 0, 1, f);                                             \
+        else if (f->tokens == 2 && fine) strips_coded(k, scales, n, low, c, 1, 2, f);                                     \
+        else if (f->tokens == 2) strips_coded(k, scales, n, low, c, 0, 2, f);                                             \
+        else if (fine) strips_coded(k, scales, n, low, c, 1, FEW, f);                                                     \
+        else strips_coded(k, scales, n, low, c, 0, FEW, f);                                                               \
     }
-    WAYS(WAY)
-#undef WAY
-    return 0;
+WAYS(STREAM)
+#undef STREAM
+typedef void Stream(const Streams *f, int fine);
+
+/* The code made for a way of coding; NULL: floats, and what is rare, go token by token and strip by strip. */
+static Stream *stream_of(const Matrix *w) {
+    int coding = coding_of(w);
+    if (w->kind <= BF16 || w->wide) return NULL;
+#define CHOOSE(k, scales, n, low, c) \
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) return stream_##k##scales##n##low##c;
+    WAYS(CHOOSE)
+#undef CHOOSE
+    return NULL;
 }
 
 INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, float *y, int strip, int count) {
@@ -181,15 +204,19 @@ static void strip_rare(const Matrix *w, const Acts *a, int fine, int token, floa
     for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
 }
 
-/* y[row] for one token and the rows of `strips` strips. */
-static void strips_once(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips) {
+/* y[t][row] for up to FEW tokens and the rows of `strips` strips. */
+static void strips_streamed(Stream *stream, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
+                            int strip, int strips) {
     int count = strips / ABREAST;
+    Streams f = {w, a, y, stride, token, tokens, strip, count, count};
+    stream(&f, fine);
+    for (f.strip += count * ABREAST, f.count = 1, f.apart = 0; f.strip < strip + strips; f.strip++) stream(&f, fine);  /* the same abreast */
+}
+
+/* y[row] for one token and the rows of `strips` strips, where there is no code made for the way of coding. */
+static void strips_plain(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips) {
     if (w->kind == F32) strips_float(F32, w, a, token, y, strip, strips);
     else if (w->kind == F16) strips_float(F16, w, a, token, y, strip, strips);
     else if (w->kind == BF16) strips_float(BF16, w, a, token, y, strip, strips);
-    else if (strips_abreast(w, a, fine, token, y, strip, count, count)) {
-        for (int s = strip + count * ABREAST; s < strip + strips; s++) strips_abreast(w, a, fine, token, y, s, 1, 0);  /* the same abreast */
-    } else {
-        for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
-    }
+    else for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
 }
