@@ -1,6 +1,7 @@
 /* Products of packed matrices and several tokens. What a token gets does not depend on the others: see kernels.c. */
 
-enum { MANY = VL == 16 ? 8 : 4 };  /* tokens side by side: as many as there are registers for */
+enum { STRIPS = VL == 16 ? 2 : 1, VECTORS = STRIPS * PARTS };  /* strips side by side, and vectors of their rows */
+enum { MANY = 4 };                 /* tokens side by side: what is unpacked, and what is loaded of a token, is used so often */
 enum { PANEL = 256 };              /* tokens whose activations, a block of columns, stay in the second-level cache */
 enum { PIECE = 1024 };             /* columns of a strip, whose codes stay in the first-level cache */
 
@@ -8,109 +9,132 @@ enum { PIECE = 1024 };             /* columns of a strip, whose codes stay in th
 typedef struct { int kind, coding, bits, flipped; vb table; } Codes;
 
 /* A group's scales, and integers that its two sums of 16 columns are multiplied with: ones, unless folded. */
-typedef struct { vi by[PARTS], low_by[PARTS]; vf weight[PARTS], lowest[PARTS]; } Factors;
+typedef struct { vi by, low_by; vf weight, lowest; } Factors;
 
-/* Quads times four activations each: to `sum`, or if folded the last two of a quad to `other`, which start with the first. */
-INLINE void dot_part(int folded, int k, vb quads, vi four, vi *sum, vi *other) {
-    *sum = one_by_one(dot4(k ? *sum : splat_int(0), folded ? (vb)((vi)quads & 0xffff) : quads, four));
-    if (folded) *other = one_by_one(dot4(k ? *other : splat_int(0), (vb)((vi)quads & ~0xffff), four));
+/* Quads times four activations each: their first two to `sum`, the last two to `other`, which start with the first quads. */
+INLINE void dot_halves(int k, vb quads, vi four, vi *sum, vi *other) {
+    *sum = one_by_one(dot4(k ? *sum : splat_int(0), (vb)((vi)quads & 0xffff), four));
+    *other = one_by_one(dot4(k ? *other : splat_int(0), (vb)((vi)quads & ~0xffff), four));
 }
 
-/* A group's codes times activations x [tokens][32]: for each row its two sums of 16 columns, multiplied with the integers of `by`.
-   Where products are summed up in 16 bits, as many are as fit. */
-INLINE void dot_tokens(Codes c, int folded, int tokens, const uint8_t *group, const int8_t *x, const vi by[PARTS], vi sums[MANY][PARTS]) {
+/* Of a group of some strips, which lie `next` bytes apart, the j-th vector of rows. */
+INLINE vb quad_of(Codes c, const uint8_t *group, size_t next, int j, int v) {
+    return unpack_quad(c.kind, c.coding, c.table, group + j / PARTS * next, j % PARTS, v) ^ (uint8_t)c.flipped;
+}
+
+/* A group's codes times activations x [MANY][32], added to `sums`: for each row its two sums of 16 columns, multiplied with the
+   integers of its factors. Where products are summed up in 16 bits, as many are as fit. */
+INLINE void dot_tokens(Codes c, int folded, const uint8_t *group, size_t next, const int8_t *x, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
     int paired = VL >= 8 && (folded || (!BIASED && c.bits < 8)), at_once = paired ? quads_at_once(c.bits) : 8;
-    vi others[MANY][PARTS];
+    vi others[MANY][VECTORS];
     UNROLL
     for (int first = 0; first < 8; first += at_once) {
         UNROLL
         for (int k = first; k < first + at_once; k++) {
             int v = k % 2 * 4 + k / 2;  /* two that are unpacked of the same bytes, one after the other */
-            vb quads[PARTS];
+            vb quads[VECTORS];
             UNROLL
-            for (int part = 0; part < PARTS; part++) quads[part] = unpack_quad(c.kind, c.coding, c.table, group, part, v) ^ (uint8_t)c.flipped;
+            for (int j = 0; j < VECTORS; j++) quads[j] = quad_of(c, group, next, j, v);
             UNROLL
-            for (int i = 0; i < tokens; i++) {
+            for (int i = 0; i < MANY; i++) {
                 vi four = splat_quad(x + GROUP * i + 4 * v);
                 UNROLL
-                for (int part = 0; part < PARTS; part++)
-                    if (paired) others[i][part] = one_by_one(k > first ? add_pairs(others[i][part], maddubs(quads[part], four)) : maddubs(quads[part], four));
-                    else dot_part(folded, k, quads[part], four, &sums[i][part], &others[i][part]);
+                for (int j = 0; j < VECTORS; j++)
+                    if (paired) others[i][j] = one_by_one(k > first ? add_pairs(others[i][j], maddubs(quads[j], four)) : maddubs(quads[j], four));
+                    else if (folded) dot_halves(k, quads[j], four, &sums[i][j], &others[i][j]);
+                    else sums[i][j] = one_by_one(dot4(sums[i][j], quads[j], four));
             }
         }
         UNROLL
-        for (int i = 0; i < tokens; i++)
+        for (int i = 0; i < MANY; i++)
             UNROLL
-            for (int part = 0; part < PARTS; part++)
-                if (paired) sums[i][part] = (first ? sums[i][part] : splat_int(0)) + madd(others[i][part], by[part]);
-                else if (folded) sums[i][part] = sums[i][part] * (by[part] << 16 >> 16) + others[i][part] * (by[part] >> 16);
+            for (int j = 0; j < VECTORS; j++)
+                if (paired) sums[i][j] += madd(others[i][j], f[j].by);
+                else if (folded) sums[i][j] = sums[i][j] * (f[j].by << 16 >> 16) + others[i][j] * (f[j].by >> 16);
     }
 }
 
-/* Adds a group's products with MANY tokens, whose activations lie side by side from the at-th group on, to `totals`. */
-INLINE void add_products(Codes c, int folded, int minimum, int fine, const uint8_t *group, const Factors *f, int first, const Acts *a,
-                         size_t at, vf totals[MANY][PARTS]) {
-    vi high[MANY][PARTS], low[MANY][PARTS];
-    dot_tokens(c, folded, MANY, group, a->high + at * GROUP, f->by, high);
-    if (fine) dot_tokens(c, folded, MANY, group, a->low + at * GROUP, f->by, low);
-    if (first)
+/* What sums start with, for `first` is added to every code: of each token, over a group. */
+INLINE void start_sums(int folded, int first, const Acts *a, size_t at, vi sums[MANY][VECTORS]) {
+    int32_t lifts[MANY];
+    UNROLL
+    for (int i = 0; i < MANY; i++) lifts[i] = folded ? 0 : first * a->sum32[at + i];
+    UNROLL
+    for (int i = 0; i < MANY; i++)
         UNROLL
-        for (int i = 0; i < MANY; i++)
-            UNROLL
-            for (int part = 0; part < PARTS; part++) {
-                vi firsts = times_each(f->by[part], first);
-                high[i][part] += madd(firsts, splat_int(a->pair_high[at + i]));
-                if (fine) low[i][part] += madd(firsts, splat_int(a->pair_low[at + i]));
-            }
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = splat_int(lifts[i]);
+}
+
+/* Of a folded group, whose sums are multiplied with integers. */
+INLINE void lift_folded(int first, const int32_t *pairs, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
+    UNROLL
+    for (int i = 0; first && i < MANY; i++)
+        UNROLL
+        for (int j = 0; j < VECTORS; j++) sums[i][j] += madd(times_each(f[j].by, first), splat_int(pairs[i]));
+}
+
+/* Adds a group's products with MANY tokens, whose activations lie side by side from the at-th group on, to `totals`. */
+INLINE void add_products(Codes c, int folded, int minimum, int fine, const uint8_t *group, size_t next, const Factors f[VECTORS], int first,
+                         const Acts *a, size_t at, vf totals[MANY][VECTORS]) {
+    vi high[MANY][VECTORS], low[MANY][VECTORS];
+    start_sums(folded, fine ? 0 : first, a, at, high);
+    dot_tokens(c, folded, group, next, a->high + at * GROUP, f, high);
+    if (folded) lift_folded(first, a->pair_high + at, f, high);
+    if (fine) {
+        start_sums(folded, first, a, at, low);
+        dot_tokens(c, folded, group, next, a->low + at * GROUP, f, low);
+        if (folded) lift_folded(first, a->pair_low + at, f, low);
+    }
     UNROLL
     for (int i = 0; i < MANY; i++) {
         vf scale = splat(a->scale[at + i]);
         UNROLL
-        for (int part = 0; part < PARTS; part++) {
-            vf sum = !fine ? to_float(high[i][part]) : folded ? joined(high[i][part], low[i][part]) : to_float(high[i][part] * 256 + low[i][part]);
-            totals[i][part] = plus(totals[i][part], f->weight[part] * scale, sum);
-            if (minimum && folded) totals[i][part] = plus(totals[i][part], f->lowest[part] * scale, folded_mass(f->low_by[part], fine, a, at + i));
-            else if (minimum) totals[i][part] = plus(totals[i][part], f->lowest[part], splat(a->mass32[at + i]));
+        for (int j = 0; j < VECTORS; j++) {
+            vf sum = !fine ? to_float(high[i][j]) : folded ? joined(high[i][j], low[i][j]) : to_float(high[i][j] * 256 + low[i][j]);
+            totals[i][j] = plus(totals[i][j], f[j].weight * scale, sum);
+            if (minimum && folded) totals[i][j] = plus(totals[i][j], f[j].lowest * scale, folded_mass(f[j].low_by, fine, a, at + i));
+            else if (minimum) totals[i][j] = plus(totals[i][j], f[j].lowest, splat(a->mass32[at + i]));
         }
     }
 }
 
-INLINE void factors_of(int scaling, int subs, int minimum, const Scales *s, int g, Factors *f) {
+INLINE void factors_of(int scaling, int subs, int minimum, const Scales *s, int g, int part, Factors *f) {
     int folded = is_folded(scaling, subs);
-    UNROLL
-    for (int part = 0; part < PARTS; part++) {
-        f->by[part] = folded ? pairs_at(scaling, s, g, part) : splat_int(0x10001);
-        f->weight[part] = scale_at(scaling, subs, s, g, 0, part);
-        if (minimum) f->lowest[part] = minimum_at(scaling, subs, s, g, 0, part);
-        if (minimum && folded) f->low_by[part] = low_pairs_at(s, g, part);
-    }
+    f->by = folded ? pairs_at(scaling, s, g, part) : splat_int(0x10001);
+    f->weight = scale_at(scaling, subs, s, g, 0, part);
+    if (minimum) f->lowest = minimum_at(scaling, subs, s, g, 0, part);
+    if (minimum && folded) f->low_by = low_pairs_at(s, g, part);
 }
 
-/* Blocks [from, to) of a strip, to be multiplied with some tokens. y [tokens][rows] has the sums of the blocks before. */
+/* Blocks [from, to) of STRIPS strips, `apart` from each other, to be multiplied with some tokens. y [tokens][rows] has the sums of the
+   blocks before. */
 typedef struct {
     const Matrix *w;
     const Acts *a;
     size_t stride, ahead;    /* ahead: what lies so many bytes further on is fetched; 0: nothing */
-    int strip, from, to;
+    int strip, apart, from, to, turn, turns;  /* of a piece's `turns` products with tokens this one, the turn-th, fetches a part */
 } Piece;
 
-INLINE void start_totals(const Piece *p, int n, const float *y, vf totals[MANY][PARTS]) {
+INLINE float *rows_at(const Piece *p, float *y, int i, int j) {
+    return y + i * p->stride + (p->strip + j / PARTS * p->apart) * LANES + j % PARTS * VL;
+}
+
+INLINE void start_totals(const Piece *p, int n, float *y, vf totals[MANY][VECTORS]) {
     UNROLL
     for (int i = 0; i < MANY; i++)
         UNROLL
-        for (int part = 0; part < PARTS; part++)
-            totals[i][part] = p->from && i < n ? load(y + i * p->stride + p->strip * LANES + VL * part) : splat(0);
+        for (int j = 0; j < VECTORS; j++) totals[i][j] = p->from && i < n ? load(rows_at(p, y, i, j)) : splat(0);
 }
 
-INLINE void end_totals(const Piece *p, int n, float *y, vf totals[MANY][PARTS]) {
+INLINE void end_totals(const Piece *p, int n, float *y, vf totals[MANY][VECTORS]) {
     int last = p->to == column_blocks(p->w);
     UNROLL
     for (int i = 0; i < MANY; i++) {
         if (i >= n) break;
         UNROLL
-        for (int part = 0; part < PARTS; part++)
-            if (last) finish(p->w, p->strip, part, totals[i][part], y + i * p->stride);
-            else store(y + i * p->stride + p->strip * LANES + VL * part, totals[i][part]);
+        for (int j = 0; j < VECTORS; j++)
+            if (last) finish(p->w, p->strip + j / PARTS * p->apart, j % PARTS, totals[i][j], y + i * p->stride);
+            else store(rows_at(p, y, i, j), totals[i][j]);
     }
 }
 
@@ -122,21 +146,27 @@ INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
 INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int coding, int fine, const Piece *p, int token, int n, float *y) {
     int bits = number_bits(kind, coding), groups = block_columns(scaling) / GROUP, first = p->w->first + signed_by(bits);
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), lanes = p->a->lanes;
-    size_t bytes = before + each * groups, at = group_of(p->a, token, p->from * groups);
+    size_t bytes = before + each * groups, at = group_of(p->a, token, p->from * groups), next = strip_bytes(p->w) * p->apart;
     const uint8_t *block = p->w->data + strip_bytes(p->w) * p->strip + bytes * p->from;
     Codes c = {kind, coding, bits, signed_by(bits), load_table(p->w->table)};
-    vf totals[MANY][PARTS];
+    vf totals[MANY][VECTORS];
     start_totals(p, n, y, totals);
-    for (int b = p->from; b < p->to; b++, block += bytes) {
-        Scales s;
-        Factors f;
-        fetch(block, p->ahead, before);
-        open_scales(scaling, minimum, block, &s);
+    for (int b = p->from, due = p->turn; b < p->to; b++, due--, block += bytes) {
+        size_t ahead = due == 0 ? p->ahead : 0;
+        if (due == 0) due = p->turns;
+        Scales s[STRIPS];
+        Factors f[VECTORS];
+        UNROLL
+        for (int i = 0; i < STRIPS; i++) {
+            fetch(block + i * next, ahead, before);
+            open_scales(scaling, minimum, block + i * next, s + i);
+        }
         for (int g = 0; g < groups; g++, at += lanes) {
             const uint8_t *codes = block + before + each * g;
-            fetch(codes, p->ahead, each);
-            factors_of(scaling, subs, minimum, &s, g, &f);
-            add_products(c, is_folded(scaling, subs), minimum, fine, codes, &f, first, p->a, at, totals);
+            for (int i = 0; i < STRIPS; i++) fetch(codes + i * next, ahead, each);
+            UNROLL
+            for (int j = 0; j < VECTORS; j++) factors_of(scaling, subs, minimum, s + j / PARTS, g, j % PARTS, f + j);
+            add_products(c, is_folded(scaling, subs), minimum, fine, codes, next, f, first, p->a, at, totals);
         }
     }
     end_totals(p, n, y, totals);
@@ -172,9 +202,10 @@ static void strips_several(Times *times, const Matrix *w, const Acts *a, int fin
                            int strip, int strips, void *scratch) {
     int blocks = column_blocks(w), step = piece_blocks(w);
     for (int from = 0; from < blocks; from += step)
-        for (int s = strip; s < strip + strips; s++) {
-            Piece p = {w, a, stride, strip_bytes(w), s, from, least(from + step, blocks)};
-            for (int i = tokens - tiled(&p, fine, token, tokens, y, scratch); i < tokens; i += MANY, p.ahead = 0)
+        for (int s = strip; s < strip + strips; s += STRIPS) {
+            int apart = s + 1 < strip + strips;  /* else the same twice */
+            Piece p = {w, a, stride, strip_bytes(w) * STRIPS, s, apart, from, least(from + step, blocks), 0, up(tokens, MANY) / MANY};
+            for (int i = tokens - tiled(&p, fine, token, tokens, y, scratch); i < tokens; i += MANY, p.turn++)
                 times(&p, fine, token + i, least(tokens - i, MANY), y + i * stride);
         }
 }

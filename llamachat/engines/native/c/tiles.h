@@ -35,16 +35,16 @@ INLINE void unpack_piece(int kind, int scaling, int subs, int minimum, int codin
         Factors f;
         open_scales(scaling, minimum, block, &s);
         for (int i = 0; i < groups; i++, g++) {
-            factors_of(scaling, subs, minimum, &s, i, &f);
+            factors_of(scaling, subs, minimum, &s, i, 0, &f);
             for (int v = 0; v < 8; v++) {
                 vb quad = unpack_quad(kind, coding, table, block + before + each * i, 0, v) + (uint8_t)p->w->first;
                 *(vb *)(u->codes + 512 * g + 64 * v) = folded ? (vb)((vi)quad & 0xffff) : quad;
                 if (folded) *(vb *)(u->others + 512 * g + 64 * v) = (vb)((vi)quad & ~0xffff);
             }
-            store(u->scale + LANES * g, f.weight[0]);
-            if (minimum) store(u->low + LANES * g, f.lowest[0]);
-            if (folded) *(vi *)(u->pairs + LANES * g) = f.by[0];
-            if (folded && minimum) *(vi *)(u->low_pairs + LANES * g) = f.low_by[0];
+            store(u->scale + LANES * g, f.weight);
+            if (minimum) store(u->low + LANES * g, f.lowest);
+            if (folded) *(vi *)(u->pairs + LANES * g) = f.by;
+            if (folded && minimum) *(vi *)(u->low_pairs + LANES * g) = f.low_by;
         }
     }
 }
@@ -135,9 +135,14 @@ static int tiled(Piece *p, int fine, int token, int tokens, float *y, void *scra
     int rest = tokens % LANES < TILED ? tokens % LANES : 0, folded = is_folded(p->w->scaling, p->w->subs);
     Unpacked u = unpacked_at(scratch);
     if (tokens == rest) return rest;
-    unpack_way(p, &u);
-    for (int i = 0; i < tokens - rest; i += LANES, p->ahead = 0)
-        tile_way(folded, fine, p, &u, token + i, least(tokens - rest - i, LANES), y + i * p->stride);
+    for (int s = 0; s <= p->apart; s++) {
+        Piece strip = *p;
+        strip.strip += s;
+        unpack_way(&strip, &u);
+        for (int i = 0; i < tokens - rest; i += LANES, strip.ahead = 0)
+            tile_way(folded, fine, &strip, &u, token + i, least(tokens - rest - i, LANES), y + i * p->stride);
+    }
+    p->ahead = 0;
     return rest;
 }
 #else
