@@ -30,6 +30,9 @@ typedef struct {
     double seconds, mean, began;   /* of this stretch; a step of the last stretch without a trial; when this step began */
 } Pace;
 
+/* Whether weights are fetched ahead, which is tried by the first steps of one token: so many, and the shortest without and with. */
+typedef struct { int steps; double least[2]; } Fetching;
+
 /* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */
 typedef struct { int expert, row; float share; } Pick;
 typedef struct { int expert, first, rows; } Group;      /* the rows of one expert */
@@ -76,6 +79,7 @@ typedef struct Engine {
     size_t low_rows, low_width;
     int low_rank;                            /* the largest; 0: there are none */
     Pace pace;
+    Fetching fetching;
     Team team;
 } Engine;
 

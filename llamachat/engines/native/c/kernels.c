@@ -125,4 +125,4 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 #include "additions.h"
 
 const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, normalize, rotate, quantize, activate, soften,
-                         matmul, low_sums, low_add, low_row, attend, merge, narrow, narrow_values, hadamard, widen, enter, leave};
+                         matmul, low_sums, low_add, low_row, attend, merge, narrow, narrow_values, hadamard, widen, fetch_weights, enter, leave};

@@ -10,8 +10,11 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-INLINE void fetch_ahead(const uint8_t *p, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 2);
+static int fetching = AHEAD;
+static void fetch_weights(int ahead) { fetching = ahead ? AHEAD : 0; }
+
+INLINE void fetch_ahead(const uint8_t *p, size_t ahead, size_t bytes) {
+    for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
 }
 
 /* 256 times the integers of `high` and those of `low`, which together may not fit 32 bits, as floats, rounded once. */
@@ -72,8 +75,8 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     const Matrix *w = f->w;
     const Acts *a = f->a;
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
-    size_t ahead = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
-    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes;
+    size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
+    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = fetching;
     int blocks = column_blocks(w), first = w->first;
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
@@ -83,18 +86,18 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
         for (int s = 0; s < ABREAST; s++)
             UNROLL
             for (int i = 0; i < tokens * PARTS; i++) sums[s][i / PARTS][i % PARTS] = splat(0);
-        for (int b = 0; b < blocks; b++, block += ahead + each * groups) {
+        for (int b = 0; b < blocks; b++, block += before + each * groups) {
             Scales scales[ABREAST];
             UNROLL
             for (int s = 0; s < ABREAST; s++) {
-                fetch_ahead(block + s * next, ahead);
+                fetch_ahead(block + s * next, ahead, before);
                 open_scales(scaling, minimum, block + s * next, scales + s);
             }
             for (size_t g = 0; g < groups; g++, at += lanes)
                 UNROLL
                 for (int s = 0; s < ABREAST; s++) {
-                    const uint8_t *codes = block + s * next + ahead + each * g;
-                    fetch_ahead(codes, each);
+                    const uint8_t *codes = block + s * next + before + each * g;
+                    fetch_ahead(codes, ahead, each);
                     add_group(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, g, a, at, sums[s]);
                 }
         }

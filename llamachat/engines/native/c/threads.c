@@ -107,11 +107,27 @@ enum { STEPS = 4, PATIENCE = 8, PROMPT = 32 };  /* of a stretch, at least; stret
 static const double STRETCH = 0.05;        /* seconds, at least */
 static const double IDLE = 0.2, GAIN = 0.95;  /* the part of their time that threads sleep for a trial; what a step of it may take */
 
+/* Whether weights are better fetched ahead depends on the processor: the first steps do so in turn, and the way of the shortest stays. */
+enum { TRIED = 16 };
+
+static void try_fetching(Engine *e) {
+    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % 2);
+}
+
+static void fetching_tried(Engine *e, double seconds) {
+    Fetching *f = &e->fetching;
+    int way = f->steps % 2;
+    if (f->steps >= TRIED) return;
+    if (f->steps < 2 || seconds < f->least[way]) f->least[way] = seconds;
+    if (++f->steps == TRIED) e->k->fetch(f->least[1] < f->least[0]);
+}
+
 int threads_of(Engine *e, int tokens) {
     Pace *p = &e->pace;
     if (!p->threads || tokens >= PROMPT) *p = (Pace){.threads = e->m.threads, .patience = 1};
     if (tokens > 1) return e->m.threads;  /* work between barriers is long then, and shared as it comes */
     if (!p->steps) atomic_store(&e->team.slept, 0);
+    try_fetching(e);
     p->began = now();
     return p->threads;
 }
@@ -129,7 +145,9 @@ static void try(Pace *p, int threads) { p->before = p->threads, p->threads = thr
 void step_ended(Engine *e, int tokens) {
     Pace *p = &e->pace;
     if (tokens > 1) return;
-    p->seconds += now() - p->began;
+    double seconds = now() - p->began;
+    fetching_tried(e, seconds);
+    p->seconds += seconds;
     if (++p->steps < STEPS || p->seconds < STRETCH) return;
     double mean = p->seconds / p->steps, slept = 1e-9 * (double)atomic_load(&e->team.slept) / p->threads;
     if (p->before) judge(p, mean);
