@@ -13,11 +13,11 @@ from llamachat.cli import models as models_cmd
 from llamachat.cli.models import models_app
 from llamachat.cli.progress import shown_progress
 from llamachat.errors import CatalogError
+from llamachat.events import Progress
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
 from llamachat.models.catalog import resolve
 from llamachat.models.fetch import verified
-from llamachat.models.fetch.verified import Progress
 from quantize.once import quantized_once
 
 

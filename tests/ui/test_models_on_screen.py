@@ -24,7 +24,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from llamachat.errors import DoesNotFitError
 from llamachat.events import ModelView
 from llamachat.system.sanitise import sanitise
-from llamachat.ui import commands, model_list
+from llamachat.ui import commands, model_list, progress_line
 from llamachat.ui.app import Chat, PlainChat
 from llamachat.ui.cells import cells
 from llamachat.ui.conversation import Conversation
@@ -208,6 +208,58 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
     assert (model(session), library.fetched) == ("Fake-1B", [])
 
 
+@pytest.mark.parametrize("ends", ["", "\x03"])
+def test_loading_that_takes_a_second_shows_how_far_it_is_and_ctrl_c_goes_back(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_line, "LATE", -1)
+    going, seen = threading.Event(), list[str]()
+    library, session = Shelf(), FakeSession()
+    library.fetched.append("Fake-7B")
+    session.script.at_work = lambda: going.wait(10)
+    with conversing(library, session) as (conversation, keyboard, written):
+
+        def until(text: str) -> None:
+            end = time.monotonic() + 10
+            while text not in (status := conversation.status()[-1]) and time.monotonic() < end:
+                time.sleep(0.005)
+            seen.append(status)
+
+        def press_later() -> None:
+            until("packing")
+            if ends:
+                keyboard.send_text(ends)
+                until("stopping")
+            going.set()
+            until("Fake-1B · " if ends else "Fake-7B · ")
+            press(conversation, keyboard, "and now?\r/exit\r")
+
+        threading.Thread(target=press_later, daemon=True).start()
+        keyboard.send_text("hi\r/model Fake-7B\r")
+        assert conversation.run() == 0
+    assert "packing ███░░░░░░░ 25%" in seen[0]
+    assert ("error: stopped; Fake-1B stays" in written.getvalue()) == bool(ends)
+    assert model(session) == ("Fake-1B" if ends else "Fake-7B")
+    assert [text for role, text in session.said if role == "user"] == ["hi", "and now?"]
+
+
+def test_loading_that_is_quick_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, session, screen = list[str](), FakeSession(), Screen(StringIO(), StringIO())
+
+    @contextmanager
+    def waiting(line: str) -> Iterator[Callable[[str], None]]:
+        shown.append(line)
+        yield shown.append
+
+    monkeypatch.setattr(screen, "waiting", waiting)
+    context = commands.Context(lambda: session, lambda: session, screen, send=print)
+    commands.respond(context, "/model Fake-7B")
+    assert shown == ["looking for Fake-7B …", "loading Fake-7B …"] and model(session) == "Fake-7B"
+    monkeypatch.setattr(progress_line, "LATE", -1)
+    commands.respond(context, "/model Fake-1B")
+    assert shown[4:] == ["packing ███░░░░░░░ 25%", "packing ████████░░ 75%"]
+
+
 def test_what_does_not_fit_is_said_before_anything_is_fetched() -> None:
     library, session = Shelf(), FakeSession()
     lines = talk(library, session, "/model Fake-70B\r/exit\r")
@@ -276,6 +328,16 @@ def test_ctrl_c_ends_what_a_plain_chat_fetches(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         plain(library, session, [lambda: "y"], monkeypatch)
     assert (model(session), library.fetched) == ("Fake-1B", [])
+
+
+def test_ctrl_c_ends_what_a_plain_chat_loads() -> None:
+    library, session, out = Shelf(), FakeSession(), StringIO()
+    library.fetched.append("Fake-7B")
+    session.script.at_work = CTRL_C
+    chat = PlainChat(lambda: session, Screen(out, out), "Fake-1B", library, send=out.write)
+    with pytest.raises(KeyboardInterrupt):
+        chat.handle("/model Fake-7B")
+    assert model(session) == "Fake-1B" and out.getvalue() == "error: stopped; Fake-1B stays\n"
 
 
 def test_off_a_terminal_nothing_is_asked_and_nothing_fetched() -> None:
