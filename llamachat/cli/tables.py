@@ -1,5 +1,6 @@
 """Tables on standard output: for people on a terminal, else one row a line with tabs between its cells."""
 
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -36,6 +37,19 @@ def print_table(
     for row in lines:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def print_beside(head: str, text: str) -> None:
+    """One line; on a terminal that is too narrow for it the text goes on below, beside the head. Both are sanitised."""
+    lines = [text]
+    if sys.stdout.isatty():
+        from rich.text import Text
+
+        from llamachat.ui.cells import cells, wrap
+
+        room = shutil.get_terminal_size().columns - cells(head)
+        lines = [part.plain for part in wrap(Text(text), max(room, 1))]
+    typer.echo(head + f"\n{' ' * len(head)}".join(lines))
 
 
 def extent_end(span: Any) -> str:
