@@ -177,6 +177,18 @@ def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
     ]
 
 
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not what() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def until(conversation: Conversation, text: str) -> str:
+    """The status, once it holds this."""
+    wait_for(lambda: text in conversation.status()[-1])
+    return conversation.status()[-1]
+
+
 def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
     seen: list[str] = []
     going = threading.Event()
@@ -184,26 +196,20 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
 
     with conversing(library, session) as (conversation, keyboard, written):
 
-        def until(text: str) -> None:
-            end = time.monotonic() + 10
-            while text not in (status := conversation.status()[-1]) and time.monotonic() < end:
-                time.sleep(0.005)
-            seen.append(status)
-
         def press_later() -> None:
-            until("y or n")
+            until(conversation, "y or n")
             keyboard.send_text("y\r")
-            until("fetching")
+            seen.append(until(conversation, "fetching"))
             keyboard.send_text("\x03")
-            until("stopping")
+            until(conversation, "stopping")
             going.set()
-            until("Fake-1B")
+            until(conversation, "Fake-1B")
             keyboard.send_text("/exit\r")
 
         threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text("/model Fake-7B\r")
         assert conversation.run() == 0
-    assert "fetching █" in seen[1] and "/7.0 GB" in seen[1]
+    assert "fetching █" in seen[0] and "/7.0 GB" in seen[0]
     assert "error: stopped; Fake-1B stays; what has come is kept" in written.getvalue()
     assert (model(session), library.fetched) == ("Fake-1B", [])
 
@@ -219,20 +225,16 @@ def test_loading_that_takes_a_second_shows_how_far_it_is_and_ctrl_c_goes_back(
     session.script.at_work = lambda: going.wait(10)
     with conversing(library, session) as (conversation, keyboard, written):
 
-        def until(text: str) -> None:
-            end = time.monotonic() + 10
-            while text not in (status := conversation.status()[-1]) and time.monotonic() < end:
-                time.sleep(0.005)
-            seen.append(status)
-
         def press_later() -> None:
-            until("packing")
+            seen.append(until(conversation, "packing"))
             if ends:
                 keyboard.send_text(ends)
-                until("stopping")
+                until(conversation, "stopping")
             going.set()
-            until("Fake-1B · " if ends else "Fake-7B · ")
-            press(conversation, keyboard, "and now?\r/exit\r")
+            until(conversation, "Fake-1B int4" if ends else "Fake-7B int4")
+            keyboard.send_text("and now?\r")
+            wait_for(lambda: session.said[-1] == ("assistant", "You said: and now?") and not conversation.busy)
+            keyboard.send_text("/exit\r")
 
         threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text("hi\r/model Fake-7B\r")
