@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "interrupt", "repeat"]  # repeat: it said the same over and over
+Progress = Callable[
+    [str, int, int | None], None
+]  # what is being done, how much of it is done, and of how much if known
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What loading is handed (models/load.py); most models are not quantized then, and import nothing more of this package."""
 
 from llamachat.core.spec import QuantConfig
+from llamachat.events import Progress
 from llamachat.formats import Checkpoint
-from llamachat.models.fetch.verified import Progress
 
 
 def prepare(source: Checkpoint, wanted: QuantConfig, keep: bool, progress: Progress) -> Checkpoint:

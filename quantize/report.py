@@ -1,5 +1,6 @@
 """What quantization did to each tensor and to the whole: error, size, memory. As a table, JSON or an HTML page."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,8 @@ from quantize.recipe import Recipe
 
 SLAB = 1 << 20
 CONTEXTS = (2048, 8192, 32768)
-BAR = 20  # characters
+BAR, LEAST = 20, 5  # characters of the longest bar, and as many at least
+GAP, WIDE = 2, 140  # columns between two of the table, and of all where it is for no terminal
 
 
 def measured(
@@ -118,7 +120,7 @@ def _together(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show(conversion: Conversion, per_layer: bool = False) -> None:
-    """Print tables to the terminal."""
+    """Print tables to the terminal; what it has no room for is left out, the bars first."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -126,18 +128,42 @@ def show(conversion: Conversion, per_layer: bool = False) -> None:
     rows: Mapping[str, Mapping[str, Any]] = conversion.kinds()
     if per_layer:
         rows = {name: facts for name, facts in conversion.tensors.items() if "error" in facts}
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    columns = _fitting(_columns(rows), [facts["error"] for facts in rows.values()], console.width)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for header in ("tensors", "scheme", "bits", "error", "", "SNR", "outliers"):
-        table.add_column(header, justify="right" if header in ("bits", "error", "SNR", "outliers") else "left")
-    largest = max((facts["error"] for facts in rows.values()), default=1.0) or 1.0
-    for name, facts in rows.items():
-        bits = facts.get("bits") or 8 * facts["bytes"] / prod(facts["shape"])
-        bar = "█" * round(BAR * facts["error"] / largest)
-        cells = (name, facts["scheme"], f"{bits:.2f}", f"{facts['error']:.2%}", bar, _db(facts["snr_db"]))
-        table.add_row(*(Text(cell) for cell in cells), Text(f"{facts['outliers'] * 1e6:.1f} ppm"))
-    console = Console()
+    for header in columns:
+        table.add_column(header, justify="left" if header in ("tensors", "scheme", "") else "right", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
     console.print(Text("\n".join(lines(conversion))))
+
+
+def _columns(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    facts = rows.values()
+    bits = (each.get("bits") or 8 * each["bytes"] / prod(each["shape"]) for each in facts)
+    return {
+        "tensors": [*rows],
+        "scheme": [each["scheme"] for each in facts],
+        "bits": [f"{each:.2f}" for each in bits],
+        "error": [f"{each['error']:.2%}" for each in facts],
+        "": ["" for _ in facts],
+        "SNR": [_db(each["snr_db"]) for each in facts],
+        "outliers": [f"{each['outliers'] * 1e6:.1f} ppm" for each in facts],
+    }
+
+
+def _fitting(columns: dict[str, list[str]], errors: Sequence[float], width: int) -> dict[str, list[str]]:
+    """Those that there is room for, with a bar for each error if there is."""
+    largest = max(errors, default=0.0) or 1.0
+    for leaving in ("", "outliers", "SNR", "scheme"):
+        room = width - sum(GAP + max(map(len, [header, *cells])) for header, cells in columns.items()) + GAP
+        if "" in columns and room >= LEAST:
+            return columns | {"": ["█" * round(min(BAR, room) * error / largest) for error in errors]}
+        if room >= 0 and "" not in columns:
+            return columns
+        columns = {header: cells for header, cells in columns.items() if header != leaving}
+    return columns
 
 
 def lines(conversion: Conversion) -> list[str]:

@@ -12,7 +12,7 @@ from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, Tree
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import CatalogError, UsageError
-from llamachat.events import Event, Evicted, FinishReason, Stats, TextDelta, TextSize, TokenView, TurnDone
+from llamachat.events import Event, Evicted, FinishReason, Progress, Stats, TextDelta, TextSize, TokenView, TurnDone
 
 UNTIL_INTERRUPT = object()  # a step of an answer: nothing more comes until interrupt()
 
@@ -177,10 +177,12 @@ class FakeSession(Session):
         assert not (name in ASKED and backend and backend.answering), "only interrupt() while an answer is under way"
         return super().__getattribute__(name)
 
-    def _another_model(self, name: str) -> ScriptedBackend:
+    def _another_model(self, name: str, progress: Progress) -> ScriptedBackend:
         if name not in ("Fake-1B", "Fake-7B"):
             raise CatalogError(f"there is no model {name}")
+        progress("packing", 1_000_000, 4_000_000)
         self.script.work()
+        progress("packing", 3_000_000, 4_000_000)
         return ScriptedBackend(name, self.script)
 
     def enqueue(self, *steps: Step) -> None:

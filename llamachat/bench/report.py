@@ -7,31 +7,30 @@ from typing import Any
 
 from llamachat.bench.contest import Outcome
 
-COLUMNS = {  # of a contender's results, where any has one
+GAP = 2  # columns of the terminal between two of a table
+ROWS = {  # of the contenders' results, where any has one
     "prefill_tok_s": "prefill tok/s",
     "decode_tok_s": "decode tok/s",
     "first_token_s": "first token s",
     "peak_mb": "memory MB",
-    "read_mb_per_token": "MB/token",
-    "bandwidth_share": "of limit",
-    "busy_share": "of it when busy",
+    "read_mb_per_token": "MB a token",
+    "bandwidth_share": "of bandwidth",
+    "busy_share": "kept when busy",
+    "prefill_ratio": "prefill ×",
+    "decode_ratio": "decode ×",
 }
 
 
 def speeds(outcome: Outcome, facts: dict[str, Any], tables: bool = True) -> None:
-    """One line an engine, ours first; ratios say how many times faster we are. Without `tables` only the JSON."""
+    """One column an engine, ours first; ratios say how many times faster we are. Without `tables` only the JSON."""
     results = {laps.facts.name: outcome.result(laps) for laps in outcome.laps}
-    shown = [key for key in COLUMNS if any(key in found for found in results.values())]
-    rows = []
-    for laps in outcome.laps:
+    for laps in outcome.laps[1:]:
         found = results[laps.facts.name]
-        ratios = ["", ""]
-        if laps is not outcome.laps[0]:
-            ratios = [f"{outcome.ratio(laps, part):.2f}" for part in ("prefill_s", "decode_s")]
-            found |= {"prefill_ratio": float(ratios[0]), "decode_ratio": float(ratios[1])}
-        rows.append([laps.facts.name, *(_figure(key, found) for key in shown), *ratios])
+        found |= {f"{part}_ratio": round(outcome.ratio(laps, f"{part}_s"), 2) for part in ("prefill", "decode")}
     if tables:
-        table(["", *(COLUMNS[key] for key in shown), "prefill ×", "decode ×"], rows)
+        shown = [key for key in ROWS if any(key in found for found in results.values())]
+        rows = [[ROWS[key], *(_figure(key, found) for found in results.values())] for key in shown]
+        table(["", *results], rows)
         profile(results["llamachat"].get("profile_ms", {}))
     read = sorted(outcome.bandwidth)
     memory = {"read_gb_s": round(read[len(read) // 2] / 1e9, 1)} if any(read) else {}
@@ -42,6 +41,8 @@ def speeds(outcome: Outcome, facts: dict[str, Any], tables: bool = True) -> None
 def _figure(key: str, found: dict[str, Any]) -> str:
     if key not in found:
         return ""
+    if key.endswith("ratio"):
+        return f"{found[key]:.2f}"
     return f"{100 * found[key]:.0f}%" if key.endswith("share") else f"{found[key]:.4g}"
 
 
@@ -56,16 +57,24 @@ def profile(parts: dict[str, float]) -> None:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
-    """The first column is text, the others are numbers."""
+    """The first column is text, the others are numbers; only between words is anything broken."""
     from rich.console import Console
     from rich.table import Table
 
+    from llamachat.ui.cells import cells, fit
+
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 140)
+    texts = [[column, *(row[number] for row in rows)] for number, column in enumerate(columns)]
+    least = [max(cells(word) for text in column for word in text.split() or [""]) for column in texts]
+    wanted = [max(map(cells, column)) for column in texts]
+    gaps = GAP * (len(columns) - 1)
+    console.width = max(console.width, sum(least) + gaps)  # what is narrower breaks it in its own way
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for column, width in zip(columns, fit(wanted, least, console.width - gaps) or least, strict=True):
+        shown.add_column(column, justify="right" if shown.columns else "left", width=width)
     for row in rows:
         shown.add_row(*row)
-    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 140).print(shown)
+    console.print(shown)
 
 
 def note(line: str) -> None:

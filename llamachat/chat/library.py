@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from llamachat.chat import persona
 from llamachat.errors import LlamachatError
-from llamachat.events import ModelView
+from llamachat.events import ModelView, Progress
 
 if TYPE_CHECKING:
     from llamachat.models.catalog import ModelEntry
     from llamachat.models.overview import Known, Room
 
-Progress = Callable[[str, int, int | None], None]
 FRESH = 5.0  # seconds for which the names that were found are handed out again: they are asked for at every key
 
 

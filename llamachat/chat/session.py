@@ -15,7 +15,18 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.chat.tree import Node, path
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import AdapterView, Event, Finished, Forgotten, Stats, TextSize, TokenView, Turn, TurnDone
+from llamachat.events import (
+    AdapterView,
+    Event,
+    Finished,
+    Forgotten,
+    Progress,
+    Stats,
+    TextSize,
+    TokenView,
+    Turn,
+    TurnDone,
+)
 
 
 class Session(Dialog):
@@ -34,9 +45,9 @@ class Session(Dialog):
         system: str | None = None,
         *,
         archive: Archive | None = None,
-        another: Callable[[str], Backend] | None = None,
+        another: Callable[[str, Progress], Backend] | None = None,
     ) -> None:
-        """`archive`: where the dialog is saved, if it is. `another`: makes the backend of another model."""
+        """`archive`: where the dialog is saved, if it is. `another`: makes the backend of another model, telling how far."""
         super().__init__(settings, archive)
         self.last_stats: Stats | None = None  # of the last answer, if there was one
         self._another, self._stop_asked = another, False
@@ -194,22 +205,32 @@ class Session(Dialog):
         new = [self._unheard] if self._unheard and self._unheard != before else []
         return [*super().notices(), *self.backend.remarks(), *new]
 
-    def use_model(self, name: str) -> None:
+    def use_model(self, name: str, progress: Progress = lambda what, done, total: None) -> None:
         """Put another model in this one's place and keep the dialog; slow. The old one stays where that fails or is stopped."""
+
+        def told(what: str, done: int, total: int | None) -> None:
+            self._require_going()
+            progress(what, done, total)
+
         self._stop_asked = False
-        backend = self.backend.sibling(name) or self._elsewhere(name)
+        backend = self.backend.sibling(name) or self._elsewhere(name, told)
         backend.check()
-        if self._stop_asked:
-            raise UsageError("stopped", f"{self.backend.name} stays")
+        self._require_going()
         self._notices += backend.notes
         self._adopt(backend, self.settings)
+        self.last_stats = None  # they were the other one's
         self._recall()
         gc.collect()  # the old one may hang in a cycle (a traceback's, of an import), and is large; see __main__
 
-    def _elsewhere(self, name: str) -> Backend:
+    def _elsewhere(self, name: str, progress: Progress) -> Backend:
         if self._another is None:
             raise UsageError("this chat has one model only")
-        return self._another(name)
+        return self._another(name, progress)
+
+    def _require_going(self) -> None:
+        """Raises UsageError where another model was to come, and is no longer."""
+        if self._stop_asked:
+            raise UsageError("stopped", f"{self.backend.name} stays")
 
     def others(self) -> Sequence[tuple[str, str]]:
         """Models where this one is, which `use_model` takes by name; each with a word on it."""

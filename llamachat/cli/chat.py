@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from llamachat.chat.persona import Persona
     from llamachat.chat.session import Session
     from llamachat.chat.store import Archive
-    from llamachat.events import Exchange, SavedDialog
+    from llamachat.events import Exchange, Progress, SavedDialog
     from llamachat.models.catalog import ModelEntry
-    from llamachat.models.fetch.verified import Progress
     from llamachat.models.load import LoadedModel
     from llamachat.ui.app import Watch
 
@@ -194,7 +193,7 @@ class _Opening:
         given = options.ctx_size, options.kv_bits, options.offline, options.force
         obtain_files(entry, *given, progress, prepare)
 
-    def _another(self, wanted: "Wanted", server: "Backend | None", name: str) -> "Backend":
+    def _another(self, wanted: "Wanted", server: "Backend | None", name: str, progress: "Progress") -> "Backend":
         """The backend of a model by name. What no catalog knows may be another model of the server that the chat began with. A
         model that ran here is not held: its memory and its processes go with it."""
         from llamachat.chat import first_starts
@@ -207,16 +206,17 @@ class _Opening:
             if (sibling := server and server.sibling(name)) is None:
                 raise
             return sibling
-        backend = opened(replace(wanted, entry=entry, context=None))
+        backend = opened(replace(wanted, entry=entry, context=None, load=partial(self._load_next, progress)))
         if self.keep:
             first_starts.settle()
         return backend
 
     def _load(self, entry: "ModelEntry") -> "LoadedModel":
-        """--lora is of the first model alone."""
-        if entry is not self.entry:
-            return load_model(replace(self.options, lora=[]), entry)
         return _watched(self.options, entry, self.watch) if self.behind else load_model(self.options, entry)
+
+    def _load_next(self, progress: "Progress", entry: "ModelEntry") -> "LoadedModel":
+        """--lora is of the first model alone."""
+        return load_model(replace(self.options, lora=[]), entry, progress=progress)
 
 
 def _host(entry: "ModelEntry") -> str:
@@ -278,11 +278,11 @@ def _typed_again(chat: "Session", options: Options, system: str | None, ctx: typ
 
 def _watched(options: Options, entry: "ModelEntry", watch: "Watch") -> "LoadedModel":
     """Download and load behind a prompt that shows how far that is."""
-    from llamachat.cli.progress import late
     from llamachat.engines import memory
     from llamachat.engines.select import prepare_native
     from llamachat.models import fit
     from llamachat.models.load import obtain as obtain_files
+    from llamachat.ui.progress_line import late
     from quantize.prepare import prepare
 
     if plan := fit.entry_plan(entry, options.ctx_size, options.kv_bits):

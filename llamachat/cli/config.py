@@ -114,10 +114,13 @@ def _find(name: str, value: Any, chat: Any) -> None:
 
 def _cut(asked: str) -> None:
     """Have the cache of packed weights within its new size at once."""
+    from llamachat.models.disk_cache import deleting
     from llamachat.models.packed_weights import limit_of, store
     from llamachat.system.amounts import size
 
-    if freed := store(limit_of(asked)).cut():
+    with deleting("pack-cache is set, and more than that is kept"):
+        freed = store(limit_of(asked)).cut()
+    if freed:
         typer.echo(f"{size(freed)} of packed weights deleted; a start packs them anew", err=True)
 
 

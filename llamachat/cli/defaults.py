@@ -98,9 +98,12 @@ def convert(key: str, typed: Any, chat: Any, where: str = "") -> Any:
 
 def _wrong(key: str, typed: Any, flag: Any, error: Exception, where: str) -> LlamachatError:
     """The error for a value that a flag does not take: a file's fault, or where no file is named the command line's."""
-    given = (key if key in SECRET else f"{key} = {_shown(typed)}") + f" {where}" * bool(where)
-    said = f" is not {allowed(flag)}" if isinstance(error, TyperException) else f": {error}"
-    return _kind_of_error(where)(given + said, _consequence(where))
+    if isinstance(error, TyperException):
+        given = (key if key in SECRET else f"{key} = {_shown(typed)}") + f" {where}" * bool(where)
+        return _kind_of_error(where)(f"{given} is not {allowed(flag)}", _consequence(where))
+    said = str(error)  # which names what has which value, mostly in the key's own words
+    place = where if said.replace("_", "-").startswith(key) else f"{key} {where}"
+    return _kind_of_error(where)(f"{place}: {said}" if where else said, _consequence(where))
 
 
 def _kind_of_error(where: str) -> type[LlamachatError]:

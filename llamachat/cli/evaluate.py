@@ -11,6 +11,7 @@ import typer
 
 from llamachat.cli.loading import note
 from llamachat.cli.options import EngineName
+from llamachat.cli.tables import STAYS, print_beside
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,11 +141,14 @@ LABELS = {
 
 def print_statistics(statistics: dict[str, Any]) -> None:
     """A table for people; percentiles of one quantity share a line."""
-    for key, label in LABELS.items():
-        if key in statistics:
-            value = statistics[key]
-            typer.echo(f"{label:29} {f'{value:.6g}' if isinstance(value, float) else value}")
+    rows = {label: _figure(statistics[key]) for key, label in LABELS.items() if key in statistics}
     for name, label in (("kl", "KL divergence"), ("dp", "Δp")):
         marks = {key.partition("_p")[2]: value for key, value in statistics.items() if key.startswith(f"{name}_p")}
         if marks:
-            typer.echo(f"{label + ', percentiles':29} " + "  ".join(f"{mark}%: {v:.3g}" for mark, v in marks.items()))
+            rows[f"{label}, percentiles"] = "  ".join(f"{mark}%:{STAYS}{value:.3g}" for mark, value in marks.items())
+    for label, figures in rows.items():
+        print_beside(f"{label:30}", figures)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace(" ", STAYS)

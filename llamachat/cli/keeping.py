@@ -36,9 +36,7 @@ def _keep(copy: "Copy", note: Callable[[str], None], verbose: bool) -> None:
     from llamachat.cli.progress import late_progress
 
     with late_progress() as progress:
-        why = copy.write(
-            lambda done: progress("keeping weights for a quick start (Ctrl-C: not now)", done, copy.nbytes)
-        )
+        why = copy.write(lambda done: progress("keeping weights (Ctrl-C: not now)", done, copy.nbytes))
     if (sys.stderr.isatty() or verbose) and (line := copy.remark(why)):
         note(f"note: {line}")
     elif verbose and why:

@@ -13,9 +13,9 @@ from llamachat.models.heads import PREDICTS
 
 if TYPE_CHECKING:
     from llamachat.core.spec import HeadKind
+    from llamachat.events import Progress
     from llamachat.generation.completion import AnswerSettings
     from llamachat.models.catalog import ModelEntry
-    from llamachat.models.fetch.verified import Progress
     from llamachat.models.load import LoadedModel
 
 

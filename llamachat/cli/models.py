@@ -17,7 +17,7 @@ from llamachat.cli.found_models import found_table
 from llamachat.cli.models_cache import models_cache
 from llamachat.cli.progress import shown_progress
 from llamachat.cli.shell_words import models
-from llamachat.cli.tables import print_table
+from llamachat.cli.tables import print_beside, print_table
 from llamachat.engines import memory
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.models import fetch, fit
@@ -86,7 +86,8 @@ def show_model(name: Name, as_json: AsJson = False, offline: Offline = False) ->
     if facts["server"]:  # of which nothing can be here
         del told["gated"], told["disk_bytes"]
     lines = {key.removesuffix("_bytes"): _told(value) for key, value in told.items() if value not in (None, "", {}, ())}
-    _print(*(f"{key.replace('_', ' '):12}  {sanitise_line(value)}" for key, value in lines.items()))
+    for key, value in lines.items():
+        print_beside(f"{key.replace('_', ' '):12}  ", sanitise_line(value))
 
 
 def _asked(entry: ModelEntry, offline: bool) -> tuple[ModelEntry, tuple[GGUFFile, ...]]:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamachat.checks import shown
+from llamachat.cli.tables import print_beside
 from llamachat.errors import UsageError
 from llamachat.system.amounts import size
-from llamachat.system.sanitise import sanitise
+from llamachat.system.sanitise import sanitise_line
 
 if TYPE_CHECKING:
     from llamachat.models.disk_cache import DiskCache
@@ -27,54 +29,48 @@ def models_cache(
     from llamachat.cli.config import effective
     from llamachat.cli.defaults import chat_context
     from llamachat.generation import snapshot
-    from llamachat.models.packed_weights import limit_of, store, tidy
+    from llamachat.models.disk_cache import deleting
+    from llamachat.models.packed_weights import limit_of, made_of, store, tidy
 
     asked, source = effective("pack-cache", chat_context(ctx))
     weights, dialogs = store(limit_of(asked)), snapshot.store()
+    tidied = 0
     with suppress(OSError), weights.alone() as alone:
-        if alone:
-            tidy(weights)
-    chosen = [path for path in weights.entries() if name in (None, path.stem, _name(path))]
+        tidied = tidy(weights) if alone else 0
+    about = {path: made_of(path) or {} for path in weights.entries()}
+    chosen = [path for path, facts in about.items() if name in (None, path.stem, *map(facts.get, ("name", "path")))]
     if name is not None and not chosen:
-        raise UsageError(f"nothing is kept of {name}", remedy="`llamachat models cache` lists what is")
+        raise UsageError(f"nothing is kept of {shown(name)}", remedy="`llamachat models cache` lists what is")
     if clear:
-        freed = weights.delete(chosen) if name else weights.clear() + dialogs.clear()
-        _print(f"{size(freed)} freed")
+        with deleting("what is left stays"):
+            freed = weights.delete(chosen) if name else tidied + weights.clear() + dialogs.clear()
+        typer.echo(f"{size(freed)} freed")
         return
     for path in chosen:
-        _print(_line(path))
+        _show(path, about[path])
     if name is None:
-        setting = "config set pack-cache SIZE|off"
-        _print(_total(weights, "packed weights", "a tenth of the free disk; " * (source == "default") + setting))
-        _print(_total(dialogs, "keys and values of dialogs and prefixes"))
+        setting = "`llamachat config set pack-cache SIZE|off`"
+        _show_total(weights, "packed weights", f" ({'a tenth of the free disk; ' * (source == 'default')}{setting})")
+        _show_total(dialogs, "keys and values of dialogs and prefixes")
 
 
-def _total(kept: "DiskCache", what: str, why: str = "") -> str:
-    behind = f" ({why})" if why else ""
-    most = f"of at most {size(int(kept.limit))}" if kept.limit else "and no more are kept"
-    return f"{size(kept.held()):>8}  of {what}, {most}{behind}"
-
-
-def _name(path: Path) -> str:
-    from llamachat.models.packed_weights import made_of
-
-    facts = made_of(path)
-    return facts["name"] if facts else UNKNOWN
-
-
-def _line(path: Path) -> str:
-    from llamachat.models.packed_weights import made_of
+def _show(path: Path, facts: dict[str, str]) -> None:
     from llamachat.system.known import last_use
 
-    facts = made_of(path)
-    what = f"{facts['name']}  {facts['path']}" if facts and facts["name"] != facts["path"] else facts and facts["name"]
-    return f"{size(path.stat().st_size):>8}  {_ago(last_use(path)):12}  {what or f'{UNKNOWN}  {path.stem}'}"
+    name, place = sanitise_line(facts.get("name", UNKNOWN)), sanitise_line(facts.get("path", path.stem))
+    nbytes = path.stat().st_size if path.exists() else 0  # somebody else has just deleted it
+    print_beside(_head(nbytes), f"{_ago(last_use(path)):12}  {name}" + f"  {place}" * (place != name))
+
+
+def _show_total(kept: "DiskCache", what: str, why: str = "") -> None:
+    most = f"of at most {size(int(kept.limit))}" if kept.limit else "and no more are kept"
+    print_beside(_head(kept.held()), f"of {what}, {most}{why}")
+
+
+def _head(nbytes: int) -> str:
+    return f"{size(nbytes):>8}  "
 
 
 def _ago(moment: float) -> str:
     days = int(max(0.0, time.time() - moment) // DAY)
     return "used today" if days == 0 else f"{days} day{'s' * (days > 1)} ago"
-
-
-def _print(line: str) -> None:
-    typer.echo(sanitise(line))

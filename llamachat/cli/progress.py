@@ -14,10 +14,9 @@ from llamachat.system.amounts import size
 from llamachat.system.sanitise import sanitise_line
 
 if TYPE_CHECKING:
-    from llamachat.models.fetch.verified import Progress
+    from llamachat.events import Progress
 
 EVERY = 0.1  # seconds between two drawings
-LATE = 1.0  # seconds that something may take without a word
 CLEAR = "\r\x1b[K"
 
 
@@ -47,19 +46,10 @@ def late_progress() -> "Iterator[Progress]":
     if not _redraws():
         yield lambda what, done, total: None
         return
+    from llamachat.ui.progress_line import late
+
     with shown_progress() as progress:
         yield late(progress)
-
-
-def late(progress: "Progress") -> "Progress":
-    """It, from a second on."""
-    begin = time.monotonic()
-
-    def tell(what: str, done: int, total: int | None) -> None:
-        if time.monotonic() - begin > LATE:
-            progress(what, done, total)
-
-    return tell
 
 
 def _redraws() -> bool:

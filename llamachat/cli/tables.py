@@ -1,5 +1,6 @@
 """Tables on standard output: for people on a terminal, else one row a line with tabs between its cells."""
 
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ import typer
 from llamachat.system.sanitise import sanitise_line
 
 GAP = 2  # columns of the terminal between two of a table
+STAYS = "\xa0"
+ROOM, INDENT = 16, 2  # columns that a text has beside its head, at least; before one under it
 
 
 def print_table(
@@ -36,6 +39,24 @@ def print_table(
     for row in lines:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def print_beside(head: str, text: str) -> None:
+    """One line, of which both parts are sanitised; where a terminal is too narrow for it the text goes on below, beside the head
+    or, where little room is left there, under it. A STAYS of the text is a space at which it is not broken."""
+    lines, under = [text], False
+    if sys.stdout.isatty():
+        from rich.text import Text
+
+        from llamachat.ui.cells import cells, wrap
+
+        width = shutil.get_terminal_size().columns
+        under = cells(head + text) > width and width - cells(head) < ROOM
+        lines = [part.plain for part in wrap(Text(text), width - (INDENT if under else cells(head)))]
+    if under:
+        typer.echo(head.rstrip())
+    first, below = (" " * INDENT,) * 2 if under else (head, " " * len(head))
+    typer.echo(first + f"\n{below}".join(lines).replace(STAYS, " "))
 
 
 def extent_end(span: Any) -> str:

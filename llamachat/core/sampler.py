@@ -204,14 +204,19 @@ class Sampler:
         highest = peak(logits)
         if params.temperature < GREEDY_BELOW:
             return np.array([logits.argmax()]), np.ones(1)
-        ids = largest(logits, params.top_k) if params.top_k else np.arange(len(logits))
-        values = logits[ids] if params.top_k else logits
+        ids = largest(logits, params.top_k) if params.top_k else None  # None: all there are
+        values = logits if ids is None else logits[ids]
         if values.min() < (least := highest - UNDERFLOW * params.temperature):
             kept = np.flatnonzero(values >= least)
-            ids, values = ids[kept], values[kept]
+            ids, values = _of(ids, kept), values[kept]
         weights = np.exp((values - highest) / params.temperature)
         for keep, limit, off in ((nucleus, params.top_p, 1), (likely, params.min_p, 0)):
             if limit != off:
                 kept = keep(weights, limit)
-                ids, weights = ids[kept], weights[kept]
-        return ids, weights
+                ids, weights = _of(ids, kept), weights[kept]
+        return np.arange(len(weights)) if ids is None else ids, weights
+
+
+def _of(ids: Positions | None, kept: Positions) -> Positions:
+    """Those at these positions; of None, which is all there are, the positions themselves."""
+    return kept if ids is None else ids[kept]

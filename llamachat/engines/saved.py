@@ -23,6 +23,12 @@ Saved = Mapping[str, NDArray[Any]]
 Keys = TypeVar("Keys")  # an engine's own kind of array
 
 
+def in_words(kind: str) -> str:
+    """A type of keys and values by name, for people."""
+    keys, _, values = kind.partition("+")
+    return f"keys {keys}, values {values}" if values else f"keys and values {kind}"
+
+
 @dataclass(frozen=True)
 class Layout:
     """What an engine stores, as numpy types."""

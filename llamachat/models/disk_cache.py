@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamachat.errors import UsageError
 from llamachat.system import known, private
 
 try:
@@ -18,6 +19,15 @@ except ImportError:  # Windows, where a half-written file is nobody's when it is
 
 TORN = 3600  # seconds after which nobody is still writing a file
 PART = ".part"
+
+
+@contextmanager
+def deleting(consequence: str) -> Iterator[None]:
+    """Raises UsageError for what the disk does not let us delete."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be deleted: {error.strerror}", consequence) from error
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,8 @@ class DiskCache:
     spare: int
 
     def entries(self) -> list[Path]:
-        """The files that are kept, the longest unused first."""
-        return sorted(self.folder.glob("*" + self.suffix), key=known.last_use)
+        """The files that are kept, the longest unused first. What another user has is left alone."""
+        return sorted(filter(private.is_mine, self.folder.glob("*" + self.suffix)), key=known.last_use)
 
     def clear(self) -> int:
         """Delete them all; returns the bytes freed. Who has one mapped keeps it."""
@@ -114,4 +124,4 @@ class DiskCache:
 
     def _torn(self) -> list[Path]:
         """What is being written, and what kills left of that."""
-        return [path for path in self.folder.iterdir() if path.suffix == PART] if self.folder.is_dir() else []
+        return list(filter(private.is_mine, self.folder.glob("*" + PART)))

@@ -23,6 +23,7 @@ from llamachat.engines.encoding import Encoding, encoding
 from llamachat.engines.select import build_engine, passed_over
 from llamachat.engines.world import processes
 from llamachat.errors import ConfigError, DoesNotFitError, FormatError, ModelError, UsageError, no_memory, reading
+from llamachat.events import Progress
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
@@ -31,7 +32,6 @@ from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models import catalog, fetch, fit
 from llamachat.models.adapters import Adapters, Given, reference, several
 from llamachat.models.catalog import ModelEntry
-from llamachat.models.fetch.verified import Progress
 from llamachat.models.heads import PREDICTS, require_head
 from llamachat.models.packed_copy import Copy, worth_keeping
 from llamachat.models.packed_weights import Packer, limit_of

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamachat import paths
+from llamachat.checks import require
 from llamachat.engines import memory
 from llamachat.engines.native.pack import Packable, pack, packed_bytes
 from llamachat.engines.native.packed_file import PackedWeights, about
 from llamachat.errors import DoesNotFitError, FormatError, UsageError
+from llamachat.events import Progress
 from llamachat.formats import Checkpoint
 from llamachat.models.disk_cache import DiskCache
 from llamachat.models.keys import code, weights_key
@@ -25,7 +27,6 @@ OFF = "off"
 STALE = 7 * 24 * 3600  # seconds unused after which what another version packed is deleted
 
 Tensors = Callable[[], Iterator[tuple[str, Packable]]]
-Progress = Callable[[str, int, int | None], None]
 
 
 def limit_of(asked: str | None) -> int | None:
@@ -33,8 +34,7 @@ def limit_of(asked: str | None) -> int | None:
     if asked is None:
         return None
     limit = 0 if asked.strip().lower() == OFF else parse_size(asked)
-    if limit is None:
-        raise UsageError(f"pack-cache is {asked[:40]!r}, no size", remedy="give one such as 5GB or 500MB, or off")
+    require(limit is not None, "pack-cache", asked, "a size such as 5GB or 500MB, or off", UsageError)
     return limit
 
 

@@ -2,6 +2,7 @@
 another user could have put or changed them."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,14 @@ def folder(path: Path) -> Path:
     for own in (each for each in (path, *path.parents) if each == path or _is_ours(each)):
         _close(own, FOLDER)
     return path
+
+
+def is_mine(path: Path) -> bool:
+    """Whether there is such a file, and this user has it."""
+    with suppress(OSError):
+        status = path.stat()
+        return stat.S_ISREG(status.st_mode) and _is_mine(status)
+    return False
 
 
 def trouble(path: Path) -> str | None:

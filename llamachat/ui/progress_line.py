@@ -1,12 +1,26 @@
 """How far something is, in one line: 'fetching ██░░░░ 25% · 0:42 left · 202/808 MB · 14 MB/s · owner/repo'."""
 
+import time
 from collections.abc import Iterator
 
+from llamachat.events import Progress
 from llamachat.system.amounts import Pace, share, size
 from llamachat.ui.render import meter, percent
 
 LONG, SHORT = 10, 6  # cells of a bar, and of one with amounts behind it
 BYTES = ("fetching", "checking", "unpacking")  # what is told of these begins with the word, and is counted in bytes
+LATE = 1.0  # seconds that something may take without a word
+
+
+def late(progress: Progress) -> Progress:
+    """It, from a second on."""
+    begin = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        if time.monotonic() - begin > LATE:
+            progress(what, done, total)
+
+    return tell
 
 
 class ProgressLine:

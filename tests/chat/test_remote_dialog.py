@@ -20,7 +20,7 @@ from llamachat.chat.settings import Settings
 from llamachat.chat.store import Archive
 from llamachat.core.sampling import SamplingParams
 from llamachat.errors import DoesNotFitError, UsageError
-from llamachat.events import Event, Evicted, TextDelta, TextSize, TurnDone
+from llamachat.events import Event, Evicted, Progress, TextDelta, TextSize, TurnDone
 from llamachat.models.catalog import ModelEntry, on_server, resolve
 from llamachat.models.sources import LocalPath, ServerSource
 from llamachat.remote.asking import (
@@ -43,7 +43,7 @@ TWO = (ServedModel("one", 100), ServedModel("two"))
 def chat_with(
     server: TellingServer, archive: Archive | None = None, model: str | None = None, **wanted: object
 ) -> Session:
-    def another(name: str) -> Backend:
+    def another(name: str, progress: Progress) -> Backend:
         return remote(server) if name == "there" else LocalBackend(hash_model(300))
 
     return Session(remote(server, model, **wanted), SETTINGS, "Be brief.", archive=archive, another=another)

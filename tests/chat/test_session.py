@@ -23,7 +23,7 @@ from llamachat.core.sampler import TokenLogprobs, token_logprobs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.spec import RopeScaling
 from llamachat.errors import CatalogError, DoesNotFitError, UsageError
-from llamachat.events import Event, Evicted, Reading, TextDelta, TurnDone
+from llamachat.events import Event, Evicted, Progress, Reading, TextDelta, TurnDone
 from llamachat.generation.completion import Answer
 
 GREEDY = Settings(SamplingParams(temperature=0), max_tokens=12)
@@ -489,15 +489,20 @@ def test_describe_names_model_weights_and_engine() -> None:
 
 
 def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing() -> None:
-    stops = False
+    stops, told, packed = 0, list[tuple[str, int, int | None]](), list[int]()
 
-    def load(name: str) -> LocalBackend:
+    def load(name: str, progress: Progress) -> LocalBackend:
         if name != "other":
             raise CatalogError(f"no model is called {name}")
         model = hash_model(256)
         model.entry = replace(model.entry, name="other")
         model.tokenizer.vocab_size = 260  # type: ignore[misc]
-        if stops:
+        for done in range(3):
+            if stops == done + 1:
+                chat.interrupt()
+            progress("packing", done, 3)
+            packed.append(done)
+        if stops == 4:
             chat.interrupt()
         return LocalBackend(model)
 
@@ -506,12 +511,15 @@ def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing(
     old = chat.backend
     with pytest.raises(CatalogError):
         chat.use_model("missing")
-    stops = True
-    with pytest.raises(UsageError, match=f"stopped; {old.name} stays"):
-        chat.use_model("other")
-    assert chat.backend is old and line(chat)[-1].ids
-    stops = False
+    for stops in (2, 4):
+        packed.clear()
+        with pytest.raises(UsageError, match=f"stopped; {old.name} stays"):
+            chat.use_model("other", lambda *each: told.append(each))
+        assert chat.backend is old and line(chat)[-1].ids and len(packed) == stops - 1
+    assert told == [("packing", done, 3) for done in (0, 0, 1, 2)], "of what is stopped nothing more is told"
+    stops = 0
     chat.use_model("other")
+    assert chat.last_stats is None, "they were the other one's"
     assert (chat.describe()["model"], chat.context_size, chat.context_used) == ("other", 256, 0)
     assert line(chat)[-1].ids is None, "another tokenizer's ids mean nothing"
     ask(chat, "again")
@@ -520,7 +528,7 @@ def test_another_model_takes_the_dialog_over_and_one_that_fails_changes_nothing(
 
 def test_a_model_whose_place_another_takes_is_gone_even_from_a_cycle() -> None:
     """Tracebacks of imports make cycles, which are rarely looked for where nothing is garbage."""
-    chat = local_session(hash_model(), GREEDY, "s", another=lambda name: LocalBackend(hash_model()))
+    chat = local_session(hash_model(), GREEDY, "s", another=lambda name, progress: LocalBackend(hash_model()))
     gone = weakref.ref(chat.backend)
     chat.backend.itself = chat.backend  # type: ignore[attr-defined]
     gc.disable()

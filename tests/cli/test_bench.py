@@ -235,7 +235,9 @@ def test_a_report_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -
     out, shown = capsys.readouterr()
     result = json.loads(out)
     assert result["results"]["llama.cpp (1)"]["decode_ratio"] == 2
-    assert "llama.cpp (1)" in shown and "2.00" in shown
+    head, *rows = [line.split() for line in shown.splitlines()]
+    assert head == ["llamachat", "llama.cpp", "(1)"]
+    assert [row[-1] for row in rows if row[-2] == "×"] == ["2.00", "2.00"], "of those beside us alone"
     report.speeds(outcome_of([1, 1], [2, 2]), {"threads": 1}, tables=False)
     assert capsys.readouterr() == (out, "")
 

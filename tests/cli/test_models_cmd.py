@@ -13,11 +13,11 @@ from llamachat.cli import models as models_cmd
 from llamachat.cli.models import models_app
 from llamachat.cli.progress import shown_progress
 from llamachat.errors import CatalogError
+from llamachat.events import Progress
 from llamachat.formats.detect import open_checkpoint
 from llamachat.models import fetch
 from llamachat.models.catalog import resolve
 from llamachat.models.fetch import verified
-from llamachat.models.fetch.verified import Progress
 from quantize.once import quantized_once
 
 
@@ -170,6 +170,20 @@ def test_rm_deletes_what_is_damaged(home: Path, monkeypatch: pytest.MonkeyPatch)
     result = run("rm", "small")
     assert result.stdout == "small: 2 MB freed\n"
     assert result.stderr.startswith("note: what was quantized from it is not deleted: ")
+
+
+@pytest.mark.parametrize("columns", [24, 30, 80])
+def test_show_goes_on_below_where_a_terminal_is_too_narrow(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    models_cmd.show_model("smollm2-135m")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= columns for line in lines)
+    indent = "  " if columns == 24 else " " * 14
+    assert [line for line in lines if line.startswith(indent)], "beside the names, or under them"
+    assert " ".join("".join(lines).split()).count("SmolLM2") == 1
 
 
 def test_show_lines_up_and_survives_files_that_vanish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

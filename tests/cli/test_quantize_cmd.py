@@ -1,6 +1,7 @@
 """The commands `quantize` and `eval`, from arguments to what they print."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,32 @@ def test_a_conversion_tells_size_error_and_memory(source: Path, tmp_path: Path) 
     assert "bits a weight" in printed
     assert "memory to run it" in printed
     assert "█" in printed
+
+
+@pytest.mark.parametrize(("columns", "left"), [(30, 3), (60, 6), (80, 7), (120, 7)])
+def test_tables_fit_a_terminal_of_any_width_and_no_figure_is_cut(
+    source: Path,
+    tmp_path: Path,
+    text: Path,
+    columns: int,
+    left: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for name, value in {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    told = ["quantize", source, "-o", tmp_path / "out", "--report", "--text", text, "--windows", 1]
+    app([*map(str, told)], standalone_mode=False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert all(len(line) <= columns for line in lines) and not any("…" in line for line in lines)
+    head = lines[0].split()
+    assert (
+        head == ["tensors", "scheme", "bits", "error", "SNR", "outliers"] if left > 3 else ["tensors", "bits", "error"]
+    )
+    assert any("█" in line for line in lines) == (left == 7), "the bars go first"
+    assert len(re.findall(r"[0-9.]+%: [-0-9.e]+(?= |$)", "\n".join(lines), re.MULTILINE)) == 16
+    assert sum(line.startswith(("q_proj ", "down_proj ")) for line in lines) == 2
 
 
 def test_the_report_measures_against_the_source(source: Path, tmp_path: Path, text: Path) -> None:

@@ -51,7 +51,7 @@ def test_both_engines_give_the_same_logits_up_to_rounding(folder: str) -> None:
 @NEEDS_COMPILER
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
 def test_kv_bits_reach_the_native_engine(folder: str, bits: int) -> None:
-    name = {4: "int8+int4", 8: "int8", 16: "float16", 32: "float32"}[bits]
+    name = {4: "keys int8, values int4", 8: "int8", 16: "float16", 32: "float32"}[bits]
     assert load(folder, engine="native", kv_bits=bits).engine.describe().endswith(name)
 
 

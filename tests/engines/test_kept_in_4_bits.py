@@ -54,3 +54,4 @@ def test_both_engines_keep_the_same_and_compute_alike(case: str) -> None:
         ours, right = native.save_kv(step.slots)["kv"], exact.save_kv(step.slots)["kv"]
         assert ours.shape == right.shape and np.mean(ours[0] == right[0]) > 0.99, "a code may fall the other way"
         assert native.kv_bytes == exact.kv_bytes
+        assert all("keys int8, values int4" in engine.describe() for engine in (native, exact))

@@ -143,7 +143,11 @@ def test_sizes_that_a_person_writes(asked: str | None, limit: int | None) -> Non
 def test_what_is_no_size_is_refused_in_one_line(asked: str) -> None:
     with pytest.raises(UsageError) as error:
         limit_of(asked)
-    assert "no size" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 150
+    assert (
+        "allowed is a size such as 5GB" in str(error.value)
+        and "\n" not in str(error.value)
+        and len(str(error.value)) < 150
+    )
 
 
 def other_layout(path: Path) -> None:

@@ -90,6 +90,7 @@ def test_what_ollama_calls_otherwise_is_obeyed(table: Table) -> None:
         ("/set xyz 1", "no parameter is called xyz; nothing was set; /set lists them"),
         ("/set nohistory", "llamachat --no-history"),
         ("/set num_ctx 4096", "llamachat --ctx-size"),
+        ("/set pack_cache 5GB", "llamachat --pack-cache"),
         ("/set dtype float32", "llamachat --dtype"),
         ("/set format json", "--schema"),
         ("/show license", "`llamachat models show NAME`"),

@@ -24,7 +24,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from llamachat.errors import DoesNotFitError
 from llamachat.events import ModelView
 from llamachat.system.sanitise import sanitise
-from llamachat.ui import commands, model_list
+from llamachat.ui import commands, model_list, progress_line
 from llamachat.ui.app import Chat, PlainChat
 from llamachat.ui.cells import cells
 from llamachat.ui.conversation import Conversation
@@ -177,6 +177,18 @@ def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
     ]
 
 
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not what() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def until(conversation: Conversation, text: str) -> str:
+    """The status, once it holds this."""
+    wait_for(lambda: text in conversation.status()[-1])
+    return conversation.status()[-1]
+
+
 def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
     seen: list[str] = []
     going = threading.Event()
@@ -184,28 +196,70 @@ def test_progress_is_in_the_status_line_and_ctrl_c_ends_it() -> None:
 
     with conversing(library, session) as (conversation, keyboard, written):
 
-        def until(text: str) -> None:
-            end = time.monotonic() + 10
-            while text not in (status := conversation.status()[-1]) and time.monotonic() < end:
-                time.sleep(0.005)
-            seen.append(status)
-
         def press_later() -> None:
-            until("y or n")
+            until(conversation, "y or n")
             keyboard.send_text("y\r")
-            until("fetching")
+            seen.append(until(conversation, "fetching"))
             keyboard.send_text("\x03")
-            until("stopping")
+            until(conversation, "stopping")
             going.set()
-            until("Fake-1B")
+            until(conversation, "Fake-1B")
             keyboard.send_text("/exit\r")
 
         threading.Thread(target=press_later, daemon=True).start()
         keyboard.send_text("/model Fake-7B\r")
         assert conversation.run() == 0
-    assert "fetching █" in seen[1] and "/7.0 GB" in seen[1]
+    assert "fetching █" in seen[0] and "/7.0 GB" in seen[0]
     assert "error: stopped; Fake-1B stays; what has come is kept" in written.getvalue()
     assert (model(session), library.fetched) == ("Fake-1B", [])
+
+
+@pytest.mark.parametrize("ends", ["", "\x03"])
+def test_loading_that_takes_a_second_shows_how_far_it_is_and_ctrl_c_goes_back(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_line, "LATE", -1)
+    going, seen = threading.Event(), list[str]()
+    library, session = Shelf(), FakeSession()
+    library.fetched.append("Fake-7B")
+    session.script.at_work = lambda: going.wait(10)
+    with conversing(library, session) as (conversation, keyboard, written):
+
+        def press_later() -> None:
+            seen.append(until(conversation, "packing"))
+            if ends:
+                keyboard.send_text(ends)
+                until(conversation, "stopping")
+            going.set()
+            until(conversation, "Fake-1B int4" if ends else "Fake-7B int4")
+            keyboard.send_text("and now?\r")
+            wait_for(lambda: session.said[-1] == ("assistant", "You said: and now?") and not conversation.busy)
+            keyboard.send_text("/exit\r")
+
+        threading.Thread(target=press_later, daemon=True).start()
+        keyboard.send_text("hi\r/model Fake-7B\r")
+        assert conversation.run() == 0
+    assert "packing ███░░░░░░░ 25%" in seen[0]
+    assert ("error: stopped; Fake-1B stays" in written.getvalue()) == bool(ends)
+    assert model(session) == ("Fake-1B" if ends else "Fake-7B")
+    assert [text for role, text in session.said if role == "user"] == ["hi", "and now?"]
+
+
+def test_loading_that_is_quick_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, session, screen = list[str](), FakeSession(), Screen(StringIO(), StringIO())
+
+    @contextmanager
+    def waiting(line: str) -> Iterator[Callable[[str], None]]:
+        shown.append(line)
+        yield shown.append
+
+    monkeypatch.setattr(screen, "waiting", waiting)
+    context = commands.Context(lambda: session, lambda: session, screen, send=print)
+    commands.respond(context, "/model Fake-7B")
+    assert shown == ["looking for Fake-7B …", "loading Fake-7B …"] and model(session) == "Fake-7B"
+    monkeypatch.setattr(progress_line, "LATE", -1)
+    commands.respond(context, "/model Fake-1B")
+    assert shown[4:] == ["packing ███░░░░░░░ 25%", "packing ████████░░ 75%"]
 
 
 def test_what_does_not_fit_is_said_before_anything_is_fetched() -> None:
@@ -276,6 +330,16 @@ def test_ctrl_c_ends_what_a_plain_chat_fetches(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         plain(library, session, [lambda: "y"], monkeypatch)
     assert (model(session), library.fetched) == ("Fake-1B", [])
+
+
+def test_ctrl_c_ends_what_a_plain_chat_loads() -> None:
+    library, session, out = Shelf(), FakeSession(), StringIO()
+    library.fetched.append("Fake-7B")
+    session.script.at_work = CTRL_C
+    chat = PlainChat(lambda: session, Screen(out, out), "Fake-1B", library, send=out.write)
+    with pytest.raises(KeyboardInterrupt):
+        chat.handle("/model Fake-7B")
+    assert model(session) == "Fake-1B" and out.getvalue() == "error: stopped; Fake-1B stays\n"
 
 
 def test_off_a_terminal_nothing_is_asked_and_nothing_fetched() -> None:

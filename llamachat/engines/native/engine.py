@@ -20,7 +20,7 @@ from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
-from llamachat.engines.saved import Layout, PinnedKeys, Saved
+from llamachat.engines.saved import Layout, PinnedKeys, Saved, in_words
 from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
 from llamachat.formats.adapter import Scaled
@@ -232,7 +232,7 @@ class NativeEngine:
         if (active := self.active_bytes) is not None:
             size += f", of which a token reads {active / 1e6:.0f} MB"
         kernels = f"native ({self.kernels}, {self.threads} threads)"
-        return f"{kernels}; computes in {types}; {size}; keys and values {self.kv}"
+        return f"{kernels}; computes in {types}; {size}; {in_words(self.kv)}"
 
     @property
     def types(self) -> str:

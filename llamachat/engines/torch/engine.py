@@ -15,7 +15,7 @@ from llamachat.core.model import Precision
 from llamachat.core.spec import Dtype, KvBits, ModelSpec
 from llamachat.core.tensors import Tensor, TensorInfo
 from llamachat.engines import memory
-from llamachat.engines.saved import Saved
+from llamachat.engines.saved import Saved, in_words
 from llamachat.engines.torch.assembly import EMBEDDING, Assembly
 from llamachat.engines.torch.keys_values import KeysValues
 from llamachat.engines.torch.linear import kernel_for
@@ -126,7 +126,7 @@ class TorchEngine:
         where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
         types = str(self.model.precision.compute).removeprefix("torch.")
         about = f"torch {torch.__version__} ({where}); computes in {types}; weights {kernels}"
-        return f"{about}; keys and values {self.keys_values.kind}"
+        return f"{about}; {in_words(self.keys_values.kind)}"
 
 
 def default_dtype(device: str) -> Dtype:

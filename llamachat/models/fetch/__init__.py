@@ -6,11 +6,12 @@ from pathlib import Path
 
 from llamachat.engines.memory import size
 from llamachat.errors import CatalogError, UsageError
+from llamachat.events import Progress
 from llamachat.models.catalog import ModelEntry
 from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
 from llamachat.models.fetch.choice import GGUFFile, parts_of
-from llamachat.models.fetch.verified import Progress, folder_size
+from llamachat.models.fetch.verified import folder_size
 from llamachat.models.sources import FOLDER, HubSource, LocalPath, ServerSource, StorePath, WheelSource
 
 

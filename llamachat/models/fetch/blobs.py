@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamachat.errors import CatalogError, LlamachatError
+from llamachat.events import Progress
 from llamachat.models.fetch.hub_answers import RepoFile, streaming
-from llamachat.models.fetch.verified import CHUNK, Progress, digest, shared_lock
+from llamachat.models.fetch.verified import CHUNK, digest, shared_lock
 from llamachat.system.known import remember
 
 ATTEMPTS, PAUSE = 5, 2.0  # downloads in a row that bring nothing, seconds between them

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from llamachat import paths
 from llamachat.errors import CatalogError, FormatError, reading
+from llamachat.events import Progress
 from llamachat.models.fetch import choice
 from llamachat.models.fetch.blobs import Blob, Shifted, fetch_blob, place
 from llamachat.models.fetch.hub_answers import COMMIT, Listing, RepoFile, listing, translated
-from llamachat.models.fetch.verified import Progress, folder_size, is_intact, require_room
+from llamachat.models.fetch.verified import folder_size, is_intact, require_room
 from llamachat.models.first_look import glance
 from llamachat.models.fit import file_fits
 from llamachat.models.sources import FOLDER, HubSource

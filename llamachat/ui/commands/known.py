@@ -47,6 +47,7 @@ INSTEAD_OF_SET = {  # what /set takes elsewhere
     "num_thread": _AT_START.format("threads"),
     **{name.replace("-", "_"): _AT_START.format(name) for name in (
         "ctx-size", "stop", "kv-bits", "device", "engine", "dtype", "threads", "overflow", "theme", "plain", "vi", "offline",
+        "pack-cache", "tensor-parallel", "server", "force",
     )},
 }  # fmt: skip
 _KNOWN = "`llamachat models show NAME` tells what is known of a model"

@@ -8,8 +8,9 @@
 #define WHOLE(type) {#type, "", 0, sizeof(type)}
 static const struct { const char *type, *name; size_t offset, size; } fields[] = {
     WHOLE(Matrix), FIELD(Matrix, data), FIELD(Matrix, bytes), FIELD(Matrix, bias), FIELD(Matrix, rows), FIELD(Matrix, columns),
-    FIELD(Matrix, kind), FIELD(Matrix, scaling), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, first), FIELD(Matrix, unit),
-    FIELD(Matrix, table), FIELD(Matrix, low), FIELD(Matrix, tabled), FIELD(Matrix, wide), FIELD(Matrix, added),
+    FIELD(Matrix, kind), FIELD(Matrix, scaling), FIELD(Matrix, subs), FIELD(Matrix, minimum), FIELD(Matrix, first),
+    FIELD(Matrix, unit), FIELD(Matrix, table), FIELD(Matrix, low), FIELD(Matrix, tabled), FIELD(Matrix, wide),
+    FIELD(Matrix, added),
     WHOLE(LowRank), FIELD(LowRank, a), FIELD(LowRank, b), FIELD(LowRank, a_bytes), FIELD(LowRank, b_bytes), FIELD(LowRank, next),
     FIELD(LowRank, rank), FIELD(LowRank, kind), FIELD(LowRank, scale),
     WHOLE(Rope), FIELD(Rope, frequency), FIELD(Rope, factor), FIELD(Rope, dim),
@@ -18,8 +19,9 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     FIELD(Layer, router), FIELD(Layer, window), FIELD(Layer, rope),
     WHOLE(Model), FIELD(Model, vocab), FIELD(Model, hidden), FIELD(Model, inner), FIELD(Model, layers), FIELD(Model, heads),
     FIELD(Model, kv_heads), FIELD(Model, head_dim), FIELD(Model, slots), FIELD(Model, kv_kind), FIELD(Model, threads),
-    FIELD(Model, batch), FIELD(Model, outputs), FIELD(Model, activation), FIELD(Model, ropes), FIELD(Model, fine), FIELD(Model, whole_norms),
-    FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner), FIELD(Model, whole_softmax), FIELD(Model, query_span), FIELD(Model, query_growth), FIELD(Model, eps),
+    FIELD(Model, batch), FIELD(Model, outputs), FIELD(Model, activation), FIELD(Model, ropes), FIELD(Model, fine),
+    FIELD(Model, whole_norms), FIELD(Model, experts), FIELD(Model, picked), FIELD(Model, expert_inner),
+    FIELD(Model, whole_softmax), FIELD(Model, query_span), FIELD(Model, query_growth), FIELD(Model, eps),
     FIELD(Model, query_scale), FIELD(Model, softcap), FIELD(Model, logit_softcap), FIELD(Model, swiglu_limit),
     FIELD(Model, rope), FIELD(Model, layer), FIELD(Model, norm), FIELD(Model, embed), FIELD(Model, head),
     WHOLE(Step), FIELD(Step, ids), FIELD(Step, slots), FIELD(Step, positions), FIELD(Step, visible), FIELD(Step, runs),

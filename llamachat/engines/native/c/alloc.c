@@ -45,8 +45,9 @@ static void release(void *p, size_t bytes) {
 
 Acts claim_acts(Claims *c, int tokens, int width) {
     size_t groups = (size_t)tokens * width / GROUP;
-    return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP), claim(c, groups * 4),
-                  claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4)};
+    return (Acts){width, 1, claim(c, groups * GROUP * 4), claim(c, groups * GROUP), claim(c, groups * GROUP),
+                  claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4), claim(c, groups * 4),
+                  claim(c, groups * 4)};
 }
 
 static Route claim_route(Claims *c, const Model *m, size_t tokens) {
@@ -57,7 +58,8 @@ static Route claim_route(Claims *c, const Model *m, size_t tokens) {
 static void free_route(Route *r) { free(r->picks), free(r->groups); }
 
 void free_acts(Acts *a) {
-    free(a->x), free(a->high), free(a->low), free(a->scale), free(a->sum32), free(a->mass32), free(a->pair_high), free(a->pair_low);
+    free(a->x), free(a->high), free(a->low), free(a->scale);
+    free(a->sum32), free(a->mass32), free(a->pair_high), free(a->pair_low);
 }
 
 int make_room(Engine *e, size_t texts, size_t chunks) {
@@ -83,7 +85,8 @@ void engine_free(Engine *e) {
     }
     free_acts(&e->acts), free_acts(&e->mlp), free_acts(&e->gathered), free_acts(&e->expert_acts), free_route(&e->route);
     free(e->scores), free(e->expert_row), free(e->expert_gate), free(e->expert_out);
-    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate), free(e->cosine), free(e->sine), free(e->query_scale);
+    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate);
+    free(e->cosine), free(e->sine), free(e->query_scale);
     free(e->parts), free(e->low), free(e->low_inputs);
     free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
     release(e->kv, e->kv_bytes);
@@ -109,8 +112,8 @@ static void claim_all(Engine *e, Claims *c) {
     e->mlp = claim_acts(c, batch, e->inner);
     e->local = claim(c, m->threads * sizeof *e->local);
     for (int t = 0; t < m->threads; t++) {
-        Local local = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4), claim(c, SCRATCH),
-                       claim_route(c, m, 1)};
+        Local local = {claim_acts(c, 1, width), claim(c, (size_t)e->hidden * 4), claim(c, 2 * ROWS * part_size(e) * 4),
+                       claim(c, SCRATCH), claim_route(c, m, 1)};
         if (e->local) e->local[t] = local;
     }
     e->x = claim(c, batch * e->hidden * 4);

@@ -98,7 +98,8 @@ INLINE void q6_k(const uint8_t *b, Parts *p) {
 }
 INLINE void iq4_xs(const uint8_t *b, Parts *p) {
     p->d = half_at(b);
-    for (int s = 0; s < 8; s++) p->scales[s] = (int8_t)(((b[4 + s / 2] >> s % 2 * 4 & 15) | (half_at(b + 2) >> 2 * s & 3) << 4) - 32);
+    for (int s = 0; s < 8; s++)
+        p->scales[s] = (int8_t)(((b[4 + s / 2] >> s % 2 * 4 & 15) | (half_at(b + 2) >> 2 * s & 3) << 4) - 32);
     for (int k = 0; k < 8; k++) nibbles(b + 8 + 16 * k, 16, p->codes + 32 * k, p->codes + 32 * k + 16);
 }
 
@@ -110,7 +111,8 @@ typedef struct { int type, columns, bytes, kind, scaling, subs, minimum; } Type;
     X(11, 256, 110, Q3, SIXES, 4, 0, q3_k) X(12, 256, 144, Q4, BYTES, 2, 1, q4_k)                                      \
     X(13, 256, 176, Q5, BYTES, 2, 1, q5_k) X(14, 256, 210, Q6, BYTES, 4, 0, q6_k) X(20, 32, 18, Q4, HALVES, 2, 0, q4_0) \
     X(23, 256, 136, Q4, BYTES, 2, 0, iq4_xs) X(39, 32, 17, Q4, EXPONENTS, 2, 0, mxfp4)
-#define TYPE(number, columns, bytes, kind, scaling, subs, minimum, take_apart) {number, columns, bytes, kind, scaling, subs, minimum},
+#define TYPE(number, columns, bytes, kind, scaling, subs, minimum, take_apart) \
+    {number, columns, bytes, kind, scaling, subs, minimum},
 static const Type types[] = {TYPES(TYPE)};
 
 static const Type *type_of(int number) {
@@ -156,7 +158,8 @@ INLINE int put_block(Type t, const Parts *p, int g, uint8_t *block, int lane) {
 }
 
 /* Sixteen rows; all of the type is a constant once inlined. */
-INLINE int strip_of(Type t, void (*take_apart)(const uint8_t *, Parts *), const Matrix *w, const Blocks *b, int strip, uint8_t *out) {
+INLINE int strip_of(Type t, void (*take_apart)(const uint8_t *, Parts *), const Matrix *w, const Blocks *b, int strip,
+                    uint8_t *out) {
     int each = block_columns(t.scaling) / t.columns, finite = 1, first = strip * LANES, count = w->columns / t.columns;
     int rows = w->rows - first < LANES ? w->rows - first : LANES;
     Parts p = {.d = 0, .low = 0};
@@ -181,9 +184,11 @@ static int pack_strip(const Matrix *w, const Blocks *b, int strip, uint8_t *out)
 static const char *blocks_fault(const Matrix *w, const Blocks *b, const Type *t) {
     const char *fault = matrix_fault(w);
     if (fault) return fault;
-    if (!t || w->kind != t->kind || w->scaling != t->scaling || w->subs != t->subs || w->minimum != t->minimum || w->wide) return "blocks of another type";
+    if (!t || w->kind != t->kind || w->scaling != t->scaling || w->subs != t->subs || w->minimum != t->minimum || w->wide)
+        return "blocks of another type";
     if (w->columns % t->columns) return "columns that blocks do not divide";
-    if (!b->data || b->stored < 1 || b->bytes != (uint64_t)b->stored * (w->columns / t->columns) * t->bytes) return "blocks of another size";
+    if (!b->data || b->stored < 1 || b->bytes != (uint64_t)b->stored * (w->columns / t->columns) * t->bytes)
+        return "blocks of another size";
     if (!b->order && b->stored != w->rows) return "another number of rows";
     for (int i = 0; b->order && i < w->rows; i++)
         if (b->order[i] < 0 || b->order[i] >= b->stored) return "rows that are not there";

@@ -38,8 +38,8 @@ typedef struct { int expert, row; float share; } Pick;
 typedef struct { int expert, first, rows; } Group;      /* the rows of one expert */
 typedef struct { Pick *picks; Group *groups; int count; } Route;  /* [tokens][picked], by expert; and so many groups */
 
-/* y [tokens][rows of w], whose rows lie `stride` floats apart, of the activations from the token-th on. What is added to it is kept in
-   the row-th row of the engine's and those after. */
+/* y [tokens][rows of w], whose rows lie `stride` floats apart, of the activations from the token-th on. What is added to it is
+   kept in the row-th row of the engine's and those after. */
 typedef struct { const Matrix *w; int tokens; float *y; size_t stride; int token, row; } Product;
 
 typedef struct { Acts acts; float *x, *part; void *scratch; Route route; } Local;  /* what each thread has to itself */
@@ -47,7 +47,8 @@ typedef struct { Acts acts; float *x, *part; void *scratch; Route route; } Local
 typedef struct Engine {
     Model m;
     const Kernels *k;
-    int hidden, inner, attn, qkv, dim, cap;  /* padded: columns of activations, of the fused query-key-value row, head_dim, slots */
+    int hidden, inner, attn, qkv, dim, cap;  /* padded: columns of activations, of the fused query-key-value row, head_dim,
+                                                slots */
     int expert_inner, scored;                /* padded: columns of an expert's activations, of the router's scores */
     int fine;                                /* the model's; and FINE_MLP where a router is coded */
     Local *local;                            /* [threads] */

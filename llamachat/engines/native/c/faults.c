@@ -11,7 +11,9 @@ static int is_coding(const Matrix *w) {
     switch (w->scaling) {
     case HALVES: return w->kind == Q8 || four || (w->kind == Q5 && flat);
     case EXPONENTS: return four && flat && w->tabled && !w->wide && !w->minimum;
-    case BYTES: return (flat && !w->wide && four && w->minimum == !w->tabled) || (flat && w->kind == Q5 && w->minimum) || (!flat && w->kind == Q6 && !w->minimum);
+    case BYTES:
+        if (!flat) return w->kind == Q6 && !w->minimum;
+        return (four && !w->wide && w->minimum == !w->tabled) || (w->kind == Q5 && w->minimum);
     case NIBBLES: return w->kind == Q2 && !flat && w->minimum;
     case SIXES: return w->kind == Q3 && !flat && !w->minimum;
     default: return 0;
@@ -29,13 +31,15 @@ const char *matrix_fault(const Matrix *w) {
     if (!within(w->kind, F32, Q6)) return "a kind of weights that is not known";
     if (!within(w->rows, 1, MAX_VOCAB) || !within(w->columns, 1, MAX_INNER)) return "a matrix of impossible size";
     if (w->subs != 2 && w->subs != 4) return "scales for neither 16 nor 32 columns";
-    if (!within(w->minimum, 0, 1) || !within(w->tabled, 0, w->kind == Q4) || !within(w->wide, 0, w->tabled)) return "a flag that is none";
+    if (!within(w->minimum, 0, 1) || !within(w->tabled, 0, w->kind == Q4) || !within(w->wide, 0, w->tabled))
+        return "a flag that is none";
     if (w->wide && w->subs != 2) return "a table of its own for groups of 16 columns";
     if (!within(w->first, -128, 127)) return "codes that begin beyond 8 bits";
     if (w->kind > BF16 && !is_coding(w)) return "a way of coding that is not known";
     if (w->scaling == EXPONENTS && !is_short(w->table)) return "a table of too large numbers";
     if (w->scaling >= BYTES && w->columns % SUPER) return "columns that 256 does not divide";
-    if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w))) return "packed weights that are cut off or not aligned";
+    if (w->data && ((uintptr_t)w->data % TILE || w->bytes < matrix_bytes(w)))
+        return "packed weights that are cut off or not aligned";
     return NULL;
 }
 
@@ -44,7 +48,8 @@ const char *model_fault(const Model *m) {
     if (!within(m->head_dim, 2, DIM)) return "heads of more than 1024 elements";
     if (m->head_dim % 2) return "heads of an odd number of elements";
     if (!within(m->hidden, 1, MAX_HIDDEN)) return "a hidden size above 2^20";
-    if (!within(m->inner, m->experts ? 0 : 1, MAX_INNER) || !within(m->expert_inner, m->experts ? 1 : 0, MAX_INNER)) return "an intermediate size above 2^22";
+    if (!within(m->inner, m->experts ? 0 : 1, MAX_INNER) || !within(m->expert_inner, m->experts ? 1 : 0, MAX_INNER))
+        return "an intermediate size above 2^22";
     if (!within(m->vocab, 1, MAX_VOCAB)) return "a vocabulary above 2^24";
     if (!within(m->outputs, 0, MAX_VOCAB)) return "a head of more than 2^24 rows";
     if (!within(m->layers, 1, MAX_LAYERS)) return "more than 1024 layers";
@@ -59,7 +64,8 @@ const char *model_fault(const Model *m) {
     if (!within(m->experts, 0, MAX_EXPERTS)) return "more than 4096 experts";
     if (!within(m->picked, m->experts ? 1 : 0, m->experts)) return "more experts a token than there are";
     if (!within(m->query_span, 0, INT32_MAX)) return "a span of positions that is none";
-    if (!within(m->fine, 0, FINE_ALL) || !within(m->whole_norms, 0, 1) || !within(m->whole_softmax, 0, 1)) return "a flag that is none";
+    if (!within(m->fine, 0, FINE_ALL) || !within(m->whole_norms, 0, 1) || !within(m->whole_softmax, 0, 1))
+        return "a flag that is none";
     int64_t units = (int64_t)m->kv_heads * up(m->heads / m->kv_heads, ROWS) / ROWS, chunks = up(m->slots, CHUNK) / CHUNK;
     if ((units > 4 * m->threads ? units : 4 * m->threads) * chunks > INT32_MAX) return "too many heads for so long a context";
     return NULL;
@@ -99,7 +105,8 @@ static const char *layer_fault(const Model *m, const Layer *l) {
 const char *weights_fault(const Model *m) {
     if (!m->norm || !m->layer || (m->ropes && !m->rope)) return "weights that are missing";
     for (int i = 0; i < m->ropes; i++)
-        if (!m->rope[i].frequency || !within(m->rope[i].dim, 2, m->head_dim) || m->rope[i].dim % 2) return "an impossible rotation";
+        if (!m->rope[i].frequency || !within(m->rope[i].dim, 2, m->head_dim) || m->rope[i].dim % 2)
+            return "an impossible rotation";
     if (!is_shaped(m->embed, m->vocab, m->hidden)) return "an embedding of another model";
     if (m->outputs ? !is_shaped(m->head, m->outputs, m->hidden) : m->head != NULL) return "a head of another model";
     for (int layer = 0; layer < m->layers; layer++) {
@@ -112,8 +119,10 @@ const char *weights_fault(const Model *m) {
 static const char *low_rank_fault(const Matrix *w) {
     int count = 0;
     for (const LowRank *low = w->added; low; low = low->next) {
-        if (!within(low->kind, F32, BF16) || !within(low->rank, 1, MAX_RANK) || ++count > MAX_ADDED) return "an addition of impossible rank or kind";
-        size_t size = float_bytes(low->kind), a = (size_t)up(low->rank, 4) * up(w->columns, TILE), b = (size_t)low->rank * up(w->rows, LANES);
+        if (!within(low->kind, F32, BF16) || !within(low->rank, 1, MAX_RANK) || ++count > MAX_ADDED)
+            return "an addition of impossible rank or kind";
+        size_t size = float_bytes(low->kind);
+        size_t a = (size_t)up(low->rank, 4) * up(w->columns, TILE), b = (size_t)low->rank * up(w->rows, LANES);
         if (!low->a || !low->b || (uintptr_t)low->a % TILE || (uintptr_t)low->b % TILE) return "an addition that is not aligned";
         if (low->a_bytes < a * size || low->b_bytes < b * size) return "an addition that is cut off";
     }

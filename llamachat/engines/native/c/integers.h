@@ -1,7 +1,8 @@
 /* Queries and weights of attention as integers, to be multiplied with keys and values that are. */
 
-/* Numbers as integers of 15 bits, x ~ (256 * high + low) * scale, as activations are when fine. */
-typedef struct { int8_t high[DIM], low[DIM]; float scale; int32_t bias[2]; } Integers;  /* bias: takes back 128 added to each code */
+/* Numbers as integers of 15 bits, x ~ (256 * high + low) * scale, as activations are when fine. bias: takes back 128 added to
+   each code. */
+typedef struct { int8_t high[DIM], low[DIM]; float scale; int32_t bias[2]; } Integers;
 
 /* n is a multiple of 16. */
 INLINE void to_integers(const float *x, int n, Integers *to) {

@@ -70,7 +70,8 @@ INLINE void in_quads(const int8_t plain[GROUP], int8_t *out) {
 INLINE int32_t pair(const int32_t sums[2]) { return (int32_t)(((uint32_t)sums[1] << 16) | (uint16_t)sums[0]); }
 
 /* Codes of one group: x times 1 / scale; and their sums over its halves, of low if fine. */
-INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t sums[2], int32_t low_sums[2]) {
+INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t sums[2],
+                           int32_t low_sums[2]) {
     int8_t plain[GROUP], below[GROUP];
     UNROLL
     for (int half = 0; half < 2; half++) {

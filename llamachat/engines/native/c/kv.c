@@ -8,7 +8,8 @@
 enum { FEW = 64 };  /* so many tokens' keys are rotated sooner than another thread is woken */
 
 /* n elements of `bytes` bytes (1, 2 or 4), `four` of them side by side every `step` elements, out to a row or back in. */
-static inline __attribute__((always_inline)) void stride(size_t bytes, char *held, char *row, int n, int four, size_t step, int out) {
+static inline __attribute__((always_inline)) void stride(size_t bytes, char *held, char *row, int n, int four, size_t step,
+                                                         int out) {
     for (int d = 0; d < n; d += four)
         for (int i = 0; i < four && d + i < n; i++) {
             char *at = held + (d / four * step + i) * bytes, *here = row + (d + i) * bytes;

@@ -13,8 +13,8 @@ static inline size_t kv_block(const Engine *e, int value) {
     return (size_t)LANES * e->dim * kv_element(key_kind(e));
 }
 
-/* The block that a slot of one head's keys or values is in. Slots lie chunk by chunk, so that few of them take little memory; in a
-   chunk, what a layer's attention reads lies in the order of reading. */
+/* The block that a slot of one head's keys or values is in. Slots lie chunk by chunk, so that few of them take little memory;
+   in a chunk, what a layer's attention reads lies in the order of reading. */
 static inline char *kv_at(const Engine *e, int layer, int value, int head, int64_t slot) {
     size_t plane = ((size_t)(slot / CHUNK) * e->m.layers + layer) * e->m.kv_heads + head, keys = kv_block(e, 0);
     size_t first = CHUNK / LANES * (plane * (keys + kv_block(e, 1)) + value * keys);

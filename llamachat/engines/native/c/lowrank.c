@@ -22,9 +22,10 @@ static float *row_of(const Engine *e, const Product *p, int part) {
 }
 
 /* Some tokens' sums over one block of one group of rows; `to` is the first token's. */
-static void sum_block(const Engine *e, const Acts *a, const Product *p, const LowRank *low, int first, int end, int group, int block,
-                      float *to) {
-    int width = up(p->w->columns, TILE), from = block * block_of(p->w->columns), columns = least(block_of(p->w->columns), width - from);
+static void sum_block(const Engine *e, const Acts *a, const Product *p, const LowRank *low, int first, int end, int group,
+                      int block, float *to) {
+    int width = up(p->w->columns, TILE), from = block * block_of(p->w->columns);
+    int columns = least(block_of(p->w->columns), width - from);
     const char *rows = (const char *)low->a + ((size_t)group * width + from) * 4 * float_bytes(low->kind);
     for (int i = first; i < end; i++)
         e->k->low_sums(low->kind, rows, a->x + (size_t)(p->token + i) * a->width + from, columns,

@@ -11,7 +11,8 @@
 
 static const Route *route_of(const Task *t) { return t->alone ? &t->local->route : &t->e->route; }
 
-/* The `picked` largest scores, by the experts' numbers; of equal ones the first. What is not a number is picked like any other. */
+/* The `picked` largest scores, by the experts' numbers; of equal ones the first. What is not a number is picked like any
+   other. */
 static void pick_experts(const Engine *e, const float *scores, Pick *picks) {
     int k = e->m.picked, n = 0;
     for (int expert = 0; expert < e->m.experts; expert++) {
@@ -85,7 +86,8 @@ void route(const Task *t, const Layer *l) {
     const Product product = {l->router, t->tokens, e->scores, e->scored};
     start_added(t, t->acts, &product, 1, strips_of(l->router));
     for (int lo, hi = 0; take_strips(t, strips_of(l->router), &lo, &hi);) {
-        e->k->matmul(l->router, t->acts, is_fine(e, FINE_MLP), 0, t->tokens, e->scores, e->scored, lo, hi - lo, t->local->scratch);
+        e->k->matmul(l->router, t->acts, is_fine(e, FINE_MLP), 0, t->tokens, e->scores, e->scored, lo, hi - lo,
+                     t->local->scratch);
         add_added(t, &product, 0, lo, hi - lo);
     }
     barrier(t);
@@ -132,8 +134,8 @@ static void gate_up(const Task *t, const Matrix *w, const Group *g, int lo, int 
     }
 }
 
-/* Of one token, threads take strips of all its experts, as if these were one matrix. Of a batch, whose experts have unlike numbers
-   of rows, they take the same strips of every expert. */
+/* Of one token, threads take strips of all its experts, as if these were one matrix. Of a batch, whose experts have unlike
+   numbers of rows, they take the same strips of every expert. */
 void gate_up_experts(const Task *t, const Layer *l) {
     const Engine *e = t->e;
     const Route *r = route_of(t);
@@ -173,7 +175,8 @@ void project_down_experts(const Task *t, const Layer *l) {
     for (int lo, hi = 0; take_strips(t, up(e->m.hidden, LANES) / LANES, &lo, &hi);) {
         for (int i = 0; i < r->count; i++) {
             const Product p = down_of(e, l->mlp + r->groups[i].expert * GATED, r->groups + i);
-            e->k->matmul(p.w, &e->expert_acts, is_fine(e, FINE_DOWN), p.token, p.tokens, p.y, p.stride, lo, hi - lo, t->local->scratch);
+            e->k->matmul(p.w, &e->expert_acts, is_fine(e, FINE_DOWN), p.token, p.tokens, p.y, p.stride, lo, hi - lo,
+                         t->local->scratch);
             add_added(t, &p, 0, lo, hi - lo);
         }
         for (int i = 0; i < t->tokens; i++)

@@ -35,15 +35,15 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, slots, kv_kind, threads, batch;  /* batch: most tokens a call;
-                                                               inner: of layers without experts, 0: there is none */
+    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim;  /* inner: of layers without experts, 0: there is none */
+    int32_t slots, kv_kind, threads, batch;  /* batch: most tokens a call */
     int32_t outputs;                         /* rows of the head, 0: it has none */
     int32_t activation, ropes, fine;
     int32_t whole_norms;                     /* q_norm and k_norm are of whole projections */
     int32_t experts, picked, expert_inner;   /* picked: experts a token; experts 0: there is no mixture */
     int32_t whole_softmax;                   /* experts' shares are of a softmax over all of them, else over those picked */
-    int32_t query_span;                      /* query_scale grows with the position p: times 1 + query_growth * ln(1 + p / query_span); */
-    float query_growth;                      /* query_span 0: it does not */
+    int32_t query_span;                      /* query_scale grows with the position p: */
+    float query_growth;                      /* times 1 + query_growth * ln(1 + p / query_span); query_span 0: it does not */
     float eps, query_scale, softcap, logit_softcap, swiglu_limit;  /* softcap: of scores; 0: none */
     const Rope *rope;                        /* [ropes] */
     const Layer *layer;                      /* [layers] */

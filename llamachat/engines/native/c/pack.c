@@ -5,7 +5,9 @@
 #include "half.h"
 #include "pack.h"
 
-static float entry(const void *p, int half, size_t i) { return half ? half_to_float(((const uint16_t *)p)[i]) : ((const float *)p)[i]; }
+static float entry(const void *p, int half, size_t i) {
+    return half ? half_to_float(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
 
 static void pack_scales(const Matrix *w, const Source *s, int row, int tile, uint8_t *out, int lane) {
     int groups = (w->columns + s->group - 1) / s->group;
@@ -52,7 +54,10 @@ static int pack_row(const Matrix *w, const Source *s, int row, uint8_t *strip) {
         }
         uint8_t *codes = strip + scales_bytes(HALVES, w->subs, w->minimum);
         pack_scales(w, s, row, t, strip, lane);
-        for (int c = 0; c < columns; c += GROUP) pack_group(w, s, (size_t)row * w->columns + t * TILE + c, columns - c, codes + group_bytes(w->kind) * (c / GROUP), lane);
+        for (int c = 0; c < columns; c += GROUP) {
+            size_t first = (size_t)row * w->columns + t * TILE + c;
+            pack_group(w, s, first, columns - c, codes + group_bytes(w->kind) * (c / GROUP), lane);
+        }
     }
     return finite;
 }

@@ -29,9 +29,9 @@ enum { SUPER = 256 };                        /* columns of a K type's block */
 enum kind { F32, F16, BF16, Q8, Q4, Q2, Q3, Q5, Q6 };
 enum scaling { HALVES, EXPONENTS, BYTES, NIBBLES, SIXES };
 
-/* What is added to a matrix's product with x: scale * b (a x), and of several all. `a` [rank, columns] lies in groups of 4 rows, a
-   group in pieces of 16 columns, as [4][16]; `b` [rows, rank] in strips of 16 rows, a strip as [rank][16]. Missing rows and columns
-   (of whole tiles) are zero. */
+/* What is added to a matrix's product with x: scale * b (a x), and of several all. `a` [rank, columns] lies in groups of 4
+   rows, a group in pieces of 16 columns, as [4][16]; `b` [rows, rank] in strips of 16 rows, a strip as [rank][16]. Missing rows
+   and columns (of whole tiles) are zero. */
 typedef struct LowRank {
     const void *a, *b;             /* 64-byte aligned */
     uint64_t a_bytes, b_bytes;
@@ -73,7 +73,9 @@ typedef struct {
 /* The least multiple of `to` that is not below n. */
 static inline int up(int n, int to) { return (n + to - 1) / to * to; }
 static inline int strips_of(const Matrix *w) { return up(w->rows, LANES) / LANES; }
-static inline int bits_of(int kind) { return kind == Q8 ? 8 : kind == Q4 ? 4 : kind == Q2 ? 2 : kind == Q3 ? 3 : kind == Q5 ? 5 : 6; }
+static inline int bits_of(int kind) {
+    return kind == Q8 ? 8 : kind == Q4 ? 4 : kind == Q2 ? 2 : kind == Q3 ? 3 : kind == Q5 ? 5 : 6;
+}
 static inline size_t group_bytes(int kind) { return 2 * GROUP * bits_of(kind); }  /* of 32 columns' codes */
 static inline int block_columns(int scaling) { return scaling >= BYTES ? SUPER : TILE; }
 static inline size_t integers_at(int minimum) { return 2 * LANES * (1 + minimum); }  /* of a K type's block */

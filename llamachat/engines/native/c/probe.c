@@ -14,7 +14,8 @@ static int omp_get_num_threads(void) { return 1; }
 
 typedef uint64_t Line __attribute__((vector_size(64), aligned(64), may_alias));
 
-/* As so many streams side by side, each over its own part of the lines, fetched so many bytes ahead (0: as the processor guesses). */
+/* As so many streams side by side, each over its own part of the lines, fetched so many bytes ahead (0: as the processor
+   guesses). */
 static inline __attribute__((always_inline)) uint64_t add_up(const Line *p, size_t lines, int streams, int ahead) {
     Line sums[4] = {{0}};
     size_t each = lines / streams;
@@ -43,8 +44,8 @@ READERS(plain, )
 READERS(wide, __attribute__((target("avx512f"))))
 #endif
 
-/* Reads all of it once (64-byte aligned, a multiple of 1024 bytes for each thread) in the way-th of four ways, of which another is
-   the fastest on each processor; returns the sum of its words. */
+/* Reads all of it once (64-byte aligned, a multiple of 1024 bytes for each thread) in the way-th of four ways, of which another
+   is the fastest on each processor; returns the sum of its words. */
 uint64_t read_memory(const void *data, size_t bytes, int threads, int way) {
     Reader *read = plain_ways[way & 3];
     uint64_t total = 0;
@@ -103,8 +104,8 @@ static void activate(int activation, float limit, const float *gate, const float
     TIMED(ACTIVATE, real->activate(activation, limit, gate, upper, out, n));
 }
 static void soften(float *x, int n, float cap) { TIMED(ACTIVATE, real->soften(x, n, cap)); }
-static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                   void *scratch) {
+static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                   int strips, void *scratch) {
     int part = w >= matrices && w < matrices + count ? part_of[w - matrices] : HEAD;
     TIMED(part, real->matmul(w, a, fine, token, tokens, y, stride, strip, strips, scratch));
     if (part == HEAD && omp_get_thread_num() == 0) spent[0].seconds[STEP] += now() - begun, begun = now();

@@ -10,7 +10,8 @@ const char *single_product(const char *kernels, const Matrix *w, const float *x,
     const Kernels *k = select_kernels(kernels);
     const char *fault = matrix_fault(w);
     if (fault) return fault;
-    if (!k || !w->data || tokens < 1 || tokens > MAX_BATCH || threads < 1 || threads > MAX_THREADS) return "an impossible product";
+    if (!k || !w->data || tokens < 1 || tokens > MAX_BATCH || threads < 1 || threads > MAX_THREADS)
+        return "an impossible product";
     int width = up(w->columns, TILE), strips = strips_of(w);
     Claims claims = {0};
     char *scratch = claim(&claims, (size_t)SCRATCH * threads);
@@ -60,7 +61,8 @@ const char *single_attend(const char *kernels, const Keys *keys, const float *q,
 }
 
 /* An activation function of n elements. */
-const char *single_activate(const char *kernels, int activation, float limit, const float *gate, const float *upper, int n, float *out) {
+const char *single_activate(const char *kernels, int activation, float limit, const float *gate, const float *upper, int n,
+                            float *out) {
     const Kernels *k = select_kernels(kernels);
     if (!k || activation < SILU || activation >= ACTIVATIONS || n < 0 || n % LANES) return "an impossible activation function";
     k->activate(activation, limit, gate, upper, out, n);

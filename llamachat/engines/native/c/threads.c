@@ -103,9 +103,12 @@ int take_units(const Task *t, int total, int *lo, int *hi) { return take(t, tota
    faster to leave that core alone. So where threads sleep at barriers for much of the time, a stretch of steps is tried with one
    thread less, and now and then one with one more, and what is faster stays. No result depends on it. */
 
-enum { STEPS = 4, PATIENCE = 8, PROMPT = 32 };  /* of a stretch, at least; stretches between trials, at most; tokens that begin anew */
-static const double STRETCH = 0.05;        /* seconds, at least */
-static const double IDLE = 0.2, GAIN = 0.95;  /* the part of their time that threads sleep for a trial; what a step of it may take */
+enum { STEPS = 4 };                  /* of a stretch, at least */
+enum { PATIENCE = 8 };               /* stretches between trials, at most */
+enum { PROMPT = 32 };                /* tokens that begin anew */
+static const double STRETCH = 0.05;  /* seconds, at least */
+static const double IDLE = 0.2;      /* the part of their time that threads sleep for a trial */
+static const double GAIN = 0.95;     /* what a step of it may take */
 
 /* Whether weights are better fetched ahead depends on the processor: the first steps do so in turn, and the way of the shortest stays. */
 enum { TRIED = 16 };

@@ -9,11 +9,13 @@ static void enter(void) {
 static void leave(void) { _tile_release(); }
 
 enum { TILED = 12 };   /* as many tokens are worth a tile */
-enum { GROUPS = 32 };  /* of a piece, whose codes, unpacked, stay in the first-level cache: fills SCRATCH; half as many of folded ones */
+enum { GROUPS = 32 };  /* of a piece, whose codes, unpacked, stay in the first-level cache: fills SCRATCH; half as many of folded
+                          ones */
 
 /* A piece's codes taken apart into tiles of AMX, [groups][8 quads][16 rows][4]. */
 typedef struct {
-    int8_t *codes, *others;      /* what codes stand for, as signed bytes; of folded ones for the first 16 columns, and the others */
+    int8_t *codes, *others;      /* what codes stand for, as signed bytes; of folded ones for the first 16 columns, and the
+                                    others */
     float *scale, *low;          /* [groups][16]; minima, if there are any */
     int32_t *pairs, *low_pairs;  /* [groups][16], of folded ones: two integers of 16 bits; those of minima */
 } Unpacked;
@@ -22,7 +24,8 @@ static Unpacked unpacked_at(void *scratch) {
     enum { CODES = GROUPS * 512, EACH = GROUPS * LANES };
     int8_t *codes = scratch;
     float *scale = (float *)(codes + CODES);
-    return (Unpacked){codes, codes + CODES / 2, scale, scale + EACH, (int32_t *)(scale + 2 * EACH), (int32_t *)(scale + 3 * EACH)};
+    int32_t *pairs = (int32_t *)(scale + 2 * EACH);
+    return (Unpacked){codes, codes + CODES / 2, scale, scale + EACH, pairs, pairs + EACH};
 }
 
 INLINE void unpack_piece(int kind, int scaling, int subs, int minimum, int coding, const Piece *p, const Unpacked *u) {
@@ -85,7 +88,8 @@ INLINE vi sums_of(int folded, const Sums sums, int low, int token, vi pairs) {
     return sum * (pairs << 16 >> 16) + *(const vi *)sums[low][1][token] * (pairs >> 16);
 }
 
-/* An unpacked piece times up to 16 tokens. Sums are kept of two groups more, for the vectors follow the tile unit at a distance. */
+/* An unpacked piece times up to 16 tokens. Sums are kept of two groups more, for the vectors follow the tile unit at a
+   distance. */
 INLINE void tile_tokens(int folded, int minimum, int fine, const Piece *p, const Unpacked *u, int token, int n, float *y) {
     _Alignas(64) Sums sums[4];
     int each = block_columns(p->w->scaling) / GROUP, groups = (p->to - p->from) * each;
