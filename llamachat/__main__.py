@@ -1,11 +1,14 @@
 """The `llamachat` command, also as `python -m llamachat`."""
 
 import gc
+import os
 
 
 def main() -> None:
     """Console entry point. Ctrl-C may come, and memory end, while the command itself is being imported."""
     gc.set_threshold(500_000)  # loading makes many objects and no garbage: looking for it took a tenth of the start
+    if hasattr(os, "uname") and os.uname().machine == "x86_64":  # elsewhere torch has the same BLAS as numpy
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads, for products that nobody asks for, cost 14 ms
     try:
         from llamachat.engines.world import launched
 

@@ -13,6 +13,7 @@ import pytest
 
 import llamachat
 import quantize
+from llamachat.cli.commands import ROWS
 
 LAYERS = [  # from the top: each imports only what stands below it
     "__main__", "cli", "api", "quantize", "bench", "ui", "chat", "generation", "remote", "models", "engines", "formats",
@@ -193,6 +194,14 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert "llamachat.cli.main" in modules and not modules & HEAVY
+
+
+def test_a_command_loads_no_other_one() -> None:
+    code = "import sys; sys.argv = ['llamachat', 'complete', '--help']\nfrom llamachat.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rows = {f"llamachat.cli.{module}" for module, *_ in ROWS.values()}
+    assert rows <= FILES.keys() and rows & {*done.stdout.split()} == {"llamachat.cli.complete"}
 
 
 def test_what_runs_here_loads_nothing_of_servers() -> None:

@@ -1,4 +1,4 @@
-"""What fingers know from ollama: run, pull, ls, list, show and rm, which do the same here."""
+"""`llamachat run`, which fingers know from ollama; its other names are rows of commands.py."""
 
 import inspect
 import sys
@@ -7,10 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llamachat.cli import epilogs
 from llamachat.cli.chat import chat
-from llamachat.cli.defaults import Configured
-from llamachat.cli.models import list_models, pull_model, remove_model, show_model
 from llamachat.cli.shell_words import models
 
 Model = Annotated[
@@ -40,13 +37,3 @@ def run(question: list[str] | None, **given: Any) -> None:
     if not words and not sys.stdin.isatty():
         words = read_prompt(None, None)
     chat(question=[words] if words else None, **given)
-
-
-def add_to(app: typer.Typer) -> None:
-    """As hidden commands: --help names them in one line."""
-    app.command("run", cls=Configured, epilog=epilogs.RUN, hidden=True)(run)
-    app.command("pull", epilog=epilogs.PULL, hidden=True)(pull_model)
-    for name in ("ls", "list"):
-        app.command(name, epilog=epilogs.LIST, hidden=True)(list_models)
-    app.command("show", epilog=epilogs.SHOW, hidden=True)(show_model)
-    app.command("rm", epilog=epilogs.REMOVE, hidden=True)(remove_model)

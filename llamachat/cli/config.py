@@ -33,6 +33,7 @@ config_app = typer.Typer(
     help="Show and change the defaults of flags: of chat, complete, and what reads texts.\n\n"
     "A flag goes before its environment variable, that before the file, and the file before the model's own default.",
     epilog=epilogs.CONFIG,
+    add_completion=False,
 )
 
 

@@ -1,21 +1,24 @@
-"""What `llamachat` alone, with flags or with a question means, and the order of its commands."""
+"""What `llamachat` alone, with flags or with a question means, and what a shell completes then."""
 
 from typing import Any
 
 import typer.core
 
 from llamachat.cli.asking import UNNAMED, check_word
+from llamachat.cli.commands import Commands
 from llamachat.cli.defaults import chat_context
 from llamachat.cli.plain_values import spare
 
-ORDER = (  # those for every day first; others are aliases, which --help names in one line
-    "chat", "complete", "classify", "tag", "extract", "embed", "sessions", "models", "config", "quantize", "eval", "bench",
-)  # fmt: skip
 OWN_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 
 
 class ChatByDefault(typer.core.TyperGroup):
     """`llamachat`, `llamachat -m NAME` and `llamachat "question"` mean `llamachat chat ...`."""
+
+    def __init__(self, *, commands: Any, **attributes: Any) -> None:
+        """`commands`: typer's, of which there are none; ours are imported when they are asked for."""
+        super().__init__(**attributes)
+        self.commands: Any = Commands()
 
     def get_params(self, ctx: Any) -> list[Any]:
         return spare(super().get_params(ctx))
@@ -37,7 +40,7 @@ class ChatByDefault(typer.core.TyperGroup):
         return ["chat", *args]
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        return [*self.commands]
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Commands, aliases too once a letter is typed; or flags, chat's too."""
@@ -52,9 +55,5 @@ class ChatByDefault(typer.core.TyperGroup):
 
     def _aliases(self, incomplete: str) -> list[Any]:
         item = vars(typer.core)["CompletionItem"]
-        hidden = {name: command for name, command in self.commands.items() if command.hidden}
-        return [
-            item(name, help=command.get_short_help_str())
-            for name, command in hidden.items()
-            if name.startswith(incomplete)
-        ]
+        begun = {name: self.commands[name] for name in self.commands if name.startswith(incomplete)}
+        return [item(name, help=each.get_short_help_str()) for name, each in begun.items() if each.hidden]

@@ -10,26 +10,12 @@ import typer
 from typer.exceptions import TyperException
 
 from llamachat.cli import epilogs
-from llamachat.cli.aliases import add_to
-from llamachat.cli.bench import bench
-from llamachat.cli.chat import chat
-from llamachat.cli.classify import classify
-from llamachat.cli.complete import complete
-from llamachat.cli.config import config_app
-from llamachat.cli.defaults import Configured
-from llamachat.cli.embed import embed
-from llamachat.cli.evaluate import evaluate_model
-from llamachat.cli.extract import extract
 from llamachat.cli.group import ChatByDefault
 from llamachat.cli.interrupts import INTERRUPTED
 from llamachat.cli.keeping import keep_copies
 from llamachat.cli.loading import explain, note
-from llamachat.cli.models import models_app
 from llamachat.cli.options import Told
-from llamachat.cli.quantize import quantize_model
-from llamachat.cli.sessions import sessions_app
 from llamachat.cli.shell_words import join_at_colons
-from llamachat.cli.tag import tag
 from llamachat.cli.wording import shows_help, worded
 from llamachat.engines.world import launched
 from llamachat.errors import LlamachatError, UsageError, lacking
@@ -42,19 +28,6 @@ app = typer.Typer(
     epilog=epilogs.ROOT,
     pretty_exceptions_enable=False,
 )
-app.command(cls=Configured, epilog=epilogs.CHAT)(chat)
-app.command(cls=Configured, epilog=epilogs.COMPLETE)(complete)
-app.command(cls=Configured, epilog=epilogs.CLASSIFY)(classify)
-app.command(cls=Configured, epilog=epilogs.TAG)(tag)
-app.command(cls=Configured, epilog=epilogs.EXTRACT)(extract)
-app.command(cls=Configured, epilog=epilogs.EMBED)(embed)
-app.add_typer(sessions_app, name="sessions")
-app.add_typer(models_app, name="models")
-app.add_typer(config_app, name="config")
-app.command(epilog=epilogs.BENCH)(bench)
-app.command("quantize", epilog=epilogs.QUANTIZE)(quantize_model)
-app.command("eval", epilog=epilogs.EVALUATE)(evaluate_model)
-add_to(app)
 
 
 def _version(wanted: bool) -> None:

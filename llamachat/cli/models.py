@@ -31,7 +31,7 @@ from llamachat.system.sanitise import sanitise, sanitise_line
 if TYPE_CHECKING:
     from llamachat.models.overview import Known
 
-models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True)
+models_app = typer.Typer(help="List, inspect, fetch and remove models.", no_args_is_help=True, add_completion=False)
 models_app.command("cache", epilog=epilogs.CACHE)(models_cache)
 COLUMNS = ("name", "download", "on disk", "fits", "context", "licence", "store")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from llamachat.events import SavedDialog
     from llamachat.ui.render import Screen
 
-sessions_app = typer.Typer(help="List, show, search, rename, export and delete saved dialogs.", no_args_is_help=True)
+sessions_app = typer.Typer(
+    help="List, show, search, rename, export and delete saved dialogs.", no_args_is_help=True, add_completion=False
+)
 Name = Annotated[str, typer.Argument(help="A dialog's name.", autocompletion=sessions)]
 
 

@@ -108,7 +108,7 @@ def falling(values: Floats, positions: Positions) -> Positions:
     return positions[np.argsort(-values[positions], kind="stable")]
 
 
-def drawn(weights: Floats, random: np.random.Generator) -> int:
+def drawn(weights: Floats, random: "np.random.Generator") -> int:  # whose import takes as long as ten tokens
     """A position, each with its share of the weight; never one of weight 0."""
     cumulative = np.cumsum(weights, dtype=np.float64)
     # random() * total rounds to less than total, and a step of height 0 is never the first to lie above it.
@@ -150,7 +150,7 @@ class Sampler:
                 raise UsageError(f"logit_bias names token {token}", remedy=f"ids are below {vocab_size}")
         self.params = params
         self._constraint = constraint
-        self._random = np.random.default_rng(params.seed)
+        self._random = None if params.temperature < GREEDY_BELOW else np.random.default_rng(params.seed)
         self._seen = np.zeros(vocab_size, bool)
         self._drawn = np.zeros(vocab_size, np.int64)
         self._biased = np.fromiter(params.logit_bias.keys(), np.int64)
@@ -162,7 +162,8 @@ class Sampler:
 
     def observe_drawn(self, ids: Sequence[int]) -> None:
         """Go on as if these had been drawn, the random state included: one number was taken for each."""
-        self._random.random(len(ids))
+        if self._random:
+            self._random.random(len(ids))
         for token in ids:
             self._seen[token] = True
             self._drawn[token] += 1
@@ -170,7 +171,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token, from logits [vocab_size], which stay as they are. Raises ModelError, see peak."""
         ids, weights = self.candidates(logits)
-        token = int(ids[drawn(weights, self._random)])
+        token = int(ids[drawn(weights, self._random) if self._random else 0])
         self._seen[token] = True
         self._drawn[token] += 1
         if self._constraint:

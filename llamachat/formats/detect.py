@@ -1,21 +1,16 @@
-"""FORMATS, and which of them a path holds: told by its content, and by the file names that the formats themselves prescribe.
+"""The formats, and which of them a path holds: told by its content, and by the file names that the formats themselves prescribe.
 
 A format is a row here and a file beside this one, which reads its own configuration and names the files that it read.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamachat.errors import FormatError, reader
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import is_gguf, open_gguf
-from llamachat.formats.hf import open_hf
-from llamachat.formats.lit import WEIGHTS, open_lit
-from llamachat.formats.megatron import MARKS, NAME, open_megatron
-from llamachat.formats.meta import open_meta
-from llamachat.formats.mindformers import open_mindformers
 
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
@@ -37,24 +32,33 @@ class Format:
         return any((path / mark).is_file() for mark in self.marks)
 
 
-def _open_mindformers(path: Path) -> Checkpoint:
-    return open_mindformers(path, open_checkpoint)
+GGUF = Format("GGUF", open_gguf, (), is_gguf, "GGUF")
 
 
-FORMATS = (
-    Format("GGUF", open_gguf, (), is_gguf, "GGUF"),
-    Format("Hugging Face", open_hf, ("config.json",)),
-    Format("Meta", open_meta, ("params.json",)),
-    Format("lit-llama", open_lit, (WEIGHTS,), lambda path: path.suffix == ".pth", "lit-llama (.pth)"),
-    Format("Megatron", open_megatron, MARKS, lambda path: path.name == NAME, f"Megatron ({NAME})"),
-    Format(
+def formats() -> Iterator[Format]:
+    """All of them, each imported when it is asked for: most models are of the first."""
+    yield GGUF
+    from llamachat.formats.hf import open_hf
+
+    yield Format("Hugging Face", open_hf, ("config.json",))
+    from llamachat.formats.meta import open_meta
+
+    yield Format("Meta", open_meta, ("params.json",))
+    from llamachat.formats.lit import WEIGHTS, open_lit
+
+    yield Format("lit-llama", open_lit, (WEIGHTS,), lambda path: path.suffix == ".pth", "lit-llama (.pth)")
+    from llamachat.formats.megatron import MARKS, NAME, open_megatron
+
+    yield Format("Megatron", open_megatron, MARKS, lambda path: path.name == NAME, f"Megatron ({NAME})")
+    from llamachat.formats.mindformers import open_mindformers
+
+    yield Format(
         "MindFormers",
-        _open_mindformers,
+        lambda path: open_mindformers(path, open_checkpoint),
         (),
         lambda path: path.suffix in (".yaml", ".yml"),
         "MindFormers (.yaml)",
-    ),
-)
+    )
 
 
 @reader
@@ -62,12 +66,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The model in a file or folder, opened by headers alone. Raises ModelError."""
     if not path.exists():
         raise FormatError(f"{path} is neither a file nor a folder", "there is no model there", "check the path")
-    for each in FORMATS:
+    for each in formats():
         if each.holds(path):
             return each.open(path)
     if path.is_dir():
         return open_gguf(_only_gguf(path))
-    *others, last = (each.called for each in FORMATS if each.is_file)
+    *others, last = (each.called for each in formats() if each.is_file)
     raise FormatError(
         f"{path} is no {', '.join(others)} or {last} file",
         "it cannot be read alone",
@@ -79,7 +83,7 @@ def _only_gguf(folder: Path) -> Path:
     """The folder's one GGUF file, or the first of its one split set."""
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        marks = [f"{each.marks[0]} ({each.name})" for each in FORMATS if each.marks]
+        marks = [f"{each.marks[0]} ({each.name})" for each in formats() if each.marks]
         raise FormatError(
             f"{folder} has no {', '.join(marks)} or .gguf file", "there is no model there", "check the path"
         )

@@ -30,12 +30,13 @@ MAX_HEADER = 1 << 26  # bytes
 MAX_FIRST = 1 << 20  # of them, those before the vocabulary
 MAX_ELEMENTS = 1 << 22  # of all arrays
 MAX_ENTRIES = 1 << 16  # keys, and tensors
+MANY, STRETCH = 64, 1 << 16  # texts from which on they are looked for at once, in so many bytes
 
 FLOAT32, STRING, ARRAY = 6, 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", FLOAT32: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 SCALARS = {kind: Struct("<" + code) for kind, code in NUMBERS.items()}
 U32, U64 = SCALARS[4], SCALARS[10]
-OVERRUN = "its header runs past its end"
+OVERRUN, NOT_UTF8 = "its header runs past its end", "a text in its header is not UTF-8"
 MIXED = "they are not parts of one model"
 
 
@@ -156,7 +157,7 @@ class _Header:
         return count
 
     def text(self) -> str:
-        (text,) = self.texts(self.skip_texts(1), 1)
+        (text,) = self.texts_at(self.skip_texts(1), 1)
         return text
 
     def value(self) -> Any:
@@ -175,13 +176,39 @@ class _Header:
         kind, count = self.number(U32), self.count("array elements", MAX_ELEMENTS - self.elements)
         self.elements += count
         if kind == STRING:
-            return partial(self.texts, self.skip_texts(count), count)
+            starts = self.starts(count)
+            if starts is None:
+                return partial(self.texts_at, self.skip_texts(count), count)
+            first, end = self.skip(int(starts[-1])), self.at
+            return partial(self.texts_between, first, end, starts[:-1])
         if kind not in SCALARS:
             raise self.damaged(f"an array in its header has elements of type {kind}")
         return partial(self.numbers, "<" + NUMBERS[kind], self.skip(count * SCALARS[kind].size), count)
 
+    def starts(self, count: int) -> Array | None:
+        """Of texts from here on, where each one's length stands, and where the last one ends, counted from here; found at once,
+        as vocabularies have hundreds of thousands. None where there are few, or one is empty or longer than 255 bytes: a length
+        is then not just a byte and seven zeros.
+        """
+        found, number, left = list[Array](), 0, self.limit - self.at
+        if not MANY <= count <= left:
+            return None
+        for at in range(0, left - 7, STRETCH):
+            data = np.frombuffer(self.data, np.uint8, min(STRETCH + 7, left - at), self.at + at)
+            zero = data == 0
+            two = zero[:-1] & zero[1:]
+            four = two[:-2] & two[2:]
+            found.append(np.flatnonzero(four[1:-3] & four[4:] & ~zero[: len(four) - 4]) + at)
+            number += len(found[-1])
+            if number >= count:
+                break
+        starts = np.concatenate(found)[:count]
+        ends = starts + np.frombuffer(self.data, np.uint8, left, self.at)[starts] + 8
+        chained = len(starts) == count and starts[0] == 0 and np.array_equal(starts[1:], ends[:-1])
+        return np.append(starts, ends[-1]) if chained and ends[-1] <= left else None
+
     def skip_texts(self, count: int) -> int:
-        """Step over texts, each after its length in 8 bytes; where they begin. A vocabulary has some 100,000."""
+        """Step over texts, each after its length in 8 bytes; where they begin."""
         length, data, at, last = U64.unpack_from, self.data, self.at, self.limit - U64.size
         for _ in range(count):
             if at > last:
@@ -189,7 +216,21 @@ class _Header:
             at += 8 + length(data, at)[0]
         return self.skip(at - self.at)
 
-    def texts(self, end: int, count: int) -> list[str]:
+    def texts_between(self, first: int, end: int, starts: Array) -> list[str]:
+        """Those whose `starts` are known: all are decoded at once, and parted at a zero that is left of each length."""
+        data = np.frombuffer(self.data, np.uint8, end - first, first).copy()
+        data[starts] = 0
+        kept = data != 0
+        if np.count_nonzero(kept) < len(data) - 8 * len(starts):  # a text has zeros itself
+            return self.texts_at(first, len(starts))
+        kept[starts] = True
+        try:
+            texts: str = data[kept].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise self.damaged(NOT_UTF8) from error
+        return texts.split("\0")[1:]
+
+    def texts_at(self, end: int, count: int) -> list[str]:
         length, data, found = U64.unpack_from, self.data, []
         try:
             for _ in range(count):
@@ -197,7 +238,7 @@ class _Header:
                 end = start + length(data, end)[0]
                 found.append(data[start:end].decode())
         except UnicodeDecodeError as error:
-            raise self.damaged("a text in its header is not UTF-8") from error
+            raise self.damaged(NOT_UTF8) from error
         return found
 
     def numbers(self, code: str, start: int, count: int) -> list[Any]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,10 +19,12 @@ from llamachat.core.sampler import Sampler, token_logprobs
 from llamachat.core.thoughts import Thoughts
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import LlamachatError, LostError
-from llamachat.events import FinishReason
 from llamachat.generation.completion import Answer, AnswerSettings
 from llamachat.generation.guesses import Guesses
 from llamachat.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from llamachat.events import FinishReason
 
 PIECE = 512  # tokens a step, of all texts together
 ALIGN = 256  # texts begin at multiples of it: engines sum by blocks of slots, so where a text lies changes no bit
@@ -278,7 +280,7 @@ class Batch:
             self._end(text, "interrupt")
         self._held = None
 
-    def _end(self, text: _Text, how: FinishReason | LlamachatError | None = None) -> None:
+    def _end(self, text: _Text, how: "FinishReason | LlamachatError | None" = None) -> None:
         """`how`: unless it has ended by itself."""
         if isinstance(how, str):
             text.pieces.append(text.answer.finish(how))

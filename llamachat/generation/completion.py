@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from llamachat.core.cache import Cache
 from llamachat.core.detokenize import Detokenizer, StopMatcher
@@ -26,10 +27,12 @@ from llamachat.core.thoughts import TAGGED, Thoughts
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.encoding import encoding, started
 from llamachat.errors import ModelError, UsageError
-from llamachat.events import FinishReason, Reading, Stats
 from llamachat.generation.guesses import Guesser, Guesses
 from llamachat.generation.loops import Loops
 from llamachat.generation.thinking import Part, Thinking, ThinkSplitter, spelled_marks, trimmed
+
+if TYPE_CHECKING:
+    from llamachat.events import FinishReason, Reading, Stats
 
 HEADER = 32  # tokens at a prompt's end in which the mark of a thought is looked for
 
@@ -69,7 +72,7 @@ class Answer:
     stop_id: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt[1:]
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of ids
-    reason: FinishReason = "interrupt"  # until it ends in another way
+    reason: "FinishReason" = "interrupt"  # until it ends in another way
     reused: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -197,7 +200,7 @@ class Answer:
                 return self._stops.finish() + text, False
         return self._stops.add(text)
 
-    def finish(self, reason: FinishReason) -> str:
+    def finish(self, reason: "FinishReason") -> str:
         """End the answer; returns the text that was held back."""
         text, stopped = self._stops.add(self._detokenizer.finish())
         self.reason = reason
@@ -212,9 +215,11 @@ class Answer:
             cause = f"the prompt has token {unknown}, the model's vocabulary {size} tokens"
             raise ModelError(cause, "nothing was computed", "use the tokenizer that the model was made with")
 
-    def reading(self) -> Iterator[Reading]:
+    def reading(self) -> "Iterator[Reading]":
         """Iterate before the answer itself, to hear how far a prompt is read that takes several chunks: all but the last, which
         the answer begins with. Raises UsageError and ModelError as `check` does."""
+        from llamachat.events import Reading
+
         self.check()
         reused = self.cache.keep_common_prefix(self.prompt)
         total = len(self.prompt) - reused
@@ -254,8 +259,10 @@ class Answer:
         """Whether the ids stand for the text; not where a stop string cut them."""
         return self.reason != "stop" or self.stop_id is not None
 
-    def stats(self) -> Stats:
+    def stats(self) -> "Stats":
         """Counts and seconds so far."""
+        from llamachat.events import Stats
+
         return Stats(
             prompt_tokens=len(self.prompt),
             reused_tokens=self.reused,

@@ -5,15 +5,17 @@ What answers, a model that runs here or a server, is a subclass's: completer.py,
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TextIO, TypeVar
 
 from llamachat.core.dialog import Message
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import FinishReason, Stats
 from llamachat.generation.jsonl import Source, numbered, parse_line
 from llamachat.generation.thinking import Part, parted
 from llamachat.system.metadata import is_record
 from llamachat.system.sanitise import Sanitiser
+
+if TYPE_CHECKING:
+    from llamachat.events import FinishReason, Stats
 
 PARALLEL = 32
 
@@ -21,14 +23,14 @@ PARALLEL = 32
 class Reply(Protocol):
     """One answer: `parts` is iterated once, and all else is right wherever that is left off."""
 
-    reason: FinishReason
+    reason: "FinishReason"
     all_thought: bool  # it ended within a thought
 
     def parts(self) -> Iterator[Part]:
         """Its text in pieces, each with whether it is thought."""
         ...
 
-    def stats(self) -> Stats: ...
+    def stats(self) -> "Stats": ...
 
 
 R = TypeVar("R", bound=Reply)  # an answer

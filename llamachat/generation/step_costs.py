@@ -1,7 +1,6 @@
 """What a step of several tokens takes, in steps of one token: measured as it runs, guessed from its neighbours until then."""
 
 from itertools import pairwise
-from statistics import fmean, median
 
 EACH = 0.25  # of a step of one token, that each further one is taken to cost at most until that has been measured
 SURPRISE = 2.0  # times what is expected, that a step counts for at most: real changes come again, others do not
@@ -45,6 +44,8 @@ class StepCosts:
         if tokens == 1:
             self._single = [*self._single, seconds][-KEPT:]
             return 1.0
+        from statistics import median  # which an answer of one token needs not
+
         cost = seconds / median(self._single)
         if tokens <= len(self._costs):
             cost = min(max(cost, 1.0), SURPRISE * self.of(tokens))
@@ -57,7 +58,7 @@ class StepCosts:
         """Costs between those that were measured lie on a line, or below it where that would keep them from being tried; those
         behind the last go on as from the first to it."""
         most = len(self._costs)
-        points = [(1, 1.0), *((count, fmean(each)) for count, each in sorted(self._measured.items()))]
+        points = [(1, 1.0), *((count, sum(each) / len(each)) for count, each in sorted(self._measured.items()))]
         last, cost = points[-1]
         slope = (cost - 1) / (last - 1) if last > 1 else EACH
         for (low, less), (high, more) in pairwise([*points, (most + 1, cost + slope * (most + 1 - last))]):

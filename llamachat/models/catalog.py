@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
@@ -85,6 +86,31 @@ class Catalog:
     files: tuple[Path, ...]  # what was read, ours first
 
 
+class _Entries(Mapping[str, ModelEntry]):
+    """Ours are made when they are asked for, as tests see that all can be; the person's at once, who is told what is wrong."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, ModelEntry | partial[ModelEntry]] = {}
+
+    def __getitem__(self, name: str) -> ModelEntry:
+        entry = self._made[name]
+        if isinstance(entry, partial):
+            entry = self._made[name] = entry()
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
+
+    def add(self, name: str, entry: "ModelEntry | partial[ModelEntry]") -> None:
+        self._made[name] = entry
+
+
 class Table(Fields):
     """A table of models.toml."""
 
@@ -127,7 +153,7 @@ def load_catalog(user: Path | None = None) -> Catalog:
     """Our entries, then the user's file (the one in the config folder, unless given). Raises ConfigError."""
     files = tuple(file for file in (_own_file(), user or user_file()) if file.exists())
     tables: dict[str, dict[str, Any]] = {}
-    entries: dict[str, ModelEntry] = {}
+    entries = _Entries()
     default = ""
     for file in files:
         document = _read(file)
@@ -139,7 +165,8 @@ def load_catalog(user: Path | None = None) -> Catalog:
         for name, table in _named_tables(document.get("models", {}), file):
             amends = "source" not in table and name in tables
             tables[name] = (tables[name] if amends else {}) | _anchored(table, file)
-            entries[name] = _entry(name, tables[name], f"[models.{name}] of {file}")
+            entry = partial(_entry, name, tables[name], f"[models.{name}] of {file}")
+            entries.add(name, entry if file == files[0] else entry())
     if default not in entries:
         raise refusal(f"default = {shown(default)} in {files[-1]} names no model", "name one of [models]")
     return Catalog(entries, default, files)

@@ -18,7 +18,7 @@ from llamachat.models.packed_weights import Fresh, remember, store, tidy
 from llamachat.system import private, textfile
 from llamachat.system.amounts import size
 
-PAYS = 0.1  # seconds of packing from which on a copy, which is mapped in a hundredth of that, is worth its place
+PAYS = 0.02  # seconds of packing from which on a copy, which is mapped in a tenth of that, is worth its place
 IDLE = 0.5  # seconds without a step after which nobody waits for the processor
 LOWEST = 19  # of the priorities of threads
 PATIENCE = 1.0  # seconds that a thread has to leave what it writes

@@ -8,6 +8,7 @@ script; so are combining marks that are too many for their base.
 """
 
 import re
+from functools import cache
 
 from llamachat.system.marks import Marks, spelled
 
@@ -60,13 +61,18 @@ _VARIED = (  # Unicode's emoji-variation-sequences.txt, StandardizedVariants.txt
     rf"|(?<=[{_IDEOGRAPHS}])[\U000e0100-\U000e01ef]"
     r"|(?<=[\u1820-\u18aa])[\u180b-\u180d\u180f]"
 )
-_EXPOSED = re.compile(
+_EXPOSED = (
     rf"(?=[{_HIDDEN}])(?:(?P<proper>{_VARIED}|(?:(?<=[{_EMOJI}])|(?<=[{_EMOJI}]\ufe0f))\u200d(?=[{_EMOJI}])"
     rf"|(?<=[{_JOINING}])[{_JOINER}](?=[{_JOINING}])|(?<=[{_VIRAMA}])[{_JOINER}]|(?<=\u0647)\u200d"  # of the Hijri year
     rf"|(?<={_FLAG}){_TAGS}{{3,6}}\U000e007f)|.)"
 )
 _WAITING = re.compile(rf"(?:[{_JOINER}]|(?<={_FLAG}){_TAGS}{{1,6}})\Z")  # whose meaning the next character decides
 _LONGEST = 6  # characters that wait
+
+
+@cache  # most texts need it not, and its compiling takes as long as a token
+def _exposed() -> re.Pattern[str]:
+    return re.compile(_EXPOSED)
 
 
 class Sanitiser:
@@ -113,7 +119,7 @@ class Sanitiser:
         waiting = None if ends else _WAITING.search(whole, max(start, len(whole) - _LONGEST))
         end = waiting.start() if waiting else len(whole)
         self._before, self._waiting = whole[:end][-2:], whole[end:]
-        return _EXPOSED.sub(lambda match: _shown(match, start), whole[:end])[start:]
+        return _exposed().sub(lambda match: _shown(match, start), whole[:end])[start:]
 
 
 def _shown(match: re.Match[str], start: int) -> str:

@@ -6,6 +6,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (tokenizer) and llama.
 import math
 from collections.abc import Callable, Mapping, Set
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 from llamachat.tokenizers import spm
@@ -72,8 +73,10 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama", "t5"):
         raise damaged(_WHERE, f"tokenizer.ggml.model is {model!r:.40}, and only 'gpt2', 'llama' and 't5' are read")
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_list(metadata, "tokens", str))]
-    if len(set(tokens)) < len(tokens):
+    given = _list(metadata, "tokens", str)
+    tokens = given if all(given) else [token or f"[EMPTY_{i}]" for i, token in enumerate(given)]
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(vocabulary) < len(tokens):
         raise damaged(_WHERE, "tokenizer.ggml.tokens has repeated entries")
     ids, notes = special_ids(metadata, len(tokens))
     ends = frozenset(ids[key] for key in ENDS if key in ids)
@@ -82,6 +85,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> TextTokenizer:
     eos = ids.get("eos") if metadata.get("tokenizer.ggml.add_eos_token", model == "t5") else None
     return (_byte_level if model == "gpt2" else _sentencepiece)(
         metadata,
+        vocabulary,
         tokens,
         _types(metadata, tokens, ends | {ids.get("bos")}, ids.get("unknown")),
         bos_id=bos,
@@ -119,7 +123,9 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
     if not set(types) <= set(range(7)):
         raise damaged(_WHERE, "tokenizer.ggml.token_type has unknown types")
     given = metadata["tokenizer.ggml.tokens"]
-    for i, kind in enumerate(types):
+    odd = {i for i, kind in enumerate(types) if kind != NORMAL or not given[i]}
+    for i in odd | {i for i in control if i is not None}:
+        kind = types[i]
         marks = kind == USER_DEFINED and (is_control_shaped(tokens[i]) or SENTINEL.fullmatch(tokens[i]))
         if marks or (i in control and kind != UNKNOWN):
             types[i] = CONTROL
@@ -132,10 +138,11 @@ def _types(metadata: Mapping[str, Any], tokens: list[str], control: Set[int | No
     return types
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int], **common: Any) -> TextTokenizer:
+def _byte_level(
+    metadata: Mapping[str, Any], vocabulary: dict[str, int], tokens: list[str], types: list[int], **common: Any
+) -> TextTokenizer:
     pre, merges = _pre(metadata), _list(metadata, "merges", str)
-    pairs = _pairs(merges)
-    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+    _require_pairs(merges)
     marked = {tokens[i]: i for i, kind in enumerate(types) if kind not in (NORMAL, BYTE)}
     specials = {name: i for name, i in marked.items() if types[i] in (CONTROL, UNKNOWN)}
     shown = {name: i for name, i in marked.items() if types[i] == USER_DEFINED}
@@ -143,7 +150,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     texts = shown.keys() - tags.keys()  # found in any text as they are
     barred = marked.keys() - texts
     short = ShortTexts(SPLITS[pre], vocabulary, merges, barred, texts, pre in _WHOLE_WORDS)
-    library = cache(lambda: _library(pre, vocabulary, pairs, barred, texts))
+    library = cache(lambda: _library(pre, vocabulary, _pairs(merges), barred, texts))
 
     def ids(text: str, start: bool) -> list[int]:
         found = short.encode(text)
@@ -211,11 +218,17 @@ def _whole(merges: list[tuple[str, str]], vocabulary: Mapping[str, int], hidden:
     return all(left in known and right in known and left + right in known for left, right in merges)
 
 
-def _pairs(merges: list[str]) -> list[tuple[str, str]]:
-    flat = " ".join(merges).split(" ")  # at once: there are up to hundreds of thousands
-    if len(flat) != 2 * len(merges) or "" in flat or {merge.count(" ") for merge in merges} != {1}:
+def _require_pairs(merges: list[str]) -> None:
+    """Raises FormatError for a merge that is not of two parts with a space between them."""
+    flat = " ".join(merges)  # at once: there are up to hundreds of thousands
+    spaced = "  " in flat or flat.startswith(" ") or flat.endswith(" ")
+    if spaced or set(map(str.count, merges, repeat(" "))) != {1}:
         wrong = next(merge for merge in merges if merge.count(" ") != 1 or "" in merge.split(" "))
         raise damaged(_WHERE, f"the merge {wrong!r:.40} is not of two parts")
+
+
+def _pairs(merges: list[str]) -> list[tuple[str, str]]:
+    flat = " ".join(merges).split(" ")
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -249,7 +262,9 @@ def _pre_tokenizer(pre: str) -> Any:
     return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=builtin)])
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int], **common: Any) -> TextTokenizer:
+def _sentencepiece(
+    metadata: Mapping[str, Any], vocabulary: dict[str, int], tokens: list[str], types: list[int], **common: Any
+) -> TextTokenizer:
     scores = _list(metadata, "scores", float, len(tokens))
     if not all(map(math.isfinite, scores)):
         raise damaged(_WHERE, "tokenizer.ggml.scores has values that are no numbers")

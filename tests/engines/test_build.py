@@ -117,7 +117,7 @@ def test_a_wheel_is_for_every_linux_only_if_it_needs_nothing_more(
 
 
 def test_every_c_file_is_compiled() -> None:
-    assert {f"{name}.c" for name in (*build.PARTS, "kernels")} == {name for name in SOURCES if name.endswith(".c")}
+    assert {f"{name}.c" for name in (*build.PARTS, *build.SET)} == {name for name in SOURCES if name.endswith(".c")}
 
 
 def test_c_files_call_each_other_in_one_direction() -> None:

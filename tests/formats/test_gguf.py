@@ -164,6 +164,28 @@ def test_metadata_is_a_mapping_of_the_files_own_keys(tmp_path: Path) -> None:
     assert metadata["llama.block_count"] == 2 and "llama.nothing" not in metadata
 
 
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+ODD = st.sampled_from(["", "\0", "\0" * 9, "a\0", "x" * 256, "é" * 127, "x" * 255, "\x05" + "\0" * 7])
+
+
+@given(texts=st.lists(PLAIN, min_size=64, max_size=90) | st.lists(PLAIN | ODD, min_size=60, max_size=70))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_list_of_texts_is_read_whatever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    """Long lists are found and parted at once, but for texts that make that impossible."""
+    monkeypatch.setattr(gguf_file, "STRETCH", 64)
+    coded = [text.encode() for text in texts]
+    listed = b"".join(struct.pack("<Q", len(text)) + text for text in coded)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 2)
+    keys = (
+        struct.pack("<Q1sIIQ", 1, b"a", 9, 8, len(texts)) + listed + struct.pack("<Q1sII", 1, b"b", 4, 7)
+    )  # a list, a number
+    (tmp_path / "texts.gguf").write_bytes(head + keys)
+    metadata, _ = gguf_file.read_parts(tmp_path / "texts.gguf")
+    assert metadata["a"] == texts and metadata["b"] == 7
+
+
 @pytest.mark.parametrize("alignment", [8, 24, 4096])
 def test_other_alignments(tmp_path: Path, alignment: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf.gguf_writer, "GGUF_DEFAULT_ALIGNMENT", alignment)

@@ -28,12 +28,13 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
         "avx512": AVX512,
         "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
         "avx2": "-mavx2 -mfma -mf16c",
-        "portable": "-O1",
+        "portable": "-O1 -DSMALL",
     },
     "aarch64": {"neon": "-march=armv8.2-a+dotprod", "portable": "-O1"},
 }
 
-
+# compiled once for each set of kernels, side by side, the longest first
+SET = ("products", "panels", "attend", "kernels")
 # compiled once, beside the kernels
 PARTS = (
     "abi",
@@ -79,10 +80,12 @@ def compile_library(
         raise BuildError("no C compiler found")
     common = [cc, *FLAGS, *_openmp(cc, target.parent, environment), *extra]
     beside = ["-Wl,-rpath,$ORIGIN"] if sys.platform == "linux" else []
-    jobs = dict[str, list[str]]()
     sets = {name: flags for name, flags in _family().items() if kernels is None or name in kernels}
-    for name, flags in sets.items():
-        jobs[name] = [str(SOURCES / "kernels.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
+    jobs = {
+        f"{part}-{name}": [str(SOURCES / f"{part}.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
+        for name, flags in sets.items()
+        for part in SET
+    }
     jobs |= {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")
     objects = {name: target.parent / f"{name}.o" for name in jobs}
@@ -150,7 +153,7 @@ def tag(libraries: Sequence[Path]) -> str:
 def library() -> Path:
     """The library that came with the package, else one compiled from these sources and kept in the user's cache folder.
 
-    A checkout has no build step in which to compile; the first start does it, in some twenty seconds, and an edited source
+    A checkout has no build step in which to compile; the first start does it, in some ten seconds, and an edited source
     makes another name. One that another user has, or could have written, is never taken: it is compiled anew.
     """
     from llamachat.system import environment, private
@@ -231,11 +234,16 @@ def runtime(environment: Mapping[str, str] | None = None) -> Path | None:
 
 
 def _run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None) -> None:
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        for command in commands
-    ]
-    said = [process.communicate()[0] for process in running]
-    failed = [text for process, text in zip(running, said, strict=True) if process.returncode != 0]
+    """In this order, as many at once as there are processors. Raises BuildError with what the first that failed has said."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run(command: Sequence[str]) -> str:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
+        )
+        return (done.stdout.strip() or f"{command[0]} failed") if done.returncode else ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failed = [said for said in pool.map(run, commands) if said]
     if failed:
-        raise BuildError(failed[0].strip())
+        raise BuildError(failed[0])

@@ -4,6 +4,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class Header:
         )
 
 
+@cache  # a model has hundreds of tensors, and few kinds of them
 def bytes_of(header: Header) -> int:
     if header.rows == 0:
         return -(-header.columns // TILE) * TILE * 4

@@ -11,7 +11,6 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +82,8 @@ class PackedWeights:
 
     def verify(self) -> None:
         """Read a file's tensors whole. Raises FormatError for one whose bytes are not those that were packed."""
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda name: _sha256(self.tensors[name][1]), self.digests)
             for (name, expected), digest in zip(self.digests.items(), found, strict=True):

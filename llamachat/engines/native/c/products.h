@@ -207,19 +207,23 @@ static void strip_rare(const Matrix *w, const Acts *a, int fine, int token, floa
     for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);
 }
 
-/* y[t][row] for up to FEW tokens and the rows of `strips` strips. */
-static void strips_streamed(Stream *stream, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
-                            int strip, int strips) {
-    int count = strips / ABREAST;
-    Streams f = {w, a, y, stride, token, tokens, strip, count, count};
-    stream(&f, fine);
-    for (f.strip += count * ABREAST, f.count = 1, f.apart = 0; f.strip < strip + strips; f.strip++) stream(&f, fine);  /* the same abreast */
-}
-
-/* y[row] for one token and the rows of `strips` strips, where there is no code made for the way of coding. */
+/* y[row] for one token, where there is no code made for the way of coding. */
 static void strips_plain(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips) {
     if (w->kind == F32) strips_float(F32, w, a, token, y, strip, strips);
     else if (w->kind == F16) strips_float(F16, w, a, token, y, strip, strips);
     else if (w->kind == BF16) strips_float(BF16, w, a, token, y, strip, strips);
     else for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
+}
+
+/* y[t][row] for up to FEW tokens and the rows of `strips` strips. */
+static void strips_few(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips) {
+    Stream *stream = stream_of(w);
+    int count = strips / ABREAST;
+    Streams f = {w, a, y, stride, token, tokens, strip, count, count};
+    if (stream) {
+        stream(&f, fine);
+        for (f.strip += count * ABREAST, f.count = 1, f.apart = 0; f.strip < strip + strips; f.strip++) stream(&f, fine);  /* the same abreast */
+    } else {
+        for (int i = 0; i < tokens; i++) strips_plain(w, a, fine, token + i, y + i * stride, strip, strips);
+    }
 }

@@ -1,0 +1,16 @@
+/* A set's products of several tokens; those of a few are compiled beside them. */
+#include "set.h"
+
+#include "codes.h"
+#include "products.h"
+#define strips_few OF_SET(strips_few)
+#include "panels.h"
+
+void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                    void *scratch) {
+    matmul(w, a, fine, token, tokens, y, stride, strip, strips, scratch);
+}
+
+void OF_SET(enter)(void) { enter(); }
+
+void OF_SET(leave)(void) { leave(); }

@@ -1,0 +1,44 @@
+/* What the parts of a set of kernels share: kernels.c, products.c, panels.c and attend.c, each compiled once for each instruction set
+   (ISA; see simd.h and build.py), all of them side by side. */
+#ifndef LLAMACHAT_SET_H
+#define LLAMACHAT_SET_H
+#include "model.h"
+#include "simd.h"
+
+#if defined(SMALL)  /* vectors of four are no quicker where each way of coding has code of its own, which takes six times as long to compile */
+#undef INLINE
+#define INLINE static inline
+#endif
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define OF_SET(name) JOIN(name, ISA)  /* a name that the parts share */
+
+static inline int least(int a, int b) { return a < b ? a : b; }
+
+static inline float half_value(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return half_to_float(h);
+}
+
+/* See Kernels, and strips_few in products.h. */
+#pragma GCC visibility push(hidden)
+void OF_SET(dequantize_row)(const Matrix *w, int row, float *out);
+void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips);
+void OF_SET(fetch_weights)(int ahead);
+void OF_SET(low_sums)(int kind, const void *a, const float *x, int columns, float *out);
+void OF_SET(low_add)(const LowRank *low, const float *h, float *y, int strip, int strips);
+void OF_SET(low_row)(const LowRank *low, int columns, int row, float *x);
+void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
+                    void *scratch);
+void OF_SET(enter)(void);
+void OF_SET(leave)(void);
+void OF_SET(attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
+void OF_SET(merge)(float *into, const float *part, int dim);
+float OF_SET(narrow)(int kind, const float *x, void *out, int n);
+void OF_SET(narrow_values)(float *x, int dim, uint8_t *row);
+void OF_SET(hadamard)(float *x, int dim);
+float OF_SET(widen)(int kind, const void *p, size_t i);
+#pragma GCC visibility pop
+#endif
