@@ -34,7 +34,7 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
 }
 
 # compiled once for each set of kernels, side by side, the longest first
-SET = ("products", "panels", "attend", "kernels")
+SET = ("few", "products", "panels", "attend", "kernels")
 # compiled once, beside the kernels
 PARTS = (
     "abi",

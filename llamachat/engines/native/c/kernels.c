@@ -107,7 +107,10 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
     else quantize_as(0, a, token, first, last);
 }
 
+int OF_SET(fetching) = 1;
+static void fetch_weights(int ahead) { OF_SET(fetching) = ahead; }
+
 const Kernels OF_SET(kernels) = {
     TEXT(ISA), OF_SET(dequantize_row), rmsnorm, normalize, rotate, quantize, activate, soften, OF_SET(matmul), OF_SET(low_sums),
     OF_SET(low_add), OF_SET(low_row), OF_SET(attend), OF_SET(merge), OF_SET(narrow), OF_SET(narrow_values), OF_SET(hadamard),
-    OF_SET(widen), OF_SET(fetch_weights), OF_SET(enter), OF_SET(leave)};
+    OF_SET(widen), fetch_weights, OF_SET(enter), OF_SET(leave)};

@@ -1,9 +1,8 @@
-/* A set's products of several tokens; those of a few are compiled beside them. */
+/* A set's products of several tokens; those of a few and of one are compiled beside them. */
 #include "set.h"
 
 #include "codes.h"
 #include "products.h"
-#define strips_few OF_SET(strips_few)
 #include "panels.h"
 
 void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,

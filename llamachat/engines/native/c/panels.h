@@ -217,7 +217,8 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
     for (int i = 0, n; i < tokens; i += n) {
         float *to = y + (size_t)i * stride;
         n = least(tokens - i, times ? PANEL : FEW);
-        if (n <= FEW) strips_few(w, a, fine, token + i, n, to, stride, strip, strips);
+        if (n == 1) OF_SET(strips_once)(w, a, fine, token + i, to, strip, strips);
+        else if (n <= FEW) OF_SET(strips_few)(w, a, fine, token + i, n, to, stride, strip, strips);
         else strips_several(times, w, a, fine, token + i, n, to, stride, strip, strips, scratch);
     }
 }

@@ -10,9 +10,6 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-static int fetching = AHEAD;
-static void fetch_weights(int ahead) { fetching = ahead ? AHEAD : 0; }
-
 INLINE void fetch_ahead(const uint8_t *p, size_t ahead, size_t bytes) {
     for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
 }
@@ -76,7 +73,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     const Acts *a = f->a;
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
-    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = fetching;
+    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = OF_SET(fetching) ? AHEAD : 0;
     int blocks = column_blocks(w), first = w->first;
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
@@ -115,30 +112,6 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     X(Q5, HALVES, 2, 0, PLAIN) X(Q5, HALVES, 2, 1, PLAIN) X(Q4, EXPONENTS, 2, 0, SHORT) X(Q4, BYTES, 2, 1, PLAIN)        \
     X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
     X(Q3, SIXES, 4, 0, PLAIN)
-
-#define STREAM(k, scales, n, low, c)                                                                                      \
-    static void stream_##k##scales##n##low##c(const Streams *f, int fine) {                                               \
-        if (f->tokens == 1 && fine) strips_coded(k, scales, n, low, c, 1, 1, f);                                          \
-        else if (f->tokens == 1) strips_coded(k, scales, n, low, c, 0, 1, f);                                             \
-        else if (f->tokens == 2 && fine) strips_coded(k, scales, n, low, c, 1, 2, f);                                     \
-        else if (f->tokens == 2) strips_coded(k, scales, n, low, c, 0, 2, f);                                             \
-        else if (fine) strips_coded(k, scales, n, low, c, 1, FEW, f);                                                     \
-        else strips_coded(k, scales, n, low, c, 0, FEW, f);                                                               \
-    }
-WAYS(STREAM)
-#undef STREAM
-typedef void Stream(const Streams *f, int fine);
-
-/* The code made for a way of coding; NULL: floats, and what is rare, go token by token and strip by strip. */
-static Stream *stream_of(const Matrix *w) {
-    int coding = coding_of(w);
-    if (w->kind <= BF16 || w->wide) return NULL;
-#define CHOOSE(k, scales, n, low, c) \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) return stream_##k##scales##n##low##c;
-    WAYS(CHOOSE)
-#undef CHOOSE
-    return NULL;
-}
 
 INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, float *y, int strip, int count) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
@@ -213,17 +186,4 @@ static void strips_plain(const Matrix *w, const Acts *a, int fine, int token, fl
     else if (w->kind == F16) strips_float(F16, w, a, token, y, strip, strips);
     else if (w->kind == BF16) strips_float(BF16, w, a, token, y, strip, strips);
     else for (int s = strip; s < strip + strips; s++) strip_rare(w, a, fine, token, y, s);
-}
-
-/* y[t][row] for up to FEW tokens and the rows of `strips` strips. */
-static void strips_few(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips) {
-    Stream *stream = stream_of(w);
-    int count = strips / ABREAST;
-    Streams f = {w, a, y, stride, token, tokens, strip, count, count};
-    if (stream) {
-        stream(&f, fine);
-        for (f.strip += count * ABREAST, f.count = 1, f.apart = 0; f.strip < strip + strips; f.strip++) stream(&f, fine);  /* the same abreast */
-    } else {
-        for (int i = 0; i < tokens; i++) strips_plain(w, a, fine, token + i, y + i * stride, strip, strips);
-    }
 }

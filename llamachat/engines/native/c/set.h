@@ -1,4 +1,4 @@
-/* What the parts of a set of kernels share: kernels.c, products.c, panels.c and attend.c, each compiled once for each instruction set
+/* What the parts of a set of kernels share: kernels.c, products.c, few.c, panels.c and attend.c, each compiled once for each instruction set
    (ISA; see simd.h and build.py), all of them side by side. */
 #ifndef LLAMACHAT_SET_H
 #define LLAMACHAT_SET_H
@@ -22,11 +22,13 @@ static inline float half_value(const uint8_t *p) {
     return half_to_float(h);
 }
 
-/* See Kernels, and strips_few in products.h. */
+/* See Kernels, products.c and few.c. */
 #pragma GCC visibility push(hidden)
 void OF_SET(dequantize_row)(const Matrix *w, int row, float *out);
-void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips);
-void OF_SET(fetch_weights)(int ahead);
+extern int OF_SET(fetching);  /* whether weights are fetched ahead of use */
+void OF_SET(strips_once)(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips);
+void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                        int strips);
 void OF_SET(low_sums)(int kind, const void *a, const float *x, int columns, float *out);
 void OF_SET(low_add)(const LowRank *low, const float *h, float *y, int strip, int strips);
 void OF_SET(low_row)(const LowRank *low, int columns, int row, float *x);
