@@ -33,8 +33,8 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
     "aarch64": {"neon": "-march=armv8.2-a+dotprod", "portable": "-O1"},
 }
 
-# compiled once for each set of kernels, side by side, the longest first
-SET = ("few", "products", "panels", "attend", "kernels")
+# compiled once for each set of kernels, side by side, the longest first; products of one token are as quick without a pass
+SET = {"few": "", "products": "-fno-gcse", "panels": "", "kernels": ""}
 # compiled once, beside the kernels
 PARTS = (
     "abi",
@@ -82,9 +82,9 @@ def compile_library(
     beside = ["-Wl,-rpath,$ORIGIN"] if sys.platform == "linux" else []
     sets = {name: flags for name, flags in _family().items() if kernels is None or name in kernels}
     jobs = {
-        f"{part}-{name}": [str(SOURCES / f"{part}.c"), "-ffp-contract=fast", f"-DISA={name}", *flags.split()]
+        f"{part}-{name}": [str(SOURCES / f"{part}.c"), "-ffp-contract=fast", f"-DISA={name}", *f"{how} {flags}".split()]
         for name, flags in sets.items()
-        for part in SET
+        for part, how in SET.items()
     }
     jobs |= {name: [str(SOURCES / f"{name}.c"), "-ffp-contract=off"] for name in PARTS}
     jobs["cpu"].append(f"-DKERNEL_SETS={''.join(f'X({name})' for name in sets)}")

@@ -9,6 +9,15 @@
 #include "kv.h"
 #include "alloc.h"
 
+#if defined(__SANITIZE_ADDRESS__)  /* a line behind each piece, which nobody may touch */
+#include <sanitizer/asan_interface.h>
+enum { GUARD = 64 };
+#else
+enum { GUARD = 0 };
+#define ASAN_POISON_MEMORY_REGION(p, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes) ((void)0)
+#endif
+
 static size_t lines_of(size_t bytes) { return (bytes + 64 + 63) / 64 * 64; }  /* and a line more, which may be read */
 
 static void *zeroed(size_t bytes) {
@@ -18,9 +27,10 @@ static void *zeroed(size_t bytes) {
 
 void *claim(Claims *c, size_t bytes) {
     size_t at = c->bytes;
-    c->bytes += lines_of(bytes);
+    c->bytes += lines_of(bytes) + GUARD;
     if (c->counting || c->failed) return NULL;
     void *p = c->from ? c->from + at : zeroed(bytes);
+    if (c->from) ASAN_POISON_MEMORY_REGION(c->from + at + lines_of(bytes), GUARD);
     c->failed = !p;
     return p;
 }
@@ -82,6 +92,7 @@ int make_room(Engine *e, size_t texts, size_t chunks) {
 void engine_free(Engine *e) {
     if (!e) return;
     free(e->low), free(e->low_inputs), free(e->texts), free(e->mask), free(e->first), free(e->last);
+    if (e->work) ASAN_UNPOISON_MEMORY_REGION(e->work, e->work_bytes);
     release(e->work, e->work_bytes), release(e->kv, e->kv_bytes);
     free(e);
 }

@@ -5,8 +5,6 @@
    prefill in chunks of any size and the verification of drafts agree. */
 #include "set.h"
 
-#include "activations.h"
-
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 
@@ -107,10 +105,16 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
     else quantize_as(0, a, token, first, last);
 }
 
+#include "activations.h"
+#include "integers.h"
+#include "attend.h"
+
+float OF_SET(widen)(int kind, const void *p, size_t i) { return widen(kind, p, i); }
+
 int OF_SET(fetching) = 1;
 static void fetch_weights(int ahead) { OF_SET(fetching) = ahead; }
 
 const Kernels OF_SET(kernels) = {
     TEXT(ISA), OF_SET(dequantize_row), rmsnorm, normalize, rotate, quantize, activate, soften, OF_SET(matmul), OF_SET(low_sums),
-    OF_SET(low_add), OF_SET(low_row), OF_SET(attend), OF_SET(merge), OF_SET(narrow), OF_SET(narrow_values), OF_SET(hadamard),
-    OF_SET(widen), fetch_weights, OF_SET(enter), OF_SET(leave)};
+    OF_SET(low_add), OF_SET(low_row), attend, merge, narrow, narrow_values, hadamard, widen, fetch_weights, OF_SET(enter),
+    OF_SET(leave)};

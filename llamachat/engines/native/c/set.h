@@ -1,5 +1,5 @@
-/* What the parts of a set of kernels share: kernels.c, products.c, few.c, panels.c and attend.c, each compiled once for each instruction set
-   (ISA; see simd.h and build.py), all of them side by side. */
+/* What the parts of a set of kernels share: kernels.c, products.c, few.c and panels.c, each compiled once for each instruction set (ISA;
+   see simd.h and build.py), side by side. */
 #ifndef LLAMACHAT_SET_H
 #define LLAMACHAT_SET_H
 #include "model.h"
@@ -36,11 +36,6 @@ void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tok
                     void *scratch);
 void OF_SET(enter)(void);
 void OF_SET(leave)(void);
-void OF_SET(attend)(const Keys *keys, const float *const *q, const int32_t *position, int rows, int slots, float *part);
-void OF_SET(merge)(float *into, const float *part, int dim);
-float OF_SET(narrow)(int kind, const float *x, void *out, int n);
-void OF_SET(narrow_values)(float *x, int dim, uint8_t *row);
-void OF_SET(hadamard)(float *x, int dim);
 float OF_SET(widen)(int kind, const void *p, size_t i);
 #pragma GCC visibility pop
 #endif
