@@ -1,8 +1,13 @@
 /* Products of packed matrices and the activations of one token or a few: several strips abreast. */
 
-enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side */
-enum { FEW = 4 };                     /* tokens that weights are streamed for, as for one */
+#include "groups.h"
+
+enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side, at most */
+enum { FEW = MANY };                  /* tokens that weights are streamed for, as for one */
 enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
+
+/* Strips side by side times so many tokens: as many as there are registers for. */
+INLINE int abreast_of(int tokens) { return tokens < FEW ? ABREAST : STRIPS; }
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -14,19 +19,12 @@ INLINE void fetch_ahead(const uint8_t *p, size_t ahead, size_t bytes) {
     for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
 }
 
-/* 256 times the integers of `high` and those of `low`, which together may not fit 32 bits, as floats, rounded once. */
-INLINE vf joined(vi high, vi low) { return plus(to_float(low), splat(256.0f), to_float(high)); }
-
 /* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
 INLINE vf folded_sum(int bits, const vb quads[8], vi pairs, int first, int fine, const Acts *a, size_t at) {
     vi firsts = times_each(pairs, first);
     vi sum = dot_pairs(bits, quads, a->high + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_high[at]));
     if (!fine) return to_float(sum);
     return joined(sum, dot_pairs(bits, quads, a->low + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_low[at])));
-}
-INLINE vf folded_mass(vi pairs, int fine, const Acts *a, size_t at) {
-    vi sum = madd(pairs, splat_int(a->pair_high[at]));
-    return fine ? joined(sum, madd(pairs, splat_int(a->pair_low[at]))) : to_float(sum);
 }
 
 INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts *a, size_t at) {
@@ -35,10 +33,10 @@ INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts 
     return to_float(sum + splat_int(lift));
 }
 
-/* The g-th group of a strip's block times the activations of some tokens, which lie side by side from `at` on, added to `sums`. All but
-   pointers and places are constants once inlined. */
+/* The g-th group of a strip's block times the activations of some tokens, which lie side by side from `at` on, added to `sums` from
+   the to-th vector on. All but pointers and places are constants once inlined. */
 INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, int first, vb table, const Scales *s,
-                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[FEW][PARTS]) {
+                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS], int to) {
     int bits = number_bits(kind, coding), folded = is_folded(scaling, subs);
     UNROLL
     for (int part = 0; part < PARTS; part++) {
@@ -48,13 +46,24 @@ INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, 
         unpack(kind, coding, table, codes, part, quads);
         UNROLL
         for (int i = 0; i < tokens; i++) {
-            vf own = splat(a->scale[at + i]), *to = &sums[i][part];
-            if (folded) *to = plus(*to, scale * own, folded_sum(bits, quads, pairs, first, fine, a, at + i));
-            else *to = plus(*to, scale * own, plain_sum(bits, quads, (first + signed_by(bits)) * a->sum32[at + i], fine, a, at + i));
-            if (minimum && folded) *to = plus(*to, lowest * own, folded_mass(low_pairs, fine, a, at + i));
-            else if (minimum) *to = plus(*to, lowest, splat(a->mass32[at + i]));
+            vf own = splat(a->scale[at + i]), *sum = &sums[i][to + part];
+            if (folded) *sum = plus(*sum, scale * own, folded_sum(bits, quads, pairs, first, fine, a, at + i));
+            else *sum = plus(*sum, scale * own, plain_sum(bits, quads, (first + signed_by(bits)) * a->sum32[at + i], fine, a, at + i));
+            if (minimum && folded) *sum = plus(*sum, lowest * own, folded_mass(low_pairs, fine, a, at + i));
+            else if (minimum) *sum = plus(*sum, lowest, splat(a->mass32[at + i]));
         }
     }
+}
+
+/* The g-th group of STRIPS strips, which lie `next` bytes apart, times FEW tokens: what is loaded of a token is used for all of them. */
+INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales s[STRIPS],
+                       const uint8_t *codes, size_t next, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS]) {
+    int bits = number_bits(kind, coding);
+    Codes c = {kind, coding, bits, signed_by(bits), table};
+    Factors f[VECTORS];
+    UNROLL
+    for (int j = 0; j < VECTORS; j++) factors_of(scaling, subs, minimum, s + j / PARTS, g, j % PARTS, f + j);
+    add_products(c, is_folded(scaling, subs), minimum, fine, codes, next, f, first + signed_by(bits), a, at, sums);
 }
 
 /* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other, times
@@ -74,35 +83,37 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
     size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = OF_SET(fetching) ? AHEAD : 0;
-    int blocks = column_blocks(w), first = w->first;
+    int blocks = column_blocks(w), first = w->first, abreast = abreast_of(tokens);
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
         size_t at = group_of(a, f->token, 0);
-        vf sums[ABREAST][FEW][PARTS];
+        vf sums[ABREAST / STRIPS][FEW][VECTORS];
         UNROLL
-        for (int s = 0; s < ABREAST; s++)
+        for (int s = 0; s < abreast / STRIPS; s++)
             UNROLL
-            for (int i = 0; i < tokens * PARTS; i++) sums[s][i / PARTS][i % PARTS] = splat(0);
+            for (int i = 0; i < tokens * VECTORS; i++) sums[s][i / VECTORS][i % VECTORS] = splat(0);
         for (int b = 0; b < blocks; b++, block += before + each * groups) {
             Scales scales[ABREAST];
             UNROLL
-            for (int s = 0; s < ABREAST; s++) {
+            for (int s = 0; s < abreast; s++) {
                 fetch_ahead(block + s * next, ahead, before);
                 open_scales(scaling, minimum, block + s * next, scales + s);
             }
             for (size_t g = 0; g < groups; g++, at += lanes)
                 UNROLL
-                for (int s = 0; s < ABREAST; s++) {
+                for (int s = 0; s < abreast; s++) {
                     const uint8_t *codes = block + s * next + before + each * g;
+                    vf (*to)[VECTORS] = sums[s / STRIPS];
                     fetch_ahead(codes, ahead, each);
-                    add_group(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, g, a, at, sums[s]);
+                    if (tokens < FEW) add_group(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, g, a, at, to, s % STRIPS * PARTS);
+                    else if (s % STRIPS == 0) add_groups(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, next, g, a, at, to);
                 }
         }
         UNROLL
-        for (int s = 0; s < ABREAST; s++)
+        for (int i = 0; i < tokens && i < f->tokens; i++)
             UNROLL
-            for (int i = 0; i < tokens * PARTS; i++)
-                if (i / PARTS < f->tokens) finish(w, strip + s * f->apart, i % PARTS, sums[s][i / PARTS][i % PARTS], f->y + i / PARTS * f->stride);
+            for (int j = 0; j < abreast * PARTS; j++)
+                finish(w, strip + j / PARTS * f->apart, j % PARTS, sums[j / VECTORS][i][j % VECTORS], f->y + i * f->stride);
     }
 }
 

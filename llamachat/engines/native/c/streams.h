@@ -27,11 +27,11 @@ static Stream *stream_of(const Matrix *w) {
 /* y[t][row] for the rows of `strips` strips; 0: there is no such code, and nothing was done. */
 static int streamed(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips) {
     Stream *stream = stream_of(w);
-    int count = strips / ABREAST;
+    int abreast = abreast_of(tokens <= 2 ? tokens : FEW), count = strips / abreast;
     Streams f = {w, a, y, stride, token, tokens, strip, count, count};
     if (!stream) return 0;
     stream(&f, fine);
-    f.strip += count * ABREAST, f.count = 1, f.apart = 0;  /* what is left, the same abreast */
+    f.strip += count * abreast, f.count = 1, f.apart = 0;  /* what is left, the same abreast */
     for (; f.strip < strip + strips; f.strip++) stream(&f, fine);
     return 1;
 }
