@@ -1,4 +1,4 @@
-/* A group of 32 columns of some strips times the activations of MANY tokens. What a token gets does not depend on the others: see
+/* A group of 32 columns of some strips times the activations of up to MANY tokens. What a token gets does not depend on the others: see
    kernels.c. */
 
 enum { STRIPS = VL == 16 ? 2 : 1, VECTORS = STRIPS * PARTS };  /* strips side by side, and vectors of their rows */
@@ -29,9 +29,9 @@ INLINE vb quad_of(Codes c, const uint8_t *group, size_t next, int j, int v) {
     return unpack_quad(c.kind, c.coding, c.table, group + j / PARTS * next, j % PARTS, v) ^ (uint8_t)c.flipped;
 }
 
-/* A group's codes times activations x [MANY][32], added to `sums`: for each row its two sums of 16 columns, multiplied with the
+/* A group's codes times activations x [tokens][32], added to `sums`: for each row its two sums of 16 columns, multiplied with the
    integers of its factors. Where products are summed up in 16 bits, as many are as fit. */
-INLINE void dot_tokens(Codes c, int folded, const uint8_t *group, size_t next, const int8_t *x, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
+INLINE void dot_tokens(Codes c, int folded, int tokens, const uint8_t *group, size_t next, const int8_t *x, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
     int paired = VL >= 8 && (folded || (!BIASED && c.bits < 8)), at_once = paired ? quads_at_once(c.bits) : 8;
     vi others[MANY][VECTORS];
     UNROLL
@@ -43,7 +43,7 @@ INLINE void dot_tokens(Codes c, int folded, const uint8_t *group, size_t next, c
             UNROLL
             for (int j = 0; j < VECTORS; j++) quads[j] = quad_of(c, group, next, j, v);
             UNROLL
-            for (int i = 0; i < MANY; i++) {
+            for (int i = 0; i < tokens; i++) {
                 vi four = splat_quad(x + GROUP * i + 4 * v);
                 UNROLL
                 for (int j = 0; j < VECTORS; j++)
@@ -53,7 +53,7 @@ INLINE void dot_tokens(Codes c, int folded, const uint8_t *group, size_t next, c
             }
         }
         UNROLL
-        for (int i = 0; i < MANY; i++)
+        for (int i = 0; i < tokens; i++)
             UNROLL
             for (int j = 0; j < VECTORS; j++)
                 if (paired) sums[i][j] += madd(others[i][j], f[j].by);
@@ -62,38 +62,38 @@ INLINE void dot_tokens(Codes c, int folded, const uint8_t *group, size_t next, c
 }
 
 /* What sums start with, for `first` is added to every code: of each token, over a group. */
-INLINE void start_sums(int folded, int first, const Acts *a, size_t at, vi sums[MANY][VECTORS]) {
+INLINE void start_sums(int folded, int tokens, int first, const Acts *a, size_t at, vi sums[MANY][VECTORS]) {
     int32_t lifts[MANY];
     UNROLL
-    for (int i = 0; i < MANY; i++) lifts[i] = folded ? 0 : first * a->sum32[at + i];
+    for (int i = 0; i < tokens; i++) lifts[i] = folded ? 0 : first * a->sum32[at + i];
     UNROLL
-    for (int i = 0; i < MANY; i++)
+    for (int i = 0; i < tokens; i++)
         UNROLL
         for (int j = 0; j < VECTORS; j++) sums[i][j] = splat_int(lifts[i]);
 }
 
 /* Of a folded group, whose sums are multiplied with integers. */
-INLINE void lift_folded(int first, const int32_t *pairs, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
+INLINE void lift_folded(int tokens, int first, const int32_t *pairs, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
     UNROLL
-    for (int i = 0; first && i < MANY; i++)
+    for (int i = 0; first && i < tokens; i++)
         UNROLL
         for (int j = 0; j < VECTORS; j++) sums[i][j] += madd(times_each(f[j].by, first), splat_int(pairs[i]));
 }
 
-/* Adds a group's products with MANY tokens, whose activations lie side by side from the at-th group on, to `totals`. */
-INLINE void add_products(Codes c, int folded, int minimum, int fine, const uint8_t *group, size_t next, const Factors f[VECTORS], int first,
+/* Adds a group's products with up to MANY tokens, whose activations lie side by side from the at-th group on, to `totals`. */
+INLINE void add_products(Codes c, int folded, int minimum, int fine, int tokens, const uint8_t *group, size_t next, const Factors f[VECTORS], int first,
                          const Acts *a, size_t at, vf totals[MANY][VECTORS]) {
     vi high[MANY][VECTORS], low[MANY][VECTORS];
-    start_sums(folded, fine ? 0 : first, a, at, high);
-    dot_tokens(c, folded, group, next, a->high + at * GROUP, f, high);
-    if (folded) lift_folded(first, a->pair_high + at, f, high);
+    start_sums(folded, tokens, fine ? 0 : first, a, at, high);
+    dot_tokens(c, folded, tokens, group, next, a->high + at * GROUP, f, high);
+    if (folded) lift_folded(tokens, first, a->pair_high + at, f, high);
     if (fine) {
-        start_sums(folded, first, a, at, low);
-        dot_tokens(c, folded, group, next, a->low + at * GROUP, f, low);
-        if (folded) lift_folded(first, a->pair_low + at, f, low);
+        start_sums(folded, tokens, first, a, at, low);
+        dot_tokens(c, folded, tokens, group, next, a->low + at * GROUP, f, low);
+        if (folded) lift_folded(tokens, first, a->pair_low + at, f, low);
     }
     UNROLL
-    for (int i = 0; i < MANY; i++) {
+    for (int i = 0; i < tokens; i++) {
         vf scale = splat(a->scale[at + i]);
         UNROLL
         for (int j = 0; j < VECTORS; j++) {

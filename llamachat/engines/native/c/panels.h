@@ -63,7 +63,7 @@ INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int codin
             for (int i = 0; i < STRIPS; i++) fetch(codes + i * next, ahead, each);
             UNROLL
             for (int j = 0; j < VECTORS; j++) factors_of(scaling, subs, minimum, s + j / PARTS, g, j % PARTS, f + j);
-            add_products(c, is_folded(scaling, subs), minimum, fine, codes, next, f, first, p->a, at, totals);
+            add_products(c, is_folded(scaling, subs), minimum, fine, MANY, codes, next, f, first, p->a, at, totals);
         }
     }
     end_totals(p, n, y, totals);

@@ -33,37 +33,34 @@ INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts 
     return to_float(sum + splat_int(lift));
 }
 
-/* The g-th group of a strip's block times the activations of some tokens, which lie side by side from `at` on, added to `sums` from
-   the to-th vector on. All but pointers and places are constants once inlined. */
-INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, int first, vb table, const Scales *s,
-                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS], int to) {
-    int bits = number_bits(kind, coding), folded = is_folded(scaling, subs);
+/* The g-th group of a strip's block times one token's activations at `at`, added to `sums` from the to-th vector on. All but pointers
+   and places are constants once inlined. */
+INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
+                      const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[VECTORS], int to) {
+    int bits = number_bits(kind, coding), folded = is_folded(scaling, subs), lift = (first + signed_by(bits)) * a->sum32[at];
     UNROLL
     for (int part = 0; part < PARTS; part++) {
         vb quads[8];
-        vf scale = scale_at(scaling, subs, s, g, 0, part), lowest = minimum ? minimum_at(scaling, subs, s, g, 0, part) : scale;
-        vi pairs = folded ? pairs_at(scaling, s, g, part) : splat_int(0), low_pairs = folded && minimum ? low_pairs_at(s, g, part) : pairs;
+        vf *sum = sums + to + part, weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]);
         unpack(kind, coding, table, codes, part, quads);
-        UNROLL
-        for (int i = 0; i < tokens; i++) {
-            vf own = splat(a->scale[at + i]), *sum = &sums[i][to + part];
-            if (folded) *sum = plus(*sum, scale * own, folded_sum(bits, quads, pairs, first, fine, a, at + i));
-            else *sum = plus(*sum, scale * own, plain_sum(bits, quads, (first + signed_by(bits)) * a->sum32[at + i], fine, a, at + i));
-            if (minimum && folded) *sum = plus(*sum, lowest * own, folded_mass(low_pairs, fine, a, at + i));
-            else if (minimum) *sum = plus(*sum, lowest, splat(a->mass32[at + i]));
-        }
+        if (folded) *sum = plus(*sum, weight, folded_sum(bits, quads, pairs_at(scaling, s, g, part), first, fine, a, at));
+        else *sum = plus(*sum, weight, plain_sum(bits, quads, lift, fine, a, at));
+        if (!minimum) continue;
+        vf lowest = minimum_at(scaling, subs, s, g, 0, part);
+        if (folded) *sum = plus(*sum, lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
+        else *sum = plus(*sum, lowest, splat(a->mass32[at]));
     }
 }
 
-/* The g-th group of STRIPS strips, which lie `next` bytes apart, times FEW tokens: what is loaded of a token is used for all of them. */
-INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales s[STRIPS],
-                       const uint8_t *codes, size_t next, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS]) {
+/* The g-th group of STRIPS strips, which lie `next` bytes apart, times some tokens, which lie side by side from `at` on. */
+INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, int first, vb table,
+                       const Scales s[STRIPS], const uint8_t *codes, size_t next, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS]) {
     int bits = number_bits(kind, coding);
     Codes c = {kind, coding, bits, signed_by(bits), table};
     Factors f[VECTORS];
     UNROLL
     for (int j = 0; j < VECTORS; j++) factors_of(scaling, subs, minimum, s + j / PARTS, g, j % PARTS, f + j);
-    add_products(c, is_folded(scaling, subs), minimum, fine, codes, next, f, first + signed_by(bits), a, at, sums);
+    add_products(c, is_folded(scaling, subs), minimum, fine, tokens, codes, next, f, first + signed_by(bits), a, at, sums);
 }
 
 /* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other, times
@@ -105,8 +102,10 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                     const uint8_t *codes = block + s * next + before + each * g;
                     vf (*to)[VECTORS] = sums[s / STRIPS];
                     fetch_ahead(codes, ahead, each);
-                    if (tokens < FEW) add_group(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, g, a, at, to, s % STRIPS * PARTS);
-                    else if (s % STRIPS == 0) add_groups(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, next, g, a, at, to);
+                    if (tokens == 1)
+                        add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, to[0], s % STRIPS * PARTS);
+                    else if (s % STRIPS == 0)
+                        add_groups(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, next, g, a, at, to);
                 }
         }
         UNROLL
