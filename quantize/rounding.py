@@ -22,15 +22,18 @@ COLUMNS = 128  # rounded before their errors go to the columns further on
 class Hessian:
     """Of the squared error in a matrix's output: `gram`, the columns' order by activity, and what one owes another."""
 
-    def __init__(self, grams: list[Tensor]) -> None:
-        """The products x^T x [columns, columns] of parts of the input."""
-        gram = grams[0].clone()
-        for each in grams[1:]:  # in order: sums of floats depend on it
-            gram += each
+    def __init__(self, gram: Tensor) -> None:
+        """The products x^T x [columns, columns] of the input, which are taken over."""
         gram.diagonal().mul_(1 + SHRINKAGE).add_(DAMPING * gram.diagonal().mean().clamp(min=1e-10))
         self.gram, self.order = gram, gram.diagonal().argsort(descending=True, stable=True)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[self.order][:, self.order]))
         self.factor = torch.linalg.cholesky(inverse, upper=True)
+
+    def regressed(self, products: Tensor) -> Tensor:
+        """The matrix whose products with the input are nearest to y: from `products` y^T x [rows, columns]."""
+        result = torch.empty_like(products)
+        result[:, self.order] = products[:, self.order] @ self.factor.T @ self.factor
+        return result
 
     def error(self, difference: Tensor) -> float:
         """Of a matrix that differs by this from what it should be."""

@@ -1,5 +1,6 @@
 """Calibrated 4 bits: less error where the activations are, the same layout, the same bytes."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save_hf, tiny_model
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quality import build
 
@@ -18,7 +19,7 @@ from llamachat.errors import FormatError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.perplexity import run
 from quantize.convert import convert
-from quantize.gptq import docstrings
+from quantize.gptq import Calibration, Threads, docstrings
 from quantize.recipe import Recipe
 from quantize.rounding import Hessian, solve
 from quantize.schemes import SCHEMES, TABLES, Scheme, quantize
@@ -44,7 +45,7 @@ def correlated(rows: int, columns: int) -> torch.Tensor:
 def test_the_output_of_a_layer_is_far_closer_than_with_rounding_alone(codebook: str) -> None:
     matrix, inputs = torch.randn(48, 128, generator=torch.Generator().manual_seed(1)), correlated(2000, 128)
     scheme = Scheme(4, 32, codebook, calibrated=True)
-    codes, scale = solve(matrix, Hessian([inputs[:1000].T @ inputs[:1000], inputs[1000:].T @ inputs[1000:]]), scheme)
+    codes, scale = solve(matrix, Hessian(inputs.T @ inputs), scheme)
     table = quantize(matrix.numpy(), scheme).table
     assert table is not None
     solved = table[codes] * scale.astype(np.float32).repeat(32, 1)
@@ -55,7 +56,7 @@ def test_the_output_of_a_layer_is_far_closer_than_with_rounding_alone(codebook: 
 
 def test_with_inputs_that_have_nothing_in_common_gptq_is_rounding_to_nearest() -> None:
     matrix = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
-    codes, scale = solve(matrix, Hessian([torch.eye(64)]), SCHEMES["int4-gptq"], passes=0)
+    codes, scale = solve(matrix, Hessian(torch.eye(64)), SCHEMES["int4-gptq"], passes=0)
     plain = quantize(matrix.numpy(), SCHEMES["int4"])
     np.testing.assert_array_equal(scale, plain.scale)
     np.testing.assert_allclose(np.array(plain.table)[codes] * scale.repeat(32, 1).astype(np.float32), dequantize(plain))
@@ -68,7 +69,7 @@ def test_no_pass_makes_the_error_larger_and_some_pass_makes_it_smaller(seed: int
     few = torch.randn(96, 24, generator=generator) @ torch.randn(24, 128, generator=generator)
     inputs = few + 0.2 * torch.randn(96, 128, generator=generator)
     matrix = torch.randn(8, 128, generator=generator) * size
-    hessian, scheme = Hessian([inputs.T @ inputs]), Scheme(4, 32, codebook, calibrated=True)
+    hessian, scheme = Hessian(inputs.T @ inputs), Scheme(4, 32, codebook, calibrated=True)
     table, errors = np.array(TABLES[codebook], np.float32), []
     for passes in range(4):
         codes, scale = solve(matrix, hessian, scheme, passes)
@@ -83,28 +84,51 @@ def test_no_pass_makes_the_error_larger_and_some_pass_makes_it_smaller(seed: int
 def test_columns_that_are_never_active_do_no_harm() -> None:
     inputs = correlated(500, 64)
     inputs[:, 10:45] = 0
-    codes, scale = solve(torch.randn(16, 64), Hessian([inputs.T @ inputs]), SCHEMES["int4-gptq"])
+    codes, scale = solve(torch.randn(16, 64), Hessian(inputs.T @ inputs), SCHEMES["int4-gptq"])
     assert np.isfinite(scale).all()
     assert ((codes >= 0) & (codes < 16)).all()
 
 
-def test_a_token_of_a_large_state_counts_less_in_what_is_added_to_it(source: Path, tmp_path: Path) -> None:
-    """As after the next norm an error of its is small: one such token in the text changes hardly a code."""
-    from quantize.gptq import Calibration, Threads
-
-    checkpoint = open_checkpoint(source)
+@pytest.fixture
+def work(source: Path, tmp_path: Path) -> Iterator[Calibration]:
     with Threads(1) as pool, torch.inference_mode():
-        work = Calibration(checkpoint.config, GPTQ, FolderWriter(tmp_path, {}, 64), pool)
-        work.begin([torch.ones(8, 64)])
-        assert work.state is not None
-        work.state[3] *= 1000
-        inputs = torch.randn(8, 64)
-        inputs[3] *= 1000
-        grams = [
-            work.hessian([f"model.layers.0.{name}"], [inputs]).gram for name in ("self_attn.o_proj", "mlp.up_proj")
-        ]
-        work.writer.close()
+        calibration = Calibration(open_checkpoint(source).config, GPTQ, FolderWriter(tmp_path, {}, 64), pool)
+        calibration.seen = {}
+        yield calibration
+        calibration.writer.close()
+
+
+def test_a_token_of_a_large_state_counts_less_in_what_is_added_to_it(work: Calibration) -> None:
+    """As after the next norm an error of its is small: one such token in the text changes hardly a code."""
+    state, inputs = torch.ones(8, 64), torch.randn(8, 64)
+    state[3], inputs[3] = 1000, inputs[3] * 1000
+    work.model.entered = state
+    grams = [
+        work.task((f"model.layers.0.{name}",), inputs).hessian.gram for name in ("self_attn.o_proj", "mlp.up_proj")
+    ]
     assert grams[0].diagonal().mean() < 20 < 1e4 < grams[1].diagonal().mean()
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["self_attn.o_proj", "mlp.down_proj", "mlp.up_proj"]))
+def test_a_matrix_makes_up_for_what_its_input_and_its_state_have_become(
+    work: Calibration, seed: int, name: str
+) -> None:
+    """What another input and another state come from is told by the input, as far as it can be."""
+    torch.manual_seed(seed)
+    mixing, matrix, owing = torch.eye(64) + torch.randn(64, 64) / 20, torch.randn(64, 64) / 8, torch.randn(64, 64) / 20
+    x, before = torch.randn(600, 64), torch.randn(600, 64) * 10
+    exact, added = x @ mixing, name != "mlp.up_proj"
+    work.seen[f"model.layers.0.{name}",], work.model.entered = (exact, before + x @ owing), before
+    goal = work.task((f"model.layers.0.{name}",), x).goal(matrix)
+    wanted = exact @ matrix.T + (x @ owing if added else 0)
+    assert torch.linalg.norm(x @ goal.T - wanted) < 0.65 * torch.linalg.norm(x @ matrix.T - wanted)
+
+
+def test_experts_that_other_tokens_came_to_are_rounded_for_their_own(work: Calibration) -> None:
+    modules, matrix = ("model.layers.0.mlp.experts.0.up_proj",), torch.randn(16, 64)
+    work.model.entered, work.seen[modules] = torch.randn(30, 64), (torch.randn(20, 64), torch.randn(30, 64))
+    assert work.task(modules, torch.randn(20, 64)).goal(matrix) is matrix
 
 
 def test_the_calibrated_model_is_closer_to_the_source_and_of_the_same_layout(tmp_path: Path) -> None:
@@ -127,7 +151,6 @@ def test_the_calibrated_model_is_closer_to_the_source_and_of_the_same_layout(tmp
 def test_the_layers_are_run_as_the_engine_runs_them(source: Path, tmp_path: Path) -> None:
     """With nothing quantized, what is left after the last layer is what the engine has there."""
     from quantize.coding import by_layer
-    from quantize.gptq import Calibration, Threads
 
     checkpoint = open_checkpoint(source)
     recipe = Recipe("int4", skip=("*",))
