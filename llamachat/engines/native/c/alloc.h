@@ -4,8 +4,8 @@
 
 #define NO_MEMORY "no memory"  /* what a function reports that got none; abi.py knows it */
 
-/* What an engine holds besides keys and values is claimed piece by piece: of `from`, which must have room for all, or else each is
-   allocated by itself; or they are only counted, to know what they will be. */
+/* What an engine holds besides keys and values is claimed piece by piece: of `from`, which must have room for all, or else each
+   is allocated by itself; or they are only counted, to know what they will be. */
 typedef struct { size_t bytes; int counting, failed; char *from; } Claims;
 
 #pragma GCC visibility push(hidden)

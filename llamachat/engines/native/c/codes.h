@@ -51,7 +51,8 @@ static float scale_of(const Matrix *w, const uint8_t *block, int g, int half, in
         *minimum = half_value(block + 32 + 2 * lane) * (float)(integers[both] >> 4);
         return d * (float)(integers[both] & 15);
     default: {
-        int at = 2 * lane + half, low = integers[32 * (g % 4) + at] >> g / 4 * 4 & 15, high = integers[128 + 32 * (g % 2) + at] >> g / 2 * 2 & 3;
+        int at = 2 * lane + half, low = integers[32 * (g % 4) + at] >> g / 4 * 4 & 15;
+        int high = integers[128 + 32 * (g % 2) + at] >> g / 2 * 2 & 3;
         return d * (float)((low | high << 4) - 32);
     }
     }
@@ -83,7 +84,9 @@ static void dequantize_row(const Matrix *w, int row, float *out) {
     int lane = row % LANES, blocks = column_blocks(w), columns = w->kind <= BF16 ? TILE : block_columns(w->scaling);
     for (int b = 0; b < blocks; b++, block += block_bytes(w), out += columns) {
         if (w->kind > BF16) dequantize_block(w, block, lane, out);
-        else for (int c = 0; c < TILE; c++) out[c] = float_of(w->kind, block + (c * LANES + lane) * float_bytes(w->kind)) * w->unit;
+        else
+            for (int c = 0; c < TILE; c++)
+                out[c] = float_of(w->kind, block + (c * LANES + lane) * float_bytes(w->kind)) * w->unit;
     }
 }
 
@@ -129,7 +132,8 @@ INLINE vf powers(const uint8_t *e) {  /* see power */
 INLINE void unpack_sixes(const uint8_t *integers, int8_t out[8 * 32]) {
     for (int g = 0; g < 8; g++)
         for (int i = 0; i < 32; i++)
-            out[32 * g + i] = (int8_t)(((integers[32 * (g % 4) + i] >> g / 4 * 4 & 15) | (integers[128 + 32 * (g % 2) + i] >> g / 2 * 2 & 3) << 4) - 32);
+            out[32 * g + i] = (int8_t)(((integers[32 * (g % 4) + i] >> g / 4 * 4 & 15) |
+                                        (integers[128 + 32 * (g % 2) + i] >> g / 2 * 2 & 3) << 4) - 32);
 }
 
 /* The scales (and minima) of a strip's rows in one block, as they are needed group by group. */

@@ -32,7 +32,8 @@ static void multiply(const Task *t, const Acts *a, int fine, const Product *prod
 
 static int qkv_strips(const Matrix *w) { return strips_of(w + QUERY) + strips_of(w + KEY) + strips_of(w + VALUE); }
 
-/* The tokens' rows of the embedding become the residual stream x [tokens][hidden]; beside it, what RoPE rotates by and queries are scaled by. */
+/* The tokens' rows of the embedding become the residual stream x [tokens][hidden]; beside it, what RoPE rotates by and queries
+   are scaled by. */
 static void embed(const Task *t) {
     const Engine *e = t->e;
     EACH_TOKEN(t, i) {
@@ -47,7 +48,8 @@ static void embed(const Task *t) {
     }
 }
 
-/* x += out [tokens][hidden], or what a norm makes of out, which is only noted: rms_norm always follows, and adds while it reads. */
+/* x += out [tokens][hidden], or what a norm makes of out, which is only noted: rms_norm always follows, and adds while it
+   reads. */
 static void add_residual(Task *t, const float *norm) { t->residual = t->e->out, t->residual_norm = norm; }
 
 /* x += add, if there is any; out = x. */
@@ -56,8 +58,8 @@ static void add_up(float *x, const float *add, int n, float *out) {
     memcpy(out, x, n * 4);
 }
 
-/* x / sqrt(mean(x^2) + eps) * weight [tokens][hidden], as floats and, for the products that follow, as integers. Without a weight,
-   x itself. */
+/* x / sqrt(mean(x^2) + eps) * weight [tokens][hidden], as floats and, for the products that follow, as integers. Without a
+   weight, x itself. */
 static void rms_norm(Task *t, const float *weight, int products) {
     const Engine *e = t->e;
     int n = e->m.hidden, fine = is_fine(e, products);
@@ -76,7 +78,8 @@ static void rms_norm(Task *t, const float *weight, int products) {
     barrier_unless_alone(t);
 }
 
-/* Queries [tokens][heads * head_dim] of the tokens that are still needed; keys and values [tokens][kv_heads * head_dim] of all. */
+/* Queries [tokens][heads * head_dim] of the tokens that are still needed; keys and values [tokens][kv_heads * head_dim] of all.
+   */
 static void project_qkv(const Task *t, const Matrix *w) {
     const Engine *e = t->e;
     int all = t->s->tokens;

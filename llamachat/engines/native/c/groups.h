@@ -1,5 +1,5 @@
-/* A group of 32 columns of some strips times the activations of up to MANY tokens. What a token gets does not depend on the others: see
-   kernels.c. */
+/* A group of 32 columns of some strips times the activations of up to MANY tokens. What a token gets does not depend on the
+   others: see kernels.c. */
 
 enum { STRIPS = VL == 16 ? 2 : 1, VECTORS = STRIPS * PARTS };  /* strips side by side, and vectors of their rows */
 enum { MANY = 4 };                 /* tokens side by side: what is unpacked, and what is loaded of a token, is used so often */
@@ -31,7 +31,8 @@ INLINE vb quad_of(Codes c, const uint8_t *group, size_t next, int j, int v) {
 
 /* A group's codes times activations x [tokens][32], added to `sums`: for each row its two sums of 16 columns, multiplied with the
    integers of its factors. Where products are summed up in 16 bits, as many are as fit. */
-INLINE void dot_tokens(Codes c, int folded, int tokens, const uint8_t *group, size_t next, const int8_t *x, const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
+INLINE void dot_tokens(Codes c, int folded, int tokens, const uint8_t *group, size_t next, const int8_t *x,
+                       const Factors f[VECTORS], vi sums[MANY][VECTORS]) {
     int paired = VL >= 8 && (folded || (!BIASED && c.bits < 8)), at_once = paired ? quads_at_once(c.bits) : 8;
     vi others[MANY][VECTORS];
     UNROLL
@@ -47,7 +48,8 @@ INLINE void dot_tokens(Codes c, int folded, int tokens, const uint8_t *group, si
                 vi four = splat_quad(x + GROUP * i + 4 * v);
                 UNROLL
                 for (int j = 0; j < VECTORS; j++)
-                    if (paired) others[i][j] = one_by_one(k > first ? add_pairs(others[i][j], maddubs(quads[j], four)) : maddubs(quads[j], four));
+                    if (paired && k > first) others[i][j] = one_by_one(add_pairs(others[i][j], maddubs(quads[j], four)));
+                    else if (paired) others[i][j] = one_by_one(maddubs(quads[j], four));
                     else if (folded) dot_halves(k, quads[j], four, &sums[i][j], &others[i][j]);
                     else sums[i][j] = one_by_one(dot4(sums[i][j], quads[j], four));
             }
@@ -81,8 +83,8 @@ INLINE void lift_folded(int tokens, int first, const int32_t *pairs, const Facto
 }
 
 /* Adds a group's products with up to MANY tokens, whose activations lie side by side from the at-th group on, to `totals`. */
-INLINE void add_products(Codes c, int folded, int minimum, int fine, int tokens, const uint8_t *group, size_t next, const Factors f[VECTORS], int first,
-                         const Acts *a, size_t at, vf totals[MANY][VECTORS]) {
+INLINE void add_products(Codes c, int folded, int minimum, int fine, int tokens, const uint8_t *group, size_t next,
+                         const Factors f[VECTORS], int first, const Acts *a, size_t at, vf totals[MANY][VECTORS]) {
     vi high[MANY][VECTORS], low[MANY][VECTORS];
     start_sums(folded, tokens, fine ? 0 : first, a, at, high);
     dot_tokens(c, folded, tokens, group, next, a->high + at * GROUP, f, high);
@@ -97,9 +99,11 @@ INLINE void add_products(Codes c, int folded, int minimum, int fine, int tokens,
         vf scale = splat(a->scale[at + i]);
         UNROLL
         for (int j = 0; j < VECTORS; j++) {
-            vf sum = !fine ? to_float(high[i][j]) : folded ? joined(high[i][j], low[i][j]) : to_float(high[i][j] * 256 + low[i][j]);
+            vf sum = !fine ? to_float(high[i][j])
+                     : folded ? joined(high[i][j], low[i][j]) : to_float(high[i][j] * 256 + low[i][j]);
             totals[i][j] = plus(totals[i][j], f[j].weight * scale, sum);
-            if (minimum && folded) totals[i][j] = plus(totals[i][j], f[j].lowest * scale, folded_mass(f[j].low_by, fine, a, at + i));
+            vf mass = minimum && folded ? folded_mass(f[j].low_by, fine, a, at + i) : sum;
+            if (minimum && folded) totals[i][j] = plus(totals[i][j], f[j].lowest * scale, mass);
             else if (minimum) totals[i][j] = plus(totals[i][j], f[j].lowest, splat(a->mass32[at + i]));
         }
     }

@@ -63,7 +63,7 @@ typedef struct {
     void (*narrow_values)(float *x, int dim, uint8_t *row);  /* to 4 bits; see nibbles.h */
     void (*hadamard)(float *x, int dim);
     float (*widen)(int kind, const void *p, size_t i);
-    void (*fetch)(int ahead);     /* whether matmul fetches weights ahead of use for a few tokens: what is faster depends on the processor */
+    void (*fetch)(int ahead);     /* whether matmul fetches weights ahead, for a few tokens: faster on some processors only */
     void (*enter)(void);          /* each thread, before and after it uses matmul */
     void (*leave)(void);
 } Kernels;

@@ -1,5 +1,6 @@
-/* Q4, the narrowest way to keep a head's keys and values: both are rotated by a Hadamard matrix, which spreads what is large in one
-   element over many; then keys are kept as Q8, whose error decides what is looked at, and values in 4 bits (see kernels.h). */
+/* Q4, the narrowest way to keep a head's keys and values: both are rotated by a Hadamard matrix, which spreads what is large in
+   one element over many; then keys are kept as Q8, whose error decides what is looked at, and values in 4 bits (see kernels.h).
+   */
 
 /* x times a matrix of +1 and -1 over the root of its size, which is its own inverse, in place: in blocks of `dim`'s largest power
    of two (Sylvester's construction). */
@@ -32,8 +33,8 @@ INLINE void to_nibbles(const float *x, float low, float scale, uint8_t *out) {
     for (int i = 0; i < 16; i++) out[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
 }
 
-/* Values [dim], a multiple of 32, to a row: fp16 scale and minimum of each 64 elements, then the codes of each 32. x is changed where
-   it is beyond fp16. */
+/* Values [dim], a multiple of 32, to a row: fp16 scale and minimum of each 64 elements, then the codes of each 32. x is changed
+   where it is beyond fp16. */
 static void narrow_values(float *x, int dim, uint8_t *row) {
     uint8_t *codes = row + 4 * spans_of(dim);
     for (int d = 0; d < dim; d += SPAN, row += 4) {
@@ -43,7 +44,8 @@ static void narrow_values(float *x, int dim, uint8_t *row) {
         find_range(x + d, n, &low, &high);
         uint16_t halves[2] = {float_to_half((high - low) / 15.0f), float_to_half(low)};
         memcpy(row, halves, 4);
-        for (int i = d; i < d + n; i += 32, codes += 16) to_nibbles(x + i, half_to_float(halves[1]), half_to_float(halves[0]), codes);
+        for (int i = d; i < d + n; i += 32, codes += 16)
+            to_nibbles(x + i, half_to_float(halves[1]), half_to_float(halves[0]), codes);
     }
 }
 

@@ -5,8 +5,8 @@
 #include "products.h"
 #include "panels.h"
 
-void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                    void *scratch) {
+void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                    int strips, void *scratch) {
     matmul(w, a, fine, token, tokens, y, stride, strip, strips, scratch);
 }
 

@@ -3,13 +3,13 @@
 enum { PANEL = 256 };              /* tokens whose activations, a block of columns, stay in the second-level cache */
 enum { PIECE = 1024 };             /* columns of a strip, whose codes stay in the first-level cache */
 
-/* Blocks [from, to) of STRIPS strips, `apart` from each other, to be multiplied with some tokens. y [tokens][rows] has the sums of the
-   blocks before. */
+/* Blocks [from, to) of STRIPS strips, `apart` from each other, to be multiplied with some tokens. y [tokens][rows] has the sums
+   of the blocks before. */
 typedef struct {
     const Matrix *w;
     const Acts *a;
     size_t stride, ahead;    /* ahead: what lies so many bytes further on is fetched; 0: nothing */
-    int strip, apart, from, to, turn, turns;  /* of a piece's `turns` products with tokens this one, the turn-th, fetches a part */
+    int strip, apart, from, to, turn, turns;  /* of `turns` products of a piece with tokens the turn-th; each fetches a part */
 } Piece;
 
 INLINE float *rows_at(const Piece *p, float *y, int i, int j) {
@@ -39,8 +39,10 @@ INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
     for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i);
 }
 
-/* A piece times up to MANY tokens; so many are computed, for which activations must have room. Codes are unpacked where they are used. */
-INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int coding, int fine, const Piece *p, int token, int n, float *y) {
+/* A piece times up to MANY tokens; so many are computed, for which activations must have room. Codes are unpacked where they
+   are used. */
+INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int coding, int fine, const Piece *p, int token, int n,
+                         float *y) {
     int bits = number_bits(kind, coding), groups = block_columns(scaling) / GROUP, first = p->w->first + signed_by(bits);
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), lanes = p->a->lanes;
     size_t bytes = before + each * groups, at = group_of(p->a, token, p->from * groups), next = strip_bytes(p->w) * p->apart;
@@ -82,7 +84,8 @@ static Times *times_of(const Matrix *w) {
     int coding = coding_of(w);
     if (w->kind <= BF16 || w->wide) return NULL;
 #define CHOOSE(k, scales, n, low, c) \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) return times_##k##scales##n##low##c;
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) \
+        return times_##k##scales##n##low##c;
     WAYS(CHOOSE)
 #undef CHOOSE
     return NULL;
@@ -90,9 +93,11 @@ static Times *times_of(const Matrix *w) {
 
 #include "tiles.h"
 
-/* Columns of a piece of a strip, which stays in the first-level cache for all tokens; then that of the next strip follows, for which
-   activations stay in the second-level one. */
-static int piece_blocks(const Matrix *w) { return (is_folded(w->scaling, w->subs) ? PIECE / 2 : PIECE) / block_columns(w->scaling); }
+/* Columns of a piece of a strip, which stays in the first-level cache for all tokens; then that of the next strip follows, for
+   which activations stay in the second-level one. */
+static int piece_blocks(const Matrix *w) {
+    return (is_folded(w->scaling, w->subs) ? PIECE / 2 : PIECE) / block_columns(w->scaling);
+}
 
 /* Strips times some tokens. */
 static void strips_several(Times *times, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
@@ -101,15 +106,16 @@ static void strips_several(Times *times, const Matrix *w, const Acts *a, int fin
     for (int from = 0; from < blocks; from += step)
         for (int s = strip; s < strip + strips; s += STRIPS) {
             int apart = s + 1 < strip + strips;  /* else the same twice */
-            Piece p = {w, a, stride, strip_bytes(w) * STRIPS, s, apart, from, least(from + step, blocks), 0, up(tokens, MANY) / MANY};
+            int turns = up(tokens, MANY) / MANY;
+            Piece p = {w, a, stride, strip_bytes(w) * STRIPS, s, apart, from, least(from + step, blocks), 0, turns};
             for (int i = tokens - tiled(&p, fine, token, tokens, y, scratch); i < tokens; i += MANY, p.turn++)
                 times(&p, fine, token + i, least(tokens - i, MANY), y + i * stride);
         }
 }
 
 /* y[t][row] for `tokens` tokens. */
-static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                   void *scratch) {
+static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                   int strips, void *scratch) {
     Times *times = times_of(w);
     for (int i = 0, n; i < tokens; i += n) {
         float *to = y + (size_t)i * stride;

@@ -33,8 +33,8 @@ INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts 
     return to_float(sum + splat_int(lift));
 }
 
-/* The g-th group of a strip's block times one token's activations at `at`, added to `sums` from the to-th vector on. All but pointers
-   and places are constants once inlined. */
+/* The g-th group of a strip's block times one token's activations at `at`, added to `sums` from the to-th vector on. All but
+   pointers and places are constants once inlined. */
 INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
                       const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[VECTORS], int to) {
     int bits = number_bits(kind, coding), folded = is_folded(scaling, subs), lift = (first + signed_by(bits)) * a->sum32[at];
@@ -54,7 +54,8 @@ INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, 
 
 /* The g-th group of STRIPS strips, which lie `next` bytes apart, times some tokens, which lie side by side from `at` on. */
 INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, int first, vb table,
-                       const Scales s[STRIPS], const uint8_t *codes, size_t next, int g, const Acts *a, size_t at, vf sums[FEW][VECTORS]) {
+                       const Scales s[STRIPS], const uint8_t *codes, size_t next, int g, const Acts *a, size_t at,
+                       vf sums[FEW][VECTORS]) {
     int bits = number_bits(kind, coding);
     Codes c = {kind, coding, bits, signed_by(bits), table};
     Factors f[VECTORS];
@@ -63,8 +64,9 @@ INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding,
     add_products(c, is_folded(scaling, subs), minimum, fine, tokens, codes, next, f, first + signed_by(bits), a, at, sums);
 }
 
-/* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other, times
-   some tokens. Each strip of those abreast is a stream of weights of its own: memory gives more to several. y [tokens][stride]. */
+/* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other,
+   times some tokens. Each strip of those abreast is a stream of weights of its own: memory gives more to several. y
+   [tokens][stride]. */
 typedef struct {
     const Matrix *w;
     const Acts *a;
@@ -103,9 +105,11 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                     vf (*to)[VECTORS] = sums[s / STRIPS];
                     fetch_ahead(codes, ahead, each);
                     if (tokens == 1)
-                        add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, to[0], s % STRIPS * PARTS);
+                        add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, *to,
+                                  s % STRIPS * PARTS);
                     else if (s % STRIPS == 0)
-                        add_groups(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, next, g, a, at, to);
+                        add_groups(kind, scaling, subs, minimum, coding, fine, tokens, first, table, scales + s, codes, next, g,
+                                   a, at, to);
                 }
         }
         UNROLL
@@ -157,7 +161,8 @@ INLINE vi rare_sum(const vb quads[8], int subs, int sub, int fine, const Acts *a
 /* The activations' sum over the columns that have the sub-th of a group's scales. */
 static int32_t rare_mass(int subs, int sub, int fine, const Acts *a, size_t at) {
     if (subs == 2) return a->sum32[at];
-    int32_t high = sub ? a->pair_high[at] >> 16 : (int16_t)a->pair_high[at], low = sub ? a->pair_low[at] >> 16 : (int16_t)a->pair_low[at];
+    int32_t high = sub ? a->pair_high[at] >> 16 : (int16_t)a->pair_high[at];
+    int32_t low = sub ? a->pair_low[at] >> 16 : (int16_t)a->pair_low[at];
     return fine ? 256 * high + low : high;
 }
 
@@ -184,7 +189,8 @@ static void strip_rare(const Matrix *w, const Acts *a, int fine, int token, floa
                 }
                 if (!w->wide) continue;
                 unpack(Q4, LONG, below, codes, part, quads);
-                sums[part] = plus(sums[part], weight * 0x1p-8f * splat(a->scale[at]), to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
+                weight = weight * 0x1p-8f * splat(a->scale[at]);
+                sums[part] = plus(sums[part], weight, to_float(rare_sum(quads, w->subs, sub, fine, a, at)));
             }
     }
     for (int part = 0; part < PARTS; part++) finish(w, strip, part, sums[part], y);

@@ -1,11 +1,11 @@
-/* What the parts of a set of kernels share: kernels.c, products.c, few.c and panels.c, each compiled once for each instruction set (ISA;
-   see simd.h and build.py), side by side. */
+/* What the parts of a set of kernels share: kernels.c, products.c, few.c and panels.c, each compiled once for each instruction
+   set (ISA; see simd.h and build.py), side by side. */
 #ifndef LLAMACHAT_SET_H
 #define LLAMACHAT_SET_H
 #include "model.h"
 #include "simd.h"
 
-#if defined(SMALL)  /* vectors of four are no quicker where each way of coding has code of its own, which takes six times as long to compile */
+#if defined(SMALL)  /* vectors of four gain nothing by code of its own for each way, which takes six times as long to compile */
 #undef INLINE
 #define INLINE static inline
 #endif
@@ -32,8 +32,8 @@ void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int
 void OF_SET(low_sums)(int kind, const void *a, const float *x, int columns, float *out);
 void OF_SET(low_add)(const LowRank *low, const float *h, float *y, int strip, int strips);
 void OF_SET(low_row)(const LowRank *low, int columns, int row, float *x);
-void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips,
-                    void *scratch);
+void OF_SET(matmul)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                    int strips, void *scratch);
 void OF_SET(enter)(void);
 void OF_SET(leave)(void);
 float OF_SET(widen)(int kind, const void *p, size_t i);

@@ -168,8 +168,8 @@ INLINE vi add_pairs(vi a, vi b) { return a + b; }
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
 INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
 
-/* A group's numbers, of less than 8 bits, times activations x [32]: for each row the sums of its first and last 16 columns, multiplied
-   with the integers of `pairs` and added up. */
+/* A group's numbers, of less than 8 bits, times activations x [32]: for each row the sums of its first and last 16 columns,
+   multiplied with the integers of `pairs` and added up. */
 INLINE vi dot_pairs(int bits, const vb quads[8], const int8_t *x, vi pairs) {
     vi sum = splat_int(0);
 #if VL >= 8
@@ -200,7 +200,10 @@ INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
     if (bits < 8) return dot_pairs(bits, quads, x, splat_int(0x00010001));
 #endif
     UNROLL
-    for (int v = 0; v < 8; v++) sum[v % 2] = dot4(sum[v % 2], quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
+    for (int v = 0; v < 8; v++) {
+        vb quad = quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0);
+        sum[v % 2] = dot4(sum[v % 2], quad, splat_quad(x + 4 * v));
+    }
     return sum[0] + sum[1];
 }
 

@@ -18,14 +18,16 @@ static Stream *stream_of(const Matrix *w) {
     int coding = coding_of(w);
     if (w->kind <= BF16 || w->wide) return NULL;
 #define CHOOSE(k, scales, n, low, c) \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) return stream_##k##scales##n##low##c;
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) \
+        return stream_##k##scales##n##low##c;
     WAYS(CHOOSE)
 #undef CHOOSE
     return NULL;
 }
 
 /* y[t][row] for the rows of `strips` strips; 0: there is no such code, and nothing was done. */
-static int streamed(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip, int strips) {
+static int streamed(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
+                    int strips) {
     Stream *stream = stream_of(w);
     int abreast = abreast_of(tokens <= 2 ? tokens : FEW), count = strips / abreast;
     Streams f = {w, a, y, stride, token, tokens, strip, count, count};
