@@ -1,8 +1,8 @@
 """What each scheme costs: `python tools/quality.py REFERENCE` prints the table of the README for any float model.
 
 Only the linear layers are quantized; embedding and head stay float. Every scheme is run in float32 on the same tokens
-and compared with the reference by KL divergence. Beside ours: ggml's block types, bitsandbytes', HQQ's iteration (Badri
-and Shaji, 2023) and plain GPTQ, each as its own project rounds.
+and compared with the reference by KL divergence. Beside ours: ggml's block types, bitsandbytes' and HQQ's iteration (Badri
+and Shaji, 2023), each as its own project rounds.
 """
 
 import argparse
@@ -98,7 +98,7 @@ CODED = {
     "int8": SCHEMES["int8"],
     "int4": SCHEMES["int4"],
 }
-CALIBRATED = {"GPTQ, Q4_0's values": "int4", "int4-gptq": "gauss"}
+CALIBRATED = {"int4-gptq, Q4_0's values": "int4", "int4-gptq": "gauss"}
 
 
 def versions(source: Checkpoint, wanted: str) -> Iterator[tuple[str, float, Callable[[str], Tensor | None]]]:
