@@ -31,8 +31,15 @@ def opened(told: Any) -> tuple[ModelSpec, Tensors]:
     return found.config, found.tensors
 
 
+class KeptLinks(ProcessLinks):
+    """Model after model goes over them, so none closes them."""
+
+    def close(self) -> None:
+        pass
+
+
 def links(folder: str, rank: int, size: int) -> ProcessLinks:
-    return ProcessLinks(FileStore(f"{folder}/{size}", size), rank, size, "cpu")
+    return KeptLinks(FileStore(f"{folder}/{size}", size), rank, size, "cpu")
 
 
 def follow_all(folder: str, rank: int, size: int) -> None:

@@ -52,6 +52,7 @@ def follow(store: "Store", world: World, prepare: Prepare) -> int:
         links = ProcessLinks(store, world.rank, world.size, device)
         own = device if device == "cpu" else f"{device}:{world.local}"
         ranks.follow(links, own, partial(_open, prepare))
+        links.close()
     except BrokenLinkError:
         sleep(2 * BEAT)  # if our parent has gone, that is what ends us
         return GONE

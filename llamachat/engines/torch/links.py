@@ -49,6 +49,10 @@ class Links(Protocol):
         """x becomes what was sent, which has its shape and dtype."""
         ...
 
+    def close(self) -> None:
+        """Nothing more is said; for each by itself."""
+        ...
+
 
 class ProcessLinks:
     """Those of real processes: gloo's for what is in memory, nccl's for what is on GPUs."""
@@ -64,6 +68,10 @@ class ProcessLinks:
             if device == "cuda":
                 options = dist.ProcessGroupNCCL.Options()
                 self.groups["cuda"] = dist.ProcessGroupNCCL(PrefixStore("nccl", store), rank, size, options)
+
+    def close(self) -> None:
+        """Wait for the threads that talk to the others: one that lets go of a tensor while Python ends aborts the process."""
+        self.groups.clear()
 
     def abort(self) -> None:
         """Have GPUs give up what they wait for: unlike gloo, nccl does not notice that another process has ended."""

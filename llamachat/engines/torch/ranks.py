@@ -132,6 +132,7 @@ class Bond:
             self.lost = LostError("the model's processes were ended", "nothing more can be computed", "load it again")
             with suppress(BrokenLinkError):
                 tell({"do": "close"}, self.links)
+                self.links.close()
         self.others.end()
 
 
