@@ -340,8 +340,11 @@ def test_ctrl_c_while_waiting_for_a_line_ends_with_130(tiny: str) -> None:
     assert ended(batch) == (130, b"", b"")
 
 
+LONG = ("--temp", "1", "--seed", "3")  # 1,813 tokens: others may end before they are broken off
+
+
 def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(tiny: str) -> None:
-    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", "--temp", "1")
+    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", *LONG)
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -352,7 +355,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(tiny: str) -> None:
 
 
 def test_a_closed_pipe_ends_quietly(tiny: str) -> None:
-    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", "--temp", "1")
+    process = start("complete", "the", "-m", tiny, "--raw", "--ctx-size", "2000", *LONG)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
