@@ -79,17 +79,9 @@ INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int codin
 WAYS(TIMES)
 typedef void Times(const Piece *p, int fine, int token, int tokens, float *y);
 
-/* The code made for a way of coding; NULL: floats, and what is rare, go token by token. */
-static Times *times_of(const Matrix *w) {
-    int coding = coding_of(w);
-    if (w->kind <= BF16 || w->wide) return NULL;
-#define CHOOSE(k, scales, n, low, c) \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) \
-        return times_##k##scales##n##low##c;
-    WAYS(CHOOSE)
-#undef CHOOSE
-    return NULL;
-}
+#define NAMED(k, scales, n, low, c) times_##k##scales##n##low##c,
+static Times *const times_of[] = {WAYS(NAMED)};  /* by way_of */
+#undef NAMED
 
 #include "tiles.h"
 
@@ -116,12 +108,12 @@ static void strips_several(Times *times, const Matrix *w, const Acts *a, int fin
 /* y[t][row] for `tokens` tokens. */
 static void matmul(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
                    int strips, void *scratch) {
-    Times *times = times_of(w);
+    int way = way_of(w);
     for (int i = 0, n; i < tokens; i += n) {
         float *to = y + (size_t)i * stride;
-        n = least(tokens - i, times ? PANEL : FEW);
+        n = least(tokens - i, way < 0 ? FEW : PANEL);
         if (n == 1) OF_SET(strips_once)(w, a, fine, token + i, to, strip, strips);
         else if (n <= FEW) OF_SET(strips_few)(w, a, fine, token + i, n, to, stride, strip, strips);
-        else strips_several(times, w, a, fine, token + i, n, to, stride, strip, strips, scratch);
+        else strips_several(times_of[way], w, a, fine, token + i, n, to, stride, strip, strips, scratch);
     }
 }

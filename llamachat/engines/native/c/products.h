@@ -127,6 +127,18 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
     X(Q3, SIXES, 4, 0, PLAIN)
 
+/* Which of them a matrix is coded in; -1: none, floats and what is rare, which go token by token and strip by strip. */
+static int way_of(const Matrix *w) {
+    int coding = coding_of(w), way = 0;
+    if (w->kind <= BF16 || w->wide) return -1;
+#define CHOOSE(k, scales, n, low, c)                                                                                       \
+    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) return way;              \
+    way++;
+    WAYS(CHOOSE)
+#undef CHOOSE
+    return -1;
+}
+
 INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, float *y, int strip, int count) {
     const uint8_t *tile = w->data + strip_bytes(w) * strip;
     const float *x = a->x + (size_t)token * a->width;

@@ -13,27 +13,19 @@ WAYS(STREAM)
 #undef STREAM
 typedef void Stream(const Streams *f, int fine);
 
-/* NULL: floats, and what is rare, go token by token and strip by strip. */
-static Stream *stream_of(const Matrix *w) {
-    int coding = coding_of(w);
-    if (w->kind <= BF16 || w->wide) return NULL;
-#define CHOOSE(k, scales, n, low, c) \
-    if (w->kind == k && w->scaling == scales && w->subs == n && w->minimum == low && coding == c) \
-        return stream_##k##scales##n##low##c;
-    WAYS(CHOOSE)
-#undef CHOOSE
-    return NULL;
-}
+#define NAMED(k, scales, n, low, c) stream_##k##scales##n##low##c,
+static Stream *const stream_of[] = {WAYS(NAMED)};  /* by way_of */
+#undef NAMED
 
 /* y[t][row] for the rows of `strips` strips; 0: there is no such code, and nothing was done. */
 static int streamed(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
                     int strips) {
-    Stream *stream = stream_of(w);
+    int way = way_of(w);
     int abreast = abreast_of(tokens <= 2 ? tokens : FEW), count = strips / abreast;
     Streams f = {w, a, y, stride, token, tokens, strip, count, count};
-    if (!stream) return 0;
-    stream(&f, fine);
+    if (way < 0) return 0;
+    stream_of[way](&f, fine);
     f.strip += count * abreast, f.count = 1, f.apart = 0;  /* what is left, the same abreast */
-    for (; f.strip < strip + strips; f.strip++) stream(&f, fine);
+    for (; f.strip < strip + strips; f.strip++) stream_of[way](&f, fine);
     return 1;
 }
