@@ -140,9 +140,10 @@ class Conversation:
     def _end(self) -> None:
         """Stop what is going on and show what came of it; an answer that does not stop keeps the session busy."""
         self.stop()
-        unsent = [*(typed.text for typed in self._queue), self.prompt.whole_text]
-        self._queue.clear()
         self._worker.end()
+        given_back = [self._busy] if self._busy and self._worker.given_back else []
+        unsent = [*(typed.text for typed in (*given_back, *self._queue)), self.prompt.whole_text]
+        self._queue.clear()
         if line := save_unsent(unsent, self._unsent):
             self._above.post(partial(self.screen.text, line))  # after what the answer's end says
         try:

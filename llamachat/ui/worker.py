@@ -52,6 +52,7 @@ class Worker:
         self._thread: Thread | None = None
         self.answering, self.stop_asked = False, False
         self._lock = Lock()  # of these two
+        self.given_back = False  # the last text, not obeyed
 
     # ---- in the event loop's thread ----
 
@@ -60,7 +61,7 @@ class Worker:
         self._thread.start()
 
     def obey(self, typed: Typed) -> None:
-        self.stop_asked = False
+        self.stop_asked = self.given_back = False
         self._jobs.put(typed)
 
     def stop(self, busy: bool) -> None:
@@ -73,7 +74,7 @@ class Worker:
     def end(self) -> None:
         """Wait until it is; an answer that does not stop keeps the session busy."""
         self._jobs.put(None)
-        if self._thread and self._thread.is_alive() and self._chat.loading.done():
+        if self._thread:
             self._thread.join(_PATIENCE)
             self._chat.busy = self._thread.is_alive()
 
@@ -87,9 +88,11 @@ class Worker:
             except LeaveError:
                 after = self._listener.leave
             except StillLoadingError:
+                self.given_back = True
                 after = partial(self._listener.done, typed)
             except BaseException as error:  # noqa: BLE001 - raised again in the main thread
                 if self._chat.failure():
+                    self.given_back = True
                     return
                 if isinstance(error, LlamachatError) and not self._chat.ends(error):
                     self._above.screen.error(error)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 from pty_chat import Terminal
 
-from llamachat.errors import LlamachatError
+from llamachat.errors import LlamachatError, ModelError
 from llamachat.ui.app import Chat
 from llamachat.ui.commands import EmptyLibrary
 from llamachat.ui.conversation import Conversation
@@ -40,10 +42,16 @@ class Talk:
         self._folder, self._options = folder, options
         self.session = FakeSession()
 
-    def run(self, keys: str, prepare: Callable[[Conversation], None] = lambda talk: None) -> int:
+    def run(
+        self,
+        keys: str,
+        prepare: Callable[[Conversation], None] = lambda talk: None,
+        opening: Callable[[], FakeSession] | None = None,
+    ) -> int:
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=self._output):
-            chat = Chat(lambda: self.session, "Fake-1B")
-            chat.loading.result()
+            chat = Chat(opening or (lambda: self.session), "Fake-1B")
+            if not opening:
+                chat.loading.result()
             history = self._folder / "history"
             talk = Conversation(chat, load("none"), history, Failing(), output=self._output, **self._options)
             prepare(talk)
@@ -143,6 +151,32 @@ def test_one_who_leaves_keeps_what_was_not_sent(tmp_path: Path) -> None:
 
     assert talk.run(f"\x1b[200~{paste}\x1b[201~ and so on", prepare) == 0
     assert talk.unsent() == paste + " and so on"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_waits_for_a_model_that_never_comes_is_kept(tmp_path: Path, fails: bool) -> None:
+    sent, talk = threading.Event(), Talk(tmp_path)
+
+    def opening() -> FakeSession:
+        sent.wait()
+        raise ModelError("it broke") if fails else AssertionError
+
+    def prepare(conversation: Conversation) -> None:
+        def look(app: object) -> None:
+            if conversation.queued and not sent.is_set():
+                if fails:
+                    sent.set()
+                else:
+                    conversation.leave()
+
+        conversation.prompt.app.after_render += look
+
+    ending = pytest.raises(ModelError) if fails else nullcontext()
+    with ending:
+        assert talk.run("first\rsecond\rthird", prepare, opening) == 0
+    sent.set()
+    assert sorted(talk.unsent().split()) == ["first", "second", "third"]
+    assert talk.unsent().startswith("first")
 
 
 def test_what_may_not_be_written_down_is_shown(tmp_path: Path) -> None:

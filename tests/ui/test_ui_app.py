@@ -346,10 +346,19 @@ def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(comma
 
 
 def test_exit_leaves_in_the_midst_of_an_answer_which_is_kept() -> None:
-    session = FakeSession()
+    session, keys = FakeSession(), iter([EXIT])
     session.enqueue("half", UNTIL_INTERRUPT)
-    code, lines = talk("hi\r/exit\r ", lambda: session)  # all at once: not by `talk` when it is done
-    assert (code, said(session), lines[-1]) == (0, ["hi"], "stopped")
+    with _live(session) as (talk, keyboard, screen):
+
+        def look(app: object) -> None:
+            if "half" in screen():
+                keyboard.send_text(next(keys, ""))
+
+        talk.prompt.app.after_render += look
+        keyboard.send_text("hi\r")
+        assert talk.run() == 0
+        lines = [line for line in screen() if line]
+    assert (said(session), lines[-1]) == (["hi"], "stopped")
 
 
 def test_ctrl_c_hands_back_all_that_waits_and_up_takes_the_last_out() -> None:
