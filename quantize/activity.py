@@ -4,7 +4,7 @@ What a norm gives has columns of equal size, times its weights. From there the s
 to what attention gives, and through gate and up to what the down matrix is given.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from re import fullmatch
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from llamachat.core.spec import HEADS, NORMS, ModelSpec
 from llamachat.core.tensors import Array, Tensor, dequantize
 from llamachat.formats import Checkpoint
-from llamachat.formats.parts import Part
+from quantize.coding import only
 
 NORMED = {  # what is given a norm's output, by the norm's role
     r"self_attn\.[qkv]_proj": "attention_in",
@@ -31,11 +31,11 @@ def activities(source: Checkpoint) -> dict[str, Array]:
     norms = {name: _norm_before(name, spec) for name in matrices}
     squares = {
         name: np.square(dequantize(tensor) + np.float32(spec.norm_offset))
-        for name, tensor in _only(source, [*norms.values()])
+        for name, tensor in only(source, [*norms.values()])
     }
     found = {name: _fair(squares[norm]) for name, norm in norms.items() if norm in squares}
     makers = [name for name in matrices if name.endswith(tuple(f"{each}.weight" for each in sum(MAKERS.values(), ())))]
-    sizes = {name: _sizes(tensor, found.get(name)) for name, tensor in _only(source, makers)}
+    sizes = {name: _sizes(tensor, found.get(name)) for name, tensor in only(source, makers)}
     for name in matrices:
         if (made := _made(name, sizes, spec)) is not None:
             found[name] = _fair(made)
@@ -50,12 +50,6 @@ def _norm_before(name: str, spec: ModelSpec) -> str:
     role = layer and next((role for pattern, role in NORMED.items() if fullmatch(pattern, layer[2])), None)
     norms = NORMS[spec.norms]
     return f"{layer[1]}{norms[role]}.weight" if layer and role in norms else ""
-
-
-def _only(source: Checkpoint, wanted: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """These tensors, without reading any other."""
-    others = {name: Part(zero=True) for name in source.index().keys() - wanted}
-    return ((name, tensor) for name, tensor in source.tensors(others) if name not in others)
 
 
 def _sizes(matrix: Tensor, activity: Array | None) -> Array:

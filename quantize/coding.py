@@ -1,12 +1,13 @@
 """One tensor -> what is stored of it, and a checkpoint's tensors layer by layer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
 
 from llamachat.core.tensors import Array, FloatTensor, QuantTensor, Tensor, dequantize, to_float32
 from llamachat.formats import Checkpoint
+from llamachat.formats.parts import Part
 from llamachat.formats.prequantized import bnb
 from llamachat.formats.prequantized.ours import packed_entries
 from llamachat.formats.prequantized.schemes import BITSANDBYTES, OURS, Scheme, Storage
@@ -67,3 +68,9 @@ def by_layer(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
 def _layer(name: str) -> str:
     parts = name.split(".")
     return ".".join(parts[:3]) + "." if parts[1] == "layers" else ""
+
+
+def only(source: Checkpoint, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """These tensors, without reading any other."""
+    others = {name: Part(zero=True) for name in source.index().keys() - set(wanted)}
+    return ((name, tensor) for name, tensor in source.tensors(others) if name not in others)

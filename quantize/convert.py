@@ -21,6 +21,7 @@ from quantize.coding import Coded, code
 from quantize.folder import COPIED, tokenizer_folder, write_metadata
 from quantize.recipe import FLOAT, Recipe
 from quantize.report import Conversion, measured
+from quantize.sizes import header_room
 from quantize.verify import verify
 from quantize.writer import FolderWriter, disk_errors, writing
 
@@ -53,7 +54,7 @@ def convert(
     index = source.index()
     if missing := sorted(source.config.tensor_shapes().keys() - index.keys()):
         raise FormatError(f"{source.path} lacks {missing[0]}", "nothing was converted", "fetch its files again")
-    room = sum((6 if recipe.scheme_for(name, info.shape) else 1) * (128 + len(name)) for name, info in index.items())
+    room = header_room(index, recipe)
     total, done = sum(prod(info.shape) for info in index.values()), 0
     made = making(source, recipe, calibration)
     with writing(out, made, room, resume, check=lambda folder: verify(source, recipe, folder)) as writer:

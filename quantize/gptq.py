@@ -8,44 +8,33 @@ of the text, each of which one thread does alone, so that their number does not 
 text's states, one layer in float32, what the text makes in it, and for one matrix a few squares [columns, columns].
 """
 
-import ast
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from llamachat.core.model import Block, Context, Linear, Mask, Model, Precision, Rotation, build_block, rotation
-from llamachat.core.rope import frequencies
-from llamachat.core.spec import ModelSpec, Rope
+from llamachat.core.model import Block, Linear, Model, Precision, build_block
+from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import Array, QuantTensor, dequantize, pack_nibbles
 from llamachat.core.tensors import Tensor as Weight
-from llamachat.core.tokenizer import Tokenizer
 from llamachat.engines.torch.attention import fused_attention
-from llamachat.errors import UsageError
 from llamachat.formats import Checkpoint
 from llamachat.formats.prequantized.ours import entries, packed_entries
-from llamachat.generation.perplexity import windows
 from quantize.coding import Coded, by_layer, code
+from quantize.passage import Passage, embeddings, nothing
 from quantize.recipe import EMBEDDING, Recipe
 from quantize.rounding import Hessian, solve
 from quantize.schemes import TABLES, Scheme, not_finite
+from quantize.threads import Threads
 from quantize.writer import FolderWriter
 
 ROWS = 512  # of a matrix, rounded by one thread at a time
 SLAB = 256  # columns whose products one thread sums at a time
-CHARACTERS = 400_000
 ADDED = ("self_attn.o_proj", "mlp.down_proj")  # whose output, of every token, is added to its state
-WINDOW, WINDOWS = 512, 32  # tokens, and how many of them
 MADE_UP = 0.5  # for this share of what layers before have lost; for all of it would fit the text, and no other
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def calibrated(
@@ -66,34 +55,9 @@ def calibrated(
                 continue
             for name, tensor in tensors.items():
                 if name == EMBEDDING:
-                    work.begin(dequantize_rows(tensor, calibration))
+                    work.begin(embeddings(tensor, calibration))
                 arrays, matrix = ({}, None) if name in writer.done else code(name, tensor, recipe, threads)
                 yield name, tensor, arrays, matrix
-
-
-def dequantize_rows(tensor: Weight, windows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Each window's embeddings [T, hidden]."""
-    return [torch.from_numpy(dequantize(tensor.rows(list(ids)))) for ids in windows]
-
-
-class Threads:
-    """Runs functions of torch side by side, each on one thread."""
-
-    def __init__(self, count: int | None) -> None:
-        self._pool = ThreadPoolExecutor(count or cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
-
-    def __enter__(self) -> "Threads":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        def inferred(item: T) -> R:
-            with torch.inference_mode():
-                return function(item)
-
-        return list(self._pool.map(inferred, items))
 
 
 class Watched(Model):
@@ -129,23 +93,14 @@ class Calibration:
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, writer: FolderWriter, pool: Threads) -> None:
         self.spec, self.recipe, self.writer, self.pool = spec, recipe, writer, pool
-        self.model = Watched(spec, _nothing, [], torch.empty(0), _nothing, Precision(), fused_attention)
+        self.model = Watched(spec, nothing, [], torch.empty(0), nothing, Precision(), fused_attention)
         self.exact: Tensor | None = None  # [windows * T, hidden], of the float model
         self.state: Tensor | None = None  # and of what is quantized so far
 
     def begin(self, states: list[Tensor]) -> None:
         """With each window's embeddings [T, hidden]."""
         self.exact = self.state = self.model.embedded(torch.cat(states))
-        self.length = len(states[0])
-        positions = np.tile(np.arange(self.length), len(states))
-        self.rotations = {
-            rope: self._rotation(positions, rope) for rope in map(self.spec.rope, range(self.spec.num_hidden_layers))
-        }
-
-    def _rotation(self, positions: Array, rope: Rope | None) -> Rotation:
-        if rope is None:
-            return None
-        return rotation(positions, *frequencies(self.spec, self.length, rope), torch.float32)
+        self.passage = Passage(self.spec, len(states[0]), len(states))
 
     def layer(self, prefix: str, tensors: dict[str, Weight]) -> dict[str, tuple[dict[str, Array], Weight | None]]:
         """Quantize a layer's matrices, and take the text through it as it was and as it has become."""
@@ -161,19 +116,9 @@ class Calibration:
                 self.coded[name] = ({}, None) if name in self.writer.done else code(name, tensor, self.recipe, None)
         return self.coded
 
-    def _memory(self, layer: int, keys: Tensor, values: Tensor) -> Iterator[Context]:
-        """Each window sees itself, as far as the layer's sliding window reaches."""
-        at, window = torch.arange(self.length), self.spec.window(layer)
-        short = window is not None and window < self.length
-        near = (at[:, None] >= at) & (at[:, None] - at < (window or self.length))
-        for start in range(0, len(keys), self.length):
-            run = slice(start, start + self.length)
-            mask = Mask(near) if short else Mask(causal=True)
-            yield Context(run, keys[run].transpose(0, 1), values[run].transpose(0, 1), mask)
-
     def _through(self, number: int, state: Tensor, linear_of: Callable[..., Linear]) -> Tensor:
         block = build_block(self.spec, number, self.weights, linear_of)
-        return self.model.layer(number, block, state, self.rotations[self.spec.rope(number)], self._memory)
+        return self.model.layer(number, block, state, self.passage.rotation(number), self.passage.memory)
 
     def _watched(self, *modules: str) -> Linear:
         """Of float matrices that share their input, which is noted, with what their products may be added to."""
@@ -197,7 +142,7 @@ class Calibration:
         weight = torch.cat([self.weights[f"{module}.weight"] for module in modules])
         biases = [self.weights[name] for module in modules if (name := f"{module}.bias") in self.weights]
         bias = torch.cat(biases) if biases else None
-        return torch.cat(self.pool.map(lambda part: linear(part, weight, bias), torch.split(x, self.length)))
+        return torch.cat(self.pool.map(lambda part: linear(part, weight, bias), torch.split(x, self.passage.length)))
 
     def _quantize(self, modules: tuple[str, ...], x: Tensor) -> None:
         """Code matrices, and go on with what they are now."""
@@ -246,26 +191,3 @@ class Calibration:
         return QuantTensor(
             pack_nibbles(codes), scale, scheme.group or len(codes[0]), 4, np.array(TABLES[scheme.codebook], np.float32)
         )
-
-
-def _nothing(x: Any) -> Tensor:
-    raise AssertionError("embedding and head are not asked")
-
-
-def calibration_windows(tokenizer: Tokenizer, text: str | None = None) -> list[list[int]]:
-    """Ids of a text, by default of what Python's library says of itself, in windows."""
-    return windows(tokenizer.encode(text or docstrings()), WINDOW, WINDOWS, tokenizer.bos_id)
-
-
-def docstrings() -> str:
-    """A text for calibration that is always at hand: what Python's standard library says of itself."""
-    texts: list[str] = []
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        tree = ast.parse(file.read_bytes())
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        texts += [text for node in ast.walk(tree) if isinstance(node, kinds) and (text := ast.get_docstring(node))]
-        if sum(map(len, texts)) > CHARACTERS:
-            break
-    if not texts:
-        raise UsageError("Python's library has no docstrings here", "there is no text to calibrate on", "--calibration")
-    return "\n\n".join(texts)

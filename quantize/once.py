@@ -63,7 +63,7 @@ def quantized_path(source: Checkpoint, config: QuantConfig) -> Path:
 
 
 def _calibration(source: Checkpoint) -> list[list[int]]:
-    from quantize.gptq import calibration_windows
+    from quantize.texts import calibration_windows
 
     return calibration_windows(source.tokenizer())
 

@@ -31,7 +31,8 @@ DOUBLE = [name for name in SCHEMES if SCHEMES[name].foreign and SCHEMES[name].co
 
 @dataclass(frozen=True)
 class Recipe:
-    """`overrides` are PATTERN=SCHEME over module names (`*.mlp.down_proj`); the last that matches holds."""
+    """`overrides` are PATTERN=SCHEME or PATTERN=SCHEME:GROUP over module names (`*.mlp.down_proj`); the last that matches
+    holds."""
 
     scheme: str = "int4"
     group_size: int | None = None
@@ -65,9 +66,14 @@ class Recipe:
             _only(value is None or not self.foreign, option, "our own schemes; bitsandbytes leaves it in float")
             _one_of(option, value or FLOAT, [*PLAIN, FLOAT])
         for override in self.overrides:
-            _one_of(f"--override {override}", override.rpartition("=")[2], [*(() if self.foreign else OWN), FLOAT])
-            if not override.rpartition("=")[0]:
+            pattern, _, named = override.rpartition("=")
+            scheme, colon, group = named.partition(":")
+            _one_of(f"--override {override}", scheme, [*(() if self.foreign else OWN), FLOAT])
+            if not pattern:
                 raise UsageError(f"--override {override} has no pattern", remedy="write PATTERN=SCHEME")
+            if colon and (scheme == FLOAT or not re.fullmatch("[1-9][0-9]{1,4}", group) or int(group) % GROUP):
+                cause = f"--override {override} has no group that {scheme} could have"
+                raise UsageError(cause, remedy=f"write a multiple of {GROUP}, as in PATTERN={self.scheme}:64")
 
     @property
     def _base(self) -> Scheme:
@@ -81,8 +87,8 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether a text is needed to see what the activations are like."""
-        named = (self.scheme, *(each.rpartition("=")[2] for each in self.overrides))
-        return any(SCHEMES[name].calibrated for name in named if name != FLOAT)
+        schemes = map(self._named, (self.scheme, *(each.rpartition("=")[2] for each in self.overrides)))
+        return any(scheme.calibrated for scheme in schemes if scheme)
 
     def scheme_for(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
         """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths no group divides."""
@@ -92,7 +98,7 @@ class Recipe:
         return scheme if scheme and scheme.fits(shape[1]) else None
 
     def name_for(self, name: str) -> str:
-        """What a matrix is to be: a scheme's name, or "float"."""
+        """What a matrix is to be: a scheme's name, perhaps with its group (`int4:64`), or "float"."""
         module = name.removesuffix(".weight")
         for override in reversed(self.overrides):
             pattern, _, scheme = override.rpartition("=")
@@ -112,9 +118,10 @@ class Recipe:
         return self.scheme
 
     def _named(self, name: str) -> Scheme | None:
-        scheme = SCHEMES.get(name)
-        if scheme and name == self.scheme and self.group_size:
-            scheme = replace(scheme, group=self.group_size)
+        kind, _, group = name.partition(":")
+        scheme, size = SCHEMES.get(kind), int(group) if group else self.group_size if kind == self.scheme else None
+        if scheme and size:
+            scheme = replace(scheme, group=size)
         if scheme and scheme.codebook and self.codebook:
             scheme = replace(scheme, codebook=self.codebook)
         return scheme

@@ -28,12 +28,17 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 CHUNK = 1 << 22
 
 
+def beginning(room: int) -> int:
+    """Where the tensors begin in a file whose header may take so many bytes."""
+    return -(-(8 + room) // 64) * 64
+
+
 class FolderWriter:
     """Use within `writing`, which makes, resumes and publishes it. `done` maps tensor names to their journal lines."""
 
     def __init__(self, folder: Path, making: Mapping[str, Any], room: int) -> None:
         self.folder = folder
-        self.base = -(-(8 + room) // 64) * 64
+        self.base = beginning(room)
         self.done: dict[str, dict[str, Any]] = {}
         self._end = self.base
         journal, weights = folder / JOURNAL, folder / WEIGHTS

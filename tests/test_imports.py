@@ -149,7 +149,8 @@ def test_a_session_touches_no_engine_cache_or_tokenizer() -> None:
 
 def test_nothing_above_the_engine_imports_torch() -> None:
     users = {module for module in FILES if "torch" in loaded(module)}
-    assert users == WITH_TORCH | {"quantize.gptq", "quantize.rounding"}
+    own = {f"quantize.{name}" for name in ("gptq", "mixing", "passage", "rounding", "sensitivity", "threads")}
+    assert users == WITH_TORCH | own
 
 
 def test_the_core_needs_nothing_else_of_the_package() -> None:

@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,12 @@ from llamachat.formats import Checkpoint
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.perplexity import Estimate, evaluate, manual, summary, windows
 from quantize.activity import activities
-from quantize.convert import convert
+from quantize.convert import convert, silent
+from quantize.mixing import Mixing
 from quantize.recipe import Recipe
 from quantize.schemes import SCHEMES, Scheme, quantize_tensor
+from quantize.sizes import output_bytes
+from quantize.texts import calibration_windows
 
 Rounding = Callable[[Array], Array]  # float32 [n, group] -> what is left of it
 
@@ -99,6 +103,9 @@ CODED = {
     "int4": SCHEMES["int4"],
 }
 CALIBRATED = {"int4-gptq, Q4_0's values": "int4", "int4-gptq": "gauss"}
+CHOSEN = {f"{scheme}, chosen by cost": (scheme, bits) for scheme, bits in (("int4", 4.5), ("int4-gptq", 4.5))} | {
+    "int4, chosen by cost, 5 bits": ("int4", 5.0)
+}
 
 
 def versions(source: Checkpoint, wanted: str) -> Iterator[tuple[str, float, Callable[[str], Tensor | None]]]:
@@ -115,7 +122,13 @@ def versions(source: Checkpoint, wanted: str) -> Iterator[tuple[str, float, Call
     for label, codebook in CALIBRATED.items():
         if wanted in label:
             with tempfile.TemporaryDirectory() as folder:
-                yield label, 4.5, _calibrated(source, codebook, Path(folder) / "out").get
+                recipe = Recipe("int4-gptq", codebook=codebook, embedding="float")
+                yield label, 4.5, _converted(source, recipe, Path(folder) / "out").get
+    for label, (scheme, bits) in CHOSEN.items():
+        if wanted in label:
+            with tempfile.TemporaryDirectory() as folder:
+                recipe = _chosen(source, Recipe(scheme, embedding="float"), bits, sum(map(_weights, weights.values())))
+                yield label, bits, _converted(source, recipe, Path(folder) / "out").get
 
 
 def _linear(name: str, tensor: Tensor) -> bool:
@@ -133,11 +146,18 @@ def _coded(name: str, tensor: Tensor | None, scheme: Scheme, activity: Array | N
     return tensor and quantize_tensor(name, FloatTensor(dequantize(tensor)), scheme, activity=activity)
 
 
-def _calibrated(source: Checkpoint, codebook: str, out: Path) -> dict[str, Tensor]:
-    from quantize.gptq import calibration_windows
+def _weights(tensor: Tensor) -> int:
+    return prod(tensor.shape)
 
-    text = calibration_windows(source.tokenizer())
-    convert(source, out, Recipe("int4-gptq", codebook=codebook, embedding="float"), calibration=text)
+
+def _chosen(source: Checkpoint, recipe: Recipe, bits: float, weights: int) -> Recipe:
+    """With so many bits a weight of the linear layers; what is not in these is as it was."""
+    room = output_bytes(source.index(), recipe) + int((bits - 4.5) / 8 * weights)
+    return Mixing(source, recipe).fitting(room, calibration_windows(source.tokenizer()), None, silent)
+
+
+def _converted(source: Checkpoint, recipe: Recipe, out: Path) -> dict[str, Tensor]:
+    convert(source, out, recipe, calibration=calibration_windows(source.tokenizer()))
     return {name: tensor for name, tensor in open_checkpoint(out).tensors() if _linear(name, tensor)}
 
 

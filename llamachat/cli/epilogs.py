@@ -85,6 +85,7 @@ CONFIG = examples(
 QUANTIZE = examples(
     ("llamachat quantize ./llama-3.2-1b -o llama-int4", "int4, the default"),
     ("llamachat quantize ./model -o out --scheme int8", ""),
+    ("llamachat quantize ./model -o out --fits 4GB", "bits go where they save most"),
     ("llamachat quantize ./model -o out --lora ./adapter", "merge an adapter first"),
     ("llamachat quantize ./model -o out --override '*.down_proj=int8' --report", "and measure what it cost"),
     ("llamachat -m ./llama-int4", "chat with the result"),

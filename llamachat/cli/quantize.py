@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -42,7 +42,19 @@ def quantize_model(
     head: Annotated[str | None, typer.Option(help="Scheme of the output head, or float. Default: int8.")] = None,
     embedding: Annotated[str | None, typer.Option(help="Scheme of the embedding, or float. Default: int8.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option(help="E.g. '*.down_proj=int8' (repeatable).", metavar="PATTERN=SCHEME")
+        list[str] | None,
+        typer.Option(help="E.g. '*.down_proj=int8' (repeatable); int4:64 for groups of 64.", metavar="PATTERN=SCHEME"),
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            "--target-bpw",
+            help="Bits a weight: what each matrix becomes is chosen by what it costs.",
+            metavar="BITS",
+        ),
+    ] = None,
+    fits: Annotated[
+        str | None, typer.Option("--fits", help="The same, by the bytes of all weights.", metavar="SIZE")
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -51,7 +63,10 @@ def quantize_model(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help=f"Text for {CALIBRATED}. Default: the docstrings of Python's library.")
+        Path | None,
+        typer.Option(
+            help=f"Text for {CALIBRATED} and for --target-bpw and --fits. Default: the docstrings of Python's library."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="All options as JSON: ours, Hugging Face's or MindFormers' quant_config.")
@@ -77,6 +92,7 @@ def quantize_model(
     from quantize import report as reports
     from quantize.convert import convert
 
+    room = _room(target_bpw, fits)
     entry = fetch.unquantized(catalog.resolve(source))
     given = {
         "scheme": scheme and scheme.value,
@@ -103,7 +119,9 @@ def quantize_model(
     if report and checkpoint.config.head != "next_token":
         raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
     recipe.check(checkpoint.config)
-    ids = _calibration(checkpoint, calibration) if recipe.calibrated else None
+    ids = _calibration(checkpoint, calibration) if recipe.calibrated or room else None
+    if ids and room:
+        recipe = _fitting(checkpoint, recipe, room, ids, threads)
     with _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)
     done = replace(done, merged=adapters.describe())
@@ -131,9 +149,44 @@ def _recipe(file: Path | None, of_entry: Any, given: dict[str, Any]) -> "Recipe"
     return replace(from_config(of_entry), **given) if of_entry and "scheme" not in given else Recipe(**given)
 
 
+def _room(bits: float | None, fits: str | None) -> Callable[[int], int] | None:
+    """The bytes that so many weights may take; None: nothing was said of it."""
+    from llamachat.system.amounts import parse_size
+
+    if bits is not None and fits is not None:
+        raise UsageError("--target-bpw and --fits were both given", remedy="give one of them")
+    if bits is not None and not 1 <= bits <= 16:
+        raise UsageError(f"--target-bpw is {bits:g}", "nothing was converted", "give bits from 1 to 16")
+    if bits is not None:
+        return lambda weights: int(bits * weights / 8)
+    if fits is None:
+        return None
+    room = parse_size(fits)
+    if room is None:
+        raise UsageError(f"--fits {fits!r:.40} is no size", "nothing was converted", "write it like 6GB or 900MB")
+    return lambda weights: room
+
+
+def _fitting(
+    checkpoint: "Checkpoint",
+    recipe: "Recipe",
+    room: Callable[[int], int],
+    ids: list[list[int]],
+    threads: int | None,
+) -> "Recipe":
+    """The recipe, with what each matrix is to be so that the whole has room."""
+    from quantize.mixing import Mixing
+
+    mixing = Mixing(checkpoint, recipe)
+    with _bar() as progress:
+        recipe = mixing.fitting(room(mixing.weights), ids, threads, progress)
+    note(f"chosen: {mixing.described(recipe)}")
+    return recipe
+
+
 def _calibration(checkpoint: "Checkpoint", file: Path | None) -> list[list[int]]:
     from llamachat.generation.prompts import read_text
-    from quantize.gptq import calibration_windows
+    from quantize.texts import calibration_windows
 
     return calibration_windows(checkpoint.tokenizer(), read_text(file) if file else None)
 

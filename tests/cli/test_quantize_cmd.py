@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llamachat.cli.evaluate import evaluate_model
 from llamachat.cli.quantize import quantize_model
 from llamachat.errors import ModelError, UsageError
 from llamachat.formats.detect import open_checkpoint
+from quantize.writer import FolderWriter
 
 app = typer.Typer()
 app.command("quantize")(quantize_model)
@@ -97,9 +99,69 @@ def test_every_option_reaches_the_output(source: Path, tmp_path: Path) -> None:
 
 
 def test_gptq_needs_no_text_of_ones_own(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantize.gptq.WINDOWS", 2)
+    monkeypatch.setattr("quantize.texts.WINDOWS", 2)
     call("quantize", source, "-o", tmp_path / "out", "--scheme", "int4-gptq")
     assert open_checkpoint(tmp_path / "out").config.quantization is not None
+
+
+@pytest.mark.parametrize(("option", "value", "most"), [("--target-bpw", "6.2", 6.2), ("--fits", "190kB", 190_000)])
+def test_a_size_is_kept_to_and_what_was_chosen_is_said(
+    source: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, most: float
+) -> None:
+    monkeypatch.setattr("quantize.texts.WINDOWS", 3)
+    arguments = ["quantize", str(source), "-o", str(tmp_path / "out"), option, value, "--calibration", str(text)]
+    told = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    chosen = re.fullmatch(r"chosen: (.*): (\d+) kB \((.*) bits a weight\)\n", told.stderr)
+    assert chosen
+    facts = json.loads(told.stdout)
+    counts = Counter(each["scheme"].removesuffix(" gauss") for name, each in facts["tensors"].items() if _linear(name))
+    assert chosen[1] == ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
+    assert set(counts) > {"int8"}
+    assert int(chosen[2]) == round(facts["bytes"] / 1000)
+    assert chosen[3] == f"{facts['bits_per_weight']:.2f}"
+    assert 0.95 * most < facts["bytes" if option == "--fits" else "bits_per_weight"] <= most
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert len(config["overrides"]) == 14
+    add = FolderWriter.add
+
+    def broken(self: FolderWriter, name: str, *rest: Any) -> None:
+        if name.startswith("model.layers.1."):
+            raise KeyboardInterrupt
+        add(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderWriter, "add", broken)
+        CliRunner().invoke(app, ["quantize", str(source), "-o", str(tmp_path / "again"), *arguments[4:]])
+    assert not (tmp_path / "again").exists()
+    call("quantize", source, "-o", tmp_path / "again", *arguments[4:], "--resume")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+
+
+def _linear(name: str) -> bool:
+    return ".layers." in name and "norm" not in name
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--target-bpw", 5, "--fits", "1GB"], "both given; give one of them"),
+        (["--fits", "lots"], "'lots' is no size; nothing was converted; write it like 6GB"),
+        (["--target-bpw", "nan"], "--target-bpw is nan; nothing was converted; give bits from 1 to 16"),
+        (["--target-bpw", 0.5], "--target-bpw is 0.5"),
+        (["--target-bpw", 2], r"bits a weight\) was allowed, and the least that this model takes is .*--embedding"),
+        (
+            ["--target-bpw", 5, "--scheme", "int8"],
+            "bits are chosen between int8 and int4 or int4-gptq, and int8 was named",
+        ),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_in_a_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], says: str
+) -> None:
+    monkeypatch.setattr("quantize.texts.WINDOWS", 2)
+    with pytest.raises(UsageError, match=says):
+        call("quantize", source, "-o", tmp_path / "out", *options)
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
 @pytest.mark.parametrize("scheme", ["int4-gptq", "int4", "int8"])

@@ -19,10 +19,12 @@ from llamachat.errors import FormatError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.perplexity import run
 from quantize.convert import convert
-from quantize.gptq import Calibration, Threads, docstrings
+from quantize.gptq import Calibration
 from quantize.recipe import Recipe
 from quantize.rounding import Hessian, solve
 from quantize.schemes import SCHEMES, TABLES, Scheme, quantize
+from quantize.texts import docstrings
+from quantize.threads import Threads
 from quantize.writer import FolderWriter
 
 GPTQ = Recipe("int4-gptq", embedding="float", head="float")

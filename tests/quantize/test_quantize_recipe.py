@@ -26,6 +26,17 @@ def test_embedding_is_int8_by_default_and_float_with_bitsandbytes() -> None:
     assert bits(Recipe("int4", embedding="int4"), EMBEDDING) == 4
 
 
+def test_an_override_may_name_a_group() -> None:
+    recipe = Recipe("int4", group_size=128, codebook="nf4", overrides=("*.up_proj=int4:64", "*.1.*=int8:96"))
+    up, down, other = (recipe.scheme_for(name, (64, 384)) for name in (UP, DOWN, UP.replace("up", "gate")))
+    assert up and down and other
+    assert [(each.bits, each.group, each.codebook) for each in (up, down, other)] == [
+        (4, 64, "nf4"), (8, 96, None), (4, 128, "nf4")
+    ]  # fmt: skip
+    assert recipe.scheme_for(UP, (64, 96)) is None
+    assert Recipe("int4", overrides=("*.up_proj=int4-gptq:64",)).calibrated
+
+
 def test_the_last_override_that_matches_holds() -> None:
     recipe = Recipe("int4", overrides=("*.mlp.*=int8", "model.layers.1.*=float"))
     assert bits(recipe, UP) == 8
@@ -47,6 +58,10 @@ def test_vectors_and_odd_widths_stay_float() -> None:
         ({"scheme": "bnb-nf4", "head": "int8"}, "--head is only for our own"),
         ({"overrides": ("int8",)}, "has no pattern"),
         ({"overrides": ("*=int2",)}, "is 'int2'"),
+        ({"overrides": ("*=int4:50",)}, "no group that int4 could have; write a multiple of 32, as in PATTERN=int4:64"),
+        ({"overrides": ("*=int8:",)}, "no group that int8 could have"),
+        ({"overrides": ("*=int4:00",)}, "no group that int4 could have"),
+        ({"overrides": ("*=float:32",)}, "no group that float could have"),
         ({"scheme": "bnb-nf4", "overrides": ("*=int8",)}, "is 'int8'"),
         ({"group_size": 48}, "multiple of 32"),
         ({"embedding": "int4-gptq"}, "--embedding is 'int4-gptq'"),
