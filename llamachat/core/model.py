@@ -323,12 +323,15 @@ def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], line
     def norm(name: str) -> Tensor:
         return weights[f"{prefix}{name}.weight"] + offset
 
-    def mlp(prefix: str, experts: Experts | None) -> Linear:
-        if experts:
-            each = [mlp(f"{prefix}experts.{number}.", None) for number in range(experts.count)]
-            return Mixture(experts, linear_of(prefix + "gate"), each)
+    def gated_mlp(prefix: str) -> Linear:
         gate_up, down = linear_of(prefix + "gate_proj", prefix + "up_proj"), linear_of(prefix + "down_proj")
         return GatedMlp(gate_up, down, spec.hidden_act, spec.swiglu_limit)
+
+    def mlp(prefix: str, experts: Experts | None) -> Linear:
+        if experts is None:
+            return gated_mlp(prefix)
+        each = [gated_mlp(f"{prefix}experts.{number}.") for number in range(experts.count)]
+        return Mixture(experts, linear_of(prefix + "gate"), each)
 
     return Block(
         norms={role: norm(name) for role, name in NORMS[spec.norms].items()},

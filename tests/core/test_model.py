@@ -1,21 +1,26 @@
 """model.py beside transformers: what a spec can say of a layer, on tiny random models of the families that have it."""
 
+import gc
+import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from family_files import BASE, CASES, IDS, case_of, model_of
 from numpy.typing import NDArray
+from torch.nn.functional import linear
 
 from llamachat.core.cache import Cache
 from llamachat.core.generate import advance
-from llamachat.core.model import PlainEngine
+from llamachat.core.model import PlainEngine, build_block
 from llamachat.core.rope import query_scales
 from llamachat.core.spec import ModelSpec, QueryScale
 from llamachat.core.tensors import FloatTensor, Tensor, dequantize
 from llamachat.engines.torch.engine import TorchEngine
 
+GATE = "model.layers.0.mlp.gate_proj.weight"
 Case = tuple[ModelSpec, dict[str, Tensor], NDArray[np.float32]]
 
 
@@ -63,6 +68,27 @@ def test_texts_of_a_batch_are_as_they_are_alone(case: Case) -> None:
     steps = [caches[0].plan(1), caches[1].plan(7)]
     rows = engine.forward_many([IDS[30:31], IDS[11:18]], steps)
     np.testing.assert_allclose(rows, right[[30, 17]], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_layer_that_is_let_go_leaves_no_weights_behind(experts: bool) -> None:
+    """At once, not when Python next looks for circles: who goes through a model layer by layer has room for one."""
+    spec, tensors, _ = case_of("mixtral" if experts else "qwen3")
+    weights = {name: torch.tensor(dequantize(tensor)) for name, tensor in tensors.items()}
+    held = weakref.ref(weights["model.layers.0.mlp.experts.0.gate_proj.weight" if experts else GATE])
+
+    def linear_of(weights: dict[str, torch.Tensor], *modules: str) -> partial[torch.Tensor]:
+        return partial(linear, weight=weights[f"{modules[0]}.weight"])
+
+    gc.disable()
+    try:
+        block = build_block(spec, 0, weights, partial(linear_of, weights))
+        del weights
+        assert held() is not None
+        del block
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_queries_grow_beyond_the_original_length_alone() -> None:
