@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 
 from llamachat.errors import ModelError, UsageError
@@ -55,8 +54,7 @@ class Mixing:
 
     def _open(self, name: str) -> bool:
         """Whether nothing was said of a matrix but the scheme of all."""
-        patterns = (override.rpartition("=")[0] for override in self.recipe.overrides)
-        said = name in OUTER or any(fnmatchcase(name.removesuffix(".weight"), pattern) for pattern in patterns)
+        said = name in OUTER or self.recipe.overridden(name)
         scheme = self.recipe.scheme_for(name, self.index[name].shape)
         return scheme is not None and not said and self.recipe.name_for(name) == self.recipe.scheme
 

@@ -1,9 +1,10 @@
 """What to quantize how: a base scheme, what embedding and head get, overrides by pattern."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,8 @@ class Recipe:
     def name_for(self, name: str) -> str:
         """What a matrix is to be: a scheme's name, perhaps with its group (`int4:64`), or "float"."""
         module = name.removesuffix(".weight")
-        for override in reversed(self.overrides):
-            pattern, _, scheme = override.rpartition("=")
-            if fnmatchcase(module, pattern):
+        for matches, scheme in self._overriding:
+            if matches(module):
                 return scheme
         if any(fnmatchcase(module, f"*{pattern}*") for pattern in self.skip):
             return FLOAT
@@ -116,6 +116,16 @@ class Recipe:
             chosen = self.head if name == HEAD else self.embedding
             return chosen or (FLOAT if self.foreign else "int8")
         return self.scheme
+
+    @cached_property
+    def _overriding(self) -> list[tuple[Callable[[str], object], str]]:
+        """The overrides, the last first: fnmatch forgets patterns where there are many, as a model of many layers has."""
+        pairs = (override.rpartition("=")[::2] for override in reversed(self.overrides))
+        return [(re.compile(translate(pattern)).match, scheme) for pattern, scheme in pairs]
+
+    def overridden(self, name: str) -> bool:
+        """Whether an override says what a matrix is to be."""
+        return any(matches(name.removesuffix(".weight")) for matches, _ in self._overriding)
 
     def _named(self, name: str) -> Scheme | None:
         kind, _, group = name.partition(":")
