@@ -110,20 +110,23 @@ static const double STRETCH = 0.05;  /* seconds, at least */
 static const double IDLE = 0.2;      /* the part of their time that threads sleep for a trial */
 static const double GAIN = 0.95;     /* what a step of it may take */
 
-/* Whether weights are better fetched ahead depends on the processor: the first steps do so in turn, and the way of the shortest
+/* How weights are best fetched ahead depends on the processor: the first steps try the ways in turn, and that of the shortest
    stays. */
-enum { TRIED = 16 };
+enum { TRIED = 8 * FETCHINGS };
 
 static void try_fetching(Engine *e) {
-    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % 2);
+    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % FETCHINGS);
 }
 
 static void fetching_tried(Engine *e, double seconds) {
     Fetching *f = &e->fetching;
-    int way = f->steps % 2;
+    int way = f->steps % FETCHINGS, best = 0;
     if (f->steps >= TRIED) return;
-    if (f->steps < 2 || seconds < f->least[way]) f->least[way] = seconds;
-    if (++f->steps == TRIED) e->k->fetch(f->least[1] < f->least[0]);
+    if (f->steps < FETCHINGS || seconds < f->least[way]) f->least[way] = seconds;
+    if (++f->steps < TRIED) return;
+    for (int i = 1; i < FETCHINGS; i++)
+        if (f->least[i] < f->least[best]) best = i;
+    e->k->fetch(best);
 }
 
 int threads_of(Engine *e, int tokens) {
