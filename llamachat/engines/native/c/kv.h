@@ -43,6 +43,8 @@ void rotation_angles(const Rope *rope, double position, float factor, float *cos
 float query_scale(const Engine *e, int64_t position);
 /* In a step: norms queries and keys in qkv_out, where a norm is of all heads together. */
 void norm_projections(const Task *t, const Layer *l);
+/* In a step of one token: fetches the blocks that this thread's rotate_and_store will write to. */
+void fetch_slot(const Task *t, int layer);
 /* In a step: norms, where each head has a norm, and rotates queries and keys, and stores keys and values in the tokens' slots. */
 void rotate_and_store(const Task *t, int layer);
 #pragma GCC visibility pop

@@ -38,10 +38,17 @@ static void sleep_in(Team *team, int round) {
 }
 #endif
 
+/* What a thread reads next: so many bytes of CUT streams side by side, which begin `apart` bytes from each other. */
+typedef struct { const uint8_t *data; size_t apart, bytes; } Coming;
+
+static inline void fetch_line(const Coming *c, size_t at) {
+    for (int i = 0; i < CUT; i++) __builtin_prefetch(c->data + i * c->apart + at, 0, 2);
+}
+
 /* A barrier: all threads wait for each other. Barriers are microseconds apart, so threads spin, and meanwhile fetch what they
    read next; but only so long: when another program has a core, the thread that waits must sleep, so that the one waited for can
    have it. */
-static void wait_for_all(Team *team, int threads, const uint8_t *next, const uint8_t *end) {
+static void wait_for_all(Team *team, int threads, Coming next) {
     int round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add(&team->arrived, 1) + 1 == threads) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
@@ -52,8 +59,9 @@ static void wait_for_all(Team *team, int threads, const uint8_t *next, const uin
 #endif
         return;
     }
+    size_t at = 0;
     for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
-        for (int i = 0; i < 4 && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
+        if (at < next.bytes) fetch_line(&next, at), at += 64;
         relax();
 #if defined(__linux__)
         if (spins >= SPINS) sleep_in(team, round);
@@ -66,11 +74,11 @@ static int own_share(const Task *t, int strips) { return strips * 3 / (4 * t->th
 
 void barrier_before(const Task *t, const Matrix *next, int strips) {
     int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
-    if (!t->alone) first = end;
-    wait_for_all(&t->e->team, t->threads, next->data + strip_bytes(next) * first, next->data + strip_bytes(next) * end);
+    size_t each = strip_bytes(next), bytes = t->alone ? (end - first) / CUT * each : 0;
+    wait_for_all(&t->e->team, t->threads, (Coming){next->data + each * first, bytes, bytes});
 }
 
-void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, NULL, NULL); }
+void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, (Coming){0}); }
 
 void barrier_unless_alone(const Task *t) {
     if (!t->alone) barrier(t);
