@@ -264,6 +264,7 @@ static void run(Engine *e, const Step *s, int thread, int threads) {
 const char *engine_forward(Engine *e, const Step *s) {
     const char *fault = step_fault(&e->m, s);
     if (fault) return fault;
+    note_positions(e, s->slots, s->positions, s->tokens);
     if (!make_room(e, s->texts, 0)) return NO_MEMORY;
     size_t chunks = find_chunks(e, s);
     if (!make_room(e, 0, chunks)) return NO_MEMORY;

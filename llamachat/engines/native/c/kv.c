@@ -152,12 +152,17 @@ void rotate_and_store(const Task *t, int layer) {
     }
 }
 
+void note_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
+    for (int i = 0; i < count; i++) e->position[slots[i]] = positions[i];
+}
+
 /* ---- for Python; each returns what was wrong, or NULL ---- */
 
-/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. */
+/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. A
+   step notes those of its own tokens. */
 const char *engine_set_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
     const char *fault = places_fault(e->m.slots, slots, positions, count);
-    for (int i = 0; !fault && i < count; i++) e->position[slots[i]] = positions[i];
+    if (!fault) note_positions(e, slots, positions, count);
     return fault;
 }
 
