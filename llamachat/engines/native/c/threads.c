@@ -11,6 +11,7 @@
 #include "threads.h"
 
 enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
+enum { MANY_STRIPS = 64 };  /* of a thread */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
 static inline void relax(void) {
@@ -69,8 +70,12 @@ static void wait_for_all(Team *team, int threads, Coming next) {
     }
 }
 
-/* Of so many strips each thread has some to itself; the rest, a quarter, goes to who comes first. */
-static int own_share(const Task *t, int strips) { return strips * 3 / (4 * t->threads) / CUT * CUT; }
+/* Of so many strips each thread has some to itself; the rest goes to who comes first: a quarter, or where there are few strips as
+   little as can be, for with each part a thread waits for memory anew. */
+static int own_share(const Task *t, int strips) {
+    int rest = strips < MANY_STRIPS * t->threads ? strips / 16 : strips / 4;
+    return (strips - rest) / t->threads / CUT * CUT;
+}
 
 void barrier_before(const Task *t, const Matrix *next, int strips) {
     int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
