@@ -4,7 +4,7 @@
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side, at most */
 enum { FEW = MANY };                  /* tokens that weights are streamed for, as for one */
-enum { OUTER = 1152, INNER = 2048 };  /* bytes of weights fetched ahead of use, of each of several streams; to which cache */
+enum { OUTER = 1152, INNER = 1728 };  /* bytes of weights fetched ahead of use, of each of several streams; to which cache */
 enum { ALONE = 1536 };                /* of one stream */
 
 /* Strips side by side times so many tokens: as many as there are registers for. */
