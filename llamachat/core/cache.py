@@ -78,7 +78,8 @@ class Cache:
         """Where so many further tokens go; nothing changes until `commit`."""
         assert count <= self.free, "the caller makes room first"
         index = np.arange(len(self.log), len(self.log) + count, dtype=np.int64)
-        return CacheStep(self.slots(index), index + self.evicted, self._visible(len(self.log) + count), self.rotation)
+        positions = index + self.evicted if self.evicted else index  # an array less: this is run for every token
+        return CacheStep(self.slots(index), positions, self._visible(len(self.log) + count), self.rotation)
 
     def commit(self, ids: list[int]) -> None:
         """These tokens were run as planned: the engine holds their keys and values."""
@@ -116,7 +117,7 @@ class Cache:
     def slots(self, index: Integers) -> Integers:
         """[T] the slots of these tokens of the log."""
         if not self.evicted:
-            return self.first + index
+            return self.first + index if self.first else index
         ring = self.pinned + (index - self.pinned + self.evicted) % (self.size - self.pinned)
         return self.first + np.where(index < self.pinned, index, ring)
 

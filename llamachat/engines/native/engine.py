@@ -20,6 +20,7 @@ from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
+from llamachat.engines.native.single_step import SingleStep
 from llamachat.engines.saved import Layout, PinnedKeys, Saved, in_words
 from llamachat.errors import FormatError, UsageError
 from llamachat.families.t5 import EncoderDecoderSpec
@@ -32,7 +33,6 @@ KV_TYPES: dict[int, KvType] = {4: "int8+int4", 8: "int8", 16: "float16", 32: "fl
 KV_KINDS: dict[KvType, int] = {"float32": F32, "float16": F16, "bfloat16": BF16, "int8": Q8, "int8+int4": Q4}
 BATCH = 512  # tokens a call; longer prompts take several
 WORKSPACE = 1 << 30  # bytes of activations and the like from which on the batch is smaller
-_ONE_RUN = np.array([[0, 1, 0]], np.int32)
 _INT32_MAX = np.iinfo(np.int32).max
 _UNPLACED = "each token needs a slot and a position"
 
@@ -66,6 +66,7 @@ class NativeEngine:
         checked(why.value)
         if not self._engine:
             raise MemoryError(f"a context of {slots} tokens does not fit in memory")
+        self._single = SingleStep()
         self._pinned = PinnedKeys[NDArray[np.float32]]()
         self._additions = Additions(self._description.modules)
 
@@ -145,16 +146,10 @@ class NativeEngine:
             wanted = int(wants[part].sum())
             row = first + len(part) - wanted - (len(order) - len(out))
             part = np.roll(part, wanted)
-            self._call(
-                tokens[part],
-                slots[part],
-                positions[part],
-                visible,
-                _runs(text[part]),
-                len(ids),
-                out[row : row + wanted],
-                hidden,
-            )
+            logits, runs = out[row : row + wanted], _runs(text[part])
+            arrays: list[Array] = [tokens[part], slots[part], positions[part], visible, runs]
+            sizes = len(part), len(ids), len(visible), len(runs), wanted
+            self._call(Step(*map(address, arrays), *sizes, hidden, address(logits)))
         return out[:, : self._width(hidden)]
 
     def _width(self, hidden: bool) -> int:
@@ -166,32 +161,16 @@ class NativeEngine:
         return np.empty((count, width if hidden else -(-width // LANES) * LANES), np.float32)
 
     def _one(self, token: int, step: CacheStep, hidden: bool) -> NDArray[np.float32]:
-        """`_run` of a single token, without what only several need: 40 of 60 microseconds, at every token of an answer."""
+        """`_run` of a single token, without what only several need."""
         if not len(step.slots) == len(step.positions) == 1:
             raise ValueError(_UNPLACED)
-        slot, position = int(step.slots[0]), int(step.positions[0])
-        self._pinned.written((slot,))
-        visible = np.array([(span.start, span.stop, 0) for span in step.visible], np.int64)
-        slots, positions = np.array([slot], np.int64), np.array([position], np.int64)
-        checked(self._lib.engine_set_positions(self._engine, address(slots), address(positions), 1))
         out = self._rows(1, hidden)
-        self._call(np.array([token], np.int32), slots, positions, visible, _ONE_RUN, 1, out, hidden)
+        self._pinned.written((int(step.slots[0]),))
+        self._call(self._single.told(token, step, hidden, out))
         return out[:, : self._width(hidden)]
 
-    def _call(
-        self,
-        ids: Array,
-        slots: Array,
-        positions: Array,
-        visible: Array,
-        runs: Array,
-        texts: int,
-        logits: Array,
-        hidden: bool,
-    ) -> None:
-        """Up to a batch of tokens in runs [n, 3] of (first, end, text); the first len(logits) of them want logits, or hidden."""
-        arrays = [address(array) for array in (ids, slots, positions, visible, runs)]
-        step = Step(*arrays, len(ids), texts, len(visible), len(runs), len(logits), hidden, address(logits))
+    def _call(self, step: Step) -> None:
+        """Up to a batch of tokens."""
         self.used = math.inf
         try:
             checked(self._lib.engine_forward(self._engine, step))

@@ -80,12 +80,14 @@ static void rms_norm(Task *t, const float *weight, int products) {
 
 /* Queries [tokens][heads * head_dim] of the tokens that are still needed; keys and values [tokens][kv_heads * head_dim] of all.
    */
-static void project_qkv(const Task *t, const Matrix *w) {
+static void project_qkv(const Task *t, int layer) {
     const Engine *e = t->e;
+    const Matrix *w = e->m.layer[layer].attention;
     int all = t->s->tokens;
     Product qkv[] = {{w + QUERY, t->tokens, e->qkv_out, e->qkv},
                      {w + KEY, all, e->qkv_out + key_column(e), e->qkv},
                      {w + VALUE, all, e->qkv_out + value_column(e), e->qkv}};
+    fetch_slot(t, layer);
     multiply(t, t->acts, is_fine(e, FINE_QKV), qkv, 3);
     barrier_before(t, w + OUTPUT, strips_of(w + OUTPUT));
 }
@@ -217,7 +219,7 @@ static void forward(Task *t) {
         if (layer == last) t->tokens = t->s->wanted;  /* of the others, only keys and values are still needed */
 
         /* queries [tokens][heads * head_dim], keys and values [tokens][kv_heads * head_dim] */
-        project_qkv(t, l->attention);
+        project_qkv(t, layer);
 
         /* norms of queries and keys; RoPE; keys and values to their slots in the cache */
         if (l->q_norm && e->m.whole_norms) norm_queries_and_keys(t, l);
@@ -262,6 +264,7 @@ static void run(Engine *e, const Step *s, int thread, int threads) {
 const char *engine_forward(Engine *e, const Step *s) {
     const char *fault = step_fault(&e->m, s);
     if (fault) return fault;
+    note_positions(e, s->slots, s->positions, s->tokens);
     if (!make_room(e, s->texts, 0)) return NO_MEMORY;
     size_t chunks = find_chunks(e, s);
     if (!make_room(e, 0, chunks)) return NO_MEMORY;

@@ -30,9 +30,8 @@ typedef struct {
     double seconds, mean, began;   /* of this stretch; a step of the last stretch without a trial; when this step began */
 } Pace;
 
-/* Whether weights are fetched ahead, which is tried by the first steps of one token: so many, and the shortest without and
-   with. */
-typedef struct { int steps; double least[2]; } Fetching;
+/* How weights are fetched ahead, which is tried by the first steps of one token: so many, and the shortest each way. */
+typedef struct { int steps; double least[FETCHINGS]; } Fetching;
 
 /* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */
 typedef struct { int expert, row; float share; } Pick;

@@ -117,12 +117,33 @@ void norm_projections(const Task *t, const Layer *l) {
     }
 }
 
-/* Heads are dealt out to threads with runs of tokens: a block of keys has 16 slots. */
+/* Heads of queries, keys and values are dealt out to threads with runs of tokens, for a block of keys has 16 slots; those of one
+   token in turn, for a key takes longest. A thread's share, as numbers of head * tokens + token. */
+typedef struct { int first, end, step; } Share;
+
+static Share share_of(const Task *t) {
+    int work = (t->e->m.heads + 2 * t->e->m.kv_heads) * t->s->tokens;
+    if (t->alone) return (Share){t->thread, work, t->threads};
+    return (Share){(int)((int64_t)work * t->thread / t->threads), (int)((int64_t)work * (t->thread + 1) / t->threads), 1};
+}
+
+void fetch_slot(const Task *t, int layer) {
+    const Engine *e = t->e;
+    Share share = share_of(t);
+    if (!t->alone) return;
+    for (int i = share.first; i < share.end; i += share.step) {
+        int head = i - e->m.heads, value = head >= e->m.kv_heads;
+        if (head < 0) continue;
+        const char *block = kv_at(e, layer, value, head % e->m.kv_heads, t->s->slots[0]);
+        for (size_t at = 0; at < kv_block(e, value); at += 64) __builtin_prefetch(block + at, 1);
+    }
+}
+
 void rotate_and_store(const Task *t, int layer) {
     const Engine *e = t->e;
-    int heads = e->m.heads, kv_heads = e->m.kv_heads, tokens = t->s->tokens, work = (heads + 2 * kv_heads) * tokens;
-    int lo = (int)((int64_t)work * t->thread / t->threads), hi = (int)((int64_t)work * (t->thread + 1) / t->threads);
-    for (int i = lo; i < hi; i++) {
+    int heads = e->m.heads, kv_heads = e->m.kv_heads, tokens = t->s->tokens;
+    Share share = share_of(t);
+    for (int i = share.first; i < share.end; i += share.step) {
         int head = i / tokens, token = i % tokens;
         int64_t slot = t->s->slots[token];
         if (head >= heads + kv_heads) store_value(e, layer, token, head - heads - kv_heads, slot);
@@ -131,12 +152,17 @@ void rotate_and_store(const Task *t, int layer) {
     }
 }
 
+void note_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
+    for (int i = 0; i < count; i++) e->position[slots[i]] = positions[i];
+}
+
 /* ---- for Python; each returns what was wrong, or NULL ---- */
 
-/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. */
+/* Notes the positions of slots: all of a prompt's before its first chunk, so that its later tokens are not taken for old ones. A
+   step notes those of its own tokens. */
 const char *engine_set_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {
     const char *fault = places_fault(e->m.slots, slots, positions, count);
-    for (int i = 0; !fault && i < count; i++) e->position[slots[i]] = positions[i];
+    if (!fault) note_positions(e, slots, positions, count);
     return fault;
 }
 

@@ -41,8 +41,12 @@ static inline float *kv_scales(const Engine *e, int layer, int value, int head) 
 void rotation_angles(const Rope *rope, double position, float factor, float *cosine, float *sine);
 /* What a query at a position is multiplied by: the scale of attention's scores, which may grow. */
 float query_scale(const Engine *e, int64_t position);
+/* Which positions the tokens in these slots have. */
+void note_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count);
 /* In a step: norms queries and keys in qkv_out, where a norm is of all heads together. */
 void norm_projections(const Task *t, const Layer *l);
+/* In a step of one token: fetches the blocks that this thread's rotate_and_store will write to. */
+void fetch_slot(const Task *t, int layer);
 /* In a step: norms, where each head has a norm, and rotates queries and keys, and stores keys and values in the tokens' slots. */
 void rotate_and_store(const Task *t, int layer);
 #pragma GCC visibility pop

@@ -4,7 +4,8 @@
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side, at most */
 enum { FEW = MANY };                  /* tokens that weights are streamed for, as for one */
-enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
+enum { OUTER = 1152, INNER = 1728 };  /* bytes of weights fetched ahead of use, of each of several streams; to which cache */
+enum { ALONE = 1536 };                /* of one stream */
 
 /* Strips side by side times so many tokens: as many as there are registers for. */
 INLINE int abreast_of(int tokens) { return tokens < FEW ? ABREAST : STRIPS; }
@@ -15,8 +16,9 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-INLINE void fetch_ahead(const uint8_t *p, size_t ahead, size_t bytes) {
-    for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
+INLINE void fetch_ahead(const uint8_t *p, int fetching, size_t bytes) {
+    for (size_t i = 0; fetching == FETCH_OUTER && i < bytes; i += 64) __builtin_prefetch(p + OUTER + i, 0, 2);
+    for (size_t i = 0; fetching == FETCH_INNER && i < bytes; i += 64) __builtin_prefetch(p + INNER + i, 0, 3);
 }
 
 /* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
@@ -81,8 +83,8 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     const Acts *a = f->a;
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
-    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = OF_SET(fetching) ? AHEAD : 0;
-    int blocks = column_blocks(w), first = w->first, abreast = abreast_of(tokens);
+    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes;
+    int blocks = column_blocks(w), first = w->first, abreast = abreast_of(tokens), fetching = OF_SET(fetching);
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
         size_t at = group_of(a, f->token, 0);
@@ -95,7 +97,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
             Scales scales[ABREAST];
             UNROLL
             for (int s = 0; s < abreast; s++) {
-                fetch_ahead(block + s * next, ahead, before);
+                fetch_ahead(block + s * next, fetching, before);
                 open_scales(scaling, minimum, block + s * next, scales + s);
             }
             for (size_t g = 0; g < groups; g++, at += lanes)
@@ -103,7 +105,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                 for (int s = 0; s < abreast; s++) {
                     const uint8_t *codes = block + s * next + before + each * g;
                     vf (*to)[VECTORS] = sums[s / STRIPS];
-                    fetch_ahead(codes, ahead, each);
+                    fetch_ahead(codes, fetching, each);
                     if (tokens == 1)
                         add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, *to,
                                   s % STRIPS * PARTS);

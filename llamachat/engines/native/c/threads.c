@@ -11,6 +11,7 @@
 #include "threads.h"
 
 enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
+enum { MANY_STRIPS = 64 };  /* of a thread */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
 static inline void relax(void) {
@@ -38,10 +39,17 @@ static void sleep_in(Team *team, int round) {
 }
 #endif
 
+/* What a thread reads next: so many bytes of CUT streams side by side, which begin `apart` bytes from each other. */
+typedef struct { const uint8_t *data; size_t apart, bytes; } Coming;
+
+static inline void fetch_line(const Coming *c, size_t at) {
+    for (int i = 0; i < CUT; i++) __builtin_prefetch(c->data + i * c->apart + at, 0, 2);
+}
+
 /* A barrier: all threads wait for each other. Barriers are microseconds apart, so threads spin, and meanwhile fetch what they
    read next; but only so long: when another program has a core, the thread that waits must sleep, so that the one waited for can
    have it. */
-static void wait_for_all(Team *team, int threads, const uint8_t *next, const uint8_t *end) {
+static void wait_for_all(Team *team, int threads, Coming next) {
     int round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add(&team->arrived, 1) + 1 == threads) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
@@ -52,8 +60,9 @@ static void wait_for_all(Team *team, int threads, const uint8_t *next, const uin
 #endif
         return;
     }
+    size_t at = 0;
     for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
-        for (int i = 0; i < 4 && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
+        if (at < next.bytes) fetch_line(&next, at), at += 64;
         relax();
 #if defined(__linux__)
         if (spins >= SPINS) sleep_in(team, round);
@@ -61,16 +70,20 @@ static void wait_for_all(Team *team, int threads, const uint8_t *next, const uin
     }
 }
 
-/* Of so many strips each thread has some to itself; the rest, a quarter, goes to who comes first. */
-static int own_share(const Task *t, int strips) { return strips * 3 / (4 * t->threads) / CUT * CUT; }
+/* Of so many strips each thread has some to itself; the rest goes to who comes first: a quarter, or where there are few strips as
+   little as can be, for with each part a thread waits for memory anew. */
+static int own_share(const Task *t, int strips) {
+    int rest = strips < MANY_STRIPS * t->threads ? strips / 16 : strips / 4;
+    return (strips - rest) / t->threads / CUT * CUT;
+}
 
 void barrier_before(const Task *t, const Matrix *next, int strips) {
     int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
-    if (!t->alone) first = end;
-    wait_for_all(&t->e->team, t->threads, next->data + strip_bytes(next) * first, next->data + strip_bytes(next) * end);
+    size_t each = strip_bytes(next), bytes = t->alone ? (end - first) / CUT * each : 0;
+    wait_for_all(&t->e->team, t->threads, (Coming){next->data + each * first, bytes, bytes});
 }
 
-void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, NULL, NULL); }
+void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, (Coming){0}); }
 
 void barrier_unless_alone(const Task *t) {
     if (!t->alone) barrier(t);
@@ -110,20 +123,23 @@ static const double STRETCH = 0.05;  /* seconds, at least */
 static const double IDLE = 0.2;      /* the part of their time that threads sleep for a trial */
 static const double GAIN = 0.95;     /* what a step of it may take */
 
-/* Whether weights are better fetched ahead depends on the processor: the first steps do so in turn, and the way of the shortest
+/* How weights are best fetched ahead depends on the processor: the first steps try the ways in turn, and that of the shortest
    stays. */
-enum { TRIED = 16 };
+enum { TRIED = 8 * FETCHINGS };
 
 static void try_fetching(Engine *e) {
-    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % 2);
+    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % FETCHINGS);
 }
 
 static void fetching_tried(Engine *e, double seconds) {
     Fetching *f = &e->fetching;
-    int way = f->steps % 2;
+    int way = f->steps % FETCHINGS, best = 0;
     if (f->steps >= TRIED) return;
-    if (f->steps < 2 || seconds < f->least[way]) f->least[way] = seconds;
-    if (++f->steps == TRIED) e->k->fetch(f->least[1] < f->least[0]);
+    if (f->steps < FETCHINGS || seconds < f->least[way]) f->least[way] = seconds;
+    if (++f->steps < TRIED) return;
+    for (int i = 1; i < FETCHINGS; i++)
+        if (f->least[i] < f->least[best]) best = i;
+    e->k->fetch(best);
 }
 
 int threads_of(Engine *e, int tokens) {
