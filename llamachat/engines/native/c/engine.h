@@ -30,8 +30,8 @@ typedef struct {
     double seconds, mean, began;   /* of this stretch; a step of the last stretch without a trial; when this step began */
 } Pace;
 
-/* Whether weights are fetched ahead, which is tried by the first steps of one token: so many, and the shortest without and
-   with. */
+/* How weights are fetched ahead (see Kernels.fetch), which is tried by the first steps of one token: so many, and the shortest
+   of each way. */
 typedef struct { int steps; double least[2]; } Fetching;
 
 /* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */

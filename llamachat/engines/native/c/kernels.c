@@ -111,8 +111,8 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 
 float OF_SET(widen)(int kind, const void *p, size_t i) { return widen(kind, p, i); }
 
-int OF_SET(fetching) = 1;
-static void fetch_weights(int ahead) { OF_SET(fetching) = ahead; }
+int OF_SET(near);
+static void fetch_weights(int near) { OF_SET(near) = near; }
 
 const Kernels OF_SET(kernels) = {
     TEXT(ISA), OF_SET(dequantize_row), rmsnorm, normalize, rotate, quantize, activate, soften, OF_SET(matmul), OF_SET(low_sums),

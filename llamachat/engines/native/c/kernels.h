@@ -63,7 +63,8 @@ typedef struct {
     void (*narrow_values)(float *x, int dim, uint8_t *row);  /* to 4 bits; see nibbles.h */
     void (*hadamard)(float *x, int dim);
     float (*widen)(int kind, const void *p, size_t i);
-    void (*fetch)(int ahead);     /* whether matmul fetches weights ahead, for a few tokens: faster on some processors only */
+    void (*fetch)(int near);      /* how matmul fetches weights ahead, for a few tokens: of two strips side by side into the
+                                     nearest cache, or of up to four into the next; which is faster depends on the processor */
     void (*enter)(void);          /* each thread, before and after it uses matmul */
     void (*leave)(void);
 } Kernels;

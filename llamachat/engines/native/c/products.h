@@ -4,10 +4,16 @@
 
 enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side, at most */
 enum { FEW = MANY };                  /* tokens that weights are streamed for, as for one */
-enum { AHEAD = 1152, ALONE = 1536 };  /* bytes of weights fetched ahead of use, of each of several streams and of one */
+enum { ALONE = 1536 };                /* bytes of weights fetched ahead of use, of one stream */
 
-/* Strips side by side times so many tokens: as many as there are registers for. */
-INLINE int abreast_of(int tokens) { return tokens < FEW ? ABREAST : STRIPS; }
+/* How strips are read: so many side by side, with weights fetched so many bytes ahead (0: not) into the level-th cache. */
+typedef struct { int abreast, ahead, level; } Reading;
+
+/* Of so many tokens; `near` as in Kernels.fetch. Of more than two tokens, fewer strips have their sums in registers. */
+INLINE Reading reading_of(int tokens, int near) {
+    if (tokens > 2) return (Reading){STRIPS, near ? 0 : 1152, 2};
+    return near ? (Reading){2, 2304, 1} : (Reading){ABREAST, 1152, 2};
+}
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -15,8 +21,10 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-INLINE void fetch_ahead(const uint8_t *p, size_t ahead, size_t bytes) {
-    for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
+INLINE void fetch_ahead(const uint8_t *p, Reading how, size_t bytes) {
+    for (size_t i = 0; how.ahead && i < bytes; i += 64)
+        if (how.level == 1) __builtin_prefetch(p + how.ahead + i, 0, 3);
+        else __builtin_prefetch(p + how.ahead + i, 0, 2);
 }
 
 /* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
@@ -64,7 +72,7 @@ INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding,
     add_products(c, is_folded(scaling, subs), minimum, fine, tokens, codes, next, f, first + signed_by(bits), a, at, sums);
 }
 
-/* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other,
+/* What a way's code is made for and given: `count` times some strips side by side, which lie `apart` strips from each other,
    times some tokens. Each strip of those abreast is a stream of weights of its own: memory gives more to several. y
    [tokens][stride]. */
 typedef struct {
@@ -76,13 +84,14 @@ typedef struct {
 } Streams;
 
 /* So many tokens are computed, for which activations must have room. */
-INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, const Streams *f) {
+INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, Reading how,
+                         const Streams *f) {
     const Matrix *w = f->w;
     const Acts *a = f->a;
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
-    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes, ahead = OF_SET(fetching) ? AHEAD : 0;
-    int blocks = column_blocks(w), first = w->first, abreast = abreast_of(tokens);
+    size_t next = strip_bytes(w) * f->apart, lanes = a->lanes;
+    int blocks = column_blocks(w), first = w->first, abreast = how.abreast;
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
         size_t at = group_of(a, f->token, 0);
@@ -95,7 +104,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
             Scales scales[ABREAST];
             UNROLL
             for (int s = 0; s < abreast; s++) {
-                fetch_ahead(block + s * next, ahead, before);
+                fetch_ahead(block + s * next, how, before);
                 open_scales(scaling, minimum, block + s * next, scales + s);
             }
             for (size_t g = 0; g < groups; g++, at += lanes)
@@ -103,7 +112,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                 for (int s = 0; s < abreast; s++) {
                     const uint8_t *codes = block + s * next + before + each * g;
                     vf (*to)[VECTORS] = sums[s / STRIPS];
-                    fetch_ahead(codes, ahead, each);
+                    fetch_ahead(codes, how, each);
                     if (tokens == 1)
                         add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, *to,
                                   s % STRIPS * PARTS);

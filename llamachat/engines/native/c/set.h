@@ -25,7 +25,7 @@ static inline float half_value(const uint8_t *p) {
 /* See Kernels, products.c and few.c. */
 #pragma GCC visibility push(hidden)
 void OF_SET(dequantize_row)(const Matrix *w, int row, float *out);
-extern int OF_SET(fetching);  /* whether weights are fetched ahead of use */
+extern int OF_SET(near);  /* see Kernels.fetch */
 void OF_SET(strips_once)(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips);
 void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
                         int strips);

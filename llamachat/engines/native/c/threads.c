@@ -110,8 +110,8 @@ static const double STRETCH = 0.05;  /* seconds, at least */
 static const double IDLE = 0.2;      /* the part of their time that threads sleep for a trial */
 static const double GAIN = 0.95;     /* what a step of it may take */
 
-/* Whether weights are better fetched ahead depends on the processor: the first steps do so in turn, and the way of the shortest
-   stays. */
+/* How weights are better fetched ahead depends on the processor: the first steps do so in both ways in turn, and the way of the
+   shortest stays. */
 enum { TRIED = 16 };
 
 static void try_fetching(Engine *e) {
