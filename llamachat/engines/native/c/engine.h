@@ -30,8 +30,9 @@ typedef struct {
     double seconds, mean, began;   /* of this stretch; a step of the last stretch without a trial; when this step began */
 } Pace;
 
-/* How weights are fetched ahead, which is tried by the first steps of one token: so many, and the shortest each way. */
-typedef struct { int steps; double least[FETCHINGS]; } Fetching;
+/* How weights are fetched ahead (see Kernels.fetch), which is tried by the first steps of one token: so many, the shortest of
+   each way, and the streams in which a thread reads now. */
+typedef struct { int steps, streams; double least[FETCHINGS]; } Fetching;
 
 /* An expert that a token is sent to, its share in the token's result, and the row of the experts' activations that is theirs. */
 typedef struct { int expert, row; float share; } Pick;

@@ -112,7 +112,10 @@ static void quantize(const Acts *a, int token, int first, int last, int fine) {
 float OF_SET(widen)(int kind, const void *p, size_t i) { return widen(kind, p, i); }
 
 int OF_SET(fetching) = FETCH_OUTER;
-static void fetch_weights(int fetching) { OF_SET(fetching) = fetching; }
+static int fetch_weights(int fetching) {
+    OF_SET(fetching) = fetching;
+    return abreast_for(fetching);
+}
 
 const Kernels OF_SET(kernels) = {
     TEXT(ISA), OF_SET(dequantize_row), rmsnorm, normalize, rotate, quantize, activate, soften, OF_SET(matmul), OF_SET(low_sums),

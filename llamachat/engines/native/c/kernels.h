@@ -9,8 +9,9 @@ enum { ROWS = 8 };                           /* queries that attend together */
 enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
 enum { SPAN = 64 };                          /* elements of a value in 4 bits that share a scale and a minimum */
 
-/* Where weights are fetched to ahead of use: left to the processor, the second-level cache, or the first. */
-enum fetching { FETCH_NOT, FETCH_OUTER, FETCH_INNER, FETCHINGS };
+/* Where weights are fetched to ahead of use: of several strips into the second-level cache or the first, or of two strips into the
+   first, further ahead. */
+enum fetching { FETCH_OUTER, FETCH_INNER, FETCH_PAIR, FETCHINGS };
 
 /* Activations of some tokens, as floats and as integers q with a scale per 32; width is a multiple of 64, the excess zero.
    Coarse: q = high, 8 bits. Fine: q = 256 * high + low, 15 bits, for twice the multiplications: for the products whose
@@ -66,7 +67,7 @@ typedef struct {
     void (*narrow_values)(float *x, int dim, uint8_t *row);  /* to 4 bits; see nibbles.h */
     void (*hadamard)(float *x, int dim);
     float (*widen)(int kind, const void *p, size_t i);
-    void (*fetch)(int fetching);  /* how matmul fetches weights ahead, for a few tokens */
+    int (*fetch)(int fetching);   /* how matmul fetches weights ahead, for a few tokens; gives the strips side by side, for one */
     void (*enter)(void);          /* each thread, before and after it uses matmul */
     void (*leave)(void);
 } Kernels;

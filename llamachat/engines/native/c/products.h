@@ -2,13 +2,17 @@
 
 #include "groups.h"
 
-enum { ABREAST = VL == 16 ? 4 : 2 };  /* strips side by side, at most */
-enum { FEW = MANY };                  /* tokens that weights are streamed for, as for one */
-enum { OUTER = 1152, INNER = 1728 };  /* bytes of weights fetched ahead of use, of each of several streams; to which cache */
-enum { ALONE = 1536 };                /* of one stream */
+enum { FEW = MANY };    /* tokens that weights are streamed for, as for one */
+enum { ALONE = 1536 };  /* bytes of weights fetched ahead of use, of one stream */
 
-/* Strips side by side times so many tokens: as many as there are registers for. */
-INLINE int abreast_of(int tokens) { return tokens < FEW ? ABREAST : STRIPS; }
+/* How strips are read: so many side by side, with weights fetched so many bytes ahead into the level-th cache. */
+typedef struct { int abreast, ahead, level; } Reading;
+
+/* So many abreast; `fetching` as in Kernels.fetch. */
+INLINE Reading reading_of(int abreast, int fetching) {
+    if (fetching == FETCH_OUTER) return (Reading){abreast, 1152, 2};
+    return (Reading){abreast, fetching == FETCH_INNER ? 1728 : 2304, 1};
+}
 
 INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     sum *= splat(w->unit);
@@ -16,9 +20,9 @@ INLINE void finish(const Matrix *w, int strip, int part, vf sum, float *y) {
     store(y + strip * LANES + part * VL, sum);
 }
 
-INLINE void fetch_ahead(const uint8_t *p, int fetching, size_t bytes) {
-    for (size_t i = 0; fetching == FETCH_OUTER && i < bytes; i += 64) __builtin_prefetch(p + OUTER + i, 0, 2);
-    for (size_t i = 0; fetching == FETCH_INNER && i < bytes; i += 64) __builtin_prefetch(p + INNER + i, 0, 3);
+INLINE void fetch_ahead(const uint8_t *p, Reading how, size_t bytes) {
+    for (size_t i = 0; how.level == 1 && i < bytes; i += 64) __builtin_prefetch(p + how.ahead + i, 0, 3);
+    for (size_t i = 0; how.level == 2 && i < bytes; i += 64) __builtin_prefetch(p + how.ahead + i, 0, 2);
 }
 
 /* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
@@ -66,7 +70,7 @@ INLINE void add_groups(int kind, int scaling, int subs, int minimum, int coding,
     add_products(c, is_folded(scaling, subs), minimum, fine, tokens, codes, next, f, first + signed_by(bits), a, at, sums);
 }
 
-/* What a way's code is made for and given: `count` times ABREAST strips side by side, which lie `apart` strips from each other,
+/* What a way's code is made for and given: `count` times some strips side by side, which lie `apart` strips from each other,
    times some tokens. Each strip of those abreast is a stream of weights of its own: memory gives more to several. y
    [tokens][stride]. */
 typedef struct {
@@ -78,13 +82,14 @@ typedef struct {
 } Streams;
 
 /* So many tokens are computed, for which activations must have room. */
-INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, const Streams *f) {
+INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int coding, int fine, int tokens, Reading how,
+                         const Streams *f) {
     const Matrix *w = f->w;
     const Acts *a = f->a;
     const uint8_t *block = w->data + strip_bytes(w) * f->strip;
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), groups = block_columns(scaling) / GROUP;
     size_t next = strip_bytes(w) * f->apart, lanes = a->lanes;
-    int blocks = column_blocks(w), first = w->first, abreast = abreast_of(tokens), fetching = OF_SET(fetching);
+    int blocks = column_blocks(w), first = w->first, abreast = how.abreast;
     vb table = load_table(w->table);
     for (int strip = f->strip, last = strip + f->count; strip < last; strip++) {
         size_t at = group_of(a, f->token, 0);
@@ -97,7 +102,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
             Scales scales[ABREAST];
             UNROLL
             for (int s = 0; s < abreast; s++) {
-                fetch_ahead(block + s * next, fetching, before);
+                fetch_ahead(block + s * next, how, before);
                 open_scales(scaling, minimum, block + s * next, scales + s);
             }
             for (size_t g = 0; g < groups; g++, at += lanes)
@@ -105,7 +110,7 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
                 for (int s = 0; s < abreast; s++) {
                     const uint8_t *codes = block + s * next + before + each * g;
                     vf (*to)[VECTORS] = sums[s / STRIPS];
-                    fetch_ahead(codes, fetching, each);
+                    fetch_ahead(codes, how, each);
                     if (tokens == 1)
                         add_group(kind, scaling, subs, minimum, coding, fine, first, table, scales + s, codes, g, a, at, *to,
                                   s % STRIPS * PARTS);

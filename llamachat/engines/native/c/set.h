@@ -22,10 +22,14 @@ static inline float half_value(const uint8_t *p) {
     return half_to_float(h);
 }
 
+/* Strips that are read side by side for a token. */
+enum { PAIR = 2, ABREAST = VL == 16 ? 4 : PAIR };
+static inline int abreast_for(int fetching) { return fetching == FETCH_PAIR ? PAIR : ABREAST; }
+
 /* See Kernels, products.c and few.c. */
 #pragma GCC visibility push(hidden)
 void OF_SET(dequantize_row)(const Matrix *w, int row, float *out);
-extern int OF_SET(fetching);  /* how weights are fetched ahead of use */
+extern int OF_SET(fetching);  /* see Kernels.fetch */
 void OF_SET(strips_once)(const Matrix *w, const Acts *a, int fine, int token, float *y, int strip, int strips);
 void OF_SET(strips_few)(const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride, int strip,
                         int strips);

@@ -39,11 +39,11 @@ static void sleep_in(Team *team, int round) {
 }
 #endif
 
-/* What a thread reads next: so many bytes of CUT streams side by side, which begin `apart` bytes from each other. */
-typedef struct { const uint8_t *data; size_t apart, bytes; } Coming;
+/* What a thread reads next: streams side by side, of so many bytes each, one behind the other. */
+typedef struct { const uint8_t *data; size_t bytes; int streams; } Coming;
 
 static inline void fetch_line(const Coming *c, size_t at) {
-    for (int i = 0; i < CUT; i++) __builtin_prefetch(c->data + i * c->apart + at, 0, 2);
+    for (int i = 0; i < c->streams; i++) __builtin_prefetch(c->data + i * c->bytes + at, 0, 2);
 }
 
 /* A barrier: all threads wait for each other. Barriers are microseconds apart, so threads spin, and meanwhile fetch what they
@@ -79,8 +79,9 @@ static int own_share(const Task *t, int strips) {
 
 void barrier_before(const Task *t, const Matrix *next, int strips) {
     int own = own_share(t, strips), first = least(own * t->thread, strips_of(next)), end = least(first + own, strips_of(next));
-    size_t each = strip_bytes(next), bytes = t->alone ? (end - first) / CUT * each : 0;
-    wait_for_all(&t->e->team, t->threads, (Coming){next->data + each * first, bytes, bytes});
+    int streams = t->e->fetching.streams;
+    size_t each = strip_bytes(next), bytes = t->alone && streams ? (end - first) / streams * each : 0;
+    wait_for_all(&t->e->team, t->threads, (Coming){next->data + each * first, bytes, streams});
 }
 
 void barrier(const Task *t) { wait_for_all(&t->e->team, t->threads, (Coming){0}); }
@@ -128,7 +129,7 @@ static const double GAIN = 0.95;     /* what a step of it may take */
 enum { TRIED = 8 * FETCHINGS };
 
 static void try_fetching(Engine *e) {
-    if (e->fetching.steps < TRIED) e->k->fetch(e->fetching.steps % FETCHINGS);
+    if (e->fetching.steps < TRIED) e->fetching.streams = e->k->fetch(e->fetching.steps % FETCHINGS);
 }
 
 static void fetching_tried(Engine *e, double seconds) {
@@ -139,7 +140,7 @@ static void fetching_tried(Engine *e, double seconds) {
     if (++f->steps < TRIED) return;
     for (int i = 1; i < FETCHINGS; i++)
         if (f->least[i] < f->least[best]) best = i;
-    e->k->fetch(best);
+    f->streams = e->k->fetch(best);
 }
 
 int threads_of(Engine *e, int tokens) {
