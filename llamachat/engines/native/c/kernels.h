@@ -9,7 +9,7 @@ enum { ROWS = 8 };                           /* queries that attend together */
 enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
 enum { SPAN = 64 };                          /* elements of a value in 4 bits that share a scale and a minimum */
 
-/* Where weights are fetched to ahead of use: of several strips into the second-level cache or the first, or of two strips into the
+/* Where weights are fetched to ahead of use: of several strips into the second-level cache or the first, or of two into the
    first, further ahead. */
 enum fetching { FETCH_OUTER, FETCH_INNER, FETCH_PAIR, FETCHINGS };
 
