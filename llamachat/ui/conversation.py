@@ -23,6 +23,7 @@ from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Exchange, Finished, SavedDialog
 from llamachat.system.sanitise import sanitise_line
+from llamachat.system.signals import handled
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
 from llamachat.ui.cells import cells, cut
@@ -121,7 +122,8 @@ class Conversation:
             code = 128 + signal.SIGHUP
         finally:
             ignore_signals()
-            self._end()
+            with handled([signal.SIGINT], lambda *_: None):  # Ctrl-C, too, until what was typed is saved
+                self._end()
         if self._last:
             raise self._last
         return code
@@ -142,7 +144,7 @@ class Conversation:
         self.stop()
         self._worker.end()
         given_back = [self._busy] if self._busy and self._worker.given_back else []
-        unsent = [*(typed.text for typed in (*given_back, *self._queue)), self.prompt.whole_text]
+        unsent = [*(typed.text for typed in (*given_back, *self._queue)), *self.prompt.left()]
         self._queue.clear()
         if line := save_unsent(unsent, self._unsent):
             self._above.post(partial(self.screen.text, line))  # after what the answer's end says

@@ -153,6 +153,55 @@ def test_one_who_leaves_keeps_what_was_not_sent(tmp_path: Path) -> None:
     assert talk.unsent() == paste + " and so on"
 
 
+def test_the_draft_before_an_older_text_was_looked_up_is_kept(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+
+    def prepare(conversation: Conversation) -> None:
+        conversation.prompt.remember("older")
+        leave_when(conversation, lambda: conversation.prompt.text == "older")
+
+    assert talk.run("my draft\x1b[A", prepare) == 0
+    assert talk.unsent().split("\n\n") == ["older", "my draft"]
+
+
+def test_what_was_written_in_an_editor_is_kept_where_the_chat_ends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, ended = tmp_path / "editor", tmp_path / "ended"
+    editor.write_text(f'''#!/bin/sh
+        kill -TERM $PPID
+        until [ -e "{ended}" ]; do sleep 0.05; done
+        echo edited > "$1"''')
+    editor.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(editor))
+    talk = Talk(tmp_path)
+
+    def prepare(conversation: Conversation) -> None:
+        leave = conversation._exit
+
+        def left(*given: int) -> None:
+            leave(*given)
+            ended.touch()
+
+        monkeypatch.setattr(conversation, "_exit", left)
+
+    assert talk.run("draft\x07", prepare) == 128 + signal.SIGTERM
+    assert talk.unsent().split("\n\n") == ["edited", "draft"]
+
+
+def test_an_impatient_ctrl_c_while_the_chat_ends_loses_nothing(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+
+    def ctrl_c() -> None:
+        while not talk.session.interrupts:
+            threading.Event().wait(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    talk.session.enqueue("half", lambda: os.kill(os.getpid(), signal.SIGTERM), ctrl_c)
+    assert talk.run("hi\rnext") == 128 + signal.SIGTERM
+    assert talk.unsent() == "next"
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_waits_for_a_model_that_never_comes_is_kept(tmp_path: Path, fails: bool) -> None:
     sent, talk = threading.Event(), Talk(tmp_path)
