@@ -18,7 +18,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 from pty_chat import Terminal
 
-from llamachat.errors import LlamachatError, ModelError
+from llamachat.errors import LlamachatError, LostError, ModelError
 from llamachat.ui.app import Chat
 from llamachat.ui.commands import EmptyLibrary
 from llamachat.ui.conversation import Conversation
@@ -200,6 +200,39 @@ def test_an_impatient_ctrl_c_while_the_chat_ends_loses_nothing(tmp_path: Path) -
     talk.session.enqueue("half", lambda: os.kill(os.getpid(), signal.SIGTERM), ctrl_c)
     assert talk.run("hi\rnext") == 128 + signal.SIGTERM
     assert talk.unsent() == "next"
+
+
+@pytest.mark.parametrize("error", [LlamachatError("no connection", "not sent"), LostError("the others are gone")])
+def test_a_message_that_could_not_be_sent_is_in_the_input_again(tmp_path: Path, error: LlamachatError) -> None:
+    talk, paste = Talk(tmp_path), "x\n" * 1000
+    talk.session.enqueue(error)
+    lost = isinstance(error, LostError)
+
+    def prepare(conversation: Conversation) -> None:
+        leave_when(conversation, lambda: not (conversation.busy or talk.session.script.answers))
+
+    with pytest.raises(LostError) if lost else nullcontext():
+        talk.run(f"\x1b[200~{paste}\x1b[201~ and so on\r", prepare)
+    assert talk.unsent() == paste + " and so on"
+    assert not [text for role, text in talk.session.said if role == "user"]
+
+
+def test_one_that_found_the_input_in_use_is_kept_until_it_is_sent(tmp_path: Path) -> None:
+    talk, typing = Talk(tmp_path), threading.Event()
+    for _ in range(2):
+        talk.session.enqueue(typing.wait, LlamachatError("no connection"))  # type: ignore[arg-type]
+
+    def prepare(conversation: Conversation) -> None:
+        def look(app: object) -> None:
+            if conversation.prompt.text == "draft":
+                typing.set()
+                if not (conversation.busy or conversation.queued):
+                    conversation.leave()
+
+        conversation.prompt.app.after_render += look
+
+    assert talk.run("one\rtwo\rdraft", prepare) == 0
+    assert talk.unsent().split("\n\n") == ["one", "two", "draft"]
 
 
 @pytest.mark.parametrize("fails", [False, True])

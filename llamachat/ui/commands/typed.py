@@ -72,6 +72,14 @@ def find(text: str) -> tuple[Command, str] | None:
     return command, argument
 
 
+def is_message(text: str) -> bool:
+    """Whether it is no command, nor meant as one."""
+    try:
+        return find(text) is None
+    except UsageError:
+        return False
+
+
 def at_once(text: str) -> bool:
     """Whether it is a command that may be obeyed while an answer streams."""
     try:
