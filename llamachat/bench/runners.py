@@ -232,7 +232,7 @@ def serve(text: str, prepare: "Prepare | None" = None) -> None:
             runner, facts = make(spec, begin)
             profile = Profile(runner.engine) if spec.profile and isinstance(runner, Ours) else None
         except LlamachatError as error:
-            said.write(json.dumps({"error": str(error)}) + "\n")
+            said.write(json.dumps({"error": str(error), "exit_code": error.exit_code}) + "\n")
             return
     course = Course(runner)
 
