@@ -177,13 +177,13 @@ def test_what_was_written_in_an_editor_is_kept_where_the_chat_ends_meanwhile(
     talk = Talk(tmp_path)
 
     def prepare(conversation: Conversation) -> None:
-        leave = conversation._exit
+        leave = conversation.prompt.app.exit
 
-        def left(*given: int) -> None:
-            leave(*given)
+        def left(result: int) -> None:
+            leave(result=result)
             ended.touch()
 
-        monkeypatch.setattr(conversation, "_exit", left)
+        monkeypatch.setattr(conversation.prompt.app, "exit", left)
 
     assert talk.run("draft\x07", prepare) == 128 + signal.SIGTERM
     assert talk.unsent().split("\n\n") == ["edited", "draft"]
