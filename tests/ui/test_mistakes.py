@@ -217,6 +217,18 @@ def test_a_message_that_could_not_be_sent_is_in_the_input_again(tmp_path: Path, 
     assert not [text for role, text in talk.session.said if role == "user"]
 
 
+def test_so_is_one_that_a_command_sends(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    talk.session.enqueue("ok")
+    talk.session.enqueue(LlamachatError("no connection"))
+
+    def prepare(conversation: Conversation) -> None:
+        leave_when(conversation, lambda: bool(talk.session.said) and not (conversation.busy or conversation.queued))
+
+    assert talk.run("hi\r/edit 1 in other words\r", prepare) == 0
+    assert talk.unsent() == "/edit 1 in other words"
+
+
 def test_one_that_found_the_input_in_use_is_kept_until_it_is_sent(tmp_path: Path) -> None:
     talk, typing = Talk(tmp_path), threading.Event()
     for _ in range(2):

@@ -73,11 +73,12 @@ def find(text: str) -> tuple[Command, str] | None:
 
 
 def is_message(text: str) -> bool:
-    """Whether it is no command, nor meant as one."""
+    """Whether it is one, or a command that sends one."""
     try:
-        return find(text) is None
+        found = find(text)
     except UsageError:
         return False
+    return found is None or (found[0].sends and bool(found[1]))
 
 
 def at_once(text: str) -> bool:
