@@ -72,7 +72,7 @@ class Terminal:
 
     def wait(self, wanted: Callable[[list[str]], bool]) -> list[str]:
         """Read what is written until the screen is as wanted."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not wanted(self.lines()):
             assert time.monotonic() < end, "\n".join(["never came; the screen is:", *self.lines()])
             try:
@@ -119,7 +119,7 @@ class Terminal:
         """The exit code. The terminal is as it was."""
         while True:
             try:
-                self._stream.feed(self.child.read_nonblocking(65536, timeout=20))
+                self._stream.feed(self.child.read_nonblocking(65536, timeout=60))
             except pexpect.EOF:
                 break
         settings = termios.tcgetattr(self.child.child_fd)

@@ -46,7 +46,7 @@ class StandIn:
                     return
                 if step == WAIT:
                     self.waiting.set()
-                    select.select([connection], [], [], 10)
+                    select.select([connection], [], [], 60)
                     self.left.append(time.monotonic())
                 elif step == PAUSE:
                     time.sleep(0.002)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from llamachat.bench.busy import busy_core
 from llamachat.bench.runners import Facts, Spec
 from llamachat.bench.work import Work
-from llamachat.errors import UsageError
+from llamachat.errors import LlamachatError, UsageError
 from llamachat.system import environment
 
 
@@ -24,7 +24,7 @@ class Contender:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         try:
             self.facts = Facts(**self._answer())
-        except UsageError:
+        except LlamachatError:
             self.__exit__()
             raise
 
@@ -49,7 +49,9 @@ class Contender:
             raise UsageError("an engine could not be measured", "its process ended", "see its own message above")
         said: dict[str, Any] = json.loads(line)
         if "error" in said:
-            raise UsageError(said["error"])
+            error = LlamachatError(said["error"])
+            error.exit_code = said["exit_code"]
+            raise error
         return said
 
 

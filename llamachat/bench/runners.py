@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from llamachat.bench.work import Course, Runner, Work
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.core.generate import advance, prefill
-from llamachat.errors import LlamachatError, UsageError
+from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 
 if TYPE_CHECKING:
+    from llamachat.bench.shapes import Scheme
     from llamachat.models.load import Prepare
 
 
@@ -129,12 +130,19 @@ def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine
 
 
 def _random(spec: Spec) -> tuple[Engine, float]:
-    from llamachat.bench.shapes import config_of, random_weights
-    from llamachat.engines.native.engine import KV_TYPES, NativeEngine
+    """Raises DoesNotFitError before any of it is made."""
+    from llamachat.bench.shapes import config_of, random_weights, weight_bytes
+    from llamachat.engines.memory import Plan, available_memory, describe
+    from llamachat.engines.native.engine import KV_TYPES, NativeEngine, planned_bytes
 
-    config = config_of(str(spec.shape))
-    weights = random_weights(config, spec.scheme or "int4")  # type: ignore[arg-type]
-    kv = KV_TYPES[spec.kv_bits or 16]
+    config, scheme, bits = config_of(str(spec.shape)), cast("Scheme", spec.scheme or "int4"), spec.kv_bits or 16
+    kv = KV_TYPES[bits]
+    _, held, work = planned_bytes(config, {}, spec.context, kv, spec.threads)
+    plan = Plan(weight_bytes(config, scheme), held, work, available_memory(), spec.context, bits)
+    if not plan.fits:
+        cause = f"{spec.shape} needs {describe(plan)}"
+        raise DoesNotFitError(cause, "it was not measured", "take less --depth or --prompt, or a smaller --shape")
+    weights = random_weights(config, scheme)
     return NativeEngine(config, weights, slots=spec.context, kv=kv, threads=spec.threads), 0.0
 
 
@@ -232,7 +240,7 @@ def serve(text: str, prepare: "Prepare | None" = None) -> None:
             runner, facts = make(spec, begin)
             profile = Profile(runner.engine) if spec.profile and isinstance(runner, Ours) else None
         except LlamachatError as error:
-            said.write(json.dumps({"error": str(error)}) + "\n")
+            said.write(json.dumps({"error": str(error), "exit_code": error.exit_code}) + "\n")
             return
     course = Course(runner)
 

@@ -96,6 +96,11 @@ def random_weights(config: ModelSpec, scheme: Scheme) -> PackedWeights:
     return PackedWeights(tensors)
 
 
+def weight_bytes(config: ModelSpec, scheme: Scheme) -> int:
+    """Of these."""
+    return sum(bytes_of(_header(name, shape, scheme)) for name, shape in config.tensor_shapes().items())
+
+
 def random_adapter(config: ModelSpec, rank: int) -> Adapter:
     """On all linears of all layers, in float32, as PEFT writes it."""
     noise, matrices = Noise.drawn(), dict[str, LowRank]()

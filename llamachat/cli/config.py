@@ -67,7 +67,7 @@ def get_setting(ctx: typer.Context, name: Key) -> None:
         typer.echo("\n".join(sanitise(each) if isinstance(each, str) else _told(each) for each in values))
 
 
-@config_app.command("set")
+@config_app.command("set", context_settings={"ignore_unknown_options": True})  # -0.5 is a value
 def set_setting(
     ctx: typer.Context,
     name: Key,

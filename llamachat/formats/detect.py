@@ -11,6 +11,7 @@ from pathlib import Path
 from llamachat.errors import FormatError, reader
 from llamachat.formats import Checkpoint
 from llamachat.formats.gguf import is_gguf, open_gguf
+from llamachat.formats.lazy import refuse_empty
 
 SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
@@ -66,6 +67,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The model in a file or folder, opened by headers alone. Raises ModelError."""
     if not path.exists():
         raise FormatError(f"{path} is neither a file nor a folder", "there is no model there", "check the path")
+    refuse_empty(path)
     for each in formats():
         if each.holds(path):
             return each.open(path)

@@ -145,9 +145,16 @@ def tokenizer_home(folder: Path) -> Path:
     return up if not (folder / "tokenizer.model").is_file() and (up / "tokenizer.model").is_file() else folder
 
 
+def refuse_empty(path: Path) -> None:
+    """Raises FormatError for a file without a byte, as a download leaves it that never began."""
+    if path.is_file() and path.stat().st_size == 0:
+        raise FormatError(f"{path} is empty", "there is nothing to read", "fetch it again")
+
+
 @reader
 def map_file(path: Path) -> mmap.mmap:
-    """The file's bytes, read-only, loaded by the system page by page as they are touched."""
+    """The file's bytes, read-only, loaded by the system page by page as they are touched. Raises FormatError."""
+    refuse_empty(path)
     with path.open("rb") as file:
         return mapped.map_file(file)
 

@@ -112,7 +112,12 @@ def utf8(text: str, where: str) -> str:
 def open_results(file: Path, resume: bool) -> tuple[TextIO, int]:
     """A file to append results to, and how many it holds. Raises UsageError rather than lose what is in it."""
     try:
-        if (there := file.exists()) and not resume:
+        there = file.exists()
+        if there and not file.is_file():
+            raise UsageError(
+                f"{file} is no file", "nothing was run", "give another --output, or none and redirect with >"
+            )
+        if there and not resume:
             raise UsageError(f"{file} exists", "nothing was run", "add --resume to go on with it, or remove it")
         held = _cut(file) if there else 0
         return file.open("a", encoding="utf-8", newline="\n"), held

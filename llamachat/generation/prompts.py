@@ -57,6 +57,9 @@ def read_format(schema: str | None, regex: str | None, grammar: str | None) -> "
         raise UsageError("only one of --schema, --regex and --grammar can be followed", remedy="give one of them")
     if schema is regex is grammar is None:
         return None
+    for name, given in (("--schema", schema), ("--grammar", grammar)):
+        if given is not None and not given.strip():
+            raise UsageError(f"{name} is empty", "nothing was generated", "give it or its file's name")
     from llamachat.remote.asking import Format
 
     if schema is not None:

@@ -235,7 +235,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(text: str | bytes, where: str, error: type[LlamachatError] = ConfigError) -> dict[str, Any]:
     """The object in a JSON text. Raises `error` on anything else, also on duplicate keys and on NaN."""
     with reading(where, error):
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        try:
+            value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as broken:
+            raise error(f"{where} is no JSON ({broken})", "it is not read", "mend it or fetch it again") from broken
     if not isinstance(value, dict):
         raise error(f"{where} holds {shown(value)}", remedy="expected is an object")
     return value

@@ -23,6 +23,7 @@ from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.events import Exchange, Finished, SavedDialog
 from llamachat.system.sanitise import sanitise_line
+from llamachat.system.signals import handled
 from llamachat.ui import commands
 from llamachat.ui.above import Above, terminal
 from llamachat.ui.cells import cells, cut
@@ -97,6 +98,7 @@ class Conversation:
         self._waiting = ""  # what a command waits for
         self._queue: deque[Typed] = deque()
         self._busy: Typed | None = None
+        self._not_offered: list[Typed] = []  # given back, but something else was being typed
         self._reply: Future[bool] | None = None  # to a question that the person was asked
         self._last: BaseException | None = None  # what the chat ends with
 
@@ -121,7 +123,8 @@ class Conversation:
             code = 128 + signal.SIGHUP
         finally:
             ignore_signals()
-            self._end()
+            with handled([signal.SIGINT], lambda *_: None):  # Ctrl-C, too, until what was typed is saved
+                self._end()
         if self._last:
             raise self._last
         return code
@@ -142,7 +145,8 @@ class Conversation:
         self.stop()
         self._worker.end()
         given_back = [self._busy] if self._busy and self._worker.given_back else []
-        unsent = [*(typed.text for typed in (*given_back, *self._queue)), self.prompt.whole_text]
+        waiting = (*self._not_offered, *given_back, *self._queue)
+        unsent = [*(typed.text for typed in waiting), *self.prompt.left()]
         self._queue.clear()
         if line := save_unsent(unsent, self._unsent):
             self._above.post(partial(self.screen.text, line))  # after what the answer's end says
@@ -190,6 +194,7 @@ class Conversation:
         if self._busy and commands.at_once(text):
             self._glance(text, shown)
         else:
+            self._not_offered = [each for each in self._not_offered if each.text != text]
             self._queue.append(Typed(text, shown))
             self._next()
 
@@ -310,10 +315,14 @@ class Conversation:
             self._reply = None
             reply.set_result(yes)
 
-    def done(self, given_back: Typed | None) -> None:
+    def done(self, given_back: Typed | None, told: bool = False) -> None:
         if given_back:
             offered = self.prompt.offer(given_back.shown)
-            self.screen.note("not sent; your text is kept" if offered else "not sent; Up brings your text back")
+            if not offered:
+                self._not_offered.append(given_back)
+                self.screen.note("not sent; Up brings your text back")
+            elif not told:
+                self.screen.note("not sent; your text is kept")
         try:
             self._look()
         finally:

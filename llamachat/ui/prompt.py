@@ -120,6 +120,7 @@ class Prompt:
         self._history = history
         self._hint = ""
         self._pasted = Pasted()
+        self._edited = ""  # what came of the person's editor, until it is in the input
         self.hidden = False  # something else has the terminal
         self.region, self.size = Region(), Size(0, 0)  # as they were last drawn
         self.failing = 0  # drawings that were begun and not finished
@@ -158,10 +159,11 @@ class Prompt:
         """Have Up bring a text back that was not typed here."""
         self._buffer.history.append_string(text)
 
-    @property
-    def whole_text(self) -> str:
-        """With what was pasted in place of its size."""
-        return self._pasted.whole(self._buffer.text)
+    def left(self) -> list[str]:
+        """What was being typed, now that nothing more will be: in the person's editor, in the input, and before an older text
+        was looked up."""
+        shown = [self._edited, self._buffer.text, self._other_draft()]
+        return [self._pasted.whole(text) for text in shown]
 
     def offer(self, text: str) -> bool:
         """Put a text there to be sent or changed, unless something is being typed; returns whether it is there."""
@@ -344,12 +346,17 @@ class Prompt:
         self._while_hidden(event, self._editor())
 
     async def _editor(self) -> None:
+        """A chat that is ended meanwhile waits for the editor, and keeps what came of it."""
+
+        def edit(text: str) -> None:
+            self._edited = edited(text)
+
         try:
-            text = await run_in_terminal(partial(edited, self._pasted.whole(self._buffer.text)), in_executor=True)
+            await run_in_terminal(partial(edit, self._pasted.whole(self._buffer.text)), in_executor=True)
         except UsageError as error:
             self._hint = sanitise_line(str(error))
         else:
-            self._buffer.document = Document(text)
+            self._buffer.document, self._edited = Document(self._edited), ""
 
     def _suspend(self, event: KeyPressEvent) -> None:
         self._while_hidden(event, _sleep())

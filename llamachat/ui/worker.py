@@ -10,9 +10,9 @@ from typing import Protocol
 
 from llamachat.chat.session import Session
 from llamachat.errors import LlamachatError, UsageError
-from llamachat.events import Event, TurnDone
+from llamachat.events import Event, TextDelta, TurnDone
 from llamachat.ui.above import Above
-from llamachat.ui.commands import Context, LeaveError, respond
+from llamachat.ui.commands import Context, LeaveError, is_message, respond
 from llamachat.ui.opening import Chat, StillLoadingError
 
 _PATIENCE = 5.0  # seconds that leaving waits for an answer to stop
@@ -27,8 +27,9 @@ class Typed:
 class Listener(Protocol):
     """Who is told what came of a text; but for `fail`, in the event loop's thread."""
 
-    def done(self, given_back: Typed | None) -> None:
-        """It is ready for the next text. What is given back was not obeyed, since the model is still loading."""
+    def done(self, given_back: Typed | None, told: bool = False) -> None:
+        """It is ready for the next text. What is given back was not obeyed, since the model is still loading, or, where the
+        reason has been told, is a message that could not be sent."""
         ...
 
     def leave(self) -> None: ...
@@ -52,7 +53,7 @@ class Worker:
         self._thread: Thread | None = None
         self.answering, self.stop_asked = False, False
         self._lock = Lock()  # of these two
-        self.given_back = False  # the last text, not obeyed
+        self.given_back = False  # the last text, not obeyed; of a message: as long as nothing is answered
 
     # ---- in the event loop's thread ----
 
@@ -61,7 +62,7 @@ class Worker:
         self._thread.start()
 
     def obey(self, typed: Typed) -> None:
-        self.stop_asked = self.given_back = False
+        self.stop_asked, self.given_back = False, is_message(typed.text)
         self._jobs.put(typed)
 
     def stop(self, busy: bool) -> None:
@@ -82,7 +83,7 @@ class Worker:
 
     def _work(self, context: Context) -> None:
         while (typed := self._jobs.get()) is not None:
-            after: Callable[[], None] = partial(self._listener.done, None)
+            after: Callable[[], None] | None = None
             try:
                 self._obey(context, typed)
             except LeaveError:
@@ -99,7 +100,7 @@ class Worker:
                 else:
                     self._listener.fail(error)
                     after = self._listener.leave
-            self._above.post(after)
+            self._above.post(after or partial(self._listener.done, typed if self.given_back else None, told=True))
 
     def _obey(self, context: Context, typed: Typed) -> None:
         events = self._begun(context, typed)
@@ -112,6 +113,7 @@ class Worker:
                     raise StillLoadingError
                 self.answering = True
             for event in events:
+                self.given_back = self.given_back and not isinstance(event, TextDelta | TurnDone)
                 self._above.post(event)
                 with self._lock:
                     if isinstance(event, TurnDone):

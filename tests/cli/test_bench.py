@@ -30,7 +30,7 @@ from llamachat.core.spec import Experts, ModelSpec
 from llamachat.engines.native.abi import native_library
 from llamachat.engines.native.engine import NativeEngine, single_rows
 from llamachat.engines.native.pack import aligned
-from llamachat.errors import UsageError
+from llamachat.errors import CatalogError, DoesNotFitError, LlamachatError, UsageError
 from llamachat.formats.gguf import open_gguf
 from llamachat.models.load import load
 
@@ -188,9 +188,16 @@ def test_ours_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert min(laps.profile.values()) > -0.1
 
 
-def test_an_engine_that_cannot_be_made_is_one_error_with_its_reason() -> None:
-    with pytest.raises(UsageError, match="enormous"):
+def test_an_engine_that_cannot_be_made_is_one_error_with_its_reason_and_exit_code() -> None:
+    with pytest.raises(LlamachatError, match="enormous") as error:
         Contender(Spec("llamachat", 1, 8, model="enormous"))
+    assert error.value.exit_code == CatalogError.exit_code != UsageError.exit_code
+
+
+def test_a_shape_that_memory_does_not_hold_is_not_begun() -> None:
+    with pytest.raises(LlamachatError, match=r"cache of 1000000000 tokens .* is free; it was not measured;") as error:
+        Contender(Spec("llamachat", 1, 10**9, shape="135m"))
+    assert error.value.exit_code == DoesNotFitError.exit_code
 
 
 def outcome_of(ours: list[float], peer: list[float], **facts: Any) -> Outcome:

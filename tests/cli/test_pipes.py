@@ -17,6 +17,8 @@ if sys.platform == "win32":
 
 PROMPTS = [json.dumps({"prompt": f"Tell me about the number {i}."}) for i in range(10)]
 Process = subprocess.Popen[bytes]
+PIPE = 4096  # bytes that lie in a pipe unread: nothing that says more is done before its reader has been there
+ENDLESS = ("the mill, the mill, the mill,", "--raw", "--allow-loops", "--ctx-size", "3000")  # says 9,974 bytes
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def start(smollm2_gguf: Path) -> Iterator[Any]:
         if shell:
             command = ["sh", "-c", shell, "sh", *command]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=environment, **{**pipes, **streams}))
+        processes.append(subprocess.Popen(command, env=environment, pipesize=PIPE, **{**pipes, **streams}))
         return processes[-1]
 
     yield go
@@ -55,7 +57,7 @@ def requests(tmp_path: Path) -> Path:
 
 
 def test_text_comes_while_it_is_made_and_ctrl_c_ends_it_with_130(start: Any) -> None:
-    process = start("Count to one thousand.", "--raw", "--ctx-size", "2000")
+    process = start(*ENDLESS)
     assert process.stdout.read(20)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -65,8 +67,7 @@ def test_text_comes_while_it_is_made_and_ctrl_c_ends_it_with_130(start: Any) -> 
 
 @pytest.mark.parametrize("how", [[], ["--jsonl"]])
 def test_a_reader_that_leaves_ends_it_with_141_and_no_word(start: Any, requests: Path, how: list[str]) -> None:
-    arguments = [*how, str(requests), "--parallel", "1"] if how else ["Count to one thousand.", "--raw"]
-    process = start(*arguments, "-n", "40")
+    process = start(*([*how, str(requests), "--parallel", "1", "-n", "40"] if how else ENDLESS))
     process.stdout.read(1)
     process.stdout.close()
     assert (process.wait(120), process.stderr.read()) == (141, b"")
@@ -74,7 +75,7 @@ def test_a_reader_that_leaves_ends_it_with_141_and_no_word(start: Any, requests:
 
 def test_a_shell_pipeline_gets_its_line_and_the_code(start: Any) -> None:
     shell = '{ "$@"; echo $? >&2; } | head -c 5 | wc -c'
-    code, out, err = ended(start("Count to one thousand.", "--raw", "-n", "300", shell=shell))
+    code, out, err = ended(start(*ENDLESS, shell=shell))
     assert (code, out.strip(), err) == (0, b"5", b"141\n")
 
 
@@ -92,25 +93,28 @@ def test_a_batch_answers_each_line_before_the_next_is_there(start: Any) -> None:
 
 def test_a_batch_broken_twice_goes_on_to_what_an_unbroken_one_gives(start: Any, requests: Path, tmp_path: Path) -> None:
     output = tmp_path / "results"
-    arguments = ("--jsonl", str(requests), "-n", "16", "--parallel", "2")
-    code, unbroken, _ = ended(start(*arguments))
+    arguments = ("-n", "16", "--parallel", "2", "--jsonl")
+    code, unbroken, _ = ended(start(*arguments, str(requests)))
     assert code == 0
 
-    def broken(how: signal.Signals, *resume: str) -> tuple[int, bytes]:
+    def broken(how: signal.Signals, given: int, *resume: str) -> tuple[int, bytes]:
+        """It cannot be done before: of the prompts only so many are given."""
         before = tokens(output.read_bytes()) if resume else []
-        process = start(*arguments, "-o", str(output), *resume)
+        process = start(*arguments, "-", "-o", str(output), *resume, stdin=subprocess.PIPE)
+        process.stdin.write("".join(f"{prompt}\n" for prompt in PROMPTS[:given]).encode())
+        process.stdin.flush()
         while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > len(before)):
             time.sleep(0.01)
         process.send_signal(how)
         code, _, err = ended(process)
-        assert len(before) < len(tokens(output.read_bytes())) < len(PROMPTS)
+        assert len(before) < len(tokens(output.read_bytes())) <= given
         return code, err
 
-    assert broken(signal.SIGINT) == (130, b"")
-    assert broken(signal.SIGKILL, "--resume") == (-signal.SIGKILL, b"")
+    assert broken(signal.SIGINT, 4) == (130, b"")
+    assert broken(signal.SIGKILL, 8, "--resume") == (-signal.SIGKILL, b"")
     with output.open("ab") as torn:
         torn.write(b'{"model": "to')
-    assert ended(start(*arguments, "-o", str(output), "--resume")) == (0, b"", b"")
+    assert ended(start(*arguments, str(requests), "-o", str(output), "--resume")) == (0, b"", b"")
     assert tokens(output.read_bytes()) == tokens(unbroken)
 
 

@@ -303,5 +303,5 @@ def test_ctrl_c_keeps_what_came_and_is_130(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=-1, stderr=-1, stdin=subprocess.DEVNULL, env=environment) as process:
             assert process.stdout is not None and process.stdout.read(6) == b"so far"
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"\n", b"")

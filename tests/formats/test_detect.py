@@ -9,6 +9,7 @@ from checkpoints import save_gguf, save_hf, save_lit, save_meta, tiny_model
 
 from llamachat.errors import FormatError
 from llamachat.formats.detect import open_checkpoint
+from llamachat.formats.safetensors_file import read_safetensors
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,15 @@ def test_a_path_to_nothing_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("content", [b"", b"G", b"hello world"])
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_an_empty_file_is_told_as_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    read = open_checkpoint if name.endswith("gguf") else read_safetensors
+    with pytest.raises(FormatError, match=rf"{name} is empty; there is nothing to read; fetch it again"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"G", b"hello world"])
 def test_a_file_of_no_known_format_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.bin").write_bytes(content)
     with pytest.raises(FormatError, match="is no GGUF"):

@@ -368,6 +368,8 @@ def test_a_schema_or_grammar_is_given_as_text_or_in_a_file(kind: str, tmp_path: 
         read_format(**{**given, kind: "missing"})
     with pytest.raises(UsageError, match="only one of"):
         read_format(**{**given, kind: text, "regex": "a"})
+    with pytest.raises(UsageError, match=rf"--{kind} is empty; nothing was generated"):
+        read_format(**{**given, kind: " "})
     assert read_format(**given) is None
 
 

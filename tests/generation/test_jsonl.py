@@ -122,6 +122,13 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(held: str, tmp_path: 
     assert file.read_text() == held
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_no_file_is_not_to_be_removed(tmp_path: Path, resume: bool) -> None:
+    for place in (tmp_path, Path(os.devnull)):
+        with pytest.raises(UsageError, match=r"is no file; nothing was run; give another --output, or none"):
+            open_results(place, resume)
+
+
 def test_a_new_file_is_made_and_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     results, count = open_results(tmp_path / "new", resume=True)
     results.close()

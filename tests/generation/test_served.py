@@ -172,7 +172,7 @@ def test_answers_come_in_order_however_long_each_takes() -> None:
     def answer(question: Question, interrupted: Callable[[], bool]) -> Iterator[Piece | Ended]:
         text = asked_for(question)
         if (behind := str(int(text) + 1)) in ended:
-            assert ended[behind].wait(5)
+            assert ended[behind].wait(60)
         ended[text].set()
         yield Piece(text)
         yield DONE
@@ -188,7 +188,7 @@ def test_as_many_as_asked_for_are_under_way_and_no_more() -> None:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        barrier.wait(5)  # passes when three are here
+        barrier.wait(60)  # passes when three are here
         with lock:
             now[0] -= 1
         yield DONE

@@ -356,11 +356,11 @@ def test_loops_pipes_and_names_for_the_terminal_are_left_out(home: Path) -> None
 
 def test_of_many_thousand_parts_the_first_that_is_not_there_is_enough(home: Path) -> None:
     begun = write_header(home / ".lmstudio/models/ada/Tiny/x-00001-of-99999.gguf")
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(100):
         with pytest.raises(CatalogError, match=r"x-00002-of-99999.gguf is not there; the model is not whole"):
             stored.size(begun)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")

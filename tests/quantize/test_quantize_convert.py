@@ -104,11 +104,15 @@ def test_a_killed_conversion_is_resumed_to_the_same_bytes(source: Path, tmp_path
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     code = (
         "import sys, time; from pathlib import Path; from quantize.convert import convert\n"
+        "journal = Path(sys.argv[3])\n"
+        "def wait(*counts):\n"
+        "    while journal.exists() and journal.read_bytes().count(b'\\n') >= 5: time.sleep(0.1)  # to be killed\n"
         "from quantize.recipe import Recipe; from llamachat.formats.detect import open_checkpoint\n"
-        "convert(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), Recipe(), progress=lambda *a: time.sleep(0.1))"
+        "convert(open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), Recipe(), progress=wait)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)])
-    while not (partial / "journal.jsonl").exists() or (partial / "journal.jsonl").read_bytes().count(b"\n") < 5:
+    journal = partial / "journal.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(out), str(journal)])
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
         assert child.poll() is None
         time.sleep(0.01)
     child.kill()

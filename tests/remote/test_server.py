@@ -413,7 +413,7 @@ def test_a_list_is_given_up_when_the_server_is_closed() -> None:
 
 
 def test_many_are_asked_at_once() -> None:
-    together = threading.Barrier(8, timeout=10)  # no answer begins before eight questions have come
+    together = threading.Barrier(8, timeout=60)  # no answer begins before eight questions have come
     with standing_in(WHOLE_SCRIPT) as stand_in, ThreadPoolExecutor(8) as pool:
         serve = stand_in.serve
         stand_in.serve = lambda connection, script: (together.wait(), serve(connection, script))[1]  # type: ignore[method-assign]

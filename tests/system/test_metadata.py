@@ -28,6 +28,7 @@ from llamachat.system.metadata import Fields, is_record, naming, read_json, read
         ('{"a": ' + "9" * 5000 + "}", "digits"),
         ("\xff", "line 1"),
         ("", "line 1"),
+        ("<html>", r"config.json is no JSON \(.*\); it is not read; mend it or fetch it again"),
     ],
 )
 def test_json_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -18,7 +18,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 from pty_chat import Terminal
 
-from llamachat.errors import LlamachatError, ModelError
+from llamachat.errors import LlamachatError, LostError, ModelError
 from llamachat.ui.app import Chat
 from llamachat.ui.commands import EmptyLibrary
 from llamachat.ui.conversation import Conversation
@@ -151,6 +151,100 @@ def test_one_who_leaves_keeps_what_was_not_sent(tmp_path: Path) -> None:
 
     assert talk.run(f"\x1b[200~{paste}\x1b[201~ and so on", prepare) == 0
     assert talk.unsent() == paste + " and so on"
+
+
+def test_the_draft_before_an_older_text_was_looked_up_is_kept(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+
+    def prepare(conversation: Conversation) -> None:
+        conversation.prompt.remember("older")
+        leave_when(conversation, lambda: conversation.prompt.text == "older")
+
+    assert talk.run("my draft\x1b[A", prepare) == 0
+    assert talk.unsent().split("\n\n") == ["older", "my draft"]
+
+
+def test_what_was_written_in_an_editor_is_kept_where_the_chat_ends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, ended = tmp_path / "editor", tmp_path / "ended"
+    editor.write_text(f'''#!/bin/sh
+        kill -TERM $PPID
+        until [ -e "{ended}" ]; do sleep 0.05; done
+        echo edited > "$1"''')
+    editor.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(editor))
+    talk = Talk(tmp_path)
+
+    def prepare(conversation: Conversation) -> None:
+        leave = conversation.prompt.app.exit
+
+        def left(result: int) -> None:
+            leave(result=result)
+            ended.touch()
+
+        monkeypatch.setattr(conversation.prompt.app, "exit", left)
+
+    assert talk.run("draft\x07", prepare) == 128 + signal.SIGTERM
+    assert talk.unsent().split("\n\n") == ["edited", "draft"]
+
+
+def test_an_impatient_ctrl_c_while_the_chat_ends_loses_nothing(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+
+    def ctrl_c() -> None:
+        while not talk.session.interrupts:
+            threading.Event().wait(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    talk.session.enqueue("half", lambda: os.kill(os.getpid(), signal.SIGTERM), ctrl_c)
+    assert talk.run("hi\rnext") == 128 + signal.SIGTERM
+    assert talk.unsent() == "next"
+
+
+@pytest.mark.parametrize("error", [LlamachatError("no connection", "not sent"), LostError("the others are gone")])
+def test_a_message_that_could_not_be_sent_is_in_the_input_again(tmp_path: Path, error: LlamachatError) -> None:
+    talk, paste = Talk(tmp_path), "x\n" * 1000
+    talk.session.enqueue(error)
+    lost = isinstance(error, LostError)
+
+    def prepare(conversation: Conversation) -> None:
+        leave_when(conversation, lambda: not (conversation.busy or talk.session.script.answers))
+
+    with pytest.raises(LostError) if lost else nullcontext():
+        talk.run(f"\x1b[200~{paste}\x1b[201~ and so on\r", prepare)
+    assert talk.unsent() == paste + " and so on"
+    assert not [text for role, text in talk.session.said if role == "user"]
+
+
+def test_so_is_one_that_a_command_sends(tmp_path: Path) -> None:
+    talk = Talk(tmp_path)
+    talk.session.enqueue("ok")
+    talk.session.enqueue(LlamachatError("no connection"))
+
+    def prepare(conversation: Conversation) -> None:
+        leave_when(conversation, lambda: bool(talk.session.said) and not (conversation.busy or conversation.queued))
+
+    assert talk.run("hi\r/edit 1 in other words\r", prepare) == 0
+    assert talk.unsent() == "/edit 1 in other words"
+
+
+def test_one_that_found_the_input_in_use_is_kept_until_it_is_sent(tmp_path: Path) -> None:
+    talk, typing = Talk(tmp_path), threading.Event()
+    for _ in range(2):
+        talk.session.enqueue(typing.wait, LlamachatError("no connection"))  # type: ignore[arg-type]
+
+    def prepare(conversation: Conversation) -> None:
+        def look(app: object) -> None:
+            if conversation.prompt.text == "draft":
+                typing.set()
+                if not (conversation.busy or conversation.queued):
+                    conversation.leave()
+
+        conversation.prompt.app.after_render += look
+
+    assert talk.run("one\rtwo\rdraft", prepare) == 0
+    assert talk.unsent().split("\n\n") == ["one", "two", "draft"]
 
 
 @pytest.mark.parametrize("fails", [False, True])

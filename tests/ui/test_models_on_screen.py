@@ -126,7 +126,7 @@ def talk(library: Shelf, session: FakeSession, keys: str, *later: tuple[str, str
 
         def press_later() -> None:
             for status, text in later:
-                end = time.monotonic() + 10
+                end = time.monotonic() + 60
                 while not conversation.status()[-1].startswith(status) and time.monotonic() < end:
                     time.sleep(0.005)
                 press(conversation, keyboard, text)
@@ -178,7 +178,7 @@ def test_what_is_typed_ahead_or_at_the_question_waits_and_is_no_reply() -> None:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not what() and time.monotonic() < end:
         time.sleep(0.005)
 

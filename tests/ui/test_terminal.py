@@ -390,7 +390,7 @@ def test_the_session_is_closed_when_the_terminal_goes_away(start: Callable[..., 
     terminal.wait_for("half")
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), terminal.child.child_fd)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not closed.exists():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -430,10 +430,10 @@ def test_a_narrower_screen_in_the_midst_of_an_answer_in_tmux(tmp_path: Path) -> 
     server = [tmux, "-S", str(tmp_path / "socket"), "-f", "/dev/null"]
 
     def do(*command: str) -> str:
-        return subprocess.run([*server, *command], check=True, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run([*server, *command], check=True, capture_output=True, text=True, timeout=60).stdout
 
     def until(wanted: str) -> str:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while wanted not in words([shown := do("capture-pane", "-p", "-S", "-")]):
             assert time.monotonic() < end, shown
             time.sleep(0.05)

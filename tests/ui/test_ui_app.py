@@ -50,7 +50,7 @@ def signals() -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -140,7 +140,7 @@ def test_a_message_waits_for_loading() -> None:
     session = FakeSession()
 
     def load() -> Session:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return session
 
     threading.Timer(0.3, go_on.set).start()
@@ -153,7 +153,7 @@ def test_ctrl_c_while_waiting_for_loading_gives_the_text_back() -> None:
     session = FakeSession()
 
     def load() -> Session:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return session
 
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):

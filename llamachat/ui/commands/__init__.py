@@ -3,7 +3,18 @@
 from llamachat.ui.commands.command import Command, Context, EmptyLibrary, LeaveError, Library, Persona
 from llamachat.ui.commands.settings import apply
 from llamachat.ui.commands.text import as_typed, is_reply, is_yes, literal
-from llamachat.ui.commands.typed import COMMANDS, ask, at_once, block_open, find, message, messages, named, respond
+from llamachat.ui.commands.typed import (
+    COMMANDS,
+    ask,
+    at_once,
+    block_open,
+    find,
+    is_message,
+    message,
+    messages,
+    named,
+    respond,
+)
 
 __all__ = [
     "COMMANDS",
@@ -19,6 +30,7 @@ __all__ = [
     "at_once",
     "block_open",
     "find",
+    "is_message",
     "is_reply",
     "is_yes",
     "literal",

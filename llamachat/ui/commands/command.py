@@ -135,6 +135,7 @@ class Command:
         False  # opens files or the clipboard: for people only, not for lines of who knows whose that are piped in
     )
     at_once: bool = False  # also while an answer streams: it only looks, at what is finished
+    sends: bool = False  # the argument, as a message
 
     @property
     def usage(self) -> str:

@@ -121,6 +121,7 @@ DIALOG = (
         _edit,
         "Without TEXT the old words come into the input line. The old question and what followed stay: see /branches.",
         question_words,
+        sends=True,
     ),
     Command(("fork",), "", "begin another branch here", _fork, "Both share all that was said so far."),
     Command(("branches",), "", "show the dialog's branches", _branches),

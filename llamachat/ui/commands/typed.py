@@ -72,6 +72,15 @@ def find(text: str) -> tuple[Command, str] | None:
     return command, argument
 
 
+def is_message(text: str) -> bool:
+    """Whether it is one, or a command that sends one."""
+    try:
+        found = find(text)
+    except UsageError:
+        return False
+    return found is None or (found[0].sends and bool(found[1]))
+
+
 def at_once(text: str) -> bool:
     """Whether it is a command that may be obeyed while an answer streams."""
     try:
