@@ -29,7 +29,7 @@ from quantize.recipe import EMBEDDING, HEAD
 from quantize.schemes import Scheme, quantize_tensor
 from quantize.threads import Threads
 
-LENGTH = 64  # tokens of a window that are looked at
+LENGTH = 32  # tokens of a window that are looked at
 ROWS = 512  # of a matrix, which stand for all of it
 NORM = "model.norm.weight"
 

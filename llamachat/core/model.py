@@ -327,17 +327,13 @@ def build_block(spec: ModelSpec, layer: int, weights: Mapping[str, Tensor], line
         gate_up, down = linear_of(prefix + "gate_proj", prefix + "up_proj"), linear_of(prefix + "down_proj")
         return GatedMlp(gate_up, down, spec.hidden_act, spec.swiglu_limit)
 
-    def mlp(prefix: str, experts: Experts | None) -> Linear:
-        if experts is None:
-            return gated_mlp(prefix)
-        each = [gated_mlp(f"{prefix}experts.{number}.") for number in range(experts.count)]
-        return Mixture(experts, linear_of(prefix + "gate"), each)
-
+    mlp, experts = f"{prefix}mlp.", spec.mixture(layer)
+    each = [gated_mlp(f"{mlp}experts.{number}.") for number in range(experts.count if experts else 0)]
     return Block(
         norms={role: norm(name) for role, name in NORMS[spec.norms].items()},
         qkv=linear_of(*(f"{prefix}self_attn.{name}_proj" for name in "qkv")),
         output=linear_of(prefix + "self_attn.o_proj"),
-        mlp=mlp(prefix + "mlp.", spec.mixture(layer)),
+        mlp=Mixture(experts, linear_of(mlp + "gate"), each) if experts else gated_mlp(mlp),
         q_norm=norm("self_attn.q_norm") if spec.qk_norm else None,
         k_norm=norm("self_attn.k_norm") if spec.qk_norm else None,
         sinks=weights[prefix + "self_attn.sinks"] if spec.attention_sinks else None,
