@@ -1,7 +1,9 @@
 """One tensor -> what is stored of it, and a checkpoint's tensors layer by layer."""
 
+import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +73,19 @@ def _layer(name: str) -> str:
 
 
 def only(source: Checkpoint, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """These tensors, without reading any other."""
+    """These tensors, without reading any other; each is let go of when the next is asked for."""
     others = {name: Part(zero=True) for name in source.index().keys() - set(wanted)}
-    return ((name, tensor) for name, tensor in source.tensors(others) if name not in others)
+    for name, tensor in source.tensors(others):
+        if name not in others:
+            yield name, tensor
+            release(tensor)
+
+
+def release(tensor: Tensor) -> None:
+    """Let the system take back the pages of a mapped tensor, which count as ours as long as they are mapped."""
+    for array in (tensor.data,) if isinstance(tensor, FloatTensor) else (tensor.codes, tensor.scale):
+        base: Any = array
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+        if base is not None and hasattr(base, "madvise"):
+            base.madvise(mmap.MADV_DONTNEED)

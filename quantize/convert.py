@@ -2,7 +2,6 @@
 
 import glob
 import json
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from math import prod
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.core.spec import ModelSpec
-from llamachat.core.tensors import FloatTensor, Tensor
+from llamachat.core.tensors import Tensor
 from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import SPLIT
 from llamachat.version import VERSION
 from quantize.activity import activities
-from quantize.coding import Coded, code
+from quantize.coding import Coded, code, release
 from quantize.folder import COPIED, tokenizer_folder, write_metadata
 from quantize.recipe import FLOAT, Recipe
 from quantize.report import Conversion, measured
@@ -62,7 +61,7 @@ def convert(
             progress(name, done, total)
             if name not in writer.done:
                 writer.add(name, arrays, measured(tensor, coded, arrays, _label(recipe, name, tensor), threads))
-            _release(tensor)
+            release(tensor)
             done += prod(tensor.shape)
         with disk_errors(out):
             write_metadata(source, recipe, writer.folder)
@@ -121,13 +120,3 @@ def _label(recipe: Recipe, name: str, tensor: Tensor) -> str:
     if scheme is None:
         return FLOAT
     return recipe.name_for(name) + (f" {scheme.codebook}" if scheme.codebook and not scheme.foreign else "")
-
-
-def _release(tensor: Tensor) -> None:
-    """Let the system take back the pages of a mapped tensor, which count as ours as long as they are mapped."""
-    for array in (tensor.data,) if isinstance(tensor, FloatTensor) else (tensor.codes, tensor.scale):
-        base: Any = array
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-        if base is not None and hasattr(base, "madvise"):
-            base.madvise(mmap.MADV_DONTNEED)

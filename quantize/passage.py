@@ -1,6 +1,6 @@
 """A text on its way through a model, layer by layer, which is all that is ever held of the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from llamachat.core.rope import frequencies
 from llamachat.core.spec import ModelSpec, Rope
 from llamachat.core.tensors import Array, dequantize
 from llamachat.core.tensors import Tensor as Weight
+from llamachat.formats import Checkpoint
+from quantize.coding import only
 
 
 class Passage:
@@ -47,6 +49,11 @@ class Passage:
 def embeddings(tensor: Weight, windows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Each window's [T, hidden]."""
     return [torch.from_numpy(dequantize(tensor.rows(list(ids)))) for ids in windows]
+
+
+def floats(source: Checkpoint, wanted: Collection[str]) -> dict[str, Tensor]:
+    """These tensors in float32, by name."""
+    return {name: torch.tensor(dequantize(tensor)) for name, tensor in only(source, wanted)}
 
 
 def nothing(x: Any) -> Tensor:

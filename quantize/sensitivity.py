@@ -24,7 +24,7 @@ from llamachat.formats import Checkpoint
 from quantize.activity import activities
 from quantize.coding import only
 from quantize.convert import Progress
-from quantize.passage import Passage, embeddings, nothing
+from quantize.passage import Passage, embeddings, floats, nothing
 from quantize.recipe import EMBEDDING, HEAD
 from quantize.schemes import Scheme, quantize_tensor
 from quantize.threads import Threads
@@ -150,8 +150,7 @@ class Run:
 
     def __init__(self, of: Sensitivity, layer: int) -> None:
         prefix = f"model.layers.{layer}."
-        names = {name for name in of.source.index() if name.startswith(prefix)}
-        self.weights = {name: torch.tensor(dequantize(tensor)) for name, tensor in only(of.source, names)}
+        self.weights = floats(of.source, {name for name in of.source.index() if name.startswith(prefix)})
         self._of, self._layer, self._joined = of, layer, dict[tuple[str, ...], tuple[Tensor, Tensor | None]]()
 
     def forward(self, x: Tensor) -> Tensor:
