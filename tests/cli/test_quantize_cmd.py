@@ -116,7 +116,7 @@ def test_a_size_is_kept_to_and_what_was_chosen_is_said(
     facts = json.loads(told.stdout)
     counts = Counter(each["scheme"].removesuffix(" gauss") for name, each in facts["tensors"].items() if _linear(name))
     assert chosen[1] == ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
-    assert set(counts) > {"int8"}
+    assert len(counts) > 1
     assert int(chosen[2]) == round(facts["bytes"] / 1000)
     assert chosen[3] == f"{facts['bits_per_weight']:.2f}"
     assert 0.95 * most < facts["bytes" if option == "--fits" else "bits_per_weight"] <= most
