@@ -61,10 +61,9 @@ class Mixing:
     def _schemes(self, name: str) -> dict[str, Scheme]:
         """The recipe's own scheme in the groups that a matrix can have, from coarse to fine."""
         groups = (self.recipe.group_size,) if self.recipe.group_size else GROUPS
-        own = SCHEMES[self.recipe.scheme]
-        own = replace(own, codebook=self.recipe.codebook or own.codebook)
-        each = {f"{self.recipe.scheme}:{group}": replace(own, group=group) for group in groups}
-        return {named: scheme for named, scheme in each.items() if scheme.fits(self.index[name].shape[1])}
+        each = {named: self.recipe.named(named) for group in groups if (named := f"{self.recipe.scheme}:{group}")}
+        columns = self.index[name].shape[1]
+        return {named: scheme for named, scheme in each.items() if scheme and scheme.fits(columns)}
 
     def fitting(self, room: int, windows: Sequence[Sequence[int]], threads: int | None, progress: Progress) -> Recipe:
         """The recipe, with overrides, whose file of weights has `room` bytes at most.

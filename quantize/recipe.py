@@ -88,14 +88,14 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether a text is needed to see what the activations are like."""
-        schemes = map(self._named, (self.scheme, *(each.rpartition("=")[2] for each in self.overrides)))
+        schemes = map(self.named, (self.scheme, *(each.rpartition("=")[2] for each in self.overrides)))
         return any(scheme.calibrated for scheme in schemes if scheme)
 
     def scheme_for(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
         """The scheme of a tensor; None when it stays as it is: vectors, what is told so, widths no group divides."""
         if len(shape) != 2:
             return None
-        scheme = self._named(self.name_for(name))
+        scheme = self.named(self.name_for(name))
         return scheme if scheme and scheme.fits(shape[1]) else None
 
     def name_for(self, name: str) -> str:
@@ -127,7 +127,8 @@ class Recipe:
         """Whether an override says what a matrix is to be."""
         return any(matches(name.removesuffix(".weight")) for matches, _ in self._overriding)
 
-    def _named(self, name: str) -> Scheme | None:
+    def named(self, name: str) -> Scheme | None:
+        """What name_for, or an override, calls so, with what the recipe says of its group and codebook."""
         kind, _, group = name.partition(":")
         scheme, size = SCHEMES.get(kind), int(group) if group else self.group_size if kind == self.scheme else None
         if scheme and size:
@@ -138,7 +139,7 @@ class Recipe:
 
     def told(self, name: str) -> bool:
         """Whether it is to be quantized, if its width allows."""
-        return self._named(self.name_for(name)) is not None
+        return self.named(self.name_for(name)) is not None
 
     def left(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """The matrices that stay as they are."""
@@ -149,9 +150,8 @@ class Recipe:
         if self.head and config.tied_head:
             raise UsageError("--head was given, but this model's head is its embedding", remedy="use --embedding")
         modules = [name.removesuffix(".weight") for name in config.tensor_shapes()]
-        for override in self.overrides:
-            pattern = override.rpartition("=")[0]
-            if not any(fnmatchcase(module, pattern) for module in modules):
+        for override, (matches, _) in zip(self.overrides, reversed(self._overriding), strict=True):
+            if not any(map(matches, modules)):
                 raise UsageError(f"--override {override} matches no module", remedy=f"names are like {modules[-3]}")
         if isinstance(config, EncoderDecoderSpec) and (self.foreign or self.calibrated):
             cause = "calibrates a decoder, layer by layer" if self.calibrated else "is written for decoders alone"

@@ -58,6 +58,8 @@ def costs(
 
 
 class Sensitivity:
+    """The float model and the text, which goes through it and back."""
+
     def __init__(
         self,
         source: Checkpoint,

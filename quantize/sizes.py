@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 
-from llamachat.core.tensors import Array, TensorInfo
+from llamachat.core.tensors import TensorInfo
 from llamachat.formats.prequantized.ours import packed_entries
 from quantize.recipe import Recipe
 from quantize.schemes import Scheme, quantize
@@ -28,13 +28,10 @@ def stored_bytes(info: TensorInfo, scheme: Scheme | None) -> int:
     if scheme is None:
         return info.nbytes if info.packing is None else 4 * prod(info.shape)
     rows, columns = info.shape
-    one, two = (_nbytes(quantize_zeros(count, columns, scheme)) for count in (1, 2))
+    one, two = (_of_zeros(count, columns, scheme) for count in (1, 2))
     return one + (rows - 1) * (two - one)
 
 
-def quantize_zeros(rows: int, columns: int, scheme: Scheme) -> Mapping[str, Array]:
-    return packed_entries("", quantize(np.zeros((rows, columns), np.float32), scheme))
-
-
-def _nbytes(arrays: Mapping[str, Array]) -> int:
+def _of_zeros(rows: int, columns: int, scheme: Scheme) -> int:
+    arrays = packed_entries("", quantize(np.zeros((rows, columns), np.float32), scheme))
     return sum(array.nbytes for array in arrays.values())
