@@ -8,6 +8,7 @@ The filters are functions of an array and return the positions they keep. Each f
 what is left in doubt, so that a token out of 128,000 costs well under a millisecond in the usual settings.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,9 @@ Positions = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5  # a lower temperature is argmax, to float32 at least
 UNDERFLOW = 87  # exp of less than this, negated, is no normal float32: next to nothing, and it takes ten times as long
+TAIL = 1e-6
+BLOCK = 256  # weights
+FEW = 512  # weights, which are sorted before it is found out which of them need not be
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ def nucleus(weights: NDArray[np.float32], p: float) -> Positions:
 
     Top-p of Holtzman et al. 2020: the largest weights, the one that crosses p included, so there is always one.
     """
+    if len(weights) <= FEW:
+        order = falling(weights, np.arange(len(weights)))
+        mass = weights[order].cumsum(dtype=np.float64)
+        return order[: int(mass.searchsorted(p * mass[-1])) + 1]
     total = float(weights.sum(dtype=np.float64))
     # What is not below some floor holds the nucleus if its weight suffices; the last floor's always does.
     for floor in (1e-3 * total, 1e-5 * total, (1 - p) * total / len(weights)):
@@ -110,9 +118,23 @@ def falling(values: Floats, positions: Positions) -> Positions:
 
 def drawn(weights: Floats, random: "np.random.Generator") -> int:  # whose import takes as long as ten tokens
     """A position, each with its share of the weight; never one of weight 0."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    # random() * total rounds to less than total, and a step of height 0 is never the first to lie above it.
-    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
+    if len(weights) <= 2 * BLOCK:
+        return _at_share(weights, random.random())[0]
+    # Running sums of all take ten times as long as sums of blocks: these first, then those of the block that is hit.
+    block, rest = _at_share(
+        np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64), random.random()
+    )
+    return block * BLOCK + _at_share(weights[block * BLOCK :][:BLOCK], min(rest, np.nextafter(1, 0)))[0]
+
+
+def _at_share(weights: Floats, share: float) -> tuple[int, float]:
+    """The position where the running sum passes this share of the whole, which is less than 1; and the share of the weight
+    there that lies before."""
+    sums = np.cumsum(weights, dtype=np.float64)
+    # share * sums[-1] rounds to less than sums[-1], and a step of height 0 is never the first to lie above it.
+    at = int(np.searchsorted(sums, wanted := share * sums[-1], side="right"))
+    before = sums[at - 1] if at else 0.0
+    return at, float((wanted - before) / (sums[at] - before))
 
 
 class Constraint(Protocol):
@@ -207,8 +229,11 @@ class Sampler:
             return np.array([logits.argmax()]), np.ones(1)
         ids = largest(logits, params.top_k) if params.top_k else None  # None: all there are
         values = logits if ids is None else logits[ids]
-        if values.min() < (least := highest - UNDERFLOW * params.temperature):
-            kept = np.flatnonzero(values >= least)
+        heavy = values >= highest - _depth(params, len(values)) * params.temperature
+        if np.count_nonzero(heavy) > len(values) // 4:  # to leave out the others takes longer than to keep them
+            heavy = values >= highest - UNDERFLOW * params.temperature
+        if not heavy.all():
+            kept = np.flatnonzero(heavy)
             ids, values = _of(ids, kept), values[kept]
         weights = np.exp((values - highest) / params.temperature)
         for keep, limit, off in ((nucleus, params.top_p, 1), (likely, params.min_p, 0)):
@@ -216,6 +241,14 @@ class Sampler:
                 kept = keep(weights, limit)
                 ids, weights = _of(ids, kept), weights[kept]
         return np.arange(len(weights)) if ids is None else ids, weights
+
+
+def _depth(params: SamplingParams, count: int) -> float:
+    """How far below the largest of so many logits, in temperatures, those may lie whose weight is worth a thought: all others
+    have none as a float32, or, where top-p leaves some out, together less than TAIL of what it leaves out."""
+    if params.top_p == 1:
+        return UNDERFLOW
+    return min(UNDERFLOW, math.log(count / (1 - params.top_p) / TAIL))
 
 
 def _of(ids: Positions | None, kept: Positions) -> Positions:

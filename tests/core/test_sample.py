@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from scipy.special import log_softmax
 from scipy.stats import chisquare
 from transformers import generation as hf
 
+from llamachat.core import sampler as module
 from llamachat.core.sampler import (
+    FEW,
     Sampler,
     count_penalised,
     drawn,
@@ -52,13 +55,14 @@ def test_largest_is_the_head_of_a_full_sort(values: list[int], k: int) -> None:
     assert largest(floats(values), k).tolist() == by_rank(values)[:k]
 
 
-@given(NUMBERS, st.integers(0, 64))
-def test_nucleus_is_the_shortest_head_of_a_full_sort_with_the_share(weights: list[int], share: int) -> None:
+@given(NUMBERS, st.integers(0, 64), st.sampled_from([FEW, 0]))
+def test_nucleus_is_the_shortest_head_of_a_full_sort_with_the_share(weights: list[int], share: int, few: int) -> None:
     p, order, mass, size = Fraction(share, 64), by_rank(weights), 0, 0
     while size == 0 or mass < p * sum(weights):
         mass += weights[order[size]]
         size += 1
-    assert sorted(nucleus(floats(weights), float(p)).tolist()) == sorted(order[:size])
+    with patch.object(module, "FEW", few):
+        assert sorted(nucleus(floats(weights), float(p)).tolist()) == sorted(order[:size])
 
 
 @given(NUMBERS, st.integers(0, 64))
@@ -77,6 +81,21 @@ def test_filters_agree_with_their_definitions_on_a_real_vocabulary_size(spread: 
     for p in (0.0, 0.5, 0.9, 0.999):
         size = max(int(np.sum(mass < p * mass[-1])) + 1, 1)
         np.testing.assert_array_equal(np.sort(nucleus(weights, p)), np.sort(order[:size]))
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("temperature", [0.1, 0.3, 0.7, 1, 2])
+@pytest.mark.parametrize("spread", [1, 3, 9])
+def test_a_nucleus_is_that_of_all_weights_although_few_are_looked_at(
+    spread: int, temperature: float, top_p: float
+) -> None:
+    logits = (np.random.default_rng(spread).normal(0, spread, 49_152)).astype(np.float32)
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    order = np.lexsort((np.arange(len(weights)), -weights))
+    size = int(np.sum(np.cumsum(weights[order]) < top_p * weights.sum())) + 1
+    ids, shares = Sampler(PLAIN.replace(temperature=temperature, top_p=top_p), len(logits)).candidates(logits)
+    assert sorted(ids) == sorted(order[:size])
+    np.testing.assert_allclose(shares / shares.sum(), weights[ids] / weights[ids].sum(), rtol=1e-4)
 
 
 def test_penalties_follow_their_papers() -> None:
@@ -148,14 +167,36 @@ def test_without_a_seed_each_sampler_draws_otherwise() -> None:
     assert [first.sample(flat) for _ in range(8)] != [second.sample(flat) for _ in range(8)]
 
 
+class Number:
+    """A generator of one number."""
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def random(self) -> float:
+        return self._number
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.25, np.nextafter(0.25, 0), np.nextafter(1, 0)])
 def test_no_number_of_the_generator_draws_a_weight_of_zero(fraction: float) -> None:
-    class Random:
-        def random(self) -> float:
-            return fraction
+    assert drawn(floats([0, 1, 0, 3, 0, 0]), Number(fraction)) == (1 if fraction < 0.25 else 3)
 
-    weights = floats([0, 1, 0, 3, 0, 0])
-    assert drawn(weights, Random()) == (1 if fraction < 0.25 else 3)
+
+@given(
+    st.integers(1, 40),
+    st.lists(st.tuples(st.integers(0, 5000), st.floats(2.0**-120, 2.0**120, width=32)), min_size=1, max_size=40),
+    st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, np.nextafter(1, 0)]),
+)
+def test_of_many_weights_that_one_is_drawn_where_the_running_sum_passes_the_number(
+    spread: int, given: list[tuple[int, float]], number: float
+) -> None:
+    weights = np.zeros(5001 * spread // 8 + 1, np.float32)
+    for place, weight in given:
+        weights[place % len(weights)] = weight
+    sums, at = np.cumsum(weights, dtype=np.float64), drawn(weights, Number(number))
+    assert weights[at] > 0
+    slack = 1e-9 * sums[-1]
+    assert sums[at] - weights[at] - slack <= number * sums[-1] <= sums[at] + slack
 
 
 # Greedy and limits
