@@ -122,7 +122,7 @@ class Keys(ctypes.Structure):
     """Keys and values that queries attend to."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("k", "v", "k_scale", "v_scale", "position")),
+        *((name, _POINTER) for name in ("k", "v", "next", "k_scale", "v_scale", "position")),
         *((name, _INT) for name in ("kind", "dim", "window")),
         ("softcap", ctypes.c_float),
     ]

@@ -330,6 +330,7 @@ def single_attend(
     held = Keys(
         address(keys),
         address(values),
+        address(keys),
         address(scales[0]),
         address(scales[1]),
         address(mask),

@@ -30,7 +30,7 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     WHOLE(Source), FIELD(Source, codes), FIELD(Source, scale), FIELD(Source, minimum), FIELD(Source, codes_bytes),
     FIELD(Source, scales), FIELD(Source, group), FIELD(Source, half), FIELD(Source, factor), FIELD(Source, offset),
     WHOLE(Blocks), FIELD(Blocks, data), FIELD(Blocks, order), FIELD(Blocks, bytes), FIELD(Blocks, stored), FIELD(Blocks, type),
-    WHOLE(Keys), FIELD(Keys, k), FIELD(Keys, v), FIELD(Keys, k_scale), FIELD(Keys, v_scale), FIELD(Keys, position),
+    WHOLE(Keys), FIELD(Keys, k), FIELD(Keys, v), FIELD(Keys, next), FIELD(Keys, k_scale), FIELD(Keys, v_scale), FIELD(Keys, position),
     FIELD(Keys, kind), FIELD(Keys, dim), FIELD(Keys, window), FIELD(Keys, softcap),
 };
 

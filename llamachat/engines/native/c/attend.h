@@ -1,17 +1,22 @@
 /* Attention over keys and values as they are kept, and the narrowing of numbers to what is kept. */
 
-enum { FAR = 8192 };  /* bytes of keys and values fetched ahead of use */
+/* Short texts lie apart, so that processors do not foresee what is read next: while keys are read, the values are fetched that
+   are read after them, line by line; and while these are read, what is read next. */
+INLINE ptrdiff_t between(const void *read, const void *next) { return (ptrdiff_t)((uintptr_t)next - (uintptr_t)read); }
 
-INLINE vf load_ahead(int kind, const void *p, size_t i) {
-    __builtin_prefetch((const char *)offset(kind, p, i) + FAR);
-    return load_as(kind, p, i);
+/* Of a row of numbers, and another `second` further on, as much as is read of them: 64 bytes, unless they are wide. */
+INLINE void fetch_rows(int kind, const void *b, int k, size_t step, size_t second, ptrdiff_t far) {
+    int both = kind == F32, apart = second != VL;
+    if (both || !apart || k % 2 == 0) __builtin_prefetch((const char *)offset(kind, b, k * step) + far);
+    if (both || (apart && k % 2)) __builtin_prefetch((const char *)offset(kind, b, k * step + second) + far);
 }
 
 /* out[r][0 or 1] += sum over k of a[r][k] * b[k], b a row of one or two vectors. Everything but a, b, n is a constant. */
 INLINE void outer(int rows, int vectors, int kind, const float *const *a, const void *b, size_t step, size_t second, int n,
-                  vf out[ROWS][2]) {
+                  ptrdiff_t far, vf out[ROWS][2]) {
     for (int k = 0; k < n; k++) {
-        vf x = load_ahead(kind, b, k * step), y = vectors == 2 ? load_ahead(kind, b, k * step + second) : x;
+        fetch_rows(kind, b, k, step, second, far);
+        vf x = load_as(kind, b, k * step), y = vectors == 2 ? load_as(kind, b, k * step + second) : x;
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf scalar = splat(a[r][k]);
@@ -23,12 +28,13 @@ INLINE void outer(int rows, int vectors, int kind, const float *const *a, const 
 
 INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *q, int slots, float scores[][CHUNK]) {
     size_t block = (size_t)keys->dim * LANES;
+    ptrdiff_t far = between(keys->k, keys->v);
     for (int s = 0; s < slots; s += 2 * VL) {  /* two vectors of slots; a block holds 16 */
         vf out[ROWS][2];
         UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
         const void *k = offset(kind, keys->k, s / LANES * block + s % LANES);
-        outer(rows, 2, kind, q, k, LANES, VL == LANES ? block : VL, keys->dim, out);
+        outer(rows, 2, kind, q, k, LANES, VL == LANES ? block : VL, keys->dim, far, out);
         UNROLL
         for (int r = 0; r < rows; r++) store(scores[r] + s, out[r][0]), store(scores[r] + s + VL, out[r][1]);
     }
@@ -36,14 +42,15 @@ INLINE void scores_of(int rows, int kind, const Keys *keys, const float *const *
 
 INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *weights, int slots, float *part) {
     int d = 0, size = PART + keys->dim;
+    ptrdiff_t far = between(keys->v, keys->next);
     for (; d < keys->dim; d += 2 * VL) {
         int two = d + VL < keys->dim;
         vf out[ROWS][2];
         UNROLL
         for (int r = 0; r < rows; r++) out[r][0] = out[r][1] = splat(0);
         const void *v = offset(kind, keys->v, d);
-        if (two) outer(rows, 2, kind, weights, v, keys->dim, VL, slots, out);
-        else outer(rows, 1, kind, weights, v, keys->dim, VL, slots, out);
+        if (two) outer(rows, 2, kind, weights, v, keys->dim, VL, slots, far, out);
+        else outer(rows, 1, kind, weights, v, keys->dim, VL, slots, far, out);
         UNROLL
         for (int r = 0; r < rows; r++) {
             store(part + r * size + PART + d, out[r][0]);
@@ -54,7 +61,7 @@ INLINE void values_of(int rows, int kind, const Keys *keys, const float *const *
 
 /* out[r][v] = sum over k of a[r][k] * code k, of one or two vectors of VL rows of codes, four of a row side by side. */
 INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_t *codes, size_t step, size_t second, int n,
-                           vf out[ROWS][2]) {
+                           ptrdiff_t far, vf out[ROWS][2]) {
     vi above[ROWS][2], below[ROWS][2];
     UNROLL
     for (int r = 0; r < rows; r++)
@@ -64,7 +71,7 @@ INLINE void outer_integers(int rows, int vectors, const Integers *a, const int8_
         UNROLL
         for (int v = 0; v < vectors; v++) {
             vb quads = *(const vb_u *)(codes + v * second) ^ (BIASED ? 128 : 0);
-            __builtin_prefetch(codes + v * second + FAR);
+            __builtin_prefetch(codes + v * second + far);
             UNROLL
             for (int r = 0; r < rows; r++) {
                 above[r][v] = dot4(above[r][v], quads, splat_quad(a[r].high + k));
@@ -81,12 +88,13 @@ INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, i
     enum { WIDE = 2 };
     int vectors = rows <= 4 ? WIDE : 1;
     size_t block = (size_t)keys->dim * LANES;
+    ptrdiff_t far = between(keys->k, keys->v);
     Integers a[ROWS];
     vf out[ROWS][2];
     for (int r = 0; r < rows; r++) to_integers(q[r], keys->dim, a + r);
     for (int s = 0; s < slots; s += vectors * VL) {
         const int8_t *k = (const int8_t *)keys->k + s / LANES * block + s % LANES * 4;
-        outer_integers(rows, vectors, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, out);
+        outer_integers(rows, vectors, a, k, 4 * LANES, VL == LANES ? block : 4 * VL, keys->dim, far, out);
         UNROLL
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) store(scores[r] + s + v * VL, out[r][v]);
@@ -95,14 +103,15 @@ INLINE void scores_of_codes(int rows, const Keys *keys, const float *const *q, i
 
 INLINE void values_of_codes(int rows, const Keys *keys, const float *const *weights, int slots, float *part) {
     int size = PART + keys->dim, vectors = rows <= 4 ? 2 : 1;
+    ptrdiff_t far = between(keys->v, keys->next);
     Integers a[ROWS];
     vf out[ROWS][2];
     for (int r = 0; r < rows; r++) to_integers(weights[r], slots, a + r);
     for (int d = 0, n; d < keys->dim; d += n * VL) {
         const int8_t *v = (const int8_t *)keys->v + 4 * d;
         n = least(vectors, (keys->dim - d) / VL);
-        if (n == 2) outer_integers(rows, 2, a, v, 4 * keys->dim, 4 * VL, slots, out);
-        else outer_integers(rows, 1, a, v, 4 * keys->dim, 0, slots, out);
+        if (n == 2) outer_integers(rows, 2, a, v, 4 * keys->dim, 4 * VL, slots, far, out);
+        else outer_integers(rows, 1, a, v, 4 * keys->dim, 0, slots, far, out);
         UNROLL
         for (int r = 0; r < rows; r++) {
             store(part + r * size + PART + d, out[r][0]);

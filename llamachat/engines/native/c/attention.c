@@ -108,23 +108,45 @@ static void start_parts(const Engine *e, float *part, int rows) {
     }
 }
 
-/* Attention over one of the chunks of slots that the queries' text has, to a partial of each [rows][PART + dim]; returns 0 if all
-   of it is masked. */
-static int attend_chunk(const Task *t, int layer, const Queries *u, int chunk, float *part) {
+/* Of a chunk of slots the blocks that some of the queries see, from the at-th of the mask on. slots is 0 where they see none. */
+typedef struct {
+    int chunk, slots;
+    size_t at;
+    const char *keys, *values;
+    const float *k_scale, *v_scale;
+} Seen;
+
+static Seen seen_in(const Task *t, int layer, const Queries *u, int chunk) {
     const Engine *e = t->e;
-    if (chunk >= u->text->chunks) return 0;
+    Seen seen = {.chunk = chunk};
+    if (chunk >= u->text->chunks) return seen;
     int window = e->m.layer[layer].window, lo = 0, hi = CHUNK / LANES;
     size_t at = (u->text->at + chunk) * CHUNK, slot = (size_t)(u->text->base + chunk) * CHUNK;
     const int32_t *first = e->first + at / LANES, *last = e->last + at / LANES;
     while (lo < hi && !(first[lo] <= u->high && last[lo] > u->low - window)) lo++;
     while (hi > lo && !(first[hi - 1] <= u->high && last[hi - 1] > u->low - window)) hi--;
-    if (lo == hi) return 0;
-    at += lo * LANES, slot += lo * LANES;
+    if (lo == hi) return seen;
+    seen.slots = (hi - lo) * LANES, seen.at = at + lo * LANES, slot += lo * LANES;
+    seen.keys = kv_at(e, layer, 0, u->group, slot), seen.values = kv_at(e, layer, 1, u->group, slot);
     const float *scales[2] = {kv_scales(e, layer, 0, u->group), kv_scales(e, layer, 1, u->group)};
-    Keys keys = {kv_at(e, layer, 0, u->group, slot), kv_at(e, layer, 1, u->group, slot), scales[0] ? scales[0] + slot : NULL,
-                 scales[1] ? scales[1] + slot : NULL, e->mask + at, e->m.kv_kind, e->dim, window, e->m.softcap};
-    e->k->attend(&keys, u->q, u->position, u->rows, (hi - lo) * LANES, part);
-    return 1;
+    seen.k_scale = scales[0] ? scales[0] + slot : NULL, seen.v_scale = scales[1] ? scales[1] + slot : NULL;
+    return seen;
+}
+
+/* In the first of the chunks from this one on in which they see any. */
+static Seen seen_from(const Task *t, int layer, const Queries *u, int chunk) {
+    Seen seen = {0};
+    while (u->rows && !seen.slots && chunk < u->text->chunks) seen = seen_in(t, layer, u, chunk++);
+    return seen;
+}
+
+/* Attention over what the queries see in a chunk, to a partial of each [rows][PART + dim]; `next` is read after it. */
+static void attend_seen(const Task *t, int layer, const Queries *u, const Seen *seen, const Seen *next, float *part) {
+    const Engine *e = t->e;
+    const void *then = next->slots ? next->keys : seen->keys;
+    Keys keys = {seen->keys, seen->values, then, seen->k_scale, seen->v_scale, e->mask + seen->at, e->m.kv_kind, e->dim,
+                 e->m.layer[layer].window, e->m.softcap};
+    e->k->attend(&keys, u->q, u->position, u->rows, seen->slots, part);
 }
 
 /* Adds the partials of one chunk to those of the chunks before. */
@@ -148,25 +170,43 @@ static void finish_softmax(const Engine *e, int layer, const Queries *u, const f
 static void attend_units(const Task *t, int layer) {
     const Engine *e = t->e;
     float *all = t->local->part, *part = all + ROWS * part_size(e);
-    for (int lo, hi = 0; take_units(t, e->units, &lo, &hi);)
+    for (int lo, hi = 0; take_units(t, e->units, &lo, &hi);) {
+        Queries queries[2] = {queries_of(t, lo), {0}};
+        Seen seen = seen_from(t, layer, queries, 0);
         for (int unit = lo; unit < hi; unit++) {
-            Queries u = queries_of(t, unit);
-            start_parts(e, all, u.rows);
-            for (int chunk = 0; u.rows && chunk < u.text->chunks; chunk++)
-                if (attend_chunk(t, layer, &u, chunk, part)) merge_rows(e, all, part, u.rows);
-            finish_softmax(e, layer, &u, all);
+            const Queries *u = queries + (unit - lo) % 2;
+            Queries *coming = queries + (unit - lo + 1) % 2;
+            if (unit + 1 < hi) *coming = queries_of(t, unit + 1);
+            else coming->rows = 0;
+            Seen first = seen_from(t, layer, coming, 0);
+            start_parts(e, all, u->rows);
+            while (seen.slots) {
+                Seen later = seen_from(t, layer, u, seen.chunk + 1);
+                attend_seen(t, layer, u, &seen, later.slots ? &later : &first, part);
+                merge_rows(e, all, part, u->rows);
+                seen = later;
+            }
+            finish_softmax(e, layer, u, all);
+            seen = first;
         }
+    }
 }
 
 /* Each unit and chunk by itself, its partial kept in e->parts [chunks][units][ROWS][PART + dim]. */
 static void attend_cuts(const Task *t, int layer) {
     const Engine *e = t->e;
-    for (int lo, hi = 0; take_units(t, e->units * e->chunks, &lo, &hi);)
+    for (int lo, hi = 0; take_units(t, e->units * e->chunks, &lo, &hi);) {
+        Queries coming = queries_of(t, lo % e->units);
+        Seen next = seen_in(t, layer, &coming, lo / e->units);
         for (int i = lo; i < hi; i++) {
-            Queries u = queries_of(t, i % e->units);
+            Queries u = coming;
+            Seen seen = next;
+            if (i + 1 < hi) coming = queries_of(t, (i + 1) % e->units), next = seen_in(t, layer, &coming, (i + 1) / e->units);
             float *to = e->parts + (size_t)i * ROWS * part_size(e);
-            if (!attend_chunk(t, layer, &u, i / e->units, to)) start_parts(e, to, u.rows);
+            if (u.rows && seen.slots) attend_seen(t, layer, &u, &seen, &next, to);
+            else start_parts(e, to, u.rows);
         }
+    }
 }
 
 /* What attend_cuts left, merged in the same order as attend_units has. */

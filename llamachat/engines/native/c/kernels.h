@@ -41,6 +41,7 @@ typedef struct {
                                      these; Q8, Q4: [slots / 16][head_dim / 4][16][4]; one block more may be read, its scores
                                      are not used */
     const void *v;                /* [slots][head_dim up to 16]; Q8: [slots / 4][head_dim up to 16][4]; Q4: blocks as above */
+    const void *next;             /* what is read after these values, and may be fetched meanwhile */
     const float *k_scale, *v_scale;  /* [slots], Q8; of Q4 k_scale only */
     const int32_t *position;      /* [slots]; INT32_MAX where masked */
     int32_t kind, dim, window;    /* dim: head_dim up to 16, Q4: to 32; window: a query sees this many positions */
