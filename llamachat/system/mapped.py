@@ -21,6 +21,7 @@ from typing import Any
 
 from llamachat.errors import ModelError
 
+HUGE = 1 << 21  # bytes of a huge page
 RESTORED = b"\x1b[?2004l\x1b[?25h\x1b[0 q\x1b[0m\r\x1b[J"  # no bracketed paste; the cursor as it is; below it, nothing
 
 _first = Lock()

@@ -20,6 +20,7 @@ from llamachat.engines.native.description import ACTIVATIONS, Description, sized
 from llamachat.engines.native.lowrank import Additions
 from llamachat.engines.native.pack import BF16, F16, F32, LANES, Q4, Q8, TILE, Header, packed_bytes, unpackable
 from llamachat.engines.native.packed_file import PackedWeights
+from llamachat.engines.native.rows import Rows
 from llamachat.engines.native.single_step import SingleStep
 from llamachat.engines.saved import Layout, PinnedKeys, Saved, in_words
 from llamachat.errors import FormatError, UsageError
@@ -66,7 +67,7 @@ class NativeEngine:
         checked(why.value)
         if not self._engine:
             raise MemoryError(f"a context of {slots} tokens does not fit in memory")
-        self._single = SingleStep()
+        self._single, self._rows = SingleStep(), Rows()
         self._pinned = PinnedKeys[NDArray[np.float32]]()
         self._additions = Additions(self._description.modules)
 
@@ -140,7 +141,7 @@ class NativeEngine:
         wants = np.full(len(tokens), every)
         wants[counts.cumsum() - 1] = True
         order = np.argsort(wants, kind="stable")
-        out = self._rows(int(wants.sum()), hidden)
+        out = self._room(int(wants.sum()), hidden)
         for first in range(0, len(order), self._model.batch):
             part = order[first : first + self._model.batch]
             wanted = int(wants[part].sum())
@@ -155,16 +156,16 @@ class NativeEngine:
     def _width(self, hidden: bool) -> int:
         return self.config.hidden_size if hidden else self.config.outputs
 
-    def _rows(self, count: int, hidden: bool) -> NDArray[np.float32]:
-        """Room for what a step gives; rows of logits are written by whole strips."""
+    def _room(self, count: int, hidden: bool) -> NDArray[np.float32]:
+        """For what a step gives; rows of logits are written by whole strips."""
         width = self._width(hidden)
-        return np.empty((count, width if hidden else -(-width // LANES) * LANES), np.float32)
+        return self._rows(count, width if hidden else -(-width // LANES) * LANES)
 
     def _one(self, token: int, step: CacheStep, hidden: bool) -> NDArray[np.float32]:
         """`_run` of a single token, without what only several need."""
         if not len(step.slots) == len(step.positions) == 1:
             raise ValueError(_UNPLACED)
-        out = self._rows(1, hidden)
+        out = self._room(1, hidden)
         self._pinned.written((int(step.slots[0]),))
         self._call(self._single.told(token, step, hidden, out))
         return out[:, : self._width(hidden)]

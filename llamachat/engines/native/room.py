@@ -4,9 +4,8 @@ import numpy as np
 
 from llamachat.core.tensors import Array
 from llamachat.engines.native.pack import PAGE
-from llamachat.system.mapped import anonymous
+from llamachat.system.mapped import HUGE, anonymous
 
-HUGE = 1 << 21  # bytes of a huge page
 PIECE = 1 << 26  # bytes that are mapped at least
 
 
