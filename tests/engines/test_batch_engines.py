@@ -28,6 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 11,
         "layer_types": ("full_attention", "sliding_attention", "sliding_attention"),
     },
+    "a narrow MLP": {"intermediate_size": 32},  # less than what threads take of it
     "as many key-value heads": {"num_key_value_heads": 4, "qkv_bias": True},
 }
 MODELS = {name: replace(BASE, **fields) for name, fields in SHAPES.items()}

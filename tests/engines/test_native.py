@@ -229,6 +229,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sliding window in some layers": {"sliding_window": 5, "layer_types": first_full(3, 2)},
     "wide heads": {"head_dim": 40},
     "odd sizes": {"hidden_size": 40, "intermediate_size": 52, "head_dim": 6, "vocab_size": 33},
+    "fewer rows than threads take together": {"intermediate_size": 70},
     "tied": {"tie_word_embeddings": True},
     "scaled rotations": {"rope_scaling": RopeScaling("yarn", 4.0, original_max_position_embeddings=32)},
 }

@@ -121,7 +121,7 @@ static void project_output(const Task *t, const Layer *l) {
 }
 
 /* act(gate) * up [tokens][inner], where gate and up are products [tokens][inner] of the same activations. A thread computes the
-   same rows of both, 64 or a multiple, so that it can make of them the next product's activations at once. */
+   same rows of both, 32 or a multiple, so that it can make of them the next product's activations at once. */
 static void gate_up(const Task *t, const Matrix *w) {
     const Engine *e = t->e;
     int tokens = t->tokens, strips = strips_of(w + GATE), fine = is_fine(e, FINE_MLP);
@@ -130,9 +130,11 @@ static void gate_up(const Task *t, const Matrix *w) {
     start_added(t, t->acts, products, 2, e->inner / LANES);
     for (int lo, hi = 0; take_strips(t, e->inner / LANES, &lo, &hi);) {
         int count = least(hi, strips) - lo, from = lo * LANES, to = hi * LANES;
-        e->k->matmul(w + GATE, t->acts, fine, 0, tokens, gate, 2 * e->inner, lo, count, t->local->scratch);
-        e->k->matmul(w + UP, t->acts, fine, 0, tokens, upper, 2 * e->inner, lo, count, t->local->scratch);
-        for (int i = 0; i < 2; i++) add_added(t, products + i, i, lo, count);
+        for (int i = 0; count > 0 && i < 2; i++) {
+            const Product *p = products + i;
+            e->k->matmul(p->w, t->acts, fine, 0, tokens, p->y, p->stride, lo, count, t->local->scratch);
+            add_added(t, p, i, lo, count);
+        }
         for (int i = 0; i < tokens; i++) {
             size_t row = (size_t)i * 2 * e->inner + from;
             float *out = e->mlp.x + (size_t)i * e->inner + from;

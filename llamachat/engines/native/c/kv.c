@@ -117,38 +117,35 @@ void norm_projections(const Task *t, const Layer *l) {
     }
 }
 
-/* Heads of queries, keys and values are dealt out to threads with runs of tokens, for a block of keys has 16 slots; those of one
-   token in turn, for a key takes longest. A thread's share, as numbers of head * tokens + token. */
-typedef struct { int first, end, step; } Share;
+/* Of queries, of keys and of values, each thread has as many, as numbers of head * tokens + token: for keys take longest. It has
+   runs of tokens, for a block of keys has 16 slots. */
+typedef struct { int first, end; } Share;
 
-static Share share_of(const Task *t) {
-    int work = (t->e->m.heads + 2 * t->e->m.kv_heads) * t->s->tokens;
-    if (t->alone) return (Share){t->thread, work, t->threads};
-    return (Share){(int)((int64_t)work * t->thread / t->threads), (int)((int64_t)work * (t->thread + 1) / t->threads), 1};
+static Share share_of(const Task *t, int heads) {
+    int64_t work = (int64_t)heads * t->s->tokens;
+    return (Share){(int)(work * t->thread / t->threads), (int)(work * (t->thread + 1) / t->threads)};
 }
 
 void fetch_slot(const Task *t, int layer) {
     const Engine *e = t->e;
-    Share share = share_of(t);
-    if (!t->alone) return;
-    for (int i = share.first; i < share.end; i += share.step) {
-        int head = i - e->m.heads, value = head >= e->m.kv_heads;
-        if (head < 0) continue;
-        const char *block = kv_at(e, layer, value, head % e->m.kv_heads, t->s->slots[0]);
-        for (size_t at = 0; at < kv_block(e, value); at += 64) __builtin_prefetch(block + at, 1);
-    }
+    Share share = share_of(t, e->m.kv_heads);
+    for (int head = share.first; t->alone && head < share.end; head++)
+        for (int value = 0; value < 2; value++) {
+            const char *block = kv_at(e, layer, value, head, t->s->slots[0]);
+            for (size_t at = 0; at < kv_block(e, value); at += 64) __builtin_prefetch(block + at, 1);
+        }
 }
 
 void rotate_and_store(const Task *t, int layer) {
     const Engine *e = t->e;
-    int heads = e->m.heads, kv_heads = e->m.kv_heads, tokens = t->s->tokens;
-    Share share = share_of(t);
-    for (int i = share.first; i < share.end; i += share.step) {
-        int head = i / tokens, token = i % tokens;
-        int64_t slot = t->s->slots[token];
-        if (head >= heads + kv_heads) store_value(e, layer, token, head - heads - kv_heads, slot);
-        else if (head >= heads) rotate_and_store_key(e, layer, token, head - heads, slot);
-        else if (token < t->tokens) rotate_query(e, e->m.layer + layer, token, head);
+    int tokens = t->s->tokens;
+    Share queries = share_of(t, e->m.heads), keys = share_of(t, e->m.kv_heads);
+    for (int i = queries.first; i < queries.end; i++)
+        if (i % tokens < t->tokens) rotate_query(e, e->m.layer + layer, i % tokens, i / tokens);
+    for (int i = keys.first; i < keys.end; i++) {
+        int64_t slot = t->s->slots[i % tokens];
+        rotate_and_store_key(e, layer, i % tokens, i / tokens, slot);
+        store_value(e, layer, i % tokens, i / tokens, slot);
     }
 }
 

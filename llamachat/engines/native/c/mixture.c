@@ -115,13 +115,13 @@ static Product down_of(const Engine *e, const Matrix *w, const Group *g) {
     return (Product){w + DOWN, g->rows, e->expert_out + (size_t)g->first * e->hidden, e->hidden, g->first, g->first};
 }
 
-/* Strips [lo, hi) of gate and up for one expert's rows, 64 rows or a multiple, and the next product's activations of them. */
+/* Strips [lo, hi) of gate and up for one expert's rows, 32 rows or a multiple, and the next product's activations of them. */
 static void gate_up(const Task *t, const Matrix *w, const Group *g, int lo, int hi) {
     const Engine *e = t->e;
     const Acts *acts = t->alone ? t->acts : &e->gathered;
     int count = least(hi, strips_of(w + GATE)) - lo, from = lo * LANES, to = hi * LANES;
     Product products[] = {gate_of(t, w, g, GATE), gate_of(t, w, g, UP)};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; count > 0 && i < 2; i++) {
         const Product *p = products + i;
         e->k->matmul(p->w, acts, is_fine(e, FINE_MLP), p->token, p->tokens, p->y, p->stride, lo, count, t->local->scratch);
         add_added(t, p, i, lo, count);

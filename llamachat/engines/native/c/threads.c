@@ -10,7 +10,8 @@
 
 #include "threads.h"
 
-enum { CUT = 4 };  /* strips: what kernels like to have side by side, and a group of activations' columns */
+enum { CUT = 4, CUT_OF_MANY = 2, FEW = 4 };  /* strips that kernels like to have side by side, for so few tokens and for more; at
+                                                least those of a group of activations' columns */
 enum { MANY_STRIPS = 64 };  /* of a thread */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 
@@ -70,11 +71,13 @@ static void wait_for_all(Team *team, int threads, Coming next) {
     }
 }
 
+static int cut_of(const Task *t) { return t->s->tokens > FEW ? CUT_OF_MANY : CUT; }
+
 /* Of so many strips each thread has some to itself; the rest goes to who comes first: a quarter, or where there are few strips as
    little as can be, for with each part a thread waits for memory anew. */
 static int own_share(const Task *t, int strips) {
     int rest = strips < MANY_STRIPS * t->threads ? strips / 16 : strips / 4;
-    return (strips - rest) / t->threads / CUT * CUT;
+    return (strips - rest) / t->threads / cut_of(t) * cut_of(t);
 }
 
 void barrier_before(const Task *t, const Matrix *next, int strips) {
@@ -108,7 +111,7 @@ static int take(const Task *t, int total, int own, int cut, int *lo, int *hi) {
     return 1;
 }
 
-int take_strips(const Task *t, int total, int *lo, int *hi) { return take(t, total, own_share(t, total), CUT, lo, hi); }
+int take_strips(const Task *t, int total, int *lo, int *hi) { return take(t, total, own_share(t, total), cut_of(t), lo, hi); }
 int take_units(const Task *t, int total, int *lo, int *hi) { return take(t, total, 0, 1, lo, hi); }
 
 /* ---- how many threads ----

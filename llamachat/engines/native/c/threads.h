@@ -11,7 +11,8 @@ void barrier(const Task *t);
 void barrier_unless_alone(const Task *t);
 
 /* Takes the next part [lo, hi) of the work since the last barrier, *hi being 0 at first; 0 when all is taken. Strips come in
-   multiples of four, and a share of them is each thread's own, which is the one that barrier_before fetched. */
+   multiples of two, of a few tokens of four, and a share of them is each thread's own, which is the one that barrier_before
+   fetched. */
 int take_strips(const Task *t, int total, int *lo, int *hi);
 int take_units(const Task *t, int total, int *lo, int *hi);
 
