@@ -17,9 +17,7 @@ class Engine(Protocol):
 
     config: ModelSpec
     slots: int
-    batch_invariant: (
-        bool  # logits are the same to the last bit however a text is cut into steps: drafts may be verified
-    )
+    batch_invariant: bool  # logits are the same to the bit however a text is cut into steps: drafts may be verified
 
     def forward(
         self, ids: Sequence[int], step: CacheStep, logits: Literal["last", "all"], outputs: Outputs = "logits"

@@ -132,14 +132,10 @@ def generate(
 
     Ends after a stop id (which is yielded), after max_tokens, when the cache is full and `room` makes none, or on
     interruption. The token yielded last may be missing in the cache: it is the one pending token. `top`: logprobs with so
-    many alternatives.
-    A `drafter` makes it faster where its tokens are accepted, because the sampler draws the same; others leave the cache again.
+    many alternatives. A `drafter` makes it faster where the sampler draws its tokens too; others leave the cache again.
     """
-    produced, rows, draft = (
-        0,
-        [logits],
-        list[int](),
-    )  # rows: logits after the last drawn token and after each of the draft
+    # rows: logits after the last drawn token and after each of the draft
+    produced, rows, draft = 0, [logits], list[int]()
     try:
         while max_tokens is None or produced < max_tokens:
             token = sampler.sample(rows[0])
@@ -152,7 +148,7 @@ def generate(
             if draft and draft[0] == token:  # accepted
                 del draft[0], rows[0]
                 continue
-            _reject(cache, draft)
+            cache.truncate(len(cache) - len(draft))
             draft = []
             if not cache.free and not room(1):
                 return
@@ -160,7 +156,7 @@ def generate(
             proposed = drafter.draft(most) if drafter else []
             rows, draft = _step(engine, cache, token, proposed, drafter), proposed
     finally:
-        _reject(cache, draft)
+        cache.truncate(len(cache) - len(draft))
 
 
 def _step(engine: Engine, cache: Cache, token: int, draft: list[int], drafter: Drafter | None) -> list[Logits]:
@@ -170,7 +166,3 @@ def _step(engine: Engine, cache: Cache, token: int, draft: list[int], drafter: D
     if drafter:
         drafter.stepped(time.perf_counter() - start)
     return list(logits) if draft else [logits]
-
-
-def _reject(cache: Cache, draft: list[int]) -> None:
-    cache.truncate(len(cache) - len(draft))

@@ -118,23 +118,17 @@ def falling(values: Floats, positions: Positions) -> Positions:
 
 def drawn(weights: Floats, random: "np.random.Generator") -> int:  # whose import takes as long as ten tokens
     """A position, each with its share of the weight; never one of weight 0."""
-    if len(weights) <= 2 * BLOCK:
-        return _at_share(weights, random.random())[0]
-    # Running sums of all take ten times as long as sums of blocks: these first, then those of the block that is hit.
-    block, rest = _at_share(
-        np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64), random.random()
-    )
-    return block * BLOCK + _at_share(weights[block * BLOCK :][:BLOCK], min(rest, np.nextafter(1, 0)))[0]
-
-
-def _at_share(weights: Floats, share: float) -> tuple[int, float]:
-    """The position where the running sum passes this share of the whole, which is less than 1; and the share of the weight
-    there that lies before."""
-    sums = np.cumsum(weights, dtype=np.float64)
-    # share * sums[-1] rounds to less than sums[-1], and a step of height 0 is never the first to lie above it.
-    at = int(np.searchsorted(sums, wanted := share * sums[-1], side="right"))
-    before = sums[at - 1] if at else 0.0
-    return at, float((wanted - before) / (sums[at] - before))
+    at, share = 0, random.random()
+    for step in (
+        (BLOCK, 1) if len(weights) > BLOCK else (1,)
+    ):  # running sums of all would take ten times as long as blocks' sums
+        sums = np.add.reduceat(weights, np.arange(0, len(weights), step), dtype=np.float64).cumsum()
+        # share * sums[-1] rounds to less than sums[-1], and a step of height 0 is never the first to lie above it.
+        hit = int(sums.searchsorted(wanted := share * sums[-1], side="right"))
+        before = sums[hit - 1] if hit else 0.0
+        share = min((wanted - before) / (sums[hit] - before), np.nextafter(1, 0))
+        at, weights = at + hit * step, weights[hit * step :][:step]
+    return at
 
 
 class Constraint(Protocol):
@@ -173,7 +167,7 @@ class Sampler:
         self.params = params
         self._constraint = constraint
         self._random = None if params.temperature < GREEDY_BELOW else np.random.default_rng(params.seed)
-        self._seen = np.zeros(vocab_size, bool)
+        self._ids, self._seen = np.arange(vocab_size), np.zeros(vocab_size, bool)
         self._drawn = np.zeros(vocab_size, np.int64)
         self._biased = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
@@ -227,30 +221,19 @@ class Sampler:
         highest = peak(logits)
         if params.temperature < GREEDY_BELOW:
             return np.array([logits.argmax()]), np.ones(1)
-        ids = largest(logits, params.top_k) if params.top_k else None  # None: all there are
-        values = logits if ids is None else logits[ids]
-        heavy = values >= highest - _depth(params, len(values)) * params.temperature
+        ids = largest(logits, params.top_k) if params.top_k else self._ids
+        values = logits[ids] if params.top_k else logits
+        # What top-p leaves out weighs more than TAIL times all that lies so far below the largest.
+        far = UNDERFLOW if params.top_p == 1 else min(UNDERFLOW, math.log(len(values) / (1 - params.top_p) / TAIL))
+        heavy = values >= highest - far * params.temperature
         if np.count_nonzero(heavy) > len(values) // 4:  # to leave out the others takes longer than to keep them
             heavy = values >= highest - UNDERFLOW * params.temperature
         if not heavy.all():
-            kept = np.flatnonzero(heavy)
-            ids, values = _of(ids, kept), values[kept]
-        weights = np.exp((values - highest) / params.temperature)
+            ids, values = ids[kept := np.flatnonzero(heavy)], values[kept]
+        weights = values - highest  # in place from here on: large arrays that come and go cost page faults
+        weights /= params.temperature
+        np.exp(weights, out=weights)
         for keep, limit, off in ((nucleus, params.top_p, 1), (likely, params.min_p, 0)):
             if limit != off:
-                kept = keep(weights, limit)
-                ids, weights = _of(ids, kept), weights[kept]
-        return np.arange(len(weights)) if ids is None else ids, weights
-
-
-def _depth(params: SamplingParams, count: int) -> float:
-    """How far below the largest of so many logits, in temperatures, those may lie whose weight is worth a thought: all others
-    have none as a float32, or, where top-p leaves some out, together less than TAIL of what it leaves out."""
-    if params.top_p == 1:
-        return UNDERFLOW
-    return min(UNDERFLOW, math.log(count / (1 - params.top_p) / TAIL))
-
-
-def _of(ids: Positions | None, kept: Positions) -> Positions:
-    """Those at these positions; of None, which is all there are, the positions themselves."""
-    return kept if ids is None else ids[kept]
+                ids, weights = ids[kept := keep(weights, limit)], weights[kept]
+        return ids, weights

@@ -61,12 +61,3 @@ TAGGED = Thoughts(
         "Here is my thought process:": "Here is my response:",
     }
 )
-
-_CHANNELS = ("<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>")
-_FINAL = "<|channel|>final<|message|>"
-# OpenAI's harmony (gpt-oss): messages in channels, of which only "final" is the answer.
-HARMONY = Thoughts(
-    {start + channel: "<|end|>" for start in ("", "<|start|>assistant") for channel in _CHANNELS},
-    ("<|start|>assistant" + _FINAL, _FINAL),
-    resent=False,
-)

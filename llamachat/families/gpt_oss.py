@@ -5,6 +5,7 @@ turns, [in, out] where they are floats.
 """
 
 from llamachat.core.spec import Experts, ModelSpec
+from llamachat.core.thoughts import Thoughts
 from llamachat.families.family import (
     STACKED,
     Changes,
@@ -23,6 +24,14 @@ from llamachat.system.metadata import Fields
 
 BIASES: Changes = {"qkv_bias": True, "attention_out_bias": True}
 SAID: Changes = {"attention_sinks": True, "hidden_act": "clamped_swiglu"}
+_CHANNELS = ("<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>")
+_FINAL = "<|channel|>final<|message|>"
+# OpenAI's harmony: messages in channels, of which only "final" is the answer.
+HARMONY = Thoughts(
+    {start + channel: "<|end|>" for start in ("", "<|start|>assistant") for channel in _CHANNELS},
+    ("<|start|>assistant" + _FINAL, _FINAL),
+    resent=False,
+)
 
 
 def read(fields: Fields, layers: int) -> Changes:

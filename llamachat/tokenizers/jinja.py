@@ -8,9 +8,10 @@ from functools import cached_property
 from itertools import pairwise
 
 from llamachat.core.dialog import Content, Format, Layout, Message, Part, Role
-from llamachat.core.thoughts import HARMONY, TAGGED, Switch
+from llamachat.core.thoughts import TAGGED, Switch
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import ConfigError
+from llamachat.families.gpt_oss import HARMONY
 from llamachat.tokenizers.templates import ChatTemplate, Span, template_error
 
 # What marks a turn in a template's plain text: by its shape, or, where nothing else comes between turns, "USER:"

@@ -9,9 +9,10 @@ from datetime import date
 from typing import Any, Literal
 
 from llamachat.core.dialog import Content, Format, Layout, Message, Part, Role
-from llamachat.core.thoughts import HARMONY, Switch
+from llamachat.core.thoughts import Switch
 from llamachat.core.tokenizer import Tokenizer
 from llamachat.errors import UsageError
+from llamachat.families.gpt_oss import HARMONY
 
 BOS, EOS = "{bos}", "{eos}"  # in a form: what the tokenizer calls them
 

@@ -18,7 +18,8 @@ from thinkers import CLOSE, END, OPEN, SIZE, thinking_model
 from llamachat.core.cache import Cache
 from llamachat.core.dialog import Message
 from llamachat.core.sampling import SamplingParams
-from llamachat.core.thoughts import HARMONY, TAGGED, Thoughts
+from llamachat.core.thoughts import TAGGED, Thoughts
+from llamachat.families.gpt_oss import HARMONY
 from llamachat.generation.batch import Answered, Batch, Request
 from llamachat.generation.completer import Completer
 from llamachat.generation.completion import Answer, AnswerSettings
