@@ -34,7 +34,7 @@ KERNELS = {  # machine -> name of the kernels, best first -> flags
 }
 
 # compiled once for each set of kernels, side by side, the longest first; products of one token are as quick without a pass
-SET = {"few": "", "products": "-fno-gcse", "panels": "", "kernels": ""}
+SET = {"few": "", "products": "-fno-gcse", "panels": "", "opened": "", "kernels": ""}
 # compiled once, beside the kernels
 PARTS = (
     "abi",

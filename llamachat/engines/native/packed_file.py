@@ -42,7 +42,7 @@ from llamachat.system import private
 from llamachat.system.mapped import map_file, prefer_huge_pages
 from llamachat.system.metadata import parse_json
 
-MAGIC = b"llamachat arena5"
+MAGIC = b"llamachat arena6"
 BUFFER = 1 << 25  # bytes; long writes: Linux then keeps the file in huge pages, which are read a quarter faster
 SYNC = 1 << 25  # bytes after which the disk is waited for: what is told is done, and others' writes find room
 MAX_INDEX = 64 << 20  # bytes; a thousand layers take some 3 MB

@@ -30,8 +30,8 @@ static const struct { const char *type, *name; size_t offset, size; } fields[] =
     WHOLE(Source), FIELD(Source, codes), FIELD(Source, scale), FIELD(Source, minimum), FIELD(Source, codes_bytes),
     FIELD(Source, scales), FIELD(Source, group), FIELD(Source, half), FIELD(Source, factor), FIELD(Source, offset),
     WHOLE(Blocks), FIELD(Blocks, data), FIELD(Blocks, order), FIELD(Blocks, bytes), FIELD(Blocks, stored), FIELD(Blocks, type),
-    WHOLE(Keys), FIELD(Keys, k), FIELD(Keys, v), FIELD(Keys, next), FIELD(Keys, k_scale), FIELD(Keys, v_scale), FIELD(Keys, position),
-    FIELD(Keys, kind), FIELD(Keys, dim), FIELD(Keys, window), FIELD(Keys, softcap),
+    WHOLE(Keys), FIELD(Keys, k), FIELD(Keys, v), FIELD(Keys, next), FIELD(Keys, k_scale), FIELD(Keys, v_scale),
+    FIELD(Keys, position), FIELD(Keys, kind), FIELD(Keys, dim), FIELD(Keys, window), FIELD(Keys, softcap),
 };
 
 /* The i-th field of all structures: its structure's name, its own (empty: the structure itself), where it lies and its bytes;

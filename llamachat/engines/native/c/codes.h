@@ -17,7 +17,7 @@ static int coding_of(const Matrix *w) {
 
 /* The code of a row in column c of a group. */
 static int code_of(int kind, const uint8_t *group, int lane, int c) {
-    int quad = c % 16 / 2, at = 4 * lane + c / 16 * 2 + c % 2;
+    int quad = c / 4, at = 4 * lane + c % 4;
     int four = group[64 * (quad % 4) + at] >> quad / 4 * 4 & 15, two = group[64 * (quad % 2) + at] >> quad / 2 * 2 & 3;
     switch (kind) {
     case Q8: return group[64 * quad + at];
@@ -167,6 +167,10 @@ INLINE vi pairs_at(int scaling, const Scales *s, int g, int part) {
     size_t at = 32 * g + 2 * VL * part;
     if (scaling == NIBBLES) return load_pairs_unsigned(s->integers + at) & 0x000f000f;
     return load_pairs(scaling == SIXES ? s->sixes + at : (const int8_t *)s->integers + at);
+}
+INLINE void folds_at(int scaling, const Scales *s, int g, int part, vf by[2]) {
+    vi pairs = pairs_at(scaling, s, g, part);
+    by[0] = to_float(pairs << 16 >> 16), by[1] = to_float(pairs >> 16);
 }
 INLINE vi low_pairs_at(const Scales *s, int g, int part) {
     return load_pairs_unsigned(s->integers + 32 * g + 2 * VL * part) >> 4 & 0x000f000f;

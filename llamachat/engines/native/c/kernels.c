@@ -46,21 +46,11 @@ static void rotate(float *x, const float *cosine, const float *sine, int half, f
     }
 }
 
-/* Sixteen columns' codes, as quads have them: two of the first half of a group, two of the other. */
-typedef int16_t Twos __attribute__((vector_size(16), may_alias, aligned(1)));
-
-INLINE void in_quads(const int8_t plain[GROUP], int8_t *out) {
-    Twos a = *(const Twos *)plain, b = *(const Twos *)(plain + 16);
-    *(Twos *)out = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    *(Twos *)(out + 16) = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-
 INLINE int32_t pair(const int32_t sums[2]) { return (int32_t)(((uint32_t)sums[1] << 16) | (uint16_t)sums[0]); }
 
 /* Codes of one group: x times 1 / scale; and their sums over its halves, of low if fine. */
 INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high, int8_t *low, int32_t sums[2],
                            int32_t low_sums[2]) {
-    int8_t plain[GROUP], below[GROUP];
     UNROLL
     for (int half = 0; half < 2; half++) {
         vi sum = splat_int(0), low_sum = splat_int(0);
@@ -68,19 +58,17 @@ INLINE void quantize_group(const float *x, float inverse, int fine, int8_t *high
         for (int i = 16 * half; i < 16 * half + 16; i += VL) {
             vf scaled = rounded(clamp(load(x + i) * inverse, 127.0f));
             vi codes = nearest(scaled);
-            *(vc_u *)(plain + i) = __builtin_convertvector(codes, vc);
+            *(vc_u *)(high + i) = __builtin_convertvector(codes, vc);
             sum += codes;
             if (fine) {
                 vi rest = nearest(clamp((scaled - to_float(codes)) * 256.0f, 127.0f));
-                *(vc_u *)(below + i) = __builtin_convertvector(rest, vc);
+                *(vc_u *)(low + i) = __builtin_convertvector(rest, vc);
                 low_sum += rest;
             }
         }
         sums[half] = sum_ints(sum);
         if (fine) low_sums[half] = sum_ints(low_sum);
     }
-    in_quads(plain, high);
-    if (fine) in_quads(below, low);
 }
 
 INLINE void quantize_as(int fine, const Acts *a, int token, int first, int last) {

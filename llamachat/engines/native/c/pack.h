@@ -4,8 +4,8 @@
 
 #include "packed.h"
 
-typedef uint16_t Twos __attribute__((vector_size(16), may_alias, aligned(1)));
 typedef uint32_t Quads __attribute__((vector_size(16), may_alias));
+typedef Quads Quads_u __attribute__((aligned(1)));
 
 static inline void put(uint8_t *group, int vector, int lane, uint32_t quad) { memcpy(group + 64 * vector + 4 * lane, &quad, 4); }
 
@@ -25,9 +25,7 @@ static inline void put_words(uint8_t *group, int vector, int lane, Quads words) 
 
 /* The codes of a row in 32 columns, into the planes of a group. */
 static inline __attribute__((always_inline)) void place(int kind, const uint8_t codes[GROUP], uint8_t *group, int lane) {
-    Twos a = *(const Twos *)codes, b = *(const Twos *)(codes + 16);
-    Quads x = (Quads)__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    Quads y = (Quads)__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    Quads x = *(const Quads_u *)codes, y = *(const Quads_u *)(codes + 16);
     if (kind == Q8) {
         put_words(group, 0, lane, x), put_words(group, 4, lane, y);
     } else if (kind == Q2 || kind == Q3) {

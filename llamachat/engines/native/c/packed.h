@@ -12,8 +12,7 @@
        SIXES       for 16 columns each, six bits of s + 32: uint8 [4][16][2] with the low four of groups i and i + 4, then
                    uint8 [2][16][2], whose bits 2k and 2k + 1 are the high two of group i + 2k
    Four codes of one row lie together, a quad, which is what the processors' 4-way dot products want. Quad v of a group has
-   columns 2v, 2v + 1, 16 + 2v and 17 + 2v: so that the products of two 8-bit numbers that processors add up in 16 bits are of
-   the same 16 columns. Sixteen rows' quads are a vector of 64 bytes. The bits of codes lie in planes, one behind the other:
+   columns 4v to 4v + 3. Sixteen rows' quads are a vector of 64 bytes. The bits of codes lie in planes, one behind the other:
        8 bits   8 vectors, of quads 0 to 7
        4 bits   4 vectors: low nibbles are quad i, high ones quad i + 4
        2 bits   2 vectors: bits 2k and 2k + 1 are quad i + 2k

@@ -1,43 +1,8 @@
 /* Products of packed matrices and several tokens. What a token gets does not depend on the others: see kernels.c. */
 
 enum { PANEL = 256 };              /* tokens whose activations, a block of columns, stay in the second-level cache */
-enum { PIECE = 1024 };             /* columns of a strip, whose codes stay in the first-level cache */
 
-/* Blocks [from, to) of STRIPS strips, `apart` from each other, to be multiplied with some tokens. y [tokens][rows] has the sums
-   of the blocks before. */
-typedef struct {
-    const Matrix *w;
-    const Acts *a;
-    size_t stride, ahead;    /* ahead: what lies so many bytes further on is fetched; 0: nothing */
-    int strip, apart, from, to, turn, turns;  /* of `turns` products of a piece with tokens the turn-th; each fetches a part */
-} Piece;
-
-INLINE float *rows_at(const Piece *p, float *y, int i, int j) {
-    return y + i * p->stride + (p->strip + j / PARTS * p->apart) * LANES + j % PARTS * VL;
-}
-
-INLINE void start_totals(const Piece *p, int n, float *y, vf totals[MANY][VECTORS]) {
-    UNROLL
-    for (int i = 0; i < MANY; i++)
-        UNROLL
-        for (int j = 0; j < VECTORS; j++) totals[i][j] = p->from && i < n ? load(rows_at(p, y, i, j)) : splat(0);
-}
-
-INLINE void end_totals(const Piece *p, int n, float *y, vf totals[MANY][VECTORS]) {
-    int last = p->to == column_blocks(p->w);
-    UNROLL
-    for (int i = 0; i < MANY; i++) {
-        if (i >= n) break;
-        UNROLL
-        for (int j = 0; j < VECTORS; j++)
-            if (last) finish(p->w, p->strip + j / PARTS * p->apart, j % PARTS, totals[i][j], y + i * p->stride);
-            else store(rows_at(p, y, i, j), totals[i][j]);
-    }
-}
-
-INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
-    for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(p + ahead + i);
-}
+#include "pieces.h"
 
 /* A piece times up to MANY tokens; so many are computed, for which activations must have room. Codes are unpacked where they
    are used. */
@@ -71,37 +36,37 @@ INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int codin
     end_totals(p, n, y, totals);
 }
 
+/* By way_of, of those that are read where they lie. */
+typedef void Times(const Piece *p, int fine, int token, int tokens, float *y);
+
 #define TIMES(k, scales, n, low, c)                                                                                       \
     static void times_##k##scales##n##low##c(const Piece *p, int fine, int token, int tokens, float *y) {                 \
         if (fine) times_tokens(k, scales, n, low, c, 1, p, token, tokens, y);                                             \
         else times_tokens(k, scales, n, low, c, 0, p, token, tokens, y);                                                  \
     }
-WAYS(TIMES)
-typedef void Times(const Piece *p, int fine, int token, int tokens, float *y);
+READ_WAYS(TIMES)
+#undef TIMES
 
 #define NAMED(k, scales, n, low, c) times_##k##scales##n##low##c,
-static Times *const times_of[] = {WAYS(NAMED)};  /* by way_of */
+static Times *const times_of[] = {READ_WAYS(NAMED)};
 #undef NAMED
 
 #include "tiles.h"
 
-/* Columns of a piece of a strip, which stays in the first-level cache for all tokens; then that of the next strip follows, for
-   which activations stay in the second-level one. */
-static int piece_blocks(const Matrix *w) {
-    return (is_folded(w->scaling, w->subs) ? PIECE / 2 : PIECE) / block_columns(w->scaling);
-}
-
-/* Strips times some tokens. */
-static void strips_several(Times *times, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
+/* Strips times some tokens: a piece of a strip, which stays in the first-level cache, times all of them; then that of the next
+   strip follows, for which activations stay in the second-level one. */
+static void strips_several(int way, const Matrix *w, const Acts *a, int fine, int token, int tokens, float *y, size_t stride,
                            int strip, int strips, void *scratch) {
-    int blocks = column_blocks(w), step = piece_blocks(w);
+    int blocks = column_blocks(w), step = (way < READ ? PIECE : OPENED) / block_columns(w->scaling);
     for (int from = 0; from < blocks; from += step)
         for (int s = strip; s < strip + strips; s += STRIPS) {
             int apart = s + 1 < strip + strips;  /* else the same twice */
-            int turns = up(tokens, MANY) / MANY;
-            Piece p = {w, a, stride, strip_bytes(w) * STRIPS, s, apart, from, least(from + step, blocks), 0, turns};
-            for (int i = tokens - tiled(&p, fine, token, tokens, y, scratch); i < tokens; i += MANY, p.turn++)
-                times(&p, fine, token + i, least(tokens - i, MANY), y + i * stride);
+            Piece p = {w, a, stride, strip_bytes(w) * STRIPS, s, apart, from, least(from + step, blocks), 0, 1};
+            int i = tokens - tiled(&p, fine, token, tokens, y, scratch);
+            p.turns = up(tokens - i, MANY) / MANY;
+            if (way >= READ && i < tokens) OF_SET(times_opened)(&p, fine, token + i, tokens - i, y + i * stride, scratch);
+            for (; way < READ && i < tokens; i += MANY, p.turn++)
+                times_of[way](&p, fine, token + i, least(tokens - i, MANY), y + i * stride);
         }
 }
 
@@ -114,6 +79,6 @@ static void matmul(const Matrix *w, const Acts *a, int fine, int token, int toke
         n = least(tokens - i, way < 0 ? FEW : PANEL);
         if (n == 1) OF_SET(strips_once)(w, a, fine, token + i, to, strip, strips);
         else if (n <= FEW) OF_SET(strips_few)(w, a, fine, token + i, n, to, stride, strip, strips);
-        else strips_several(times_of[way], w, a, fine, token + i, n, to, stride, strip, strips, scratch);
+        else strips_several(way, w, a, fine, token + i, n, to, stride, strip, strips, scratch);
     }
 }

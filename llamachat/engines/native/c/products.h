@@ -25,12 +25,16 @@ INLINE void fetch_ahead(const uint8_t *p, Reading how, size_t bytes) {
     for (size_t i = 0; how.level == 2 && i < bytes; i += 64) __builtin_prefetch(p + how.ahead + i, 0, 2);
 }
 
-/* Group times activations where integers are multiplied with its two sums of 16 columns. `pairs` times `first` fit 16 bits. */
-INLINE vf folded_sum(int bits, const vb quads[8], vi pairs, int first, int fine, const Acts *a, size_t at) {
-    vi firsts = times_each(pairs, first);
-    vi sum = dot_pairs(bits, quads, a->high + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_high[at]));
-    if (!fine) return to_float(sum);
-    return joined(sum, dot_pairs(bits, quads, a->low + at * GROUP, pairs) + madd(firsts, splat_int(a->pair_low[at])));
+/* A folded group times activations whose sums over its halves are `pair`; fine ones have those of low, too. */
+INLINE vf folded_dot(int bits, const vb quads[8], const vf by[2], int first, const int8_t *x, int32_t pair) {
+    vi one = dot_quads(bits, quads, 4, x, splat_int(first * half_of(pair, 0)));
+    return folded(one, dot_quads(bits, quads + 4, 4, x + 16, splat_int(first * half_of(pair, 1))), by);
+}
+
+INLINE vf folded_sum(int bits, const vb quads[8], const vf by[2], int first, int fine, const Acts *a, size_t at) {
+    vf sum = folded_dot(bits, quads, by, first, a->high + at * GROUP, a->pair_high[at]);
+    if (!fine) return sum;
+    return plus(folded_dot(bits, quads, by, first, a->low + at * GROUP, a->pair_low[at]), splat(256.0f), sum);
 }
 
 INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts *a, size_t at) {
@@ -43,17 +47,18 @@ INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts 
    pointers and places are constants once inlined. */
 INLINE void add_group(int kind, int scaling, int subs, int minimum, int coding, int fine, int first, vb table, const Scales *s,
                       const uint8_t *codes, int g, const Acts *a, size_t at, vf sums[VECTORS], int to) {
-    int bits = number_bits(kind, coding), folded = is_folded(scaling, subs), lift = (first + signed_by(bits)) * a->sum32[at];
+    int bits = number_bits(kind, coding), folds = is_folded(scaling, subs), lift = (first + signed_by(bits)) * a->sum32[at];
     UNROLL
     for (int part = 0; part < PARTS; part++) {
         vb quads[8];
-        vf *sum = sums + to + part, weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]);
+        vf by[2], *sum = sums + to + part, weight = scale_at(scaling, subs, s, g, 0, part) * splat(a->scale[at]);
         unpack(kind, coding, table, codes, part, quads);
-        if (folded) *sum = plus(*sum, weight, folded_sum(bits, quads, pairs_at(scaling, s, g, part), first, fine, a, at));
+        if (folds) folds_at(scaling, s, g, part, by);
+        if (folds) *sum = plus(*sum, weight, folded_sum(bits, quads, by, first, fine, a, at));
         else *sum = plus(*sum, weight, plain_sum(bits, quads, lift, fine, a, at));
         if (!minimum) continue;
         vf lowest = minimum_at(scaling, subs, s, g, 0, part);
-        if (folded) *sum = plus(*sum, lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
+        if (folds) *sum = plus(*sum, lowest * splat(a->scale[at]), folded_mass(low_pairs_at(s, g, part), fine, a, at));
         else *sum = plus(*sum, lowest, splat(a->mass32[at]));
     }
 }
@@ -127,12 +132,18 @@ INLINE void strips_coded(int kind, int scaling, int subs, int minimum, int codin
     }
 }
 
-/* The ways of coding that have code made for them: all that files have and this project makes, but for rare ones. */
-#define WAYS(X)                                                                                                         \
+/* The ways of coding that have code made for them: all that files have and this project makes, but for rare ones. Some are
+   unpacked in few instructions. */
+#define READ_WAYS(X)                                                                                                    \
     X(Q4, HALVES, 2, 0, PLAIN) X(Q4, HALVES, 2, 1, PLAIN) X(Q4, HALVES, 2, 0, LONG) X(Q8, HALVES, 2, 0, PLAIN)           \
-    X(Q5, HALVES, 2, 0, PLAIN) X(Q5, HALVES, 2, 1, PLAIN) X(Q4, EXPONENTS, 2, 0, SHORT) X(Q4, BYTES, 2, 1, PLAIN)        \
-    X(Q5, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG) X(Q6, BYTES, 4, 0, PLAIN) X(Q2, NIBBLES, 4, 1, PLAIN)             \
-    X(Q3, SIXES, 4, 0, PLAIN)
+    X(Q4, EXPONENTS, 2, 0, SHORT) X(Q4, BYTES, 2, 1, PLAIN) X(Q4, BYTES, 2, 0, LONG)
+#define OPENED_WAYS(X)                                                                                                  \
+    X(Q5, HALVES, 2, 0, PLAIN) X(Q5, HALVES, 2, 1, PLAIN) X(Q5, BYTES, 2, 1, PLAIN) X(Q6, BYTES, 4, 0, PLAIN)            \
+    X(Q2, NIBBLES, 4, 1, PLAIN) X(Q3, SIXES, 4, 0, PLAIN)
+#define WAYS(X) READ_WAYS(X) OPENED_WAYS(X)
+#define ONE(k, scales, n, low, c) +1
+enum { READ = READ_WAYS(ONE) };  /* how many are read where they lie */
+#undef ONE
 
 /* Which of them a matrix is coded in; -1: none, floats and what is rare, which go token by token and strip by strip. */
 static int way_of(const Matrix *w) {
@@ -162,16 +173,10 @@ INLINE void strips_float(int kind, const Matrix *w, const Acts *a, int token, fl
     }
 }
 
-/* The part of a group that has the sub-th of two scales: all others become what stands for zero. */
-INLINE vb only(vb quad, int sub) {
-    int mask = sub ? ~0xffff : 0xffff;
-    return (vb)((vi)quad & mask) | (vb)(splat_int((int)0x80808080) & ~mask);
-}
-
 /* Sum of a group's numbers, of 8 bits, times activations; or of half of them. */
 INLINE vi rare_sum(const vb quads[8], int subs, int sub, int fine, const Acts *a, size_t at) {
     vb chosen[8];
-    for (int v = 0; v < 8; v++) chosen[v] = subs == 4 ? only(quads[v], sub) : quads[v];
+    for (int v = 0; v < 8; v++) chosen[v] = subs == 4 && v / 4 != sub ? (vb)splat_int((int)0x80808080) : quads[v];
     vi sum = dot_group(8, chosen, a->high + at * GROUP);
     if (fine) sum = sum * 256 + dot_group(8, chosen, a->low + at * GROUP);
     return sum + splat_int((signed_by(8) - 128) * a->sum32[at]);
@@ -180,9 +185,8 @@ INLINE vi rare_sum(const vb quads[8], int subs, int sub, int fine, const Acts *a
 /* The activations' sum over the columns that have the sub-th of a group's scales. */
 static int32_t rare_mass(int subs, int sub, int fine, const Acts *a, size_t at) {
     if (subs == 2) return a->sum32[at];
-    int32_t high = sub ? a->pair_high[at] >> 16 : (int16_t)a->pair_high[at];
-    int32_t low = sub ? a->pair_low[at] >> 16 : (int16_t)a->pair_low[at];
-    return fine ? 256 * high + low : high;
+    int32_t high = half_of(a->pair_high[at], sub);
+    return fine ? 256 * high + half_of(a->pair_low[at], sub) : high;
 }
 
 /* What is rare: wide tables, fp16 scales for 16 columns each, 8 bits with minima. Every code is looked up or of 8 bits. */

@@ -1,5 +1,5 @@
-/* What the parts of a set of kernels share: kernels.c, products.c, few.c and panels.c, each compiled once for each instruction
-   set (ISA; see simd.h and build.py), side by side. */
+/* What the parts of a set of kernels share: kernels.c, products.c, few.c, panels.c and opened.c, each compiled once for each
+   instruction set (ISA; see simd.h and build.py), side by side. */
 #ifndef LLAMACHAT_SET_H
 #define LLAMACHAT_SET_H
 #include "model.h"
@@ -14,7 +14,6 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define OF_SET(name) JOIN(name, ISA)  /* a name that the parts share */
 
-static inline int least(int a, int b) { return a < b ? a : b; }
 
 static inline float half_value(const uint8_t *p) {
     uint16_t h;

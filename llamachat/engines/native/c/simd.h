@@ -10,6 +10,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+static inline int least(int a, int b) { return a < b ? a : b; }
+
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define VL 16
@@ -149,62 +151,47 @@ INLINE vi load_pairs(const int8_t *p) { return (vi)__builtin_convertvector(*(con
 INLINE vi load_pairs_unsigned(const uint8_t *p) { return (vi)__builtin_convertvector(*(const v2n_u *)p, vs); }
 INLINE vi times_each(vi pairs, int by) { return (vi)((vs)pairs * (int16_t)by); }
 #if VL == 16
-INLINE vi maddubs(vb w, vi x) { return (vi)_mm512_maddubs_epi16((__m512i)w, (__m512i)x); }
 INLINE vi madd(vi a, vi b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #elif VL == 8
-INLINE vi maddubs(vb w, vi x) { return (vi)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
 INLINE vi madd(vi a, vi b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 #else
 INLINE vi madd(vi a, vi b) { return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16); }
 #endif
 
-#if VL >= 8
-INLINE vi add_pairs(vi a, vi b) { return (vi)((vs)a + (vs)b); }
+/* Where there is no 4-way product, numbers of less than 8 bits are multiplied two by two, and these are summed up in 16 bits. */
+#if VL == 8 && !BIASED
+#define PAIRED 1
+INLINE vs maddubs(vb w, vi x) { return (vs)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
 #else
-INLINE vi maddubs(vb w, vi x) { return (vi)w & x; }  /* never used */
-INLINE vi add_pairs(vi a, vi b) { return a + b; }
+#define PAIRED 0
+INLINE vs maddubs(vb w, vi x) { return (vs)((vi)w & x); }  /* never used */
 #endif
 
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
 INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
 
-/* A group's numbers, of less than 8 bits, times activations x [32]: for each row the sums of its first and last 16 columns,
-   multiplied with the integers of `pairs` and added up. */
-INLINE vi dot_pairs(int bits, const vb quads[8], const int8_t *x, vi pairs) {
-    vi sum = splat_int(0);
-#if VL >= 8
-    int at_once = quads_at_once(bits);
+/* Adds the products of a group's quads, `count` of them, with as many activations. Numbers of 8 bits come without a sign, 128
+   added. */
+INLINE vi dot_quads(int bits, const vb *quads, int count, const int8_t *x, vi sum) {
+    int paired = PAIRED && bits < 8, at_once = paired ? least(quads_at_once(bits), count) : 1;
     UNROLL
-    for (int v = 0; v < 8; v += at_once) {
-        vs both = (vs)maddubs(quads[v], splat_quad(x + 4 * v));
+    for (int v = 0; v < count; v += at_once) {
+        if (!paired) {
+            sum = dot4(sum, quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
+            continue;
+        }
+        vs both = maddubs(quads[v], splat_quad(x + 4 * v));
         UNROLL
-        for (int i = 1; i < at_once; i++) both += (vs)maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
-        sum += madd((vi)both, pairs);
+        for (int i = 1; i < at_once; i++) both += maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
+        sum += madd((vi)both, splat_int(0x10001));
     }
     return sum;
-#else
-    vi other = sum;
-    UNROLL
-    for (int v = 0; v < 8; v++) {
-        sum = dot4(sum, (vb)((vi)quads[v] & 0xffff), splat_quad(x + 4 * v));
-        other = dot4(other, (vb)((vi)quads[v] & ~0xffff), splat_quad(x + 4 * v));
-    }
-    return sum * (pairs << 16 >> 16) + other * (pairs >> 16);
-#endif
 }
 
-/* The same for any numbers, whose two sums are added up as they are. Numbers of 8 bits come without a sign, 128 added. */
+/* Of a whole group: in two chains, unless products are paired. */
 INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
-    vi sum[2] = {splat_int(0), splat_int(0)};
-#if VL == 8 && !BIASED
-    if (bits < 8) return dot_pairs(bits, quads, x, splat_int(0x00010001));
-#endif
-    UNROLL
-    for (int v = 0; v < 8; v++) {
-        vb quad = quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0);
-        sum[v % 2] = dot4(sum[v % 2], quad, splat_quad(x + 4 * v));
-    }
-    return sum[0] + sum[1];
+    if (PAIRED && bits < 8) return dot_quads(bits, quads, 8, x, splat_int(0));
+    return dot_quads(bits, quads, 4, x, splat_int(0)) + dot_quads(bits, quads + 4, 4, x + 16, splat_int(0));
 }
 
 /* What is added to `first` so that it takes the 128 back where dot_group does not. */

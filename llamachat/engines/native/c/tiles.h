@@ -9,7 +9,7 @@ static void enter(void) {
 static void leave(void) { _tile_release(); }
 
 enum { TILED = 12 };   /* as many tokens are worth a tile */
-enum { GROUPS = 32 };  /* of a piece, whose codes, unpacked, stay in the first-level cache: fills SCRATCH; half as many of folded
+enum { GROUPS = 32 };  /* of a piece, whose codes, unpacked, stay in the first-level cache; half as many of opened
                           ones */
 
 /* A piece's codes taken apart into tiles of AMX, [groups][8 quads][16 rows][4]. */
@@ -41,12 +41,12 @@ INLINE void unpack_piece(int kind, int scaling, int subs, int minimum, int codin
             factors_of(scaling, subs, minimum, &s, i, 0, &f);
             for (int v = 0; v < 8; v++) {
                 vb quad = unpack_quad(kind, coding, table, block + before + each * i, 0, v) + (uint8_t)p->w->first;
-                *(vb *)(u->codes + 512 * g + 64 * v) = folded ? (vb)((vi)quad & 0xffff) : quad;
-                if (folded) *(vb *)(u->others + 512 * g + 64 * v) = (vb)((vi)quad & ~0xffff);
+                *(vb *)(u->codes + 512 * g + 64 * v) = folded && v >= 4 ? (vb)splat_int(0) : quad;
+                if (folded) *(vb *)(u->others + 512 * g + 64 * v) = v >= 4 ? quad : (vb)splat_int(0);
             }
             store(u->scale + LANES * g, f.weight);
             if (minimum) store(u->low + LANES * g, f.lowest);
-            if (folded) *(vi *)(u->pairs + LANES * g) = f.by;
+            if (folded) *(vi *)(u->pairs + LANES * g) = pairs_at(scaling, &s, i, 0);
             if (folded && minimum) *(vi *)(u->low_pairs + LANES * g) = f.low_by;
         }
     }
@@ -72,9 +72,9 @@ INLINE void tile_sums(const int8_t *x, const int8_t *codes, int32_t *sums) {
 }
 
 /* Sums of high and low activations (if fine), over the first 16 columns and the others (if folded) of a group. */
-typedef int32_t Sums[2][2][LANES][LANES];
+typedef int32_t TileSums[2][2][LANES][LANES];
 
-INLINE void tile_step(int folded, int fine, const Unpacked *u, const int8_t *high, const int8_t *low, int g, Sums sums) {
+INLINE void tile_step(int folded, int fine, const Unpacked *u, const int8_t *high, const int8_t *low, int g, TileSums sums) {
     tile_sums(high, u->codes + 512 * g, sums[0][0][0]);
     if (folded) tile_sums(high, u->others + 512 * g, sums[0][1][0]);
     if (fine) tile_sums(low, u->codes + 512 * g, sums[1][0][0]);
@@ -82,7 +82,7 @@ INLINE void tile_step(int folded, int fine, const Unpacked *u, const int8_t *hig
 }
 
 /* A token's integer sums over a group, of high or of low activations. */
-INLINE vi sums_of(int folded, const Sums sums, int low, int token, vi pairs) {
+INLINE vi sums_of(int folded, const TileSums sums, int low, int token, vi pairs) {
     vi sum = *(const vi *)sums[low][0][token];
     if (!folded) return sum;
     return sum * (pairs << 16 >> 16) + *(const vi *)sums[low][1][token] * (pairs >> 16);
@@ -91,7 +91,7 @@ INLINE vi sums_of(int folded, const Sums sums, int low, int token, vi pairs) {
 /* An unpacked piece times up to 16 tokens. Sums are kept of two groups more, for the vectors follow the tile unit at a
    distance. */
 INLINE void tile_tokens(int folded, int minimum, int fine, const Piece *p, const Unpacked *u, int token, int n, float *y) {
-    _Alignas(64) Sums sums[4];
+    _Alignas(64) TileSums sums[4];
     int each = block_columns(p->w->scaling) / GROUP, groups = (p->to - p->from) * each;
     size_t lanes = p->a->lanes, at = group_of(p->a, token, p->from * each), bytes = block_bytes(p->w) / each;
     const uint8_t *piece = p->w->data + strip_bytes(p->w) * p->strip + block_bytes(p->w) * p->from;
@@ -101,7 +101,7 @@ INLINE void tile_tokens(int folded, int minimum, int fine, const Piece *p, const
     for (int i = 0; i < LANES; i++) total[i] = p->from && i < n ? load(y + i * p->stride + p->strip * LANES) : splat(0);
     for (int g = 0; g < 2; g++) tile_step(folded, fine, u, high + g * lanes * GROUP, low + g * lanes * GROUP, g, sums[g]);
     for (int g = 0; g < groups; g++, at += lanes) {
-        fetch(piece + g * bytes, p->ahead, bytes);
+        for (size_t i = 0; p->ahead && i < bytes; i += 64) __builtin_prefetch(piece + g * bytes + p->ahead + i);
         size_t x = (g + 2) * lanes * GROUP;
         if (g + 2 < groups) tile_step(folded, fine, u, high + x, low + x, g + 2, sums[(g + 2) % 4]);
         vf weight = load(u->scale + LANES * g), lowest = minimum ? load(u->low + LANES * g) : weight;
