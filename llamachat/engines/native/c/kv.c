@@ -118,35 +118,39 @@ void norm_projections(const Task *t, const Layer *l) {
 }
 
 /* Of queries, of keys and of values, each thread has as many, as numbers of head * tokens + token: for keys take longest. It has
-   runs of tokens, for a block of keys has 16 slots. */
-typedef struct { int first, end; } Share;
+   runs of tokens, for a block of keys has 16 slots; of one token, heads in turn, beginning with the first thread or the last. */
+typedef struct { int first, end, step; } Share;
 
-static Share share_of(const Task *t, int heads) {
+static Share share_of(const Task *t, int heads, int from_last) {
     int64_t work = (int64_t)heads * t->s->tokens;
-    return (Share){(int)(work * t->thread / t->threads), (int)(work * (t->thread + 1) / t->threads)};
+    if (t->alone) return (Share){from_last ? t->threads - 1 - t->thread : t->thread, heads, t->threads};
+    return (Share){(int)(work * t->thread / t->threads), (int)(work * (t->thread + 1) / t->threads), 1};
 }
+static Share keys_of(const Task *t) { return share_of(t, t->e->m.kv_heads, 0); }
+static Share values_of(const Task *t) { return share_of(t, t->e->m.kv_heads, 1); }
 
 void fetch_slot(const Task *t, int layer) {
     const Engine *e = t->e;
-    Share share = share_of(t, e->m.kv_heads);
-    for (int head = share.first; t->alone && head < share.end; head++)
-        for (int value = 0; value < 2; value++) {
+    for (int value = 0; t->alone && value < 2; value++) {
+        Share share = value ? values_of(t) : keys_of(t);
+        for (int head = share.first; head < share.end; head += share.step) {
             const char *block = kv_at(e, layer, value, head, t->s->slots[0]);
             for (size_t at = 0; at < kv_block(e, value); at += 64) __builtin_prefetch(block + at, 1);
         }
+    }
 }
 
 void rotate_and_store(const Task *t, int layer) {
     const Engine *e = t->e;
+    const int64_t *slots = t->s->slots;
     int tokens = t->s->tokens;
-    Share queries = share_of(t, e->m.heads), keys = share_of(t, e->m.kv_heads);
-    for (int i = queries.first; i < queries.end; i++)
+    Share queries = share_of(t, e->m.heads, 0), keys = keys_of(t), values = values_of(t);
+    for (int i = queries.first; i < queries.end; i += queries.step)
         if (i % tokens < t->tokens) rotate_query(e, e->m.layer + layer, i % tokens, i / tokens);
-    for (int i = keys.first; i < keys.end; i++) {
-        int64_t slot = t->s->slots[i % tokens];
-        rotate_and_store_key(e, layer, i % tokens, i / tokens, slot);
-        store_value(e, layer, i % tokens, i / tokens, slot);
-    }
+    for (int i = keys.first; i < keys.end; i += keys.step)
+        rotate_and_store_key(e, layer, i % tokens, i / tokens, slots[i % tokens]);
+    for (int i = values.first; i < values.end; i += values.step)
+        store_value(e, layer, i % tokens, i / tokens, slots[i % tokens]);
 }
 
 void note_positions(Engine *e, const int64_t *slots, const int64_t *positions, int count) {

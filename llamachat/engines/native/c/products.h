@@ -27,8 +27,9 @@ INLINE void fetch_ahead(const uint8_t *p, Reading how, size_t bytes) {
 
 /* A folded group times activations whose sums over its halves are `pair`; fine ones have those of low, too. */
 INLINE vf folded_dot(int bits, const vb quads[8], const vf by[2], int first, const int8_t *x, int32_t pair) {
-    vi one = dot_quads(bits, quads, 4, x, splat_int(first * half_of(pair, 0)));
-    return folded(one, dot_quads(bits, quads + 4, 4, x + 16, splat_int(first * half_of(pair, 1))), by);
+    vi sums[2] = {splat_int(first * half_of(pair, 0)), splat_int(first * half_of(pair, 1))};
+    dot_halves(bits, quads, x, sums);
+    return folded(sums[0], sums[1], by);
 }
 
 INLINE vf folded_sum(int bits, const vb quads[8], const vf by[2], int first, int fine, const Acts *a, size_t at) {

@@ -170,16 +170,11 @@ INLINE vs maddubs(vb w, vi x) { return (vs)((vi)w & x); }  /* never used */
 /* How many products with weights of so many bits, two by two, 16 bits hold the sum of: 15 * 127 * 2 * 8 < 2^15. */
 INLINE int quads_at_once(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
 
-/* Adds the products of a group's quads, `count` of them, with as many activations. Numbers of 8 bits come without a sign, 128
-   added. */
-INLINE vi dot_quads(int bits, const vb *quads, int count, const int8_t *x, vi sum) {
-    int paired = PAIRED && bits < 8, at_once = paired ? least(quads_at_once(bits), count) : 1;
+/* Adds the products of so many quads with as many activations, where these are paired. */
+INLINE vi dot_paired(int bits, const vb *quads, int count, const int8_t *x, vi sum) {
+    int at_once = least(quads_at_once(bits), count);
     UNROLL
     for (int v = 0; v < count; v += at_once) {
-        if (!paired) {
-            sum = dot4(sum, quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0), splat_quad(x + 4 * v));
-            continue;
-        }
         vs both = maddubs(quads[v], splat_quad(x + 4 * v));
         UNROLL
         for (int i = 1; i < at_once; i++) both += maddubs(quads[v + i], splat_quad(x + 4 * (v + i)));
@@ -188,10 +183,26 @@ INLINE vi dot_quads(int bits, const vb *quads, int count, const int8_t *x, vi su
     return sum;
 }
 
-/* Of a whole group: in two chains, unless products are paired. */
+/* Adds a group's numbers times activations x [32] to two sums, of 16 columns each, in turn: a chain alone would have to wait.
+   Numbers of 8 bits come without a sign, 128 added. */
+INLINE void dot_halves(int bits, const vb quads[8], const int8_t *x, vi sums[2]) {
+    UNROLL
+    for (int half = 0; PAIRED && bits < 8 && half < 2; half++)
+        sums[half] = dot_paired(bits, quads + 4 * half, 4, x + 16 * half, sums[half]);
+    if (PAIRED && bits < 8) return;
+    UNROLL
+    for (int k = 0; k < 8; k++) {
+        int v = k % 2 * 4 + k / 2;
+        vb quad = quads[v] ^ (uint8_t)(bits == 8 && !BIASED ? 128 : 0);
+        sums[k % 2] = dot4(sums[k % 2], quad, splat_quad(x + 4 * v));
+    }
+}
+
 INLINE vi dot_group(int bits, const vb quads[8], const int8_t *x) {
-    if (PAIRED && bits < 8) return dot_quads(bits, quads, 8, x, splat_int(0));
-    return dot_quads(bits, quads, 4, x, splat_int(0)) + dot_quads(bits, quads + 4, 4, x + 16, splat_int(0));
+    vi sums[2] = {splat_int(0), splat_int(0)};
+    if (PAIRED && bits < 8) return dot_paired(bits, quads, 8, x, sums[0]);
+    dot_halves(bits, quads, x, sums);
+    return sums[0] + sums[1];
 }
 
 /* What is added to `first` so that it takes the 128 back where dot_group does not. */
