@@ -6,9 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from threading import Event
 from typing import NoReturn
 
@@ -311,6 +312,52 @@ def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> No
     lines = out.getvalue().splitlines()
     assert "/edit 1 hi" in lines and "error: stopped" in lines
     assert said(session) == ["hi", "more"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        (['"""one', "two", EOFError()], '"""one\ntwo'),
+        (["hi", '"""one', app.SignalledError(signal.SIGTERM)], '"""one'),
+        (['"""one', KeyboardInterrupt(), EOFError()], ""),
+        (['"""one', 'two"""', EOFError()], ""),
+        (["hi", EOFError()], ""),
+    ],
+)
+def test_a_dumb_terminal_keeps_a_block_that_was_not_closed(
+    tmp_path: Path, keys: list[str | BaseException], kept: str
+) -> None:
+    coming, out, session = iter(keys), StringIO(), FakeSession()
+
+    def read(prompt: str) -> str:
+        key = next(coming)
+        if isinstance(key, BaseException):
+            raise key
+        return key
+
+    chat = PlainChat(lambda: session, Screen(out, out))
+    wait_for(lambda: chat.ready() is not None)
+    with suppress(app.SignalledError):
+        converse(chat, read=read, folder=tmp_path)
+    assert "".join(file.read_text() for file in tmp_path.glob("unsent-*")) == kept
+    assert ("what you had not sent is in" in out.getvalue()) == bool(kept)
+    assert kept not in said(session)
+
+
+def test_a_dumb_terminal_keeps_what_waited_for_a_model_that_does_not_load(tmp_path: Path) -> None:
+    out, asked = StringIO(), Event()
+
+    def load() -> NoReturn:
+        wait_for(asked.is_set)
+        raise ModelError("it is damaged")
+
+    def read(prompt: str) -> str:
+        asked.set()
+        return "a long question"
+
+    with pytest.raises(ModelError):
+        converse(PlainChat(load, Screen(out, out)), read=read, folder=tmp_path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["a long question"]
 
 
 # ---- while an answer streams ----
