@@ -196,7 +196,8 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
     assert code == 0
     assert [json.loads(line)["tokens"] for line in out.splitlines()] == [result["tokens"] for result in alone]
     requests.write_text('nonsense\n{"prompt": "the"}\n')
-    code, out, _ = run("complete", "--jsonl", str(requests), *TINY)
+    code, out, err = run("complete", "--jsonl", str(requests), *TINY)
+    assert err == 'error: not every line has a result; an {"error": ...} in the place of each says why\n'
     assert (code, [sorted(json.loads(line))[0] for line in out.splitlines()]) == (2, ["error", "finish_reason"])
 
 
