@@ -392,6 +392,17 @@ def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(comma
     assert said(session) == ["hi", "go"]
 
 
+def test_the_status_says_that_it_answers_from_the_first_piece_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.ui.conversation._BEAT", 1e6)
+    session = FakeSession()
+    with _live(session) as (talk, keyboard, screen):
+        session.enqueue("one ", lambda: wait_for(lambda: any("answering · 1 " in line for line in screen())), "two")
+        talk.prompt.app.after_render += leaving(talk, keyboard)
+        keyboard.send_text("hi\r")
+        assert talk.run() == 0
+    assert "one two" in screen()
+
+
 def test_exit_leaves_in_the_midst_of_an_answer_which_is_kept() -> None:
     session, keys = FakeSession(), iter([EXIT])
     session.enqueue("half", UNTIL_INTERRUPT)
