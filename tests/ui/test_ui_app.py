@@ -393,7 +393,7 @@ def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(comma
 
 
 def test_the_status_says_that_it_answers_from_the_first_piece_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamachat.ui.conversation._BEAT", 1e6)
+    monkeypatch.setattr("llamachat.ui.conversation.BEAT", 1e6)
     session = FakeSession()
     with _live(session) as (talk, keyboard, screen):
         session.enqueue("one ", lambda: wait_for(lambda: any("answering · 1 " in line for line in screen())), "two")
