@@ -100,7 +100,9 @@ def reader(read: Callable[Concatenate[Place, P], Read]) -> Callable[Concatenate[
 def no_memory(purpose: str) -> DoesNotFitError:
     """The error for memory that cannot be had."""
     return DoesNotFitError(
-        f"there is too little memory {purpose}", "it was not loaded", "try a smaller --ctx-size or model"
+        f"there is too little memory {purpose}",
+        "it was not loaded",
+        "close other programs, or take a smaller model or context",
     )
 
 

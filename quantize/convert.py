@@ -14,6 +14,7 @@ from llamachat.errors import FormatError
 from llamachat.formats import Checkpoint
 from llamachat.formats.adapter import Changed
 from llamachat.formats.detect import SPLIT
+from llamachat.models.keys import key
 from llamachat.version import VERSION
 from quantize.activity import activities
 from quantize.coding import Coded, code, release
@@ -55,7 +56,7 @@ def convert(
         raise FormatError(f"{source.path} lacks {missing[0]}", "nothing was converted", "fetch its files again")
     room = header_room(index, recipe)
     total, done = sum(prod(info.shape) for info in index.values()), 0
-    made = making(source, recipe, calibration)
+    made = making(source, recipe, calibration if recipe.calibrated else None)
     with writing(out, made, room, resume, check=lambda folder: verify(source, recipe, folder)) as writer:
         for name, tensor, arrays, coded in _coded(source, recipe, writer, calibration, threads):
             progress(name, done, total)
@@ -76,12 +77,14 @@ def _as_used(recipe: Recipe, config: ModelSpec) -> Recipe:
 
 
 def making(source: Checkpoint, recipe: Recipe, calibration: list[list[int]] | None) -> dict[str, Any]:
-    """What a resumed conversion must agree on: every file that the model comes from, and what they were read as."""
+    """What a resumed conversion must agree on: every file that the model comes from, what they were read as, and a key of the
+    text that weights are rounded by, if any."""
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(source)]
     read = {"config": asdict(source.config), "sampling": dict(source.sampling), "template": source.chat_template}
     version = VERSION
     merged = {"merged": source.recipe} if isinstance(source, Changed) else {}
-    return {"files": stats, **read, **merged, "recipe": asdict(recipe), "calibration": calibration, "version": version}
+    text = None if calibration is None else key(calibration)
+    return {"files": stats, **read, **merged, "recipe": asdict(recipe), "calibration": text, "version": version}
 
 
 def _files(source: Checkpoint) -> list[Path]:

@@ -1,7 +1,7 @@
 """Models that come in float and are to be quantized before they run: once, into the cache folder, or as they are read."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from llamachat.formats.detect import open_checkpoint
 from llamachat.formats.parts import WHOLE, Part, Parts, covering, cut
 from llamachat.formats.prequantized.ours import MANIFEST, expected
 from llamachat.formats.prequantized.schemes import SCHEMES
+from llamachat.models.fetch import silent
 from llamachat.models.fetch.verified import is_intact, lock
 from llamachat.models.keys import key, text_key, weights_key
 from llamachat.system import private
 from quantize.activity import activities
-from quantize.convert import Progress, convert, silent
+from quantize.convert import Progress, convert
 from quantize.recipe import from_config
 from quantize.schemes import quantize, quantize_tensor
 
@@ -49,11 +50,7 @@ def _is_whole(out: Path) -> bool:
     except ModelError:
         return False
     there = {path.name for path in out.iterdir()} - {MANIFEST}
-    return listed.keys() == there and all(is_intact(out / name, listed[name], unseen) for name in there)
-
-
-def unseen(what: str, done: int, total: int | None) -> None:
-    """Progress of reading, which takes a moment."""
+    return listed.keys() == there and all(is_intact(out / name, listed[name], silent) for name in there)
 
 
 def quantized_path(source: Checkpoint, config: QuantConfig) -> Path:
@@ -106,6 +103,4 @@ class Quantized:
         if scheme is None or info.packing is not None:
             return info
         row = quantize(np.zeros((1, info.shape[1]), np.float32), scheme)
-        minimum = None if row.minimum is None else row.minimum[:0]
-        none = replace(row, codes=row.codes[:0], scale=row.scale[:0], minimum=minimum)
-        return TensorInfo(info.shape, row.nbytes * info.shape[0], none)
+        return TensorInfo(info.shape, row.nbytes * info.shape[0], row.rows(slice(0)))

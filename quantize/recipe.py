@@ -69,9 +69,9 @@ class Recipe:
         for override in self.overrides:
             pattern, _, named = override.rpartition("=")
             scheme, colon, group = named.partition(":")
-            _one_of(f"--override {override}", scheme, [*(() if self.foreign else OWN), FLOAT])
             if not pattern:
                 raise UsageError(f"--override {override} has no pattern", remedy="write PATTERN=SCHEME")
+            _one_of(f"--override {override}", scheme, [*(() if self.foreign else OWN), FLOAT])
             if colon and (scheme == FLOAT or not re.fullmatch("[1-9][0-9]{1,4}", group) or int(group) % GROUP):
                 cause = f"--override {override} has no group that {scheme} could have"
                 raise UsageError(cause, remedy=f"write a multiple of {GROUP}, as in PATTERN={self.scheme}:64")

@@ -20,6 +20,7 @@ from llamachat.core.engine import Outputs
 from llamachat.core.sampling import SamplingParams
 from llamachat.core.thoughts import Thoughts
 from llamachat.engines.encoding import started
+from llamachat.engines.memory import Remedies
 from llamachat.engines.world import launched
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 from llamachat.generation.batch import Batch, Request
@@ -32,6 +33,7 @@ from llamachat.models.packed_copy import behind
 from quantize.prepare import prepare
 
 MOST_AT_ONCE = 2**16
+REMEDIES = Remedies("max_seq_len={}", "kv_bits={}", "force=True")
 
 
 class Scored(TypedDict, total=False):
@@ -136,6 +138,7 @@ class Llama(TextReader):
             **options,
             prepare=prepare,
             heads=(*USES,),
+            remedies=REMEDIES,
         )
         return cls(model, max_batch_size, seed)
 

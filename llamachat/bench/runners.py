@@ -15,11 +15,14 @@ from llamachat.bench.work import Course, Runner, Work
 from llamachat.core.cache import Cache
 from llamachat.core.engine import Engine
 from llamachat.core.generate import advance, prefill
+from llamachat.engines.memory import Remedies
 from llamachat.errors import DoesNotFitError, LlamachatError, UsageError
 
 if TYPE_CHECKING:
     from llamachat.bench.shapes import Scheme
     from llamachat.models.load import Prepare
+
+REMEDIES = Remedies("--prompt, or --depth and --decode together, of at most {} tokens", force=None)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _loaded(spec: Spec, begin: float, prepare: "Prepare | None") -> tuple[Engine
         "kv_bits": spec.kv_bits,
         "threads": spec.threads,
     }
-    model = load(spec.model, ctx_size=spec.context, prepare=prepare, adapters=spec.lora, **options)
+    model = load(spec.model, ctx_size=spec.context, prepare=prepare, adapters=spec.lora, remedies=REMEDIES, **options)
     model.require_continuing("bench")
     return model.engine, time.perf_counter() - begin
 

@@ -3,6 +3,7 @@
 An entry is a line with its time, which begins with #, and the typed lines, each behind a +.
 """
 
+import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from llamachat.system import private
 from llamachat.system.enclosed import parted
 
 LONGEST = 1 << 20  # bytes of a line
+_EDIT = re.compile(r"/edit\s+([+-]?\d+\s+)?")  # the command that asks what stands behind it
 
 
 def forget(file: Path, questions: Set[str]) -> int:
@@ -46,6 +48,8 @@ def _entries(stream: BinaryIO) -> Iterator[list[bytes]]:
 def _typed(entry: list[bytes]) -> str:
     """What was typed there, as it was sent."""
     text = "".join(line[1:].decode(errors="replace") for line in entry if line.startswith(b"+")).strip()
+    if edit := _EDIT.match(text):
+        text = text[edit.end() :]
     if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
         return text[3:-3].strip()
     return text[1:] if text.startswith("//") else text

@@ -128,10 +128,13 @@ class Dialog:
         return back
 
     def fork(self) -> int:
-        """Mark this point: what comes next is another branch; returns the id of the one left behind."""
-        here = self._tree.active.id
-        self._do({"type": "fork", "id": here})
-        return here
+        """Mark this point: what comes next is another branch; returns the id of the one left behind. Raises UsageError where
+        nothing was said."""
+        here = self._tree.active
+        if here.parent is None:
+            raise UsageError("nothing has been said yet", "there is nothing to branch off", "ask something")
+        self._do({"type": "fork", "id": here.id})
+        return here.id
 
     def branches(self) -> Sequence[Branch]:
         """All of them, in the order they began."""

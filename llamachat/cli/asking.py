@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def asked(ctx: Any, words: Sequence[str]) -> str | None:
         _check_no_command(words, ctx.find_root().command.commands)
     if len(words) > 1:
         cause = f"{shown(words[1])} is one argument too many"
-        raise UsageError(cause, _NOTHING, "put a question of several words in quotes")
+        raise UsageError(cause, _NOTHING, f"put a question of several words in quotes: {_command(words)}")
     if not words[0].strip():
         raise UsageError("the question is empty", _NOTHING, "leave it out to type it in the chat")
     from llamachat.generation.prompts import read_prompt
@@ -44,24 +45,32 @@ def asked(ctx: Any, words: Sequence[str]) -> str | None:
 
 
 def _check_no_command(words: Sequence[str], commands: Collection[str]) -> None:
-    """Raises UsageError for a command behind flags, and for what `check_word` does not take for a question."""
+    """Raises UsageError for a command behind flags, and for what `check_words` does not take for a question."""
     if words[0] in commands:
         cause, remedy = f"{words[0]} stands behind flags", f"write `llamachat {words[0]}` first, then flags"
-        raise UsageError(cause, _NOTHING, f"{remedy}; {_as_question(words[0])}")
-    check_word(words[0], commands)
+        raise UsageError(cause, _NOTHING, f"{remedy}; {_as_question(words)}")
+    check_words(words, commands)
 
 
-def check_word(word: str, commands: Collection[str]) -> None:
-    """Raises UsageError for a word that is rather a command mistyped, a command of other programs, or a model than a question."""
+def check_words(words: Sequence[str], commands: Collection[str]) -> None:
+    """Raises UsageError for words of which the first is rather a command mistyped, a command of other programs, or a model than
+    the beginning of a question."""
+    word = words[0]
     if not word.strip() or re.search(r"\s", word):
         return
     if word in INSTEAD:
-        raise UsageError(f"there is no command {word}", INSTEAD[word], _as_question(word))
-    if near := difflib.get_close_matches(word[:40].lower(), commands, n=1, cutoff=NEAR):
-        raise UsageError(f"there is no command {word}", _NOTHING, f"did you mean {near[0]}? {_as_question(word)}")
+        raise UsageError(f"there is no command {word}", INSTEAD[word], _as_question(words))
+    if near := _near(word[:40].lower(), commands):
+        raise UsageError(f"there is no command {word}", _NOTHING, f"did you mean {near}? {_as_question(words)}")
     if _names_model(word):
         model = f"`llamachat -m {word}` chats with a model"
-        raise UsageError(f"{word} alone is no question", _NOTHING, f"{model}; {_as_question(word)}")
+        raise UsageError(f"{word} alone is no question", _NOTHING, f"{model}; {_as_question(words)}")
+
+
+def _near(word: str, commands: Collection[str]) -> str | None:
+    """The command that was meant. Whoever mistypes one has its first letter right, or two changed round: "what" is not "chat"."""
+    likely = [name for name in commands if name[0] == word[0] or sorted(name) == sorted(word)]
+    return next(iter(difflib.get_close_matches(word, likely, n=1, cutoff=NEAR)), None)
 
 
 def _names_model(word: str) -> bool:
@@ -75,5 +84,12 @@ def _names_model(word: str) -> bool:
         return False
 
 
-def _as_question(word: str) -> str:
-    return f'`llamachat chat "{word}"` sends it'
+def _as_question(words: Sequence[str]) -> str:
+    return f"{_command(words)} {'sends it' if len(words) == 1 else 'asks that'}"
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command line that asks these words; one alone might be a command."""
+    text = " ".join(words)
+    quoted = shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
+    return f"`llamachat {'chat ' if len(words) == 1 else ''}{quoted}`"

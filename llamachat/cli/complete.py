@@ -11,7 +11,7 @@ import typer
 from llamachat.cli.interrupts import INTERRUPTED, at_once, count_interrupts
 from llamachat.cli.loading import answer_settings, given_system, load_shown, note, obtain, think_of
 from llamachat.cli.options import Options, with_options
-from llamachat.cli.reading import AsJson, Output, Resume
+from llamachat.cli.reading import AsJson, Output, Resume, without_results
 from llamachat.cli.serving import chosen, connect, tell_configured
 from llamachat.errors import UsageError
 
@@ -117,7 +117,7 @@ def complete(
     if completer.interrupted():
         raise typer.Exit(INTERRUPTED)
     if not good:
-        raise typer.Exit(UsageError.exit_code)
+        raise without_results()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A flag goes before its environment variable, that before this file, and this fil
 
 import difflib
 import os
+import shlex
 import tomllib
 from collections import UserDict
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ def check(key: str, value: Any, chat: Any, where: str) -> Any:
     parsed = convert(key, _typed(value), chat, where)
     if not _same_kind(value, parsed):
         cause = f"{key} = {_shown(value)} {where} is not {_kind(parsed)}"
-        raise ConfigError(cause, _consequence(where), "correct it")
+        raise ConfigError(cause, _consequence(where), _remedy(key, where))
     return parsed
 
 
@@ -100,10 +101,10 @@ def _wrong(key: str, typed: Any, flag: Any, error: Exception, where: str) -> Lla
     """The error for a value that a flag does not take: a file's fault, or where no file is named the command line's."""
     if isinstance(error, TyperException):
         given = (key if key in SECRET else f"{key} = {_shown(typed)}") + f" {where}" * bool(where)
-        return _kind_of_error(where)(f"{given} is not {allowed(flag)}", _consequence(where))
+        return _kind_of_error(where)(f"{given} is not {allowed(flag)}", _consequence(where), _remedy(key, where))
     said = str(error)  # which names what has which value, mostly in the key's own words
     place = where if said.replace("_", "-").startswith(key) else f"{key} {where}"
-    return _kind_of_error(where)(f"{place}: {said}" if where else said, _consequence(where))
+    return _kind_of_error(where)(f"{place}: {said}" if where else said, _consequence(where), _remedy(key, where))
 
 
 def _kind_of_error(where: str) -> type[LlamachatError]:
@@ -112,8 +113,14 @@ def _kind_of_error(where: str) -> type[LlamachatError]:
 
 def unknown(key: str, known: Mapping[str, Any], where: str = "") -> LlamachatError:
     near = difflib.get_close_matches(key[:100].replace("_", "-"), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "`llamachat config` lists the keys"
+    hint = f"did you mean {near[0]}?" if near else _remedy(key, where) or "`llamachat config` lists the keys"
     return _kind_of_error(where)(f"unknown key {_shown(key)} {where}".rstrip(), _consequence(where), hint)
+
+
+def _remedy(key: str, where: str) -> str:
+    """What to do about a key of a file, which `llamachat config` alone cannot show as long as something in it is wrong."""
+    unset = f", or take it out with `llamachat config unset {shlex.quote(key)}`" if len(key) <= 40 else ""
+    return f"correct it{unset}" if where else ""
 
 
 def _consequence(where: str) -> str:

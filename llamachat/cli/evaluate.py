@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from llamachat.cli.loading import note
 from llamachat.cli.options import EngineName
 from llamachat.cli.tables import STAYS, print_beside
+from llamachat.engines.memory import Remedies
 from llamachat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ def evaluate_model(
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
     """Measure perplexity, and the distance from another model, or (--engine native) from exact arithmetic."""
-    adapters = {"lora": lora or ()}
-    found = measure(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf, **adapters)
+    also: dict[str, Any] = {"lora": lora or (), "remedies": Remedies("--window {}", force=None)}
+    found = measure(model, against, text, window, windows, threads, offline, engine.value, kv_bits, vs_gguf, **also)
     if as_json:
         from llamachat.generation.perplexity import as_json as plain
 
@@ -75,10 +77,12 @@ def measure(
     vs_gguf: Path | None = None,
     lora: Sequence[str] = (),
     against_lora: Sequence[str] = (),
+    remedies: Remedies = Remedies(None, None, None),
 ) -> list[dict[str, Any]]:
     """What perplexity.summary gives for models by name, and behind it the same of llama.cpp on a GGUF file, if one is given.
 
-    `lora` and `against_lora`: adapters of either model. Raises UsageError when the models do not read text alike.
+    `lora` and `against_lora`: adapters of either model. `remedies`: what can be changed where one does not fit. Raises
+    UsageError when the models do not read text alike, DoesNotFitError.
     """
     from llamachat.generation import perplexity as ev
     from llamachat.generation.prompts import read_text
@@ -88,7 +92,8 @@ def measure(
     def opened(name: str, adapters: Sequence[str], engine: str = "torch", bits: int | None = None) -> "LoadedModel":
         options: dict[str, Any] = {"engine": engine, "dtype": "float32" if engine == "torch" else None}
         options |= {"ctx_size": window, "kv_bits": bits, "threads": threads, "offline": offline}
-        loaded = load(name, prepare=prepare, adapters=adapters, **options)
+        own = remedies if engine == "native" else replace(remedies, kv_bits=None)
+        loaded = load(name, prepare=prepare, adapters=adapters, remedies=own, **options)
         loaded.require_continuing("eval")
         return loaded
 

@@ -1,10 +1,11 @@
 """What `llamachat` alone, with flags or with a question means, and what a shell completes then."""
 
+from itertools import takewhile
 from typing import Any
 
 import typer.core
 
-from llamachat.cli.asking import UNNAMED, check_word
+from llamachat.cli.asking import UNNAMED, check_words
 from llamachat.cli.commands import Commands
 from llamachat.cli.defaults import chat_context
 from llamachat.cli.plain_values import spare
@@ -35,7 +36,7 @@ class ChatByDefault(typer.core.TyperGroup):
         if args[0] in self.commands or args[0] in OWN_FLAGS:
             return args
         if not (ctx.resilient_parsing or args[0].startswith("-")):
-            check_word(args[0], self.commands)
+            check_words([*takewhile(lambda each: not each.startswith("-"), args)], self.commands)
         ctx.meta[UNNAMED] = True
         return ["chat", *args]
 

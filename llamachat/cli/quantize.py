@@ -115,14 +115,14 @@ def quantize_model(
     for line in entry.notes:
         note(f"note: {line}")
     if any(info.packing for info in checkpoint.index().values()):
-        typer.echo(f"note: {source} is quantized already; the loss of this conversion comes on top of that", err=True)
+        note(f"note: {source} is quantized already; the loss of this conversion comes on top of that")
     if report and checkpoint.config.head != "next_token":
         raise UsageError("--report compares predicted tokens, and this model predicts none", remedy="leave it out")
     recipe.check(checkpoint.config)
     ids = _calibration(checkpoint, calibration) if recipe.calibrated or room else None
     if ids and room:
         recipe = _fitting(checkpoint, recipe, room, ids, threads)
-    with _bar() as progress:
+    with _resumable(), _bar() as progress:
         done = convert(checkpoint, out, recipe, calibration=ids, resume=resume, progress=progress, threads=threads)
     done = replace(done, merged=adapters.describe())
     quality = _quality(out, path, text, windows, threads, [*entry.adapters, *(lora or ())]) if report else None
@@ -199,6 +199,16 @@ def _quality(
     from llamachat.generation.perplexity import WINDOW
 
     return measure(str(out), str(source), text, WINDOW, windows, threads, against_lora=adapters)[0]
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Says what can be done after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("interrupted; the same command with --resume goes on from here")
+        raise
 
 
 @contextmanager

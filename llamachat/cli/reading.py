@@ -79,7 +79,7 @@ class Reading:
         output: Path | None,
         resume: bool,
     ) -> None:
-        """A result a line for each line. Raises typer.Exit when interrupted, or where a line was bad."""
+        """A result a line for each line. Raises typer.Exit when interrupted, UsageError where a line was bad."""
         from llamachat.generation.jsonl import Lines, open_results
         from llamachat.generation.texts import jobs_of, write_all
 
@@ -91,7 +91,12 @@ class Reading:
         if self.interrupted:
             raise typer.Exit(INTERRUPTED)
         if not good:
-            raise typer.Exit(UsageError.exit_code)
+            raise without_results()
+
+
+def without_results() -> UsageError:
+    """A batch of which not every line could be answered: its results are mostly in a file that nobody has looked at yet."""
+    return UsageError("not every line has a result", 'an {"error": ...} in the place of each says why')
 
 
 def check_batch(jsonl: Path | None, output: Path | None, resume: bool, *others: object) -> None:

@@ -17,6 +17,19 @@ WORKSPACE = 256 << 20  # interpreter, libraries, activations of one prefill chun
 
 
 @dataclass(frozen=True)
+class Remedies:
+    """What whoever wants a model loaded can change of what it takes, in the words of where they are ({}: a number); None where
+    they cannot."""
+
+    context: str | None = "--ctx-size {}"
+    kv_bits: str | None = "--kv-bits {}"
+    force: str | None = "--force"
+
+
+FLAGS = Remedies()  # of the commands that answer and read
+
+
+@dataclass(frozen=True)
 class Plan:
     """Bytes a run needs, and bytes there are."""
 
@@ -88,22 +101,26 @@ def nibble_bytes(head_dim: int) -> int:
     return 16 * -(-head_dim // 32) + 4 * -(-head_dim // SPAN)
 
 
-def check(plan: Plan, force: bool = False) -> None:
+def check(plan: Plan, force: bool = False, remedies: Remedies = FLAGS) -> None:
     """Raises DoesNotFitError, which says what to change, unless the plan fits or is forced."""
     if not (plan.fits or force):
-        raise DoesNotFitError(f"the model needs {describe(plan)}", "it was not loaded", f"try {advice(plan)}")
+        raise DoesNotFitError(f"the model needs {describe(plan)}", "it was not loaded", f"try {advice(plan, remedies)}")
 
 
-def advice(plan: Plan) -> str:
+def advice(plan: Plan, remedies: Remedies = FLAGS) -> str:
     """What to change where a plan does not fit."""
-    remedies = [f"--ctx-size {plan.largest_context}"] if plan.largest_context else []
-    saved = {bits: plan.kv - plan.kv * share // plan.kv_bits for bits, share in ((8, 8), (4, 7)) if bits < plan.kv_bits}
-    remedies += [f"--kv-bits {bits}" for bits, less in saved.items() if plan.needed - less <= plan.available][:1]
-    forced = "--force to try all the same"
-    if plan.fits_active:
-        forced = f"--force (what a token reads, {size(plan.active or 0)}, fits; other experts come from the disk when needed)"
-    remedies += ["a smaller model or fewer bits (llamachat quantize)", forced]
-    return " or ".join([", ".join(remedies[:-1]), remedies[-1]])
+    tries = list[str]()
+    if remedies.context and plan.largest_context:
+        tries.append(remedies.context.format(plan.largest_context))
+    if remedies.kv_bits:
+        saved = {bits: plan.kv - plan.kv * share // plan.kv_bits for bits, share in ((8, 8), (4, 7))}
+        fitting = [bits for bits, less in saved.items() if bits < plan.kv_bits and plan.needed - less <= plan.available]
+        tries += [remedies.kv_bits.format(bits) for bits in fitting[:1]]
+    tries.append("a smaller model or fewer bits (llamachat quantize)")
+    if remedies.force:
+        rest = f"(what a token reads, {size(plan.active or 0)}, fits; other experts come from the disk when needed)"
+        tries.append(f"{remedies.force} {rest if plan.fits_active else 'to try all the same'}")
+    return " or ".join(filter(None, [", ".join(tries[:-1]), tries[-1]]))
 
 
 def describe(plan: Plan) -> str:

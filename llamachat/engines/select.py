@@ -106,6 +106,7 @@ def build_engine(
     bits: KvBits | None = None,
     threads: int | None = None,
     force: bool = False,
+    remedies: memory.Remedies = memory.FLAGS,
     say: Report,
     pack: Packer = packed,
     beside: int = 0,
@@ -117,13 +118,14 @@ def build_engine(
     A dtype is torch's: the native engine computes in types of its own. So it does where the model's configuration names
     types, which are those of another machine's accelerator; `say` and Engine.describe tell. --engine torch keeps to them.
     `pack` packs the weights, or has them packed already; `beside` is what adapters take beside them. Over several `processes`,
-    `opening` is told to the others. Raises UsageError for what cannot be combined, DoesNotFitError, LostError.
+    `opening` is told to the others. `remedies`: what can be changed where it does not fit. Raises UsageError for what cannot be
+    combined, DoesNotFitError, LostError.
     """
     require_choice("engine", engine, ("auto", *ENGINES), UsageError)
     where = _device(device, processes)
     wish = Wish(checkpoint, tensors, slots, where, dtype, bits, threads, say, pack, beside, processes, opening)
     kind = next(kind for name, kind in ENGINES.items() if engine in (name, "auto") and _can(name, engine == name, wish))
-    memory.check(kind.plan(wish), force)
+    memory.check(kind.plan(wish), force, remedies)
     return kind.build(wish)
 
 

@@ -1,6 +1,16 @@
 """Does a model of the catalog fit, before any of it is here?"""
 
-from llamachat.engines.memory import DEFAULT_CONTEXT, WORKSPACE, Plan, available_memory, check, plan, size
+from llamachat.engines.memory import (
+    DEFAULT_CONTEXT,
+    FLAGS,
+    WORKSPACE,
+    Plan,
+    Remedies,
+    available_memory,
+    check,
+    plan,
+    size,
+)
 from llamachat.errors import DoesNotFitError
 from llamachat.formats.prequantized.schemes import SCHEMES
 from llamachat.models.catalog import ModelEntry
@@ -45,15 +55,21 @@ def file_fits(nbytes: int, available: int | None = None) -> bool:
     return nbytes + nbytes // 4 + WORKSPACE <= free
 
 
-def require(entry: ModelEntry, ctx: int | None = None, kv_bits: int | None = None, force: bool = False) -> None:
+def require(
+    entry: ModelEntry,
+    ctx: int | None = None,
+    kv_bits: int | None = None,
+    force: bool = False,
+    remedies: Remedies = FLAGS,
+) -> None:
     """Raises DoesNotFitError for a model that plainly will not fit, unless forced."""
     if known := entry_plan(entry, ctx, kv_bits):
-        check(known, force)
+        check(known, force, remedies)
     elif fits(entry) is False and not force:
         cause = f"{entry.name} has {size(entry.download_bytes or 0)} of weights, and {size(available_memory())} of memory is free"
-        raise DoesNotFitError(
-            cause, "it was not fetched", "choose a smaller quant or model, or --force to try all the same"
-        )
+        forced = remedies.force and f"{remedies.force} to try all the same"
+        remedy = ", or ".join(filter(None, ["choose a smaller quant or model", forced]))
+        raise DoesNotFitError(cause, "it was not fetched", remedy)
 
 
 def fits(entry: ModelEntry) -> bool | None:

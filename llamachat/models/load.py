@@ -236,6 +236,7 @@ def load(
     prepare: Prepare | None = None,
     adapters: Sequence[Given] = (),
     heads: Collection[HeadKind] = PREDICTS,
+    remedies: memory.Remedies = memory.FLAGS,
 ) -> LoadedModel:
     """Find (downloading if need be), check and load a model; None is the catalog's default.
 
@@ -246,20 +247,20 @@ def load(
     tensor_parallel: processes to split it over, with all threads or a GPU each; None: those that torchrun has started, or one.
     tokenizer_path: a file to take in place of the checkpoint's own tokenizer. prepare: quantizes what is to be. adapters: PEFT
     folders, as "PATH[:SCALE]" or (path, scale), beside those that the catalog names for the model; they add up. heads: those
-    that the model may have.
+    that the model may have. remedies: what the caller can change where it does not fit, for the error.
     Raises LlamachatError: unknown model, damaged files, another model's tokenizer, or too little memory.
     """
     check_options(ctx_size, kv_bits, dtype, threads, tensor_parallel, pack_cache)
     begin = time.perf_counter()
     entry = name_or_path if isinstance(name_or_path, ModelEntry) else catalog.resolve(name_or_path)
-    path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare)
+    path = obtain(entry, ctx_size, kv_bits, offline, force, progress, prepare, remedies=remedies)
     given = [*entry.adapters, *several(adapters)]
     checkpoint, beside = opened(path, given, prepare)
     config = checkpoint.config
     require_head(entry.name, config, heads)
     bits = kv_bits or (config.quantization.kv_bits if config.quantization else None)
     slots = ctx_size or min(made_for_context(entry, checkpoint), memory.DEFAULT_CONTEXT)
-    _require_positions(path, config, slots)
+    _require_positions(path, config, slots, remedies)
     say = report or silent
     for place, ignored in ((path, checkpoint.ignored), *beside.ignored):
         if ignored:
@@ -279,6 +280,7 @@ def load(
             bits=cast(KvBits | None, bits),
             threads=threads,
             force=force,
+            remedies=remedies,
             say=say,
             pack=packer,
             beside=beside.nbytes,
@@ -303,12 +305,13 @@ def opened(
     return beside.changed(checkpoint), beside
 
 
-def _require_positions(path: Path, config: ModelSpec, context: int) -> None:
+def _require_positions(path: Path, config: ModelSpec, context: int, remedies: memory.Remedies) -> None:
     """Raises UsageError for more tokens than a model has learned positions for."""
     most = config.longest_source if isinstance(config, EncoderDecoderSpec) else None
     if most is not None and context > most:
         cause = f"{path.name} has positions for {most} tokens"
-        raise UsageError(cause, f"a context of {context} cannot be had", f"use --ctx-size {most}")
+        remedy = remedies.context and f"use {remedies.context.format(most)}"
+        raise UsageError(cause, f"a context of {context} cannot be had", remedy or "")
 
 
 def _tokenizer(checkpoint: Checkpoint, other: str | os.PathLike[str] | None) -> Tokenizer:
@@ -382,15 +385,16 @@ def obtain(
     progress: Progress | None = None,
     prepare: Prepare | None = None,
     report: Report | None = None,
+    remedies: memory.Remedies = memory.FLAGS,
 ) -> Path:
     """The model's files, downloaded and quantized if they are not here; but not if it is plain that they would not fit.
 
-    report: told of what was chosen from a hub's repository.
+    report: told of what was chosen from a hub's repository. remedies: as `load` has it.
     """
     shown = progress or fetch.silent
 
     def check(settled: ModelEntry) -> None:
-        fit.require(settled, ctx_size, kv_bits, force)
+        fit.require(settled, ctx_size, kv_bits, force, remedies)
         if settled.source != entry.source:
             (report or silent)(fetch.describe(settled))
 

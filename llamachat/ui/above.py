@@ -191,7 +191,10 @@ class Above:
         self._answer.feed(event)
         self._reading = event if isinstance(event, Reading) else None
         if isinstance(event, TextDelta):
-            self._since = self._since if self.pieces else time.monotonic()
+            if not self.pieces:
+                self._since = time.monotonic()
+                if self._prompt:
+                    self._prompt.redraw()  # whose status says until then that the model reads
             self.pieces += 1
             self.tokens += event.tokens
             self.counted = self.counted or bool(event.ids)

@@ -18,6 +18,7 @@ from llamachat.system.signals import handled
 from llamachat.ui import commands
 from llamachat.ui.attach import LIMIT
 from llamachat.ui.background import asking
+from llamachat.ui.faults import save_unsent
 from llamachat.ui.opening import ENDINGS, Chat, StillLoadingError, Watch, ignore_signals
 from llamachat.ui.render import Screen
 from llamachat.ui.theme import choose, fitting, wanted
@@ -168,7 +169,8 @@ def run(
     else:
         chat = one = PlainChat(load, screen, model, library, screen.write if person else None, watch)
         lines = partial(answer_all, one, _texts(question))
-        talk = partial(converse, one, question, returned=returned) if person else lines
+        folder = history_file.parent if history_file else None
+        talk = partial(converse, one, question, returned=returned, folder=folder) if person else lines
     return _exit_code(talk, chat, screen, notes if verbose else None)
 
 
@@ -219,16 +221,31 @@ def converse(
     question: str | None = None,
     read: Callable[[str], str] = input,
     returned: tuple[SavedDialog, Sequence[Exchange]] | None = None,
+    folder: Path | None = None,
 ) -> int:
-    """The loop at a terminal on which nothing can be redrawn."""
+    """The loop at a terminal on which nothing can be redrawn. `folder`: where what was typed and not sent is put."""
     chat.screen.banner(chat.model)
     if returned:
         chat.screen.returned(*returned)
         chat.screen.space()
+    typed: list[str] = []
+    try:
+        return _talk(chat, question, partial(_typed, read, typed))
+    finally:
+        text = "\n".join(typed)
+        begun = commands.block_open(text) or (not chat.ready() and commands.is_message(text))
+        if line := save_unsent([text] if begun else [], folder):
+            with suppress(OSError):  # the terminal may be gone
+                chat.screen.space()
+                chat.screen.text(line)
+
+
+def _talk(chat: PlainChat, question: str | None, read: Callable[[], str]) -> int:
+    """One text after the other, until the person leaves."""
     first = [commands.literal(question)] if question is not None else []
     while True:
         try:
-            done = chat.handle(first.pop() if first else _typed(read))
+            done = chat.handle(first.pop() if first else read())
             if done:
                 chat.screen.ended(done)
         except (commands.LeaveError, EOFError):
@@ -244,14 +261,14 @@ def converse(
         chat.screen.space()
 
 
-def _typed(read: Callable[[str], str]) -> str:
-    """The next text, never blank."""
-    text = ""
-    while not text.strip():
-        text = read("> ")
-        while commands.block_open(text):
-            text += "\n" + read(". ")
-    return text
+def _typed(read: Callable[[str], str], lines: list[str]) -> str:
+    """The next text, never blank, and its lines as they come."""
+    lines.clear()
+    while not "".join(lines).strip():
+        lines[:] = [read("> ")]
+        while commands.block_open("\n".join(lines)):
+            lines.append(read(". "))
+    return "\n".join(lines)
 
 
 def answer_all(chat: PlainChat, texts: Iterable[str]) -> int:

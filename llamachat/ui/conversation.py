@@ -36,7 +36,7 @@ from llamachat.ui.theme import Theme
 from llamachat.ui.typed_history import PrivateHistory, open_history
 from llamachat.ui.worker import Typed, Worker, not_yet
 
-_BEAT = 0.5  # seconds between two looks at the clock
+BEAT = 0.5  # seconds between two looks at the clock
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -255,7 +255,7 @@ class Conversation:
     def _state(self) -> str:
         if self._reply:
             return "y or n, then Enter"
-        spinner = _SPINNER[int(time.monotonic() / _BEAT) % len(_SPINNER)]
+        spinner = _SPINNER[int(time.monotonic() / BEAT) % len(_SPINNER)]
         if self._busy and self._worker.stop_asked:
             return f"{spinner} stopping as soon as that can be"
         if self._waiting:
@@ -347,7 +347,7 @@ class Conversation:
     async def _beat(self) -> None:
         """The clock's part of the status line: often while nothing else moves, rarely while an answer streams."""
         for beat in itertools.count():
-            await asyncio.sleep(_BEAT)
+            await asyncio.sleep(BEAT)
             moving = self._worker.answering and self._above.pieces
             if not self._chat.loading.done() or self._waiting or (self._busy and (not moving or beat % 4 == 0)):
                 self.prompt.redraw()

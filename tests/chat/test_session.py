@@ -346,6 +346,8 @@ def test_switching_back_runs_only_what_the_branches_do_not_share() -> None:
 
 def test_a_fork_stays_a_branch_though_the_dialog_goes_on_behind_it() -> None:
     chat = session()
+    with pytest.raises(UsageError, match="nothing has been said yet"):
+        chat.fork()
     ask(chat, "one")
     left = chat.fork()
     ask(chat, "two")

@@ -322,14 +322,16 @@ def test_a_dialog_is_renamed_and_deleted_unless_another_chat_has_it(archive: Arc
 def test_deleting_takes_a_dialogs_questions_from_the_input_history(archive: Archive, tmp_path: Path) -> None:
     typed = tmp_path / "history"
     file = FileHistory(str(typed))
-    for text in ("one", "/help", "two\nlines", "one", '"""quo\nted"""', "@a.md sum up", "one more"):
+    edits = ("/edit 2 two\nlines", '/edit """quo\nted"""', "/edit 1", "/edit 1 one more")
+    for text in ("one", "/help", "two\nlines", "one", '"""quo\nted"""', "@a.md sum up", *edits, "one more"):
         file.store_string(text)
     holder = Archive(archive.folder, typed)
     attached = "a.md sum up\n\na.md:\n```\nsecret\n```"
     asked = [*say(1, 0, "one", "a"), *say(3, 2, "two\nlines", "b"), *say(5, 2, "quo\nted", "c"), *say(7, 2, attached)]
     write_dialog(archive, "a", *asked)
-    assert holder.remove("a").typed == 4
-    assert [*FileHistory(str(typed)).load_history_strings()][::-1] == ["/help", "@a.md sum up", "one more"]
+    assert holder.remove("a").typed == 6
+    left = ["/help", "@a.md sum up", "/edit 1", "/edit 1 one more", "one more"]
+    assert [*FileHistory(str(typed)).load_history_strings()][::-1] == left
     assert stat.S_IMODE(typed.stat().st_mode) == 0o600
     write_dialog(archive, "b", *say(1, 0, "nobody typed this", "a"))
     before = typed.stat().st_mtime_ns

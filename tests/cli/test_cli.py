@@ -13,12 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from checkpoints import save_hf, save_tokenizer, tiny_model
 
 from llamachat.chat.persona import Persona
 from llamachat.cli.chat import as_persona
-from llamachat.cli.main import main
+from llamachat.cli.main import app, main
 from llamachat.cli.options import Options
+from llamachat.engines.memory import available_memory
 from llamachat.engines.native import abi, build
 
 Run = Callable[..., tuple[int, str, str]]
@@ -194,7 +196,8 @@ def test_a_batch_answers_in_order_and_exits_with_2_after_a_bad_line(run: Run, tm
     assert code == 0
     assert [json.loads(line)["tokens"] for line in out.splitlines()] == [result["tokens"] for result in alone]
     requests.write_text('nonsense\n{"prompt": "the"}\n')
-    code, out, _ = run("complete", "--jsonl", str(requests), *TINY)
+    code, out, err = run("complete", "--jsonl", str(requests), *TINY)
+    assert err == 'error: not every line has a result; an {"error": ...} in the place of each says why\n'
     assert (code, [sorted(json.loads(line))[0] for line in out.splitlines()]) == (2, ["error", "finish_reason"])
 
 
@@ -230,6 +233,34 @@ def test_errors_are_one_line_on_stderr_with_the_documented_code(
     got, out, err = run(*arguments)
     assert (got, out) == (code, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedies"),
+    [
+        (("complete", "x", "-m", "TINY", "--raw", "--ctx-size", "MANY"), "--ctx-size"),
+        (("embed", "x", "-m", "TINY", "--ctx-size", "MANY"), "--ctx-size"),
+        (("eval", "-m", "TINY", "--window", "MANY"), "--window"),
+        (("eval", "-m", "TINY", "--window", "MANY", "--engine", "native"), "--window"),
+        (("bench", "-m", "TINY", "--depth", "MANY"), "--prompt, or --depth and --decode together, of at most"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_remedies_that_the_command_has(
+    run: Run, arguments: tuple[str, ...], remedies: str
+) -> None:
+    many = str(available_memory() // 256)  # tokens, which take 512 bytes each
+    code, out, err = run(*(many if word == "MANY" else word for word in arguments))
+    assert (code, out) == (4, "") and f"; it was not loaded; try {remedies} " in err
+    command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
+    assert {*re.findall(r"--[a-z-]+", err)} <= {name for param in command.params for name in param.opts}
+
+
+def test_a_report_for_which_memory_is_too_small_names_no_option_of_other_commands(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("llamachat.engines.memory.available_memory", lambda: 10**6)
+    code, _, err = run("quantize", "TINY", "-o", str(tmp_path / "out"), "--report")
+    assert code == 4 and err.endswith("; it was not loaded; try a smaller model or fewer bits (llamachat quantize)\n")
 
 
 def test_chat_off_a_terminal_answers_each_line(run: Run) -> None:

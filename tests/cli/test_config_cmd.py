@@ -100,7 +100,9 @@ def test_the_weaker_of_two_system_prompts_gives_way(file: Path, monkeypatch: pyt
     [
         ("top_k = 3", r"unknown key 'top_k' in .*config\.toml; nothing was started; did you mean top-k\?"),
         ("[chat]\ntop-k = 3", "unknown key 'chat'"),
-        ("help = true", "unknown key 'help'"),
+        ("help = true", "unknown key 'help' .*; correct it, or take it out with `llamachat config unset help`"),
+        ('"a b" = 1', "take it out with `llamachat config unset 'a b'`"),
+        ("top-p = 2", "top_p is 2.0.*; correct it, or take it out with `llamachat config unset top-p`"),
         ("json = true", "unknown key 'json'"),
         ("top-k = 1.5", r"top-k = '1\.5' in .*config\.toml is not a whole number; nothing was started"),
         ('top-k = "3"', "is not a whole number"),

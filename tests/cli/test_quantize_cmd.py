@@ -131,8 +131,11 @@ def test_a_size_is_kept_to_and_what_was_chosen_is_said(
 
     with monkeypatch.context() as patch:
         patch.setattr(FolderWriter, "add", broken)
-        CliRunner().invoke(app, ["quantize", str(source), "-o", str(tmp_path / "again"), *arguments[4:]])
+        broken_off = CliRunner().invoke(app, ["quantize", str(source), "-o", str(tmp_path / "again"), *arguments[4:]])
+    assert "interrupted; the same command with --resume goes on from here\n" in broken_off.stderr
     assert not (tmp_path / "again").exists()
+    begun, *done = (tmp_path / ".again.partial/journal.jsonl").read_text().splitlines()
+    assert done and json.loads(begun)["calibration"] is None, "the text has done its work"
     call("quantize", source, "-o", tmp_path / "again", *arguments[4:], "--resume")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 

@@ -66,7 +66,7 @@ def test_what_is_piped_follows_the_question(run: Run) -> None:
     assert run("run", "smollm2-135m", stdin="one\ntwo\n")[2]["question"] == "one\ntwo", "as ollama does it"
 
 
-@pytest.mark.parametrize("word", ["hi", "Hello!", "/etc/hosts-or-what", "/help", "42", "warum?", "-"])
+@pytest.mark.parametrize("word", ["hi", "What", "Hello!", "/etc/hosts-or-what", "/help", "42", "warum?", "-"])
 def test_one_word_is_a_question_when_it_is_like_nothing_else(run: Run, word: str) -> None:
     assert run(word)[2]["question"] == word
 
@@ -85,7 +85,13 @@ def test_c_goes_on_with_the_latest_dialog(run: Run, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("modles",), "there is no command modles; nothing was started; did you mean models? `llamachat chat \"modles\"`"),
-        (("complte", "x"), "did you mean complete?"),
+        (("complte", "x"), "did you mean complete? `llamachat \"complte x\"` asks that"),
+        (("List", "three", "fruits", "-n", "9"), "did you mean list? `llamachat \"List three fruits\"` asks that"),
+        (("create", "a", "poem"), "models.toml keeps models; `llamachat \"create a poem\"` asks that"),
+        (("What", "is", "this"), "'is' is one argument too many; nothing was started; put a question of several words in "
+            "quotes: `llamachat \"What is this\"`"),
+        (("What", "costs", "$5?"), "in quotes: `llamachat 'What costs $5?'`"),
+        (("hcat",), "did you mean chat?"),
         (("Chat",), "did you mean chat?"),
         (("llama-3.2-1b",), "`llamachat -m llama-3.2-1b` chats with a model"),
         (("llama3.2",), "`llamachat -m llama3.2` chats with a model"),
@@ -93,7 +99,7 @@ def test_c_goes_on_with_the_latest_dialog(run: Run, tmp_path: Path) -> None:
         (("missing.gguf",), "missing.gguf alone is no question"),
         (("--temp", "0", "complete", "hi"), "complete stands behind flags; nothing was started; write `llamachat complete`"),
         (("--temp", "0", "complte"), "did you mean complete?"),
-        (("why", "is", "it"), "'is' is one argument too many; nothing was started; put a question of several words in quotes"),
+        (("why", "is", "it"), "nothing was started; put a question of several words in quotes: `llamachat \"why is it\"`"),
         (("chat", "why", "is"), "put a question of several words in quotes"),
         (("",), "the question is empty"),
         (("chat", " \n"), "the question is empty"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamachat.core.spec import QuantConfig
-from llamachat.engines.memory import WORKSPACE, Plan, available_memory, check, plan, size
+from llamachat.engines.memory import WORKSPACE, Plan, Remedies, advice, available_memory, check, plan, size
 from llamachat.errors import DoesNotFitError
 from llamachat.models.catalog import ModelEntry, load_catalog, resolve
 from llamachat.models.fit import entry_plan, fits, require
@@ -127,6 +127,15 @@ def test_the_error_names_the_numbers_and_every_remedy() -> None:
         "is free; it was not loaded; try --ctx-size 42240, --kv-bits 8, a smaller model or fewer bits (llamachat "
         "quantize) or --force to try all the same"
     )
+
+
+def test_only_what_can_be_changed_is_advised() -> None:
+    found = Plan(9 * GiB, GiB, 0, 9 * GiB + GiB // 2, 8192)
+    model = "a smaller model or fewer bits (llamachat quantize)"
+    assert advice(found, Remedies(None, None, None)) == model
+    assert advice(found, Remedies("max_seq_len={}", None, None)) == f"max_seq_len=4096 or {model}"
+    forced = advice(found, Remedies(None, "kv_bits={}", "force=True"))
+    assert forced == f"kv_bits=8, {model} or force=True to try all the same"
 
 
 def test_a_smaller_cache_is_not_advised_where_it_would_not_help() -> None:

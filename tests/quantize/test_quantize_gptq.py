@@ -1,5 +1,6 @@
 """Calibrated 4 bits: less error where the activations are, the same layout, the same bytes."""
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from quality import build
 
 from llamachat.core.spec import ModelSpec
 from llamachat.core.tensors import QuantTensor, dequantize
-from llamachat.errors import FormatError
+from llamachat.errors import FormatError, UsageError
 from llamachat.formats.detect import open_checkpoint
 from llamachat.generation.perplexity import run
 from quantize.convert import convert
@@ -196,6 +197,10 @@ def test_threads_and_interruptions_change_no_byte(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(FolderWriter, "add", limited)
         convert(checkpoint, tmp_path / "resumed", GPTQ, calibration=TEXT)
+    begun = (tmp_path / ".resumed.partial/journal.jsonl").read_text().splitlines()[0]
+    assert len(json.loads(begun)["calibration"]) == 32, "a key of the text, not the text"
+    with pytest.raises(UsageError, match="other options"):
+        convert(checkpoint, tmp_path / "resumed", GPTQ, calibration=TEXT[::-1], resume=True)
     convert(checkpoint, tmp_path / "resumed", GPTQ, calibration=TEXT, resume=True)
     assert whole == (tmp_path / "resumed/model.safetensors").read_bytes()
 

@@ -57,6 +57,7 @@ def test_vectors_and_odd_widths_stay_float() -> None:
         ({"scheme": "int4", "double_quant": True}, "--double-quant is only for"),
         ({"scheme": "bnb-nf4", "head": "int8"}, "--head is only for our own"),
         ({"overrides": ("int8",)}, "has no pattern"),
+        ({"overrides": ("*.down_proj",)}, "has no pattern; write PATTERN=SCHEME"),
         ({"overrides": ("*=int2",)}, "is 'int2'"),
         ({"overrides": ("*=int4:50",)}, "no group that int4 could have; write a multiple of 32, as in PATTERN=int4:64"),
         ({"overrides": ("*=int8:",)}, "no group that int8 could have"),

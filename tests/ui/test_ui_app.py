@@ -6,9 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from threading import Event
 from typing import NoReturn
 
@@ -313,6 +314,52 @@ def test_a_dumb_terminal_shows_the_old_question_and_stops_a_slow_command() -> No
     assert said(session) == ["hi", "more"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        (['"""one', "two", EOFError()], '"""one\ntwo'),
+        (["hi", '"""one', app.SignalledError(signal.SIGTERM)], '"""one'),
+        (['"""one', KeyboardInterrupt(), EOFError()], ""),
+        (['"""one', 'two"""', EOFError()], ""),
+        (["hi", EOFError()], ""),
+    ],
+)
+def test_a_dumb_terminal_keeps_a_block_that_was_not_closed(
+    tmp_path: Path, keys: list[str | BaseException], kept: str
+) -> None:
+    coming, out, session = iter(keys), StringIO(), FakeSession()
+
+    def read(prompt: str) -> str:
+        key = next(coming)
+        if isinstance(key, BaseException):
+            raise key
+        return key
+
+    chat = PlainChat(lambda: session, Screen(out, out))
+    wait_for(lambda: chat.ready() is not None)
+    with suppress(app.SignalledError):
+        converse(chat, read=read, folder=tmp_path)
+    assert "".join(file.read_text() for file in tmp_path.glob("unsent-*")) == kept
+    assert ("what you had not sent is in" in out.getvalue()) == bool(kept)
+    assert kept not in said(session)
+
+
+def test_a_dumb_terminal_keeps_what_waited_for_a_model_that_does_not_load(tmp_path: Path) -> None:
+    out, asked = StringIO(), Event()
+
+    def load() -> NoReturn:
+        wait_for(asked.is_set)
+        raise ModelError("it is damaged")
+
+    def read(prompt: str) -> str:
+        asked.set()
+        return "a long question"
+
+    with pytest.raises(ModelError):
+        converse(PlainChat(load, Screen(out, out)), read=read, folder=tmp_path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["a long question"]
+
+
 # ---- while an answer streams ----
 
 
@@ -343,6 +390,17 @@ def test_a_command_that_looks_acts_at_once_and_the_answer_goes_on_below_it(comma
     assert lines.index(f"❯ {command}") < lines.index("one two three")
     assert any(shown in line for line in lines[lines.index(f"❯ {command}") : lines.index("one two three")])
     assert said(session) == ["hi", "go"]
+
+
+def test_the_status_says_that_it_answers_from_the_first_piece_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.ui.conversation.BEAT", 1e6)
+    session = FakeSession()
+    with _live(session) as (talk, keyboard, screen):
+        session.enqueue("one ", lambda: wait_for(lambda: any("answering · 1 " in line for line in screen())), "two")
+        talk.prompt.app.after_render += leaving(talk, keyboard)
+        keyboard.send_text("hi\r")
+        assert talk.run() == 0
+    assert "one two" in screen()
 
 
 def test_exit_leaves_in_the_midst_of_an_answer_which_is_kept() -> None:

@@ -273,6 +273,10 @@ def test_off_a_terminal_undo_shows_no_question(desk: Desk) -> None:
 
 
 def test_branches_are_made_shown_and_switched(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="nothing has been said yet; there is nothing to branch off; ask something"):
+        desk.type("/fork")
+    with pytest.raises(UsageError, match="/switch needs a branch"):
+        desk.type("/switch")
     desk.type("one")
     assert desk.type("/fork") == ["a new branch from here; /switch 2 goes back to the other"]
     desk.type("two")

@@ -9,7 +9,7 @@ from llamachat.events import Event
 from llamachat.system.enclosed import own_words
 from llamachat.ui.cells import count
 from llamachat.ui.commands.command import Command, Context, Word
-from llamachat.ui.commands.text import as_typed, first_line, first_then, number, unquoted, with_files
+from llamachat.ui.commands.text import as_typed, first_line, first_then, need, number, unquoted, with_files
 
 
 def _questions(session: Session) -> dict[int, str]:
@@ -88,7 +88,7 @@ def _branches(context: Context, argument: str) -> None:
 
 def _switch(context: Context, argument: str) -> None:
     session = context.session()
-    session.switch(number(argument, "a branch"))
+    session.switch(number(need(argument, "switch", "branch"), "a branch"))
     active = next(branch for branch in session.branches() if branch.active)
     context.screen.note(f"branch {active.id}, {count(active.turns, 'question')}")
     context.screen.exchanges(session.exchanges()[-1:], whole=False)
