@@ -90,7 +90,8 @@ def test_what_is_no_size_is_one_line_that_says_its_words_once(
     given = ("config", "set", "pack-cache", "--", size) if how == "config set" else ANSWER
     code, out, err = run(*given, *(["--pack-cache", size] if how == "flag" else []))
     assert (code, out) == (3 if how == "file" else 2, "")
-    assert err.count("\n") == 1 and err.count("pack-cache") == 1 and "\x1b" not in err and len(err) < 400
+    wrong = err.partition("correct it")[0]  # before the remedy, which names the key
+    assert err.count("\n") == 1 and wrong.count("pack-cache") == 1 and "\x1b" not in err and len(err) < 400
     assert "allowed is a size such as 5GB or 500MB, or off" in err
     assert f"in {file}" in err or how != "file"
     assert names(folder) == [] and (how == "file" or not file.exists())
