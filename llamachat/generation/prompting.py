@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TextIO, TypeVar
 
+from llamachat.checks import shown
 from llamachat.core.dialog import Message
 from llamachat.errors import LlamachatError, UsageError
 from llamachat.generation.jsonl import Source, numbered, parse_line
@@ -242,7 +243,13 @@ class Prompting(Generic[R, Asked, Followed]):
             messages = [Message.parse(message) for message in request["messages"]]
             return self.request(self._with_system(messages), followed)
         expected = '{"prompt": "..."}' + ("" if self.raw else ' or {"messages": [{"role": ..., "content": ...}]}')
-        raise UsageError(f"line {number} is not a request", "it was skipped", f"write {expected}")
+        others = [key for key in request if key not in ("prompt", "messages")] if isinstance(request, dict) else []
+        cause = (
+            f"line {number} has {shown(others[0])}, which no request has"
+            if others
+            else f"line {number} is not a request"
+        )
+        raise UsageError(cause, "it was skipped", f"write {expected}" + "; options hold for all lines" * bool(others))
 
 
 class _Written:

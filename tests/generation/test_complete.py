@@ -182,6 +182,14 @@ def test_a_batch_gives_one_line_for_each_in_order_and_reports_bad_ones_in_place(
     ]
 
 
+def test_a_key_that_no_request_has_is_named() -> None:
+    good, (result,) = batched(completer(), '{"prompt": "one", "temperature": 9}')
+    assert not good and result["error"].startswith(
+        "line 1 has 'temperature', which no request has; it was skipped; write {"
+    )
+    assert result["error"].endswith("; options hold for all lines")
+
+
 def test_a_batch_gives_what_each_prompt_gives_alone() -> None:
     texts = ["one", "two", "three " * 20, "four", "x" * 600]
     options: dict[str, Any] = {"top_logprobs": 2, "score_prompt": True, "echo": True}
