@@ -24,7 +24,7 @@ Positions = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5  # a lower temperature is argmax, to float32 at least
 UNDERFLOW = 87  # exp of less than this, negated, is no normal float32: next to nothing, and it takes ten times as long
-TAIL = 1e-6
+TAIL = 1e-6  # of the weight that top-p leaves out: less than that is not looked at
 BLOCK = 256  # weights
 FEW = 512  # weights, which are sorted before it is found out which of them need not be
 
@@ -119,9 +119,8 @@ def falling(values: Floats, positions: Positions) -> Positions:
 def drawn(weights: Floats, random: "np.random.Generator") -> int:  # whose import takes as long as ten tokens
     """A position, each with its share of the weight; never one of weight 0."""
     at, share = 0, random.random()
-    for step in (
-        (BLOCK, 1) if len(weights) > BLOCK else (1,)
-    ):  # running sums of all would take ten times as long as blocks' sums
+    # Running sums of all take ten times as long as those of blocks, and then of the block that is hit.
+    for step in (BLOCK, 1) if len(weights) > BLOCK else (1,):
         sums = np.add.reduceat(weights, np.arange(0, len(weights), step), dtype=np.float64).cumsum()
         # share * sums[-1] rounds to less than sums[-1], and a step of height 0 is never the first to lie above it.
         hit = int(sums.searchsorted(wanted := share * sums[-1], side="right"))

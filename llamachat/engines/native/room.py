@@ -4,7 +4,7 @@ import numpy as np
 
 from llamachat.core.tensors import Array
 from llamachat.engines.native.pack import PAGE
-from llamachat.system.mapped import HUGE, anonymous
+from llamachat.system.mapped import anonymous
 
 PIECE = 1 << 26  # bytes that are mapped at least
 
@@ -19,12 +19,6 @@ class Arena:
     def __call__(self, nbytes: int) -> Array:
         """Raises MemoryError."""
         if nbytes > len(self._free):
-            self._map(max(nbytes, self._expected, PIECE))
+            self._free = np.frombuffer(anonymous(max(nbytes, self._expected, PIECE)), np.uint8)
         part, self._free = self._free[:nbytes], self._free[-(-nbytes // PAGE) * PAGE :]
         return part
-
-    def _map(self, nbytes: int) -> None:
-        try:
-            self._free = np.frombuffer(anonymous(-(-nbytes // HUGE) * HUGE), np.uint8)
-        except OSError as error:
-            raise MemoryError from error

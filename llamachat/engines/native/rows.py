@@ -1,12 +1,11 @@
 """Where a step writes its rows of logits: megabytes, which the system would clear anew for each step of a batch."""
 
-import math
 import weakref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamachat.system.mapped import HUGE, anonymous
+from llamachat.system.mapped import anonymous
 
 LARGEST = 1 << 26  # bytes that are kept for the steps to come
 
@@ -26,15 +25,7 @@ class Rows:
         if not 0 < nbytes <= LARGEST or (at := next(free, None)) is None:
             return np.empty((count, width), np.float32)
         if len(self._kept[at]) < nbytes:
-            self._kept[at] = _memory(nbytes)
+            self._kept[at] = memoryview(anonymous(nbytes))
         rows = np.frombuffer(self._kept[at], np.float32, count * width)
         self._given[at] = weakref.ref(rows)
         return rows.reshape(count, width)
-
-
-def _memory(nbytes: int) -> memoryview:
-    """Whole huge pages, if it fills one."""
-    try:
-        return memoryview(anonymous(math.ceil(nbytes / HUGE) * HUGE if nbytes > HUGE else nbytes))
-    except OSError as error:
-        raise MemoryError from error

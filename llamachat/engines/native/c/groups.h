@@ -2,10 +2,10 @@
    others: see kernels.c. */
 
 enum { STRIPS = VL == 16 ? 2 : 1, VECTORS = STRIPS * PARTS };  /* strips side by side, and vectors of their rows */
-enum { MANY = 4 };                 /* tokens side by side: what is unpacked, and what is loaded of a token, is used so often */
+enum { MANY = FEW };               /* tokens side by side: what is unpacked, and what is loaded of a token, is used so often */
 
-/* 256 times the integers of `high` and those of `low`, which together may not fit 32 bits, as floats, rounded once. */
-INLINE vf joined(vi high, vi low) { return plus(to_float(low), splat(256.0f), to_float(high)); }
+/* 256 times the integers in `high` and those in `low`, which together may not fit 32 bits, rounded once. */
+INLINE vf joined(vf high, vf low) { return plus(low, splat(256.0f), high); }
 
 /* A folded group's two sums of 16 columns times the integers that they are multiplied with. Floats hold all of it exactly: 6 bits
    at most, as signed ones, times 7 of activations, of 16 columns, times 8: 2^23, of either. */
@@ -15,8 +15,8 @@ INLINE vf folded(vi first, vi second, const vf by[2]) { return plus(to_float(fir
 INLINE int32_t half_of(int32_t pair, int second) { return second ? pair >> 16 : (int16_t)pair; }
 
 INLINE vf folded_mass(vi pairs, int fine, const Acts *a, size_t at) {
-    vi sum = madd(pairs, splat_int(a->pair_high[at]));
-    return fine ? joined(sum, madd(pairs, splat_int(a->pair_low[at]))) : to_float(sum);
+    vf sum = to_float(madd(pairs, splat_int(a->pair_high[at])));
+    return fine ? joined(sum, to_float(madd(pairs, splat_int(a->pair_low[at])))) : sum;
 }
 
 /* Codes of a way of coding: how they lie, and what makes numbers of them. Constants but for the table. */
@@ -98,7 +98,7 @@ INLINE void add_products(Codes c, int folds, int minimum, int fine, int tokens, 
             if (folds) sum = folded(high[0][i][j], high[1][i][j], f[j].by);
             else if (fine) sum = to_float(high[0][i][j] * 256 + low[0][i][j]);
             else sum = to_float(high[0][i][j]);
-            if (folds && fine) sum = plus(folded(low[0][i][j], low[1][i][j], f[j].by), splat(256.0f), sum);
+            if (folds && fine) sum = joined(sum, folded(low[0][i][j], low[1][i][j], f[j].by));
             totals[i][j] = plus(totals[i][j], f[j].weight * scale, sum);
             if (minimum && folds)
                 totals[i][j] = plus(totals[i][j], f[j].lowest * scale, folded_mass(f[j].low_by, fine, a, at + i));

@@ -5,6 +5,7 @@
 
 enum { CHUNK = 128 };                        /* slots whose softmax is computed together; fixes the order of summation */
 enum { SCRATCH = 26 << 10 };                 /* bytes that matmul wants for each thread */
+enum { FEW = 4 };                            /* tokens that weights are streamed for, as for one */
 enum { ROWS = 8 };                           /* queries that attend together */
 enum { DIM = 1024 };                         /* elements of the largest head: arrays on the stack have room for so many */
 enum { SPAN = 64 };                          /* elements of a value in 4 bits that share a scale and a minimum */

@@ -5,7 +5,7 @@
 #include "faults.h"
 #include "kv.h"
 
-enum { FEW = 64 };  /* so many tokens' keys are rotated sooner than another thread is woken */
+enum { HANDFUL = 64 };  /* so many tokens' keys are rotated sooner than another thread is woken */
 
 /* n elements of `bytes` bytes (1, 2 or 4), `four` of them side by side every `step` elements, out to a row or back in. */
 static inline __attribute__((always_inline)) void stride(size_t bytes, char *held, char *row, int n, int four, size_t step,
@@ -189,7 +189,7 @@ const char *engine_unrotated_keys(const Engine *e, int first, int count, float *
     int dim = e->m.head_dim, heads = e->m.kv_heads;
     const char *fault = block_fault(e, first, count, 0);
     if (fault) return fault;
-    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    #pragma omp parallel for num_threads(e->m.threads) if (count > HANDFUL)
     for (int i = 0; i < count; i++) {
         Angles angles;
         find_angles(e, -(double)e->position[first + i], &angles);
@@ -207,7 +207,7 @@ const char *engine_rotate_keys(Engine *e, int first, int count, int64_t start, c
     int dim = e->m.head_dim, heads = e->m.kv_heads;
     const char *fault = block_fault(e, first, count, start);
     if (fault) return fault;
-    #pragma omp parallel for num_threads(e->m.threads) if (count > FEW)
+    #pragma omp parallel for num_threads(e->m.threads) if (count > HANDFUL)
     for (int i = 0; i < count; i++) {
         Angles angles;
         _Alignas(64) float x[DIM];

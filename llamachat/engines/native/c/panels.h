@@ -11,6 +11,7 @@ INLINE void times_tokens(int kind, int scaling, int subs, int minimum, int codin
     int bits = number_bits(kind, coding), groups = block_columns(scaling) / GROUP, first = p->w->first + signed_by(bits);
     size_t before = scales_bytes(scaling, subs, minimum), each = group_bytes(kind), lanes = p->a->lanes;
     size_t bytes = before + each * groups, at = group_of(p->a, token, p->from * groups), next = strip_bytes(p->w) * p->apart;
+    /* blocks_at by constants: with it, gcc 12 arranges the loop otherwise, and prompts of IQ4_XS take 7% longer */
     const uint8_t *block = p->w->data + strip_bytes(p->w) * p->strip + bytes * p->from;
     Codes c = {kind, coding, bits, signed_by(bits), load_table(p->w->table)};
     vf totals[MANY][VECTORS];

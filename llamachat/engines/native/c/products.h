@@ -2,7 +2,6 @@
 
 #include "groups.h"
 
-enum { FEW = MANY };    /* tokens that weights are streamed for, as for one */
 enum { ALONE = 1536 };  /* bytes of weights fetched ahead of use, of one stream */
 
 /* How strips are read: so many side by side, with weights fetched so many bytes ahead into the level-th cache. */
@@ -35,7 +34,7 @@ INLINE vf folded_dot(int bits, const vb quads[8], const vf by[2], int first, con
 INLINE vf folded_sum(int bits, const vb quads[8], const vf by[2], int first, int fine, const Acts *a, size_t at) {
     vf sum = folded_dot(bits, quads, by, first, a->high + at * GROUP, a->pair_high[at]);
     if (!fine) return sum;
-    return plus(folded_dot(bits, quads, by, first, a->low + at * GROUP, a->pair_low[at]), splat(256.0f), sum);
+    return joined(sum, folded_dot(bits, quads, by, first, a->low + at * GROUP, a->pair_low[at]));
 }
 
 INLINE vf plain_sum(int bits, const vb quads[8], int lift, int fine, const Acts *a, size_t at) {

@@ -149,7 +149,6 @@ INLINE vi dot4_four(vi sum, const vb *w, const int8_t *x) {
 /* Pairs: two numbers of 16 bits in each lane. */
 INLINE vi load_pairs(const int8_t *p) { return (vi)__builtin_convertvector(*(const v2c_u *)p, vs); }
 INLINE vi load_pairs_unsigned(const uint8_t *p) { return (vi)__builtin_convertvector(*(const v2n_u *)p, vs); }
-INLINE vi times_each(vi pairs, int by) { return (vi)((vs)pairs * (int16_t)by); }
 #if VL == 16
 INLINE vi madd(vi a, vi b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #elif VL == 8

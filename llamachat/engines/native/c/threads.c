@@ -10,8 +10,8 @@
 
 #include "threads.h"
 
-enum { CUT = 4, CUT_OF_MANY = 2, FEW = 4 };  /* strips that kernels like to have side by side, for so few tokens and for more; at
-                                                least those of a group of activations' columns */
+enum { CUT = 4, CUT_OF_MANY = 2 };  /* strips that kernels like to have side by side, for few tokens and for more; at least those
+                                       of a group of activations' columns */
 enum { MANY_STRIPS = 64 };  /* of a thread */
 enum { SPINS = 1000 };  /* some 10 to 50 microseconds */
 

@@ -94,7 +94,7 @@ INLINE void tile_tokens(int folded, int minimum, int fine, const Piece *p, const
     _Alignas(64) TileSums sums[4];
     int each = block_columns(p->w->scaling) / GROUP, groups = (p->to - p->from) * each;
     size_t lanes = p->a->lanes, at = group_of(p->a, token, p->from * each), bytes = block_bytes(p->w) / each;
-    const uint8_t *piece = p->w->data + strip_bytes(p->w) * p->strip + block_bytes(p->w) * p->from;
+    const uint8_t *piece = blocks_at(p, 0);
     const int8_t *high = p->a->high + at * GROUP, *low = p->a->low + at * GROUP;
     vf total[LANES];
     UNROLL
@@ -111,7 +111,7 @@ INLINE void tile_tokens(int folded, int minimum, int fine, const Piece *p, const
         for (int i = 0; i < LANES; i++) {
             vf scale = splat(p->a->scale[at + i]);
             vi sum = sums_of(folded, sums[g % 4], 0, i, pairs), below = fine ? sums_of(folded, sums[g % 4], 1, i, pairs) : sum;
-            vf value = !fine ? to_float(sum) : folded ? joined(sum, below) : to_float(sum * 256 + below);
+            vf value = !fine ? to_float(sum) : folded ? joined(to_float(sum), to_float(below)) : to_float(sum * 256 + below);
             total[i] = plus(total[i], weight * scale, value);
             if (minimum && folded) total[i] = plus(total[i], lowest * scale, folded_mass(low_pairs, fine, p->a, at + i));
             else if (minimum) total[i] = plus(total[i], lowest, splat(p->a->mass32[at + i]));
